@@ -1,0 +1,1 @@
+"""Many fits into one answer: averages of weights, ensembles of answers, calibration."""
