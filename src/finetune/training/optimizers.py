@@ -1,0 +1,152 @@
+"""Parameter groups with real learning rates, an optimizer by name, a schedule by steps.
+
+timm knows which parameter belongs to which layer of a backbone, but writes the layer-wise decay
+into ``lr_scale`` entries that torch's schedulers ignore. Here the scaled value is the group's
+``lr`` itself, so it survives every torch scheduler, checkpoint and resume.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from finetune.errors import TrainingError, UsageError
+
+
+def parameter_groups(
+    network: nn.Module,
+    *,
+    lr: float,
+    backbone_lr_factor: float = 1.0,
+    weight_decay: float = 0.0,
+    layer_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Every trainable parameter of ``network`` in exactly one group, each group with its own rate.
+
+    Args:
+        network: a timm classifier or a baseline; frozen parameters are left out.
+        lr: learning rate of the final layer, > 0.
+        backbone_lr_factor: rate of everything below the final layer relative to ``lr``, > 0.
+        weight_decay: of matrices and kernels; norms, biases and what the network itself exempts
+            (``no_weight_decay()``) get none.
+        layer_decay: factor in ``(0, 1]`` from each layer to the one below it (Clark et al. 2020,
+            Bao et al. 2022); 1 gives the whole backbone one rate.
+
+    Returns:
+        dictionaries with ``name``, ``params``, ``lr`` and ``weight_decay``, final layer first,
+        then from the top of the backbone to the stem; ready for any torch optimizer.
+
+    Raises:
+        UsageError: a rate or factor out of its range.
+        TrainingError: nothing in the network is trainable.
+    """
+    _check_ranges(lr, backbone_lr_factor, weight_decay, layer_decay)
+    final = {id(parameter) for parameter in _final_layer_parameters(network)}
+    exempt = _exempt_from_decay(network)
+    depths = _depths_below_top(network) if layer_decay < 1 else {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # -1 is the final layer; the backbone's depth counts down from the layer under it.
+        depth = -1 if id(parameter) in final else depths.get(name, 0)
+        decayed = parameter.ndim > 1 and name not in exempt
+        if (depth, decayed) not in groups:
+            scale = 1.0 if depth < 0 else backbone_lr_factor * layer_decay**depth
+            groups[depth, decayed] = {
+                "name": _group_name(depth, decayed, layered=bool(depths)),
+                "params": [],
+                "lr": lr * scale,
+                "weight_decay": weight_decay if decayed else 0.0,
+            }
+        groups[depth, decayed]["params"].append(parameter)
+    if not groups:
+        raise TrainingError(
+            "Expected at least one trainable parameter, found none; unfreeze a part of the "
+            "network or choose another strategy."
+        )
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
+
+
+def create_optimizer(groups: Iterable[dict[str, Any]], name: str = "adamw") -> Optimizer:
+    """The optimizer that timm calls ``name`` (adamw, sgd, lamb, ...) over ready-made ``groups``.
+
+    The groups' own ``lr`` and ``weight_decay`` hold; ``sgd`` is Nesterov momentum 0.9.
+
+    Raises:
+        UsageError: timm has no such optimizer; the nearest names are listed.
+    """
+    groups = list(groups)
+    known = list_optimizers()
+    if name.lower() not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5) or ["adamw", "sgd"]
+        raise UsageError(f"Expected an optimizer of timm, found {name!r}; try {', '.join(near)}.")
+    top_rate = max(group["lr"] for group in groups)
+    optimizer: Optimizer = create_optimizer_v2(groups, opt=name.lower(), lr=top_rate)
+    return optimizer
+
+
+def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> LambdaLR:
+    """A schedule to be stepped after every optimizer step: linear warm-up, then half a cosine to 0.
+
+    One factor multiplies every group's own rate, so the ratios between groups never change. The
+    rate reaches its full value at step ``warmup_steps`` and 0 at ``total_steps``, and stays there.
+
+    Raises:
+        UsageError: fewer than one step, or a warm-up that is not shorter than the fit.
+    """
+    if total_steps < 1 or not 0 <= warmup_steps < total_steps:
+        raise UsageError(
+            f"Expected total_steps >= 1 and 0 <= warmup_steps < total_steps, found {total_steps} "
+            f"and {warmup_steps}; train for more steps or shorten the warm-up."
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _check_ranges(
+    lr: float, backbone_lr_factor: float, weight_decay: float, layer_decay: float
+) -> None:
+    if not (lr > 0 and backbone_lr_factor > 0 and weight_decay >= 0 and 0 < layer_decay <= 1):
+        raise UsageError(
+            "Expected lr > 0, backbone_lr_factor > 0, weight_decay >= 0 and 0 < layer_decay <= 1, "
+            f"found {lr}, {backbone_lr_factor}, {weight_decay} and {layer_decay}; to keep the "
+            "backbone as it is, freeze it."
+        )
+
+
+def _exempt_from_decay(network: Any) -> set[str]:
+    return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
+
+
+def _final_layer_parameters(network: Any) -> Iterable[nn.Parameter]:
+    classifier = network.get_classifier()
+    layers = classifier if isinstance(classifier, tuple) else (classifier,)  # distilled networks
+    return (parameter for layer in layers for parameter in layer.parameters())
+
+
+def _depths_below_top(network: Any) -> dict[str, int]:
+    """Parameter name -> layers below the final one's (1 for its neighbour), by timm's grouping."""
+    layers = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+    top = max(layers.values())
+    return {name: top - layer for name, layer in layers.items()}
+
+
+def _group_name(depth: int, decayed: bool, *, layered: bool) -> str:
+    backbone = f"backbone_depth_{depth}" if layered else "backbone"
+    part = "final_layer" if depth < 0 else backbone
+    return part if decayed else f"{part}_no_decay"
