@@ -1,0 +1,74 @@
+"""Confidence intervals for figures that come from few images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+
+def wilson_interval(
+    correct: int, total: int, *, confidence_level: float = 0.95
+) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, both ends in ``[0, 1]``.
+
+    Unlike the textbook's plus-minus it stays sensible for 0 or ``total`` correct answers and for
+    few images (Wilson 1927; Brown, Cai and DasGupta 2001). No images at all: ``(0, 1)``.
+
+    Raises:
+        ValueError: unless ``0 <= correct <= total`` and ``0 < confidence_level < 1``.
+    """
+    if not 0 <= correct <= total:
+        raise ValueError(f"Expected 0 <= correct <= total, found {correct} of {total}.")
+    _check_level(confidence_level)
+    if total == 0:
+        return 0.0, 1.0
+    z2 = float(norm.ppf((1 + confidence_level) / 2)) ** 2
+    wrong = total - correct
+    centre = (correct + z2 / 2) / (total + z2)
+    half = (z2 * (correct * wrong / total + z2 / 4)) ** 0.5 / (total + z2)
+    low = 0.0 if correct == 0 else max(0.0, centre - half)
+    high = 1.0 if wrong == 0 else min(1.0, centre + half)
+    return low, high
+
+
+def bootstrap_interval(
+    values: NDArray[Any],
+    *,
+    confidence_level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of one number an image, ``values (N,)``.
+
+    Images are drawn with replacement. Only how often each distinct value is drawn matters, so one
+    multinomial draw over the distinct values stands for ``N`` draws of images: exact, and quick for
+    right-or-wrong answers.
+
+    Raises:
+        ValueError: no values, or a level outside ``(0, 1)``.
+    """
+    _check_level(confidence_level)
+    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    if len(distinct) == 0:
+        raise ValueError("Expected at least one value to resample, found none.")
+    total = int(counts.sum())
+    draws = np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
+    return percentile_interval(draws @ distinct / total, confidence_level=confidence_level)
+
+
+def percentile_interval(
+    resampled: NDArray[np.float64], *, confidence_level: float = 0.95
+) -> tuple[float, float]:
+    """The central ``confidence_level`` share of a figure's values ``(R,)`` over resamples."""
+    _check_level(confidence_level)
+    tail = (1 - confidence_level) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _check_level(confidence_level: float) -> None:
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"Expected a confidence level in (0, 1), found {confidence_level}.")

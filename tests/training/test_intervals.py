@@ -1,0 +1,57 @@
+"""Intervals against scipy, and against what an interval promises."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from finetune.training.intervals import bootstrap_interval, percentile_interval, wilson_interval
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_equals_scipy(counts: tuple[int, int]) -> None:
+    correct, total = counts
+    reference = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, total) == pytest.approx(tuple(reference), abs=1e-12)
+
+
+def test_wilson_of_no_images_knows_nothing() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(3, 2), (-1, 2)])
+def test_wilson_refuses_impossible_counts(correct: int, total: int) -> None:
+    with pytest.raises(ValueError, match="0 <= correct <= total"):
+        wilson_interval(correct, total)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=40))
+def test_bootstrap_brackets_the_mean_and_stays_within_the_values(values: list[float]) -> None:
+    low, high = bootstrap_interval(np.array(values), confidence_level=0.99)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+
+
+def test_bootstrap_agrees_with_drawing_images_one_by_one() -> None:
+    values = np.random.default_rng(3).exponential(size=120)
+    rng = np.random.default_rng(4)
+    means = np.array([rng.choice(values, len(values)).mean() for _ in range(4000)])
+    assert bootstrap_interval(values, resamples=4000) == pytest.approx(
+        percentile_interval(means), abs=0.02
+    )
+
+
+def test_a_wilson_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = [
+        low <= 0.85 <= high
+        for low, high in (wilson_interval(int(k), 60) for k in rng.binomial(60, 0.85, size=2000))
+    ]
+    assert 0.93 <= np.mean(covered) <= 0.975
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = np.arange(10.0)
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
