@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from finetune.training.intervals import bootstrap_interval, percentile_interval, wilson_interval
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_equals_scipy(counts: tuple[int, int]) -> None:
     correct, total = counts
@@ -26,7 +27,7 @@ def test_wilson_refuses_impossible_counts(correct: int, total: int) -> None:
         wilson_interval(correct, total)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=40))
 def test_bootstrap_brackets_the_mean_and_stays_within_the_values(values: list[float]) -> None:
     low, high = bootstrap_interval(np.array(values), confidence_level=0.99)
