@@ -15,201 +15,14 @@ None has pretrained weights: that is what they are for.
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
-from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from finetune.errors import NetworkError, PretrainedWeightsError
-from finetune.networks.blocks import (
-    BlockKind,
-    FiveByFive,
-    LayerStyle,
-    Padding,
-    PoolKind,
-    block,
-    convolution,
-    pooling,
-)
-
-Size = Literal["tiny", "small", "base"]
-
-# Channels of the stages, and blocks in each.
-CONVOLUTIONAL_SIZES: dict[Size, tuple[tuple[int, ...], int]] = {
-    "tiny": ((16, 32, 64), 1),
-    "small": ((32, 64, 128, 256), 1),
-    "base": ((64, 128, 256, 512), 2),
-}
-# Side of the grid that a picture is averaged to, and neurons of the layers.
-FULLY_CONNECTED_SIZES: dict[Size, tuple[int, tuple[int, ...]]] = {
-    "tiny": (8, (64, 64)),
-    "small": (16, (256, 128)),
-    "base": (28, (512, 512, 256)),
-}
-
-
-class ConvolutionalBaseline(nn.Module):
-    """One convolution, then stages of blocks with a halving of the image between them.
-
-    Args:
-        block_kind: what a stage is made of.
-        size: number and width of the stages.
-        pool: how windows of 2x2 become one value between stages, where ``downsample="pool"``.
-        downsample: halve by pooling, or by a stride of 2 in the next stage's first convolution.
-        padding: ``"valid"`` (plain blocks only) shrinks the image by ``kernel_size - 1`` a layer.
-        hidden_size: width of a fully connected layer before the final one; 0 leaves it out.
-        drop_rate: dropout before the final layer.
-        drop_path_rate: chance to leave out a residual branch while training (residual only).
-        global_pool: timm's name of the pooling at the end, ``"avg"``, ``"max"``, ``"avgmax"``.
-    """
-
-    def __init__(
-        self,
-        block_kind: BlockKind,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        *,
-        size: Size = "small",
-        batch_norm: bool = True,
-        pool: PoolKind = "max",
-        downsample: Literal["pool", "stride"] = "pool",
-        padding: Padding = "same",
-        kernel_size: int = 3,
-        five_by_five: FiveByFive = "two_3x3",
-        hidden_size: int = 0,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        global_pool: str = "avg",
-    ) -> None:
-        super().__init__()
-        _check_options(block_kind, size, padding, kernel_size, drop_path_rate)
-        style = LayerStyle(kernel_size, padding, batch_norm, drop_path_rate, five_by_five)
-        widths, depth = CONVOLUTIONAL_SIZES[size]
-        halving = pool if downsample == "pool" else None
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.stem = convolution(in_chans, widths[0], kernel_size, style=style)
-        # The stem is the first plain block; blocks of another kind come after it.
-        first = _stage(
-            block_kind, widths[0], widths[0], depth - (block_kind == "plain"), None, 1, style
-        )
-        later = [
-            _stage(block_kind, before, width, depth, halving, 1 if halving else 2, style)
-            for before, width in pairwise(widths)
-        ]
-        self.stages = nn.Sequential(first, *later)
-        if pool == "sum" and halving and not batch_norm:
-            _divide_by_window(later, widths)
-        self.num_features = widths[-1]
-        self.feature_info = [
-            {"num_chs": width, "reduction": 2**index, "module": f"stages.{index}"}
-            for index, width in enumerate(widths)
-        ]
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-        pooled = self.num_features * self.global_pool.feat_mult()
-        self.hidden: nn.Module = (
-            _hidden_layer(pooled, hidden_size) if hidden_size else nn.Identity()
-        )
-        self.head_hidden_size = hidden_size or pooled
-        self.fc = _final_layer(self.head_hidden_size, num_classes)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters' names by depth, for layer decay and freezing."""
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
-        return {"stem": r"^stem", "blocks": [(blocks, None), (r"^hidden", (99999,))]}
-
-    def get_classifier(self) -> nn.Module:
-        """The final layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh final layer in place; 0 classes leave none, ``global_pool=""`` no pooling."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(
-                pool_type=global_pool, flatten=bool(global_pool)
-            )
-        self.fc = _final_layer(self.head_hidden_size, num_classes).to(_device(self))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """``(B, in_chans, H, W)`` to ``(B, num_features, H', W')``."""
-        return self.stages(self.stem(images))
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """``(B, num_features, H', W')`` to logits, or to the final layer's input."""
-        pooled = self.global_pool(features)
-        if self.global_pool.is_identity():
-            return pooled
-        hidden = functional.dropout(self.hidden(pooled), self.drop_rate, self.training)
-        return hidden if pre_logits else self.fc(hidden)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
-        return self.forward_head(self.forward_features(images))
-
-
-class FullyConnectedBaseline(nn.Module):
-    """Fully connected layers alone; what a picture looks like is lost at the first of them.
-
-    Args:
-        size: the grid and the layers' widths, see ``FULLY_CONNECTED_SIZES``.
-        grid_size: side of the grid that any picture is averaged to; None takes the size's own.
-        drop_rate: dropout before the final layer.
-    """
-
-    def __init__(
-        self,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        *,
-        size: Size = "small",
-        grid_size: int | None = None,
-        batch_norm: bool = False,
-        drop_rate: float = 0.0,
-    ) -> None:
-        super().__init__()
-        _check_choice("size", size, FULLY_CONNECTED_SIZES)
-        side, widths = FULLY_CONNECTED_SIZES[size]
-        side = grid_size or side
-        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.grid = nn.AdaptiveAvgPool2d(side)
-        self.stem = _hidden_layer(in_chans * side * side, widths[0], batch_norm=batch_norm)
-        self.stages = nn.Sequential(
-            *(
-                _hidden_layer(before, width, batch_norm=batch_norm)
-                for before, width in pairwise(widths)
-            )
-        )
-        self.num_features = self.head_hidden_size = widths[-1]
-        self.fc = _final_layer(self.num_features, num_classes)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters' names by depth, for layer decay and freezing."""
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
-
-    def get_classifier(self) -> nn.Module:
-        """The final layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh final layer in place; 0 classes leave none. There is nothing to pool."""
-        self.num_classes = num_classes
-        self.fc = _final_layer(self.num_features, num_classes).to(_device(self))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """``(B, in_chans, H, W)`` to ``(B, num_features)``."""
-        return self.stages(self.stem(self.grid(images).flatten(1)))
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """``(B, num_features)`` to logits, or to the final layer's input."""
-        features = functional.dropout(features, self.drop_rate, self.training)
-        return features if pre_logits else self.fc(features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
-        return self.forward_head(self.forward_features(images))
+from finetune.errors import PretrainedWeightsError
+from finetune.networks.convolutional import ConvolutionalBaseline
+from finetune.networks.fully_connected import FullyConnectedBaseline
 
 
 def baseline_mlp(pretrained: bool = False, **options: Any) -> nn.Module:
@@ -239,12 +52,9 @@ def _build(
     network_class: type[nn.Module], name: str, pretrained: bool, options: dict[str, Any]
 ) -> nn.Module:
     """Let timm build the network; weights can only come from a file of the user's own."""
-    given = {**(options.get("pretrained_cfg_overlay") or {})}
-    config = options.get("pretrained_cfg")
-    from_file = given.get("file") or getattr(config, "file", None)
-    if isinstance(config, dict):
-        from_file = from_file or config.get("file") or config.get("state_dict")
-    if pretrained and not from_file:
+    sources = (options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
+    given = any(_names_a_file(source) for source in sources)
+    if pretrained and not given:
         raise PretrainedWeightsError(
             f"Expected a network with published weights, found {name}, which is trained from "
             "scratch; set pretrained to false, or to a checkpoint of your own."
@@ -252,76 +62,10 @@ def _build(
     return build_model_with_cfg(network_class, name, pretrained, **options)
 
 
-def _check_options(
-    kind: BlockKind, size: Size, padding: Padding, kernel_size: int, drop_path_rate: float
-) -> None:
-    _check_choice("size", size, CONVOLUTIONAL_SIZES)
-    if kernel_size % 2 == 0 or kernel_size < 1:
-        raise NetworkError(f"Expected an odd kernel_size, found {kernel_size}; take 3, 5 or 7.")
-    if padding != "same" and kind != "plain":
-        raise NetworkError(
-            f'Expected padding "same" with {kind} blocks, whose branches must agree in size, '
-            f"found {padding!r}; only baseline_cnn works without padding."
-        )
-    if drop_path_rate and kind != "residual":
-        raise NetworkError(
-            f"Expected drop_path_rate 0 with {kind} blocks, found {drop_path_rate}; only "
-            "baseline_resnet has branches to leave out."
-        )
-
-
-def _check_choice(option: str, value: str, choices: dict[Size, Any]) -> None:
-    if value not in choices:
-        raise NetworkError(f"Expected {option} to be one of {list(choices)}, found {value!r}.")
-
-
-def _stage(
-    kind: BlockKind,
-    in_chans: int,
-    out_chans: int,
-    depth: int,
-    halving: PoolKind | None,
-    stride: int,
-    style: LayerStyle,
-) -> nn.Sequential:
-    """Halve by pooling if asked for, then ``depth`` blocks, the first with the given stride."""
-    layers: list[nn.Module] = [pooling(halving)] if halving else []
-    for index in range(depth):
-        chans = out_chans if index else in_chans
-        layers.append(block(kind, chans, out_chans, stride=1 if index else stride, style=style))
-    return nn.Sequential(*layers)
-
-
-def _divide_by_window(stages: list[nn.Sequential], widths: tuple[int, ...]) -> None:
-    """Undo, in the initial weights, that a sum over 2x2 windows is four times their average."""
-    for stage, in_chans in zip(stages, widths, strict=False):
-        for layer in stage[1].modules():
-            if isinstance(layer, nn.Conv2d) and layer.in_channels == in_chans:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                layer.weight.data.div_(4)
-
-
-def _hidden_layer(inputs: int, outputs: int, *, batch_norm: bool = False) -> nn.Sequential:
-    layer = nn.Linear(inputs, outputs, bias=not batch_norm)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    if batch_norm:
-        return nn.Sequential(layer, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
-    nn.init.zeros_(layer.bias)
-    return nn.Sequential(layer, nn.ReLU(inplace=True))
-
-
-def _final_layer(inputs: int, num_classes: int) -> nn.Module:
-    """A linear layer that starts with nearly equal probabilities; none for 0 classes."""
-    if num_classes == 0:
-        return nn.Identity()
-    layer = nn.Linear(inputs, num_classes)
-    nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _device(network: nn.Module) -> Any:
-    return next(network.parameters()).device
+def _names_a_file(source: Any) -> bool:
+    """Whether a configuration of timm's, a dict or its dataclass, says where weights are."""
+    values = source if isinstance(source, dict) else vars(source) if source else {}
+    return bool(values.get("file") or values.get("state_dict"))
 
 
 def _cfg() -> dict[str, Any]:

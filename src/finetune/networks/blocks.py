@@ -1,4 +1,4 @@
-"""What the convolutional baselines are made of: layers, pooling, and three kinds of block.
+"""What the baselines are made of: layers, pooling, and three kinds of convolutional block.
 
 Every block keeps the image's size at stride 1 and gives ``ceil(N / 2)`` at stride 2, so that blocks
 and pooling can be exchanged for one another.
@@ -6,6 +6,7 @@ and pooling can be exchanged for one another.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -13,6 +14,9 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from finetune.errors import NetworkError
+
+Size = Literal["tiny", "small", "base"]
 BlockKind = Literal["plain", "residual", "inception"]
 PoolKind = Literal["max", "average", "sum"]
 Padding = Literal["same", "valid"]
@@ -157,3 +161,29 @@ class InceptionBlock(nn.Module):
         """``(B, in, H, W)`` to ``(B, out, H / stride, W / stride)``."""
         branches = (self.branch1, self.branch3, self.branch5, self.branch_pool)
         return torch.cat([branch(images) for branch in branches], dim=1)
+
+
+def hidden_layer(inputs: int, outputs: int, *, batch_norm: bool = False) -> nn.Sequential:
+    """Fully connected layer, batch norm if asked for, ReLU: ``(B, inputs)`` to ``(B, outputs)``."""
+    layer = nn.Linear(inputs, outputs, bias=not batch_norm)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if batch_norm:
+        return nn.Sequential(layer, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
+    nn.init.zeros_(layer.bias)
+    return nn.Sequential(layer, nn.ReLU(inplace=True))
+
+
+def final_layer(inputs: int, num_classes: int) -> nn.Module:
+    """A linear layer that starts with nearly equal probabilities; none for 0 classes."""
+    if num_classes == 0:
+        return nn.Identity()
+    layer = nn.Linear(inputs, num_classes)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise NetworkError(f"Expected {option} to be one of {list(choices)}, found {value!r}.")
