@@ -1,0 +1,122 @@
+"""Paired comparisons against brute force and against what they promise."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.errors import UsageError
+from finetune.reporting.comparison import (
+    compare_all,
+    compare_pair,
+    holm_correction,
+    mcnemar_p_value,
+)
+from finetune.reporting.evaluation import Evaluation, evaluate
+
+
+def answers(correct: np.ndarray, paths: list[str] | None = None) -> Evaluation:
+    labels = np.arange(len(correct)) % 2
+    predictions = np.where(correct, labels, 1 - labels)
+    return evaluate(labels, np.eye(2)[predictions], ["a", "b"], paths)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 1), (4, 4), (2, 9)])
+def test_mcnemar_is_the_test_over_all_sign_flips(first: int, second: int) -> None:
+    observed = abs(first - second)
+    flips = [abs(sum(signs)) for signs in product([-1, 1], repeat=first + second)]
+    share = np.mean([flip >= observed for flip in flips])
+    assert mcnemar_p_value(first, second) == pytest.approx(share)
+
+
+def test_holm_by_hand() -> None:
+    # Holm: smallest times 4, next times 3, ...; never below the one before.
+    assert holm_correction([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_correction([]) == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_keeps_the_order_and_never_helps(p_values: list[float]) -> None:
+    adjusted = holm_correction(p_values)
+    order = np.argsort(p_values, kind="stable")
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+    assert np.all(np.diff(np.array(adjusted)[order]) >= 0)
+    assert min(adjusted) == pytest.approx(min(1, min(p_values) * len(p_values)))
+
+
+def test_a_clear_difference_is_told_with_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    good, poor = rng.random(300) < 0.95, rng.random(300) < 0.7
+    pair = compare_pair(("good", good), ("poor", poor))
+    assert pair.is_real()
+    low, high = pair.interval
+    assert 0 < low < pair.difference < high
+    assert pair.verdict().startswith("good is better than poor by ")
+    turned = compare_pair(("poor", poor), ("good", good))
+    assert turned.difference == -pair.difference
+    assert turned.verdict().split("[")[0] == pair.verdict().split("[")[0]
+
+
+def test_twins_cannot_be_told_apart() -> None:
+    correct = np.array([True, False, True])
+    pair = compare_pair(("a", correct), ("b", correct))
+    assert pair.p_value == 1
+    assert not pair.is_real()
+    assert "not distinguishable" in pair.verdict()
+
+
+def test_chance_alone_is_rarely_called_real() -> None:
+    rng = np.random.default_rng(1)
+    called = [
+        compare_pair(("a", rng.random(80) < 0.8), ("b", rng.random(80) < 0.8)).is_real()
+        for _ in range(300)
+    ]
+    assert np.mean(called) <= 0.06
+
+
+def test_leaderboard_is_ranked_corrected_and_matched_by_path() -> None:
+    rng = np.random.default_rng(2)
+    paths = [f"{i}.jpg" for i in range(200)]
+    correct = {name: rng.random(200) < rate for name, rate in [("x", 0.6), ("y", 0.9), ("z", 0.88)]}
+    evaluations = {name: answers(c, paths) for name, c in correct.items()}
+    shuffled = [*reversed(range(200))]
+    evaluations["z"] = evaluate(
+        evaluations["z"].labels[shuffled],
+        evaluations["z"].probabilities[shuffled],
+        ["a", "b"],
+        [paths[i] for i in shuffled],
+    )
+    board = compare_all(evaluations)
+    assert next(reversed(board.evaluations)) == "x"
+    assert board.as_good_as_the_best == {"y", "z"}
+    assert board.left_out == 0
+    for pair in board.pairs:
+        expected = correct[pair.first].mean() - correct[pair.second].mean()
+        assert pair.difference == pytest.approx(expected)
+        assert pair.adjusted_p_value >= pair.p_value
+
+
+def test_images_that_one_side_lacks_are_left_out_and_counted() -> None:
+    a = answers(np.array([True, True, False]), ["1", "2", "3"])
+    b = answers(np.array([True, True]), ["1", "2"])
+    board = compare_all({"a": a, "b": b})
+    assert board.left_out == 1
+    assert board.evaluations["a"].paths == ("1", "2")
+
+
+def test_predictions_that_do_not_belong_together_are_refused() -> None:
+    a = answers(np.array([True, True]), ["1", "2"])
+    with pytest.raises(UsageError, match="at least two"):
+        compare_all({"a": a})
+    with pytest.raises(UsageError, match="none in common"):
+        compare_all({"a": a, "b": answers(np.array([True]), ["9"])})
+    with pytest.raises(UsageError, match="paths twice"):
+        compare_all({"a": a, "b": answers(np.array([True, True]), ["1", "1"])})
+    other = evaluate([1, 1], np.eye(2)[[1, 1]], ["a", "b"], ["1", "2"])
+    with pytest.raises(UsageError, match="one label for 1"):
+        compare_all({"a": a, "b": other})
+    with pytest.raises(UsageError, match="same images"):
+        compare_pair(("a", np.array([True])), ("b", np.array([True, False])))
