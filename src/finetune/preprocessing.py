@@ -1,4 +1,4 @@
-"""How a backbone wants its images: the one description that data, networks and checkpoints share."""
+"""How a backbone wants its images: one description for data, networks and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The verbs of the ``finetune`` command, one module a verb, each with ``main(arguments) -> exit code``."""
+"""The verbs of the ``finetune`` command: one module a verb, ``main(arguments) -> exit code``."""

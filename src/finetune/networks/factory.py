@@ -1,0 +1,162 @@
+"""Networks by name: any timm classifier or baseline, with weights and a new final layer."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, cast, get_args
+
+import timm
+import timm.data
+import torch
+from torch import nn
+
+from finetune.errors import NetworkError, PretrainedWeightsError, UnknownBackboneError
+from finetune.networks import baselines as _register_baselines  # noqa: F401
+from finetune.networks.pretrained import find_weights
+from finetune.preprocessing import Interpolation, Preprocessing
+
+# Training Inception with its auxiliary head is an option of the network, not of the classifier.
+AUXILIARY_HEAD = "AuxLogits"
+
+
+def create_network(
+    name: str,
+    num_classes: int,
+    *,
+    pretrained: bool | str = False,
+    in_chans: int = 3,
+    image_size: int | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    **options: Any,
+) -> Any:
+    """Build a backbone or a baseline whose final layer answers with ``num_classes`` logits.
+
+    The whole network is loaded strictly, with the final layer of the weights; only then the
+    backbone's own ``reset_classifier`` replaces that layer.
+
+    Args:
+        name: what ``timm.create_model`` takes, ``baseline_*`` included.
+        num_classes: width of the new final layer, at least 1.
+        pretrained: False for random weights; True for the backbone's own; or the path of a
+            ``.safetensors``, ``.pth`` or ``.ckpt`` file with weights of the same backbone.
+        in_chans: channels of the images; the first layer of pretrained weights is adapted.
+        image_size: only networks that are built for one size (vision transformers) need it.
+        drop_rate, drop_path_rate: dropout before the final layer, stochastic depth; in [0, 1).
+        options: further arguments of the network itself, as timm names them.
+
+    Raises:
+        UnknownBackboneError: no network has this name; the message lists the nearest.
+        PretrainedWeightsError: the weights cannot be had or do not fit.
+        NetworkError: the network refuses an option.
+    """
+    if num_classes < 1:
+        raise NetworkError(f"Expected at least one class, found num_classes={num_classes}.")
+    check_name(name)
+    if drop_path_rate:
+        options["drop_path_rate"] = drop_path_rate
+    if image_size is not None and _built_for_one_size(name):
+        options["img_size"] = image_size
+    if not pretrained:
+        return _build(
+            name, num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate, **options
+        )
+    weights = find_weights(name, pretrained)
+    try:
+        network = _build(
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay={**weights.overlay, "num_classes": weights.num_classes},
+            num_classes=weights.num_classes,
+            in_chans=in_chans,
+            drop_rate=drop_rate,
+            **options,
+        )
+    except RuntimeError as error:
+        raise PretrainedWeightsError(
+            f"Expected weights of {name} in {pretrained}, found other tensors "
+            f"({_first_mismatch(error)}); give weights of this very backbone."
+        ) from error
+    # timm keeps the overlay with the network: a second copy of all weights, and no plain data.
+    network.pretrained_cfg = {**network.pretrained_cfg, "state_dict": None}
+    network.reset_classifier(num_classes)
+    auxiliary = getattr(network, AUXILIARY_HEAD, None)
+    if auxiliary is not None:
+        auxiliary.fc = nn.Linear(auxiliary.fc.in_features, num_classes)
+    return network
+
+
+def preprocessing_of(
+    name: str, *, in_chans: int = 3, image_size: int | None = None
+) -> Preprocessing:
+    """Image size, crop, interpolation and statistics that the network was pretrained with.
+
+    Args:
+        name: a timm name or a baseline.
+        in_chans: for anything but 3, the statistics are averaged over the colour channels.
+        image_size: another size than the network's own, in pixels.
+    """
+    check_name(name)
+    with torch.device("meta"):
+        config = timm.data.resolve_model_data_config(timm.create_model(name))
+    _, height, width = config["input_size"]
+    if height != width:
+        raise NetworkError(
+            f"Expected square images, found {name} for {height}x{width} pixels; "
+            "choose another backbone."
+        )
+    mean, std = config["mean"], config["std"]
+    if in_chans != len(mean):
+        mean, std = (sum(mean) / len(mean),) * in_chans, (sum(std) / len(std),) * in_chans
+    interpolation = config["interpolation"]
+    preprocessing = Preprocessing(
+        image_size=height,
+        mean=tuple(mean),
+        std=tuple(std),
+        crop_fraction=config["crop_pct"],
+        # "random" and the like are training settings of timm's.
+        interpolation=cast(Interpolation, interpolation)
+        if interpolation in get_args(Interpolation)
+        else "bicubic",
+    )
+    return preprocessing.with_image_size(image_size)
+
+
+def network_names(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Names of backbones and baselines that match a shell pattern, in natural order."""
+    return timm.list_models(pattern, pretrained=pretrained)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no network has, and offer the nearest ones.
+
+    Raises:
+        UnknownBackboneError: with up to three suggestions.
+    """
+    if ":" in name or timm.models.is_model(name):
+        return
+    nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "see `finetune models`."
+    raise UnknownBackboneError(
+        f"Expected the name of a timm classifier or a baseline, found {name!r}; {hint}"
+    )
+
+
+def _build(name: str, **arguments: Any) -> Any:
+    try:
+        return timm.create_model(name, **arguments)
+    except TypeError as error:
+        raise NetworkError(
+            f"Expected options that {name} takes, found one that it does not: {error}; "
+            "mend --model.network_options, drop_rate or drop_path_rate."
+        ) from error
+
+
+def _built_for_one_size(name: str) -> bool:
+    config = timm.models.get_pretrained_cfg(name)
+    return bool(config is not None and config.fixed_input_size)
+
+
+def _first_mismatch(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[1] if len(lines) > 1 else lines[0])[:140]

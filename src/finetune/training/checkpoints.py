@@ -1,0 +1,199 @@
+"""Checkpoints that need nothing else: classes, preprocessing and network in one file, read safely.
+
+The file is Lightning's checkpoint (``state_dict``, ``hyper_parameters``, and for resuming the
+optimizer's state) with one entry more, ``finetune``, made of plain values and tensors::
+
+    version: 1
+    kind: classifier | ensemble
+    class_names: [str, ...]            backbone: str
+    preprocessing: {image_size, mean, std, crop_fraction, interpolation}
+    data: {...}                        how the images were split, so that a later test splits alike
+    val: {logits (N, C), labels (N,), paths}      the last validation, for combining and calibrating
+    calibration, provenance: {...}     where something was fitted or combined afterwards
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.errors import CheckpointError
+from finetune.preprocessing import Preprocessing
+
+VERSION = 1
+ENTRY = "finetune"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint file says, before any network is built.
+
+    Attributes:
+        path: where it was read.
+        state_dict: the classifier's tensors; the network's names start with ``network.``.
+        hyper_parameters: plain constructor arguments of the classifier.
+        class_names, backbone, preprocessing: what the weights belong to.
+        details: the rest of the ``finetune`` entry: ``data``, ``val``, ``calibration``, ...
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    hyper_parameters: dict[str, Any]
+    class_names: tuple[str, ...]
+    backbone: str
+    preprocessing: Preprocessing
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
+    """Read a classifier's checkpoint, whoever wrote it, without unpickling code.
+
+    Args:
+        path: a ``.ckpt`` file of this project.
+        mmap: map tensors from the file instead of reading them, for averages of many.
+
+    Raises:
+        CheckpointError: no such file, no checkpoint, one of other software, or a newer version.
+    """
+    content = read_content(path, mmap=mmap)
+    entry = content[ENTRY]
+    if entry["kind"] != "classifier":
+        raise CheckpointError(
+            f"Expected one classifier in {path}, found an {entry['kind']}; "
+            "open it with finetune.Ensemble.from_file."
+        )
+    try:
+        return Checkpoint(
+            path=Path(path),
+            state_dict=dict(content["state_dict"]),
+            hyper_parameters={
+                key: value
+                for key, value in content["hyper_parameters"].items()
+                if not key.startswith("_")  # Lightning's own notes
+            },
+            class_names=tuple(entry["class_names"]),
+            backbone=entry["backbone"],
+            preprocessing=Preprocessing.from_dict(entry["preprocessing"]),
+            details={key: value for key, value in entry.items() if key not in _FIELDS},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"Expected classes, backbone, preprocessing and weights in {path}, found the file "
+            f"damaged ({type(error).__name__}: {error}); take another copy."
+        ) from error
+
+
+_FIELDS = {"version", "kind", "class_names", "backbone", "preprocessing"}
+
+
+def read_content(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """The whole checkpoint dictionary, checked to be one of ours; see :func:`read_checkpoint`."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"Expected a checkpoint, found no file {path}; check the path.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
+    except Exception as error:  # a stranger's bytes make the reader fail in every way
+        raise CheckpointError(
+            f"Expected a checkpoint in {path}, found a file that is none or holds code, "
+            "which is never run; give RUN/checkpoints/best.ckpt."
+        ) from error
+    entry = content.get(ENTRY) if isinstance(content, dict) else None
+    if not isinstance(entry, dict) or "kind" not in entry:
+        raise CheckpointError(
+            f"Expected a checkpoint that `finetune fit` wrote in {path}, found one of other "
+            "software; weights alone go to --model.pretrained."
+        )
+    if entry.get("version", 0) > VERSION:
+        raise CheckpointError(
+            f"Expected version {VERSION} or older in {path}, found {entry['version']}; "
+            "update finetune."
+        )
+    return content
+
+
+def write_checkpoint(
+    path: str | Path,
+    *,
+    state_dict: Mapping[str, Tensor],
+    hyper_parameters: Mapping[str, Any],
+    entry: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint that Lightning and :func:`read_checkpoint` read.
+
+    Args:
+        path: replaced only once the new file is complete.
+        state_dict: the classifier's tensors.
+        hyper_parameters: constructor arguments; converted to plain values.
+        entry: what :func:`describe` returns, perhaps with more details.
+    """
+    content = {
+        "state_dict": dict(state_dict),
+        "hyper_parameters": plain(dict(hyper_parameters)),
+        ENTRY: dict(entry),
+        # Lightning asks for these even where there is nothing to resume.
+        "pytorch-lightning_version": "2.6.6",
+        "epoch": 0,
+        "global_step": 0,
+    }
+    save_atomically(content, path)
+
+
+def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
+    """``torch.save`` beside the target, then rename: never a half-written file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(dict(content), beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def describe(
+    class_names: tuple[str, ...], backbone: str, preprocessing: Preprocessing, **details: Any
+) -> dict[str, Any]:
+    """The ``finetune`` entry of a classifier's checkpoint."""
+    return {
+        "version": VERSION,
+        "kind": "classifier",
+        "class_names": list(class_names),
+        "backbone": backbone,
+        "preprocessing": preprocessing.to_dict(),
+        **details,
+    }
+
+
+def plain(value: Any) -> Any:
+    """The same value in the types that ``weights_only=True`` reads back.
+
+    Paths become strings, NumPy scalars and arrays numbers and lists; containers are converted
+    through and through.
+
+    Raises:
+        TypeError: the value has no plain form.
+    """
+    match value:
+        case None | bool() | int() | float() | str() if not isinstance(value, np.generic):
+            return value
+        case np.generic():
+            return value.item()
+        case os.PathLike():
+            return os.fspath(value)
+        case Mapping():
+            return {plain(key): plain(item) for key, item in value.items()}
+        case np.ndarray():
+            return value.tolist()
+        case list() | tuple() | set() | frozenset():
+            return [plain(item) for item in value]
+    raise TypeError(
+        f"Expected text, numbers, lists or dictionaries as settings, found {type(value).__name__}; "
+        "pass plain values."
+    )
