@@ -68,7 +68,7 @@ def _names_a_file(source: Any) -> bool:
     return bool(values.get("file") or values.get("state_dict"))
 
 
-def _cfg() -> dict[str, Any]:
+def _cfg(name: str) -> dict[str, Any]:
     return {
         "url": "",
         "num_classes": 1000,
@@ -77,7 +77,7 @@ def _cfg() -> dict[str, Any]:
         "interpolation": "bilinear",
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
-        "first_conv": "stem.0",
+        "first_conv": None if name == "baseline_mlp" else "stem.0",
         "classifier": "fc",
     }
 
@@ -85,7 +85,7 @@ def _cfg() -> dict[str, Any]:
 # timm reads this name when a network is registered.
 default_cfgs = generate_default_cfgs(
     {
-        f"{name}.untrained": _cfg()
+        f"{name}.untrained": _cfg(name)
         for name in ("baseline_mlp", "baseline_cnn", "baseline_resnet", "baseline_inception")
     }
 )

@@ -42,7 +42,7 @@ class FullyConnectedBaseline(nn.Module):
         side, widths = FULLY_CONNECTED_SIZES[size]
         side = grid_size or side
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.grid = nn.AdaptiveAvgPool2d(side)
+        self.grid = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
         self.stem = hidden_layer(in_chans * side * side, widths[0], batch_norm=batch_norm)
         self.stages = nn.Sequential(
             *(
@@ -68,7 +68,7 @@ class FullyConnectedBaseline(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, in_chans, H, W)`` to ``(B, num_features)``."""
-        return self.stages(self.stem(self.grid(images).flatten(1)))
+        return self.stages(self.stem(self.grid(images)))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """``(B, num_features)`` to logits, or to the final layer's input."""
