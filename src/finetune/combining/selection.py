@@ -1,0 +1,257 @@
+"""Which members help: greedy selection with replacement on held-out predictions.
+
+Members are added one at a time, the same one as often as it helps, and their counts become
+coefficients (Caruana et al., Ensemble selection from libraries of models, 2004). Guards against
+overfitting a small held-out set, from the same paper: the search starts from the best few members
+together, and its answer is the mean over searches in random halves of the members.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.combining.pooling import mean_probabilities
+from finetune.errors import UsageError
+
+Metric = Literal["nll", "accuracy", "brier"]
+
+SAME = 1e-12  # losses closer than this are a tie
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Coefficients ``(M,)`` that sum to 1, and held-out losses (lower is better).
+
+    Attributes:
+        coefficients: 0 for a member that is left out.
+        loss: of the selected members together, on the images that selected them.
+        best_member: index of the best single member on those images.
+        best_loss: its loss; ``loss`` is never above it.
+    """
+
+    coefficients: tuple[float, ...]
+    loss: float
+    best_member: int
+    best_loss: float
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Indexes of the members that stay."""
+        return tuple(index for index, value in enumerate(self.coefficients) if value > 0)
+
+
+def held_out_loss(probabilities: Tensor, labels: Tensor, metric: Metric) -> float:
+    """NLL (nats), ``1 - accuracy`` or the Brier score (0 to 2) of ``(N, C)``; lower is better."""
+    return float(_losses(probabilities.unsqueeze(0).double(), labels, metric)[0])
+
+
+def select_members(
+    member_probabilities: Tensor,
+    labels: Tensor,
+    *,
+    metric: Metric = "nll",
+    rounds: int = 50,
+    bags: int = 20,
+    max_members: int | None = None,
+    costs: Sequence[float] | None = None,
+    min_gain: float = 0.0,
+    seed: int = 0,
+) -> Selection:
+    """Select members ``(M, N, C)`` and their coefficients on held-out labels ``(N,)``.
+
+    Args:
+        member_probabilities: held-out probabilities of each member.
+        labels: their true classes.
+        metric: what to lower; ties in accuracy are settled by the NLL.
+        rounds: most additions of one search; the best prefix of them is kept.
+        bags: searches in random halves of the members; 0 searches once among all, and then the
+            coefficients are multiples of one over the number of additions.
+        max_members: most members to keep.
+        costs: time of each member, in any unit; equal ones for None.
+        min_gain: least rise of the loss, on leaving out a member of average cost, that keeps it.
+        seed: of the random halves.
+
+    Raises:
+        UsageError: other numbers of labels or costs than images or members.
+    """
+    members = member_probabilities.double()
+    relative_costs = _relative_costs(costs, len(members))
+    if len(labels) != members.shape[1] or len(labels) == 0:
+        raise UsageError(
+            f"Expected a label for each of at least one image, found {len(labels)} labels for "
+            f"{members.shape[1]} images; select on labelled held-out images."
+        )
+    search = _Search(members, labels, metric, rounds, max_members or len(members))
+    everyone = range(len(members))
+    greedy = search.coefficients(everyone)
+    coefficients = greedy if bags == 0 else _bagged(search, bags, seed)
+    if search.loss(coefficients) > float(search.single.min()):
+        coefficients = greedy  # starts at the best single member, so it is no worse
+    coefficients = _prune(search, coefficients, relative_costs, min_gain)
+    best = int(search.single.argmin())
+    if search.loss(coefficients) > float(search.single[best]):
+        coefficients = torch.zeros(len(members), dtype=torch.float64)
+        coefficients[best] = 1.0
+    return Selection(
+        coefficients=tuple(coefficients.tolist()),
+        loss=held_out_loss(mean_probabilities(members, coefficients), labels, metric),
+        best_member=best,
+        best_loss=held_out_loss(members[best], labels, metric),
+    )
+
+
+def cross_validated_losses(
+    member_probabilities: Tensor,
+    labels: Tensor,
+    *,
+    metric: Metric = "nll",
+    folds: int = 5,
+    seed: int = 0,
+    max_members: int | None = None,
+) -> tuple[float, float]:
+    """Honest losses of selecting an ensemble and of selecting the best single member.
+
+    Each fold of the held-out images is answered by what the other folds select, so neither loss
+    profits from the images that picked.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    combined = torch.empty_like(member_probabilities[0])
+    single = torch.empty_like(member_probabilities[0])
+    for fold in range(min(folds, len(labels))):
+        inside = torch.from_numpy(np.sort(order[fold::folds]))
+        outside = torch.from_numpy(np.setdiff1d(order, inside.numpy()))
+        chosen = select_members(
+            member_probabilities[:, outside],
+            labels[outside],
+            metric=metric,
+            seed=seed,
+            max_members=max_members,
+        )
+        combined[inside] = mean_probabilities(member_probabilities[:, inside], chosen.coefficients)
+        single[inside] = member_probabilities[chosen.best_member, inside]
+    return held_out_loss(combined, labels, metric), held_out_loss(single, labels, metric)
+
+
+class _Search:
+    """One greedy search; holds what every round needs."""
+
+    def __init__(
+        self, members: Tensor, labels: Tensor, metric: Metric, rounds: int, max_members: int
+    ) -> None:
+        if metric == "nll":  # only the true class matters, which saves a factor C
+            members = members[:, torch.arange(len(labels)), labels].unsqueeze(-1)
+            labels = torch.zeros_like(labels)
+        self.members, self.labels, self.metric = members, labels, metric
+        self.rounds, self.max_members = rounds, max_members
+        self.single = self._scores(members)
+
+    def _scores(self, candidates: Tensor) -> Tensor:
+        scores = _losses(candidates, self.labels, self.metric)
+        if self.metric == "accuracy":
+            scores = scores + 1e-6 * _losses(candidates, self.labels, "nll")
+        return scores
+
+    def loss(self, coefficients: Tensor) -> float:
+        """Of the members' mean with these coefficients."""
+        return float(self._scores(mean_probabilities(self.members, coefficients).unsqueeze(0))[0])
+
+    def coefficients(self, allowed: Sequence[int]) -> Tensor:
+        """Counts over additions, ``(M,)``, of the best prefix of one search among ``allowed``."""
+        counts, total, best_loss = self._start(allowed)
+        best = counts.clone()
+        outside = torch.ones(len(self.members), dtype=torch.bool)
+        outside[list(allowed)] = False
+        for _ in range(self.rounds):
+            number = int(counts.sum())
+            losses = self._scores((total + self.members) / (number + 1))
+            losses[outside] = math.inf
+            if int((counts > 0).sum()) >= self.max_members:
+                losses[counts == 0] = math.inf
+            tied = losses <= losses.min() + SAME
+            # Among equals one that is in already: fewer members, the same answer.
+            familiar = tied & (counts > 0)
+            chosen = int((familiar if bool(familiar.any()) else tied).nonzero()[0])
+            counts[chosen] += 1
+            total = total + self.members[chosen]
+            if float(losses[chosen]) < best_loss - SAME:
+                best, best_loss = counts.clone(), float(losses[chosen])
+        return best / best.sum()
+
+    def _start(self, allowed: Sequence[int]) -> tuple[Tensor, Tensor, float]:
+        """The best prefix of the members sorted by their own loss, each once."""
+        order = sorted(allowed, key=lambda index: (float(self.single[index]), index))
+        order = order[: self.max_members]
+        sums = self.members[order].cumsum(dim=0)
+        sizes = torch.arange(1, len(order) + 1, dtype=torch.float64).view(-1, 1, 1)
+        losses = self._scores(sums / sizes)
+        size = int((losses <= losses.min() + SAME).nonzero()[0]) + 1
+        counts = torch.zeros(len(self.members), dtype=torch.float64)
+        counts[order[:size]] = 1
+        return counts, sums[size - 1], float(losses[size - 1])
+
+
+def _bagged(search: _Search, bags: int, seed: int) -> Tensor:
+    generator = np.random.default_rng(seed)
+    number = len(search.members)
+    total = torch.zeros(number, dtype=torch.float64)
+    for _ in range(bags):
+        half = generator.choice(number, size=math.ceil(number / 2), replace=False)
+        total += search.coefficients(sorted(half.tolist()))
+    return total / total.sum()
+
+
+def _prune(search: _Search, coefficients: Tensor, costs: Tensor, min_gain: float) -> Tensor:
+    """Leave out, one at a time, what is too many or adds less than its time is worth."""
+    while int((coefficients > 0).sum()) > 1:
+        now = search.loss(coefficients)
+        worth = {}
+        for index in coefficients.nonzero().flatten().tolist():
+            rise = search.loss(_without(coefficients, index)) - now
+            worth[index] = rise / float(costs[index])
+        least = min(worth, key=lambda index: worth[index])
+        too_many = int((coefficients > 0).sum()) > search.max_members
+        if not too_many and (min_gain <= 0 or worth[least] >= min_gain):
+            break
+        coefficients = _without(coefficients, least)
+    return coefficients
+
+
+def _without(coefficients: Tensor, index: int) -> Tensor:
+    rest = coefficients.clone()
+    rest[index] = 0.0
+    return rest / rest.sum()
+
+
+def _relative_costs(costs: Sequence[float] | None, members: int) -> Tensor:
+    if costs is None:
+        return torch.ones(members, dtype=torch.float64)
+    values = torch.tensor([float(cost) for cost in costs], dtype=torch.float64)
+    if len(values) != members or bool((values <= 0).any()):
+        raise UsageError(
+            f"Expected a cost above 0 for each of {members} members, found {values.tolist()}; "
+            "give the seconds that each takes."
+        )
+    return values / values.mean()
+
+
+def _losses(candidates: Tensor, labels: Tensor, metric: Metric) -> Tensor:
+    """``(K, N, C)`` to ``(K,)``."""
+    images = torch.arange(len(labels))
+    match metric:
+        case "nll":
+            true = candidates[:, images, labels]
+            return -true.clamp_min(torch.finfo(torch.float64).tiny).log().mean(dim=-1)
+        case "accuracy":
+            return (candidates.argmax(dim=-1) != labels).double().mean(dim=-1)
+        case "brier":
+            truth = torch.nn.functional.one_hot(labels, candidates.shape[-1]).double()
+            return (candidates - truth).square().sum(dim=-1).mean(dim=-1)
+        case _:
+            assert_never(metric)

@@ -1,0 +1,148 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from finetune.combining.pooling import mean_probabilities
+from finetune.combining.selection import (
+    Metric,
+    cross_validated_losses,
+    held_out_loss,
+    select_members,
+)
+from finetune.errors import UsageError
+
+METRICS: list[Metric] = ["nll", "accuracy", "brier"]
+
+
+def library(
+    members: int, seed: int, *, images: int = 120, classes: int = 4
+) -> tuple[Tensor, Tensor]:
+    """Members of different strength that err independently, and the true labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (images,), generator=generator)
+    truth = torch.nn.functional.one_hot(labels, classes).float()
+    strength = torch.rand(members, 1, 1, generator=generator) * 2
+    noise = torch.randn(members, images, classes, generator=generator)
+    return (strength * truth + 1.5 * noise).softmax(-1), labels
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("bags", [0, 6])
+@given(members=st.integers(1, 6), seed=st.integers(0, 10**6))
+@settings(max_examples=12, deadline=None)
+def test_never_worse_than_the_best_member_on_the_images_that_select(
+    metric: Metric, bags: int, members: int, seed: int
+) -> None:
+    probabilities, labels = library(members, seed, images=30)
+    chosen = select_members(probabilities, labels, metric=metric, bags=bags, rounds=15)
+    single = [held_out_loss(member, labels, metric) for member in probabilities]
+    assert chosen.best_loss == pytest.approx(min(single))
+    assert chosen.loss <= min(single) + 1e-12
+    assert sum(chosen.coefficients) == pytest.approx(1)
+    assert min(chosen.coefficients) >= 0
+    pooled = mean_probabilities(probabilities.double(), chosen.coefficients)
+    assert chosen.loss == pytest.approx(held_out_loss(pooled, labels, metric))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_close_to_an_exhaustive_search(seed: int) -> None:
+    probabilities, labels = library(3, seed)
+    grid = [c for c in itertools.product(range(13), repeat=3) if sum(c) == 12]
+    exhaustive = min(
+        held_out_loss(mean_probabilities(probabilities.double(), c), labels, "nll") for c in grid
+    )
+    greedy = select_members(probabilities, labels, bags=0).loss
+    assert greedy <= exhaustive + 2e-3
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_first_step_is_the_exhaustively_best_pair_or_single(metric: Metric) -> None:
+    probabilities, labels = library(5, 3)
+    chosen = select_members(probabilities, labels, metric=metric, bags=0, max_members=2, rounds=1)
+    best = chosen.best_member
+    allowed = [[best]] + [[best, other] for other in range(5)]
+    losses = [
+        held_out_loss(probabilities[pair].double().mean(0), labels, metric) for pair in allowed
+    ]
+    assert chosen.loss <= min(losses) + 1e-12
+
+
+def test_the_right_answer_of_a_made_example_is_found() -> None:
+    """Two members are right on halves of the images; the third is sure and always wrong."""
+    labels = torch.zeros(20).long()
+    good = torch.tensor([0.9, 0.1]).repeat(20, 1)
+    first, second = good.clone(), good.clone()
+    first[:10] = torch.tensor([0.45, 0.55])
+    second[10:] = torch.tensor([0.45, 0.55])
+    bad = torch.tensor([0.01, 0.99]).repeat(20, 1)
+    chosen = select_members(torch.stack([bad, first, second]), labels, bags=0)
+    assert chosen.coefficients == pytest.approx((0.0, 0.5, 0.5))
+    assert chosen.members == (1, 2)
+
+
+def test_without_bags_coefficients_are_multiples_of_one_over_the_additions() -> None:
+    probabilities, labels = library(5, 1)
+    coefficients = torch.tensor(select_members(probabilities, labels, bags=0).coefficients)
+    fits = [
+        bool(((coefficients * n).round() - coefficients * n).abs().max() < 1e-6)
+        for n in range(1, 60)
+    ]
+    assert any(fits)
+
+
+def test_one_member_and_copies_of_one_member() -> None:
+    probabilities, labels = library(1, 0)
+    assert select_members(probabilities, labels).coefficients == (1.0,)
+    copies = probabilities.repeat(3, 1, 1)
+    chosen = select_members(copies, labels)
+    pooled = mean_probabilities(copies.double(), chosen.coefficients)
+    torch.testing.assert_close(pooled, probabilities[0].double())
+
+
+def test_same_seed_same_answer() -> None:
+    probabilities, labels = library(6, 2)
+    assert select_members(probabilities, labels, seed=1) == select_members(
+        probabilities, labels, seed=1
+    )
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_more_members_than_asked_for(most: int) -> None:
+    probabilities, labels = library(6, 5)
+    chosen = select_members(probabilities, labels, max_members=most)
+    assert 1 <= len(chosen.members) <= most
+    assert chosen.loss <= chosen.best_loss
+
+
+def test_a_member_that_costs_more_than_it_adds_is_left_out() -> None:
+    probabilities, labels = library(2, 11)
+    both = select_members(probabilities, labels, bags=0)
+    assert len(both.members) == 2
+    gain = both.best_loss - both.loss
+    slow = 1 - both.best_member
+    costs = [1.0, 1.0]
+    kept = select_members(probabilities, labels, bags=0, costs=costs, min_gain=gain * 0.9)
+    assert len(kept.members) == 2
+    costs[slow] = 3.0  # relative cost 1.5
+    dropped = select_members(probabilities, labels, bags=0, costs=costs, min_gain=gain * 0.9)
+    assert dropped.members == (both.best_member,)
+
+
+def test_cross_validated_loss_of_the_ensemble_is_honest() -> None:
+    probabilities, labels = library(8, 7, images=80)
+    optimistic = select_members(probabilities, labels).loss
+    combined, single = cross_validated_losses(probabilities, labels)
+    assert combined > optimistic
+    assert combined < single
+
+
+def test_wrong_numbers_of_labels_and_costs_are_refused() -> None:
+    probabilities, labels = library(2, 0)
+    with pytest.raises(UsageError, match="label for each"):
+        select_members(probabilities, labels[:-1])
+    with pytest.raises(UsageError, match="cost above 0"):
+        select_members(probabilities, labels, costs=[1.0])
