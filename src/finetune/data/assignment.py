@@ -1,0 +1,160 @@
+"""Which picture stands on which side: what folder or manifest says, and what they leave open.
+
+- Both sides that are missing, val and test, are held out from the training pictures; a test
+  folder is never used as val.
+- A manifest with a split column is taken as it is: nothing more is held out for testing.
+- Folds are made of everything that is not test; the fold's own pictures are the val side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from finetune.data.folder import ImageFolder, LabelledImage, Split, normal_name
+from finetune.data.splits import fold_labels, held_out_by, split_labels
+from finetune.errors import ImageFolderError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSettings:
+    """How much to hold out and how: see :func:`assign_splits`."""
+
+    val_fraction: float = 0.2
+    test_fraction: float = 0.2
+    seed: int = 0
+    folds: int | None = None
+    fold: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.folds is not None and self.folds < 2:
+            raise UsageError(f"Expected at least 2 folds, found {self.folds}.")
+        if self.folds is not None and self.fold is not None and not 0 <= self.fold < self.folds:
+            raise UsageError(
+                f"Expected fold to be one of 0 ... {self.folds - 1}, found {self.fold}."
+            )
+
+
+def assign_splits(
+    folder: ImageFolder, settings: SplitSettings, *, keep_test_absent: bool = False
+) -> ImageFolder:
+    """The folder with every picture on a side: train, val or test.
+
+    Args:
+        folder: as found; the sides and folds that its pictures have already stay.
+        settings: what to hold out for the sides that are missing.
+        keep_test_absent: do not hold out test pictures: a manifest has said which there are.
+
+    Raises:
+        ImageFolderError: there are val or test pictures of a class without training pictures.
+    """
+    check_classes_in_train(folder)
+    images = list(folder.images)
+    sides: set[Split] = set(folder.splits)
+    wants_test = "test" not in sides and not keep_test_absent
+    has_folds = settings.folds is not None or settings.fold is not None
+    wants_val = "val" not in sides and not has_folds
+    if not sides or "train" in sides or None in {image.split for image in images}:
+        images = _hold_out(
+            folder.root,
+            images,
+            val_fraction=settings.val_fraction if wants_val else 0.0,
+            test_fraction=settings.test_fraction if wants_test else 0.0,
+            seed=settings.seed,
+        )
+    if has_folds:
+        images = _assign_folds(folder.root, images, settings)
+    order = {"train": 0, "val": 1, "test": 2, None: 3}
+    images.sort(key=lambda image: (order[image.split], image.label))
+    return replace(folder, images=tuple(images))
+
+
+def check_classes_in_train(folder: ImageFolder) -> None:
+    """Refuse a split folder whose val or test has a class that train lacks."""
+    extra = classes_missing_from_train(folder)
+    if extra:
+        sides = [s for s in ("val", "test") if set(extra) & set(folder.classes_of(s))]
+        raise ImageFolderError(
+            f"Expected every class to have training pictures, found {', '.join(map(repr, extra))} "
+            f"only in {' and '.join(sides)} of {folder.root}; add training pictures or move the "
+            "folders away."
+        )
+
+
+def classes_missing_from_train(folder: ImageFolder) -> list[str]:
+    """Classes with pictures in val or test, but none that train could learn from."""
+    if "train" not in folder.splits:
+        return []
+    learnable = {*folder.classes_of("train"), *folder.classes_of(None)}
+    return [name for name in folder.class_names if name not in learnable]
+
+
+def picture_keys(root: str | os.PathLike[str], images: Sequence[LabelledImage]) -> list[str]:
+    """What identifies each picture from run to run: its path below the root, in NFC."""
+    prefix = os.path.join(os.path.abspath(root), "")
+    keys = [os.path.abspath(image.path) for image in images]
+    return [
+        normal_name(key[len(prefix) :] if key.startswith(prefix) else key).replace(os.sep, "/")
+        for key in keys
+    ]
+
+
+def _hold_out(
+    root: os.PathLike[str],
+    images: list[LabelledImage],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> list[LabelledImage]:
+    """Deal the training pictures (and those without a side) out to the sides that are missing."""
+    has_new = any(image.split is None for image in images)
+    if not (val_fraction or test_fraction or has_new):
+        return images
+    # Pictures that a val or test folder holds are settled and do not count for the shares.
+    open_now = [i for i, image in enumerate(images) if image.split in (None, "train")]
+    sides = split_labels(
+        [images[i].label for i in open_now],
+        picture_keys(root, [images[i] for i in open_now]),
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        groups=[images[i].group for i in open_now],
+        seed=seed,
+    )
+    result = list(images)
+    for i, side in zip(open_now, sides, strict=True):
+        result[i] = replace(images[i], split=side)
+    return result
+
+
+def _assign_folds(
+    root: os.PathLike[str], images: list[LabelledImage], settings: SplitSettings
+) -> list[LabelledImage]:
+    pool = [i for i, image in enumerate(images) if image.split != "test"]
+    previous = [images[i].fold for i in pool]
+    known = {fold for fold in previous if fold is not None}
+    folds = settings.folds or (max(known) + 1 if known else None)
+    if folds is None:
+        raise UsageError("Expected folds together with fold, found fold alone; give --data.folds.")
+    if known and max(known) >= folds:
+        raise UsageError(
+            f"Expected at least {max(known) + 1} folds, as in the manifest, found {folds}."
+        )
+    labels = [images[i].label for i in pool]
+    fold_of = fold_labels(
+        labels,
+        picture_keys(root, [images[i] for i in pool]),
+        folds=folds,
+        groups=[images[i].group for i in pool],
+        previous=previous,
+        seed=settings.seed,
+    )
+    if settings.fold is None:
+        held_out = [images[i].split == "val" for i in pool]
+    else:
+        held_out = held_out_by(settings.fold, fold_of, labels)
+    result = list(images)
+    for i, own, out in zip(pool, fold_of, held_out, strict=True):
+        result[i] = replace(images[i], fold=own, split="val" if out else "train")
+    return result

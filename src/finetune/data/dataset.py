@@ -1,0 +1,97 @@
+"""The one Dataset: labelled pictures, or plain files, through a reader and a transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from finetune.data.folder import LabelledImage
+from finetune.data.images import ImageReader
+
+Reader = Callable[[Path], Tensor]
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One picture of an epoch and the seed of its random view."""
+
+    index: int
+    seed: int
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """``(transform(reader(path)), label)``; plain paths have the label -1.
+
+    Indexed by a number, or by a :class:`Draw`, whose seed then decides the random view alone: the
+    same seed gives the same tensor whatever the number of workers, and the global random state
+    is left as it was.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[LabelledImage | Path],
+        transform: Callable[[Tensor], Tensor],
+        reader: Reader | None = None,
+    ) -> None:
+        self.images = images
+        self.transform = transform
+        self.reader: Reader = ImageReader() if reader is None else reader
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file of each picture."""
+        return [i.path if isinstance(i, LabelledImage) else i for i in self.images]
+
+    def __getitem__(self, index: int | Draw) -> tuple[Tensor, int]:
+        """The picture as the transform leaves it, and its label."""
+        if not isinstance(index, Draw):
+            return self._item(index)
+        state = torch.random.get_rng_state()
+        try:
+            # Not torch.manual_seed: that would seed the accelerators of this process as well.
+            torch.default_generator.manual_seed(index.seed)
+            return self._item(index.index)
+        finally:
+            torch.random.set_rng_state(state)
+
+    def _item(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index]
+        if isinstance(image, LabelledImage):
+            return self.transform(self.reader(image.path)), image.label
+        return self.transform(self.reader(image)), NO_LABEL
+
+
+class ShuffledDraws(Sampler[Draw]):
+    """A new order and new random views every epoch, both from ``(seed, epoch)`` alone.
+
+    Lightning calls :meth:`set_epoch`, so a resumed fit goes on as the uninterrupted one would;
+    elsewhere each pass counts as the next epoch.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        self.epoch += 1
+        order = torch.randperm(self.length, generator=generator).tolist()
+        seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
+        return iter([Draw(index, seed) for index, seed in zip(order, seeds, strict=True)])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, counted from 0."""
+        self.epoch = epoch

@@ -1,0 +1,238 @@
+"""Stratified, group-aware, repeatable splits and folds.
+
+Who stands where is decided class by class, in the order of a hash of seed and key (the file's path
+below the root): no random state, no dependence on the order in which a disk lists its files.
+Given an earlier split, old pictures keep their side and only new ones are dealt out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Generic, TypeVar
+
+from finetune.data.folder import Split
+from finetune.errors import UsageError
+
+S = TypeVar("S", bound=Hashable)
+
+
+def split_labels(
+    labels: Sequence[int],
+    keys: Sequence[str],
+    *,
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    groups: Sequence[Hashable | None] | None = None,
+    previous: Sequence[Split | None] | None = None,
+    seed: int = 0,
+) -> list[Split]:
+    """The side of each picture, stratified by class.
+
+    Without groups every class has on every side its share of pictures, rounded up or down, and at
+    least one in train. With groups (None: a group of its own) no group stands on two sides, and
+    the shares are as near as dealing out whole groups, largest first, allows.
+
+    Args:
+        labels: ``(N,)`` class indexes.
+        keys: ``(N,)`` names that identify the pictures, unchanged from run to run.
+        val_fraction, test_fraction: shares of all pictures, in ``[0, 1)``, together below 1.
+        groups: ``(N,)`` values; pictures with equal ones stay together.
+        previous: ``(N,)`` sides that are settled already; None for new pictures.
+        seed: another seed deals out other pictures.
+    """
+    for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 <= share < 1:
+            raise UsageError(f"Expected {name} to be at least 0 and below 1, found {share}.")
+    if val_fraction + test_fraction >= 1:
+        raise UsageError(
+            "Expected val_fraction and test_fraction to leave something for training, found "
+            f"{val_fraction} + {test_fraction}; lower one of them."
+        )
+    val, test = Fraction(str(val_fraction)), Fraction(str(test_fraction))
+    shares: dict[Split, Fraction] = {"train": 1 - val - test, "val": val, "test": test}
+    # Between val and test in the order of the hash, so that these two hardly ever swap pictures.
+    ordered: dict[Split, Fraction] = {side: shares[side] for side in ("val", "train", "test")}
+    dealer = _Dealer(labels, ordered, must_have="train")
+    return dealer.deal(_blocks(keys, groups, seed), previous)
+
+
+def fold_labels(
+    labels: Sequence[int],
+    keys: Sequence[str],
+    *,
+    folds: int,
+    groups: Sequence[Hashable | None] | None = None,
+    previous: Sequence[int | None] | None = None,
+    seed: int = 0,
+) -> list[int]:
+    """The fold in ``0 ... folds - 1`` that holds each picture out, stratified by class.
+
+    A class has in every fold its share of pictures, rounded up or down. A class with one picture
+    is held out in one fold, so that fold's training lacks it: see :func:`held_out_by`.
+    """
+    if folds < 2:
+        raise UsageError(f"Expected at least 2 folds, found {folds}.")
+    shares = dict.fromkeys(range(folds), Fraction(1, folds))
+    dealer = _Dealer(labels, shares, must_have=None)
+    return dealer.deal(_blocks(keys, groups, seed), previous)
+
+
+def held_out_by(fold: int, fold_of: Sequence[int | None], labels: Sequence[int]) -> list[bool]:
+    """Whether each picture is held out when training for ``fold``.
+
+    A class whose pictures would all be held out stays in training as a whole: a class that was
+    never seen cannot be predicted, so measuring it would only blur the figure.
+    """
+    remaining = Counter(label for label, own in zip(labels, fold_of, strict=True) if own != fold)
+    return [
+        own == fold and remaining[label] > 0 for label, own in zip(labels, fold_of, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Pictures that stay together."""
+
+    members: tuple[int, ...]
+    order: bytes
+
+
+def _blocks(
+    keys: Sequence[str], groups: Sequence[Hashable | None] | None, seed: int
+) -> list[_Block]:
+    """Groups and single pictures, sorted by a hash that depends on the seed and the keys alone."""
+    together: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        group = None if groups is None else groups[index]
+        together[("picture", key, index) if group is None else ("group", group)].append(index)
+    blocks = [
+        _Block(tuple(members), _hash(seed, min(keys[index] for index in members)))
+        for members in together.values()
+    ]
+    return sorted(blocks, key=lambda block: (block.order, block.members))
+
+
+def _hash(seed: int, key: str) -> bytes:
+    content = f"{seed}/{key}".encode(errors="surrogateescape")
+    return hashlib.blake2b(content, digest_size=8).digest()
+
+
+class _Dealer(Generic[S]):
+    """Deals blocks to sides: settled ones first, then groups, then single pictures exactly."""
+
+    def __init__(
+        self, labels: Sequence[int], shares: Mapping[S, Fraction], must_have: S | None
+    ) -> None:
+        self.labels = labels
+        self.shares = shares
+        self.must_have = must_have
+        self.sizes = Counter(labels)
+        self.counts: dict[S, Counter[int]] = {side: Counter() for side in shares}
+        self.side_of: dict[int, S] = {}
+        self.targets = self._targets()
+
+    def deal(self, blocks: Sequence[_Block], previous: Sequence[S | None] | None) -> list[S]:
+        """The side of each picture."""
+        settled = [self._settled(block, previous) for block in blocks]
+        open_blocks = []
+        for block, side in zip(blocks, settled, strict=True):
+            if side is None:
+                open_blocks.append(block)
+            else:
+                self._put(block, side, previous)
+        largest_first = sorted(open_blocks, key=lambda block: -len(block.members))
+        grouped = [block for block in largest_first if len(block.members) > 1]
+        for block in grouped:
+            self._put(block, self._least_filled(block))
+        singles: dict[int, list[_Block]] = defaultdict(list)
+        for block in open_blocks:
+            if len(block.members) == 1:
+                singles[self.labels[block.members[0]]].append(block)
+        for label in sorted(singles):
+            self._deal_singles(label, singles[label])
+        self._give_back(grouped)
+        return [self.side_of[index] for index in range(len(self.labels))]
+
+    def _targets(self) -> dict[int, dict[S, int]]:
+        """For each class, whole numbers of pictures a side that differ from its share by < 1."""
+        totals: Counter[S] = Counter()
+        targets = {}
+        for label in sorted(self.sizes):
+            targets[label] = self._apportion(self.sizes[label], totals)
+            totals.update(targets[label])
+        return targets
+
+    def _apportion(self, size: int, totals: Mapping[S, int]) -> dict[S, int]:
+        ideal = {side: share * size for side, share in self.shares.items()}
+        result = {side: int(value) for side, value in ideal.items()}
+
+        def claim(side: S) -> tuple[bool, bool, Fraction, int]:
+            empty = result[side] == 0 and self.shares[side] > 0
+            return (
+                empty and side == self.must_have,
+                empty,
+                ideal[side] - int(ideal[side]),
+                -totals[side],
+            )
+
+        rounded_up = sorted((side for side in ideal if ideal[side] % 1), key=claim, reverse=True)
+        for side in rounded_up[: size - sum(result.values())]:
+            result[side] += 1
+        return result
+
+    def _settled(self, block: _Block, previous: Sequence[S | None] | None) -> S | None:
+        """The side that most of a block's pictures had, if they had one."""
+        if previous is None:
+            return None
+        had = Counter(side for index in block.members if (side := previous[index]) is not None)
+        return had.most_common(1)[0][0] if had else None
+
+    def _put(self, block: _Block, side: S, previous: Sequence[S | None] | None = None) -> None:
+        for index in block.members:
+            own = previous[index] if previous is not None else None
+            self.side_of[index] = side if own is None else own
+            self.counts[self.side_of[index]][self.labels[index]] += 1
+
+    def _least_filled(self, block: _Block) -> S:
+        """The side that putting the block on brings nearest to all classes' shares."""
+        classes = Counter(self.labels[index] for index in block.members)
+
+        def excess(side: S) -> float:
+            return sum(
+                number * (self.counts[side][label] - self.targets[label][side]) / self.sizes[label]
+                for label, number in classes.items()
+            )
+
+        return min((side for side in self.shares if self.shares[side] > 0), key=excess)
+
+    def _deal_singles(self, label: int, blocks: Sequence[_Block]) -> None:
+        """Fill the sides of one class to their targets, each from a stretch of the hash's order."""
+        needs = {
+            side: max(0, target - self.counts[side][label])
+            for side, target in self.targets[label].items()
+        }
+        while sum(needs.values()) > len(blocks):  # sides over their target left too little
+            spare = [s for s in needs if not (s == self.must_have and needs[s] == 1)] or [*needs]
+            needs[max(spare, key=needs.__getitem__)] -= 1
+        start = 0
+        for side, need in needs.items():
+            for block in blocks[start : start + need]:
+                self._put(block, side)
+            start += need
+
+    def _give_back(self, grouped: Sequence[_Block]) -> None:
+        """Move the smallest group to train for a class that only whole groups left without."""
+        if self.must_have is None:
+            return
+        for label in sorted(self.sizes):
+            if self.counts[self.must_have][label]:
+                continue
+            having = [b for b in grouped if any(self.labels[i] == label for i in b.members)]
+            for block in having[-1:]:
+                for index in block.members:
+                    self.counts[self.side_of[index]][self.labels[index]] -= 1
+                self._put(block, self.must_have)

@@ -1,0 +1,103 @@
+"""Augmentation and evaluation transforms, from a preprocessing description.
+
+All work on ``uint8 (C, H, W)`` tensors and end in float ``(C, S, S)`` in ``[0, 1]``, not
+normalised: the classifier does that. Mixing pictures (mixup, CutMix) happens later, on batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
+
+from finetune.preprocessing import Preprocessing
+
+Transform = Callable[[Tensor], Tensor]
+Augmentation = Literal["none", "light", "medium", "strong"]
+
+# A strip 100 times as long as wide would become 25,600 pixels long before its centre is cut out.
+MAX_ASPECT = 8
+
+
+def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+    """Resize the short side, cut out the centre: ``uint8 (C, H, W)`` to float ``(C, S, S)``."""
+    return v2.Compose(
+        [
+            LimitAspect(MAX_ASPECT),
+            v2.Resize(preprocessing.resize_size, _interpolation(preprocessing), antialias=True),
+            v2.CenterCrop(preprocessing.image_size),
+            *_to_float(),
+        ]
+    )
+
+
+def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
+    """A random view: ``uint8 (C, H, W)`` to float ``(C, S, S)``.
+
+    - ``none``: the evaluation transform.
+    - ``light``: random crop of at least 35 % of the area, horizontal flip.
+    - ``medium``: and TrivialAugment (arXiv 2103.10158) for every second picture.
+    - ``strong``: crop of at least 20 %, TrivialAugment for every picture, random erasing
+      (arXiv 1708.04896) of a quarter of them.
+
+    All randomness comes from torch's default generator.
+    """
+    match augmentation:
+        case "none":
+            return evaluation_transform(preprocessing)
+        case "light":
+            steps = [*_random_view(preprocessing, 0.35), *_to_float()]
+        case "medium":
+            trivial = v2.RandomApply([_trivial_augment()], p=0.5)
+            steps = [*_random_view(preprocessing, 0.35), trivial, *_to_float()]
+        case "strong":
+            # What is erased becomes zero after normalisation.
+            erasing = v2.RandomErasing(p=0.25, value=list(preprocessing.mean))
+            steps = [*_random_view(preprocessing, 0.2), _trivial_augment(), *_to_float(), erasing]
+        case _:
+            assert_never(augmentation)
+    return v2.Compose(steps)
+
+
+class LimitAspect(nn.Module):
+    """Cut the ends off a strip, so that no side is longer than ``limit`` times the other."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(C, H, W)`` to a part of it, the centre."""
+        height, width = image.shape[-2:]
+        longest = max(1, int(self.limit * min(height, width)))
+        if max(height, width) <= longest:
+            return image
+        return functional.center_crop(image, [min(height, longest), min(width, longest)])
+
+
+def _random_view(preprocessing: Preprocessing, least_area: float) -> list[nn.Module]:
+    return [
+        v2.RandomResizedCrop(
+            preprocessing.image_size,
+            scale=(least_area, 1.0),
+            interpolation=_interpolation(preprocessing),
+            antialias=True,
+        ),
+        v2.RandomHorizontalFlip(),
+    ]
+
+
+def _trivial_augment() -> nn.Module:
+    return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
+
+
+def _to_float() -> list[nn.Module]:
+    return [v2.ToDtype(torch.float32, scale=True)]
+
+
+def _interpolation(preprocessing: Preprocessing) -> InterpolationMode:
+    return InterpolationMode(preprocessing.interpolation)
