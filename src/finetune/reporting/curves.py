@@ -1,0 +1,113 @@
+"""Figures of a fit: what was learned when, and at what learning rate."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from finetune.errors import DataError
+from finetune.reporting.style import THEMES, ThemeName, add_legend, escape_math, new_axes
+
+Curve = Sequence[tuple[float, float]]  # (epoch, value)
+LEARNING_RATE = "lr"  # Lightning's LearningRateMonitor names its curves lr-...
+AT_MOST = 6  # panels
+NOT_A_METRIC = ("epoch", "step")
+
+
+def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
+    """Curves by name from the ``metrics.csv`` of a run; an empty field is no point of a curve.
+
+    Raises:
+        DataError: the file is no such table.
+    """
+    try:
+        with metrics_csv.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Expected a metrics.csv at {metrics_csv}: {error}") from error
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for number, row in enumerate(rows):
+        epoch = _number(row.get("epoch")) if row.get("epoch") else _number(row.get("step"))
+        for name, text in row.items():
+            value = _number(text)
+            if name and name not in NOT_A_METRIC and value is not None:
+                curves.setdefault(name, []).append((number if epoch is None else epoch, value))
+    return curves
+
+
+def _number(text: object) -> float | None:
+    try:
+        value = float(str(text))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def learning_curves_figure(curves: Mapping[str, Curve], *, theme: ThemeName = "light") -> Figure:
+    """One panel a metric: ``train/loss`` and ``val/loss`` share the panel ``loss``."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for name, curve in curves.items():
+        stage, _, metric = name.rpartition("/")
+        if curve and not _is_learning_rate(name) and stage != "test":
+            panels.setdefault(metric, {})[stage or metric] = curve
+    shown = dict(sorted(panels.items(), key=lambda item: _importance(item[0]))[:AT_MOST])
+    columns = min(3, max(1, len(shown)))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure, axes = new_axes(theme, 3.6 * columns + 0.6, 2.9 * rows, rows=rows, columns=columns)
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    for ax, (metric, stages) in zip(axes, shown.items(), strict=False):
+        _panel(ax, metric.replace("_", " "), stages, theme)
+    if not shown:
+        axes[0].text(0.5, 0.5, "no curves", ha="center", color=THEMES[theme].text)
+    return figure
+
+
+def learning_rate_figure(curves: Mapping[str, Curve], *, theme: ThemeName = "light") -> Figure:
+    """The course of the learning rates, one line a parameter group, on a logarithmic axis."""
+    rates = {name: curve for name, curve in curves.items() if _is_learning_rate(name) and curve}
+    figure, (ax,) = new_axes(theme, 5.4, 3.2)
+    _panel(ax, "Learning rate", rates, theme)
+    if any(value > 0 for curve in rates.values() for _, value in curve):
+        ax.set_yscale("log")
+    return figure
+
+
+def has_learning_rates(curves: Mapping[str, Curve]) -> bool:
+    """Whether there is a learning rate to draw."""
+    return any(_is_learning_rate(name) and curve for name, curve in curves.items())
+
+
+def _is_learning_rate(name: str) -> bool:
+    return any(part.split("-")[0] == LEARNING_RATE for part in name.split("/"))
+
+
+def _importance(metric: str) -> tuple[int, str]:
+    first = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "nll", "calibration_error")
+    return (first.index(metric) if metric in first else len(first), metric)
+
+
+def _panel(ax: Axes, title: str, lines: Mapping[str, Curve], theme: ThemeName) -> None:
+    colours = THEMES[theme]
+    styles = ("-", "--", ":", "-.")  # told apart also without colour
+    for index, (name, curve) in enumerate(lines.items()):
+        epochs, values = zip(*sorted(curve, key=lambda point: point[0]), strict=True)
+        ax.plot(
+            epochs,
+            values,
+            styles[index % len(styles)],
+            color=colours.palette[index % len(colours.palette)],
+            linewidth=1.8,
+            marker="o" if len(values) <= 30 else None,
+            markersize=3.5,
+            label=escape_math(name),
+        )
+    ax.set(title=escape_math(title), xlabel="epoch")
+    ax.grid(color=colours.grid, linewidth=0.7)
+    if 0 < len(lines) <= 8:
+        add_legend(ax, theme, loc="best")

@@ -1,0 +1,208 @@
+"""Figures with pictures in them, and a map of all pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, assert_never
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from finetune.errors import UsageError
+from finetune.reporting.evaluation import Evaluation
+from finetune.reporting.scores import Floats, Integers
+from finetune.reporting.style import THEMES, ThemeName, display_names, font_families, new_axes
+from finetune.reporting.thumbnails import locate, read_thumbnail
+
+COLUMNS = 6
+Projection = Literal["pca", "tsne"]
+MARKERS = "osD^vP*X<>"
+
+
+def top_losses(evaluation: Evaluation, limit: int) -> NDArray[np.int64]:
+    """Indexes of the images whose label got the least probability, the least first."""
+    return np.argsort(_label_probabilities(evaluation), kind="stable")[:limit]
+
+
+def most_confident_errors(evaluation: Evaluation, limit: int | None = None) -> NDArray[np.int64]:
+    """Indexes of the wrong answers, the surest first."""
+    wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
+    return wrong[np.argsort(-evaluation.confidences[wrong], kind="stable")][:limit]
+
+
+def top_losses_figure(
+    evaluation: Evaluation,
+    *,
+    root: Path | None = None,
+    limit: int = 18,
+    theme: ThemeName = "light",
+) -> Figure:
+    """The pictures that cost the classifier most, right answers without conviction included."""
+    chosen = top_losses(evaluation, limit)
+    return _picture_figure(evaluation, chosen, "Highest losses", root, theme)
+
+
+def confident_errors_figure(
+    evaluation: Evaluation,
+    *,
+    root: Path | None = None,
+    limit: int = 18,
+    theme: ThemeName = "light",
+) -> Figure:
+    """The wrong answers that the classifier was surest of: often the label is what is wrong."""
+    chosen = most_confident_errors(evaluation, limit)
+    return _picture_figure(evaluation, chosen, "Most confident errors", root, theme)
+
+
+def embedding_figure(
+    embeddings: Floats,
+    labels: Integers,
+    class_names: Sequence[str],
+    *,
+    projection: Projection = "pca",
+    seed: int = 0,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Images as points in the plane, from ``embeddings (N, D)`` and ``labels (N,)``.
+
+    Up to ten classes have a colour and a marker each; the members of more are labelled by their
+    class's name at its middle.
+    """
+    points, title = project(embeddings, projection, seed=seed)
+    figure, (ax,) = new_axes(theme, 6.6, 5.2)
+    colours = THEMES[theme]
+    present = np.unique(labels)
+    names = display_names(class_names, limit=18)
+    for order, index in enumerate(present):
+        own = points[labels == index]
+        if len(present) <= len(MARKERS):
+            colour, marker = colours.palette[order % len(colours.palette)], MARKERS[order]
+        else:
+            colour, marker = colours.blue, "o"
+        ax.scatter(
+            own[:, 0],
+            own[:, 1],
+            s=18,
+            marker=marker,
+            color=colour,
+            alpha=0.75,
+            linewidths=0,
+            label=names[index],
+        )
+    if len(present) > len(MARKERS):
+        _name_middles(ax, points, labels, names, theme)
+    else:
+        legend = figure.legend(
+            loc="outside right upper", frameon=False, labelcolor=colours.text, fontsize=9
+        )
+        for text in legend.get_texts():
+            text.set_fontfamily(font_families())
+    ax.set(xticks=[], yticks=[], title=title)
+    return figure
+
+
+def project(embeddings: Floats, projection: Projection, *, seed: int = 0) -> tuple[Floats, str]:
+    """Embeddings ``(N, D)`` as points ``(N, 2)``, and a title that says how.
+
+    Raises:
+        UsageError: fewer than two images.
+    """
+    if len(embeddings) < 2:
+        raise UsageError(f"Expected at least two images to draw a map, found {len(embeddings)}.")
+    match projection:
+        case "pca":
+            n_components = min(2, *embeddings.shape)
+            pca = PCA(n_components, random_state=seed)
+            points = pca.fit_transform(embeddings)
+            points = np.pad(points, ((0, 0), (0, 2 - n_components)))
+            share = 100 * float(np.nan_to_num(pca.explained_variance_ratio_).sum())
+            return points, f"Map of the images (PCA, {share:.0f} % of the variance)"
+        case "tsne":
+            perplexity = min(30.0, (len(embeddings) - 1) / 3)
+            tsne = TSNE(perplexity=max(perplexity, 0.3), init="pca", random_state=seed)
+            return tsne.fit_transform(embeddings), "Map of the images (t-SNE)"
+        case _:
+            assert_never(projection)
+
+
+def _label_probabilities(evaluation: Evaluation) -> Floats:
+    return evaluation.probabilities[np.arange(len(evaluation.labels)), evaluation.labels]
+
+
+def _picture_figure(
+    evaluation: Evaluation,
+    chosen: NDArray[np.int64],
+    title: str,
+    root: Path | None,
+    theme: ThemeName,
+) -> Figure:
+    columns = min(COLUMNS, max(1, len(chosen)))
+    rows = max(1, math.ceil(len(chosen) / columns))
+    figure, axes = new_axes(theme, 1.75 * columns, 0.5 + 2.2 * rows, rows=rows, columns=columns)
+    figure.suptitle(title, color=THEMES[theme].text, fontsize=12)
+    names = display_names(evaluation.class_names, limit=16)
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for ax, index in zip(axes, chosen, strict=False):
+        _picture(ax, evaluation, int(index), names, root, theme)
+    if len(chosen) == 0:
+        axes[0].text(0.5, 0.5, "none", ha="center", color=THEMES[theme].text)
+    return figure
+
+
+def _picture(
+    ax: Axes,
+    evaluation: Evaluation,
+    index: int,
+    names: list[str],
+    root: Path | None,
+    theme: ThemeName,
+) -> None:
+    colours = THEMES[theme]
+    pixels = read_thumbnail(locate(evaluation.paths[index], root))
+    if pixels is None:
+        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        ax.text(0.5, 0.5, "no picture", ha="center", va="center", color=colours.muted, fontsize=8)
+    else:
+        ax.imshow(pixels)
+    label, prediction = evaluation.labels[index], evaluation.predictions[index]
+    ax.set_title(
+        f"label: {names[label]}\nanswer: {names[prediction]}\n"
+        f"{100 * evaluation.confidences[index]:.0f} % sure",
+        fontsize=7.5,
+        color=colours.text if label == prediction else colours.orange,
+        fontfamily=font_families(),
+    )
+
+
+def _name_middles(
+    ax: Axes, points: Floats, labels: Integers, names: list[str], theme: ThemeName
+) -> None:
+    """Names at the middle of their class, where they do not cover the name of another."""
+    colours = THEMES[theme]
+    room = np.ptp(points, axis=0) * (0.16, 0.035)  # what a name takes, roughly
+    placed: list[Floats] = []
+    for index in np.unique(labels):
+        middle = np.median(points[labels == index], axis=0)
+        if any((np.abs(middle - other) < room).all() for other in placed):
+            continue
+        placed.append(middle)
+        x, y = middle
+        ax.text(
+            x,
+            y,
+            names[index],
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=colours.text,
+            fontfamily=font_families(),
+            bbox={"facecolor": colours.background, "alpha": 0.6, "edgecolor": "none", "pad": 0.8},
+        )

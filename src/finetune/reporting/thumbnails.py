@@ -1,0 +1,61 @@
+"""Small pictures of bounded size, for galleries."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from finetune.data.images import decode_image
+from finetune.errors import ImageError
+
+SIDE = 128  # pixels of the square
+
+
+def read_thumbnail(path: str | Path, *, side: int = SIDE) -> NDArray[np.uint8] | None:
+    """The upright centre square of a picture, ``(side, side, 3)``, or None if it cannot be read."""
+    try:
+        pixels = decode_image(path, short_side=side).permute(1, 2, 0).numpy()
+    except (ImageError, OSError, ValueError):
+        return None
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = Image.fromarray(pixels[top : top + short, left : left + short])
+    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def data_uri(pixels: NDArray[np.uint8], *, quality: int = 60) -> str:
+    """Pixels ``(H, W, 3)`` as a WebP picture inside an address."""
+    raw = io.BytesIO()
+    Image.fromarray(pixels).save(raw, "WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(raw.getvalue()).decode("ascii")
+
+
+def thumbnail_uris(
+    paths: Iterable[str], *, root: Path | None = None, budget: int
+) -> dict[str, str]:
+    """Pictures by path, first come first served, until ``budget`` bytes are full.
+
+    Relative paths are looked up below ``root``. Pictures that cannot be read are left out.
+    """
+    uris: dict[str, str] = {}
+    spent = 0
+    for path in dict.fromkeys(paths):
+        if spent >= budget:
+            break
+        pixels = read_thumbnail(locate(path, root))
+        if pixels is not None:
+            uris[path] = data_uri(pixels)
+            spent += len(uris[path])
+    return uris
+
+
+def locate(path: str, root: Path | None) -> Path:
+    """Where a picture lies: as named, or below ``root`` if the name is relative."""
+    return Path(path) if root is None or Path(path).is_absolute() else root / path

@@ -1,0 +1,69 @@
+"""Label triage against cleanlab, and on labels that were made wrong on purpose."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+
+from finetune.reporting.evaluation import evaluate
+from finetune.reporting.triage import label_quality, rank_suspects, write_suspects, wrong_labels
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5), st.integers(20, 80))
+def test_equal_to_cleanlab(seed: int, n_classes: int, n_images: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.r_[np.arange(n_classes), rng.integers(0, n_classes, n_images - n_classes)]
+    logits = rng.normal(size=(n_images, n_classes))
+    logits[np.arange(n_images), labels] += 1.5
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = find_label_issues(
+        labels, probabilities, filter_by="confident_learning", n_jobs=1, min_examples_per_class=0
+    )
+    np.testing.assert_array_equal(wrong_labels(labels, probabilities), expected)
+    scores = get_label_quality_scores(labels, probabilities, method="normalized_margin")
+    np.testing.assert_allclose(label_quality(labels, probabilities), scores)
+
+
+def test_labels_made_wrong_are_found_first() -> None:
+    features, truth = load_digits(return_X_y=True)
+    features, truth = features[:600] / 16, truth[:600]
+    rng = np.random.default_rng(0)
+    spoiled = rng.choice(600, 15, replace=False)
+    labels = truth.copy()
+    labels[spoiled] = (truth[spoiled] + rng.integers(1, 10, 15)) % 10
+    probabilities = cross_val_predict(
+        LogisticRegression(), features, labels, cv=4, method="predict_proba"
+    )
+    evaluation = evaluate(labels, probabilities, [str(i) for i in range(10)])
+    suspects = rank_suspects(evaluation)
+    assert len(suspects) == 600
+    first = suspects[:15]
+    assert len({s.index for s in first} & set(spoiled)) >= 10
+    assert all(s.suspected for s in first)
+    right = [s.suggested == str(truth[s.index]) for s in first if s.index in spoiled]
+    assert np.mean(right) > 0.9
+    assert [s.quality for s in first] == sorted(s.quality for s in first)
+
+
+def test_a_class_without_images_and_a_single_image_are_survived() -> None:
+    evaluation = evaluate([0], [[0.2, 0.8, 0.0]], ["a", "b", "c"])
+    (only,) = rank_suspects(evaluation)
+    assert (only.suggested, only.suspected) == ("b", False)
+
+
+def test_the_list_can_be_written(tmp_path: Path) -> None:
+    evaluation = evaluate([0, 1], [[0.1, 0.9], [0.2, 0.8]], ['say "a"', "b"], ["x,1", "y"])
+    write_suspects(tmp_path / "s.csv", rank_suspects(evaluation, limit=1))
+    with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["path"], row["label"], row["suggested"]) == ("x,1", 'say "a"', "b")
+    assert float(row["quality"]) == pytest.approx(0.1)
