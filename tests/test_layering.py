@@ -10,12 +10,13 @@ PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 
 ALLOWED = {
     "errors": set(),
+    "answer_files": {"errors"},
     "preprocessing": set(),
     "data": {"errors", "preprocessing"},
     "networks": {"errors", "preprocessing"},
     "training": {"errors", "preprocessing", "networks"},
     "combining": {"errors", "preprocessing", "networks", "training"},
-    "prediction": {"errors", "preprocessing", "data", "training", "combining"},
+    "prediction": {"answer_files", "errors", "preprocessing", "data", "training", "combining"},
     "reporting": {"errors", "preprocessing", "data", "training", "combining", "prediction"},
     "export": {"errors", "preprocessing", "training", "combining"},
 }

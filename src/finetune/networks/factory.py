@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import timm
@@ -125,6 +126,28 @@ def preprocessing_of(
 def network_names(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """Names of backbones and baselines that match a shell pattern, in natural order."""
     return timm.list_models(pattern, pretrained=pretrained)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """What a list of networks shows of one."""
+
+    parameters: int
+    image_size: int
+    pretrained: bool
+
+
+def network_facts(name: str) -> NetworkFacts:
+    """Parameters with the published final layer, image size, and whether weights exist."""
+    check_name(name)
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    config = network.pretrained_cfg
+    return NetworkFacts(
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        image_size=config["input_size"][-1],
+        pretrained=bool(config.get("hf_hub_id") or config.get("url")),
+    )
 
 
 def check_name(name: str) -> None:

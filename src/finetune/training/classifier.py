@@ -163,7 +163,8 @@ class ImageClassifier(LightningModule):
     def on_fit_start(self) -> None:
         """Weigh the classes by the training images, now that they are known."""
         if self.hparams["class_weights"] == "balanced":
-            counts = torch.tensor(self.trainer.datamodule.class_counts("train"))  # type: ignore[attr-defined]
+            by_class = self.trainer.datamodule.class_counts("train")  # type: ignore[attr-defined]
+            counts = torch.tensor(list(by_class.values()))
             weights = counts.sum() / (len(counts) * counts.clamp(min=1))
             self.loss.weight = weights.to(self.device, self.mean.dtype)
 

@@ -69,3 +69,10 @@ def classification_metrics(num_classes: int, *, prefix: str = "") -> MetricColle
             num_classes, average="micro", top_k=TOP_K, validate_args=False
         )
     return MetricCollection(dict(metrics), prefix=prefix)
+
+
+def figures_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """All metrics of logits ``(N, C)`` against labels ``(N,)`` as plain numbers."""
+    metrics = classification_metrics(logits.shape[1])
+    metrics.update(logits, labels)
+    return {name: float(value) for name, value in metrics.compute().items()}

@@ -1,0 +1,86 @@
+"""The ``finetune`` command: a thin list of verbs, quick because nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from finetune.errors import FinetuneError, UsageError
+
+VERBS = {
+    "fit": "fine-tune a classifier on a folder of pictures",
+    "validate": "judge a checkpoint on the validation images",
+    "test": "judge a checkpoint on the test images, with a report",
+    "predict": "name the class of pictures, into CSV, Parquet or JSON lines",
+    "models": "list the backbones and baselines that can be named",
+    "check": "find what is wrong with a folder of pictures",
+    "split": "write a split of a folder, or folds, into a CSV manifest",
+    "inspect": "show a network's layers, receptive fields, parameters and filters",
+    "average": "average the weights of several checkpoints into one",
+    "ensemble": "combine the answers of several checkpoints in one file",
+    "calibrate": "fit temperature, reject threshold and prediction sets",
+    "report": "write one HTML page about runs, checkpoints or predictions",
+    "compare": "a leaderboard of runs that says which differences are real",
+    "explain": "show where in a picture the answer comes from",
+    "sample": "write the embedded sample folder of photographs",
+}
+OK, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code.
+
+    Returns:
+        0 done; 1 failed, or ``check`` found something; 2 a wrong call; 130 stopped by Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return OK
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("finetune"))
+        return OK
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            raise UsageError(_unknown(verb))
+        return int(import_module(f"finetune.commands.{verb}").main(rest))
+    except FinetuneError as error:
+        if debug:
+            raise
+        print(f"finetune: {error}", file=sys.stderr)
+        return WRONG_CALL if isinstance(error, UsageError) else FAILED
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print("finetune: stopped; the last checkpoint is kept.", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:  # parsers of arguments end this way, after their own message
+        return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
+
+
+def _unknown(verb: str) -> str:
+    nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]}?" if nearest else "see finetune --help."
+    return f"Expected a verb ({', '.join(VERBS)}), found {verb!r}; {hint}"
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        "usage: finetune VERB [OPTIONS]\n\n"
+        "Fine-tune image classifiers on small folders of pictures, and combine them.\n\n"
+        f"{verbs}\n\n"
+        "  finetune fit --data.root DIR            where DIR holds one folder of pictures a class\n"
+        "  finetune VERB --help                    the options of a verb\n"
+        "  finetune VERB ... --debug               the whole traceback where something fails"
+    )

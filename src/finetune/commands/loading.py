@@ -1,0 +1,17 @@
+"""Open whatever kind of checkpoint a verb was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def load_answerer(path: str | Path) -> Any:
+    """A classifier or an ensemble in ``eval`` mode, ready for :func:`finetune.predict`.
+
+    Raises:
+        CheckpointError: the file is no checkpoint of ours.
+    """
+    from finetune.training.classifier import ImageClassifier
+
+    return ImageClassifier.from_checkpoint(path)

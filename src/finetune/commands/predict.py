@@ -1,0 +1,109 @@
+"""``finetune predict``: a checkpoint and pictures in, a table of answers out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.commands.parsing import Parser
+from finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def main(arguments: list[str]) -> int:
+    """Print the answers, or write them to ``--output`` as they come."""
+    options = _parser().parse_args(arguments)
+    if options.topk < 1 or options.batch_size < 1:
+        raise UsageError("Expected --topk and --batch-size of at least 1; give larger numbers.")
+    pictures = _from_standard_input(options.pictures)
+    if options.output is not None:
+        from finetune.answer_files import format_of
+
+        format_of(options.output)
+
+    from lightning import Trainer
+
+    from finetune.answer_files import open_answer_file
+    from finetune.commands.loading import load_answerer
+    from finetune.commands.trainer import on_terminal, quiet_libraries
+    from finetune.prediction import answer_row, find_pictures, predict
+
+    quiet_libraries()
+    files = find_pictures(pictures)
+    answerer = load_answerer(options.checkpoint)
+    trainer = Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        precision=options.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=options.output is not None and on_terminal(),
+    )
+    class_names = tuple(answerer.class_names)
+    with ExitStack() as stack:
+        write: Callable[[dict[str, Any]], None] = _print
+        if options.output is not None and trainer.is_global_zero and trainer.world_size == 1:
+            write = stack.enter_context(open_answer_file(options.output))
+
+        def on_answer(path: Path, probabilities: Tensor) -> None:
+            write(answer_row(path, probabilities, class_names, top_k=options.topk))
+
+        one_process = trainer.world_size == 1
+        predictions = predict(
+            answerer,
+            files,
+            batch_size=options.batch_size,
+            on_bad_image=options.on_bad_image,
+            trainer=trainer,
+            on_answer=on_answer if one_process else None,
+        )
+    if not one_process and trainer.is_global_zero:
+        with ExitStack() as stack:
+            if options.output is not None:
+                write = stack.enter_context(open_answer_file(options.output))
+            for row in predictions.rows(top_k=options.topk):
+                write(row)
+    for path, reason in predictions.skipped:
+        print(f"left out {path}: {reason}", file=sys.stderr)
+    if options.output is not None and trainer.is_global_zero:
+        print(f"{len(predictions)} pictures answered in {options.output}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="finetune predict", description=__doc__)
+    parser.add_argument("checkpoint", help="a .ckpt file: classifier, average or ensemble")
+    parser.add_argument(
+        "pictures", nargs="+", help="files, folders, glob patterns; - reads names from a pipe"
+    )
+    parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
+    parser.add_argument("--topk", type=int, default=1, help="how many classes to name")
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures a batch")
+    parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error")
+    parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... as Lightning says")
+    parser.add_argument("--devices", default="auto", help="how many, or which")
+    parser.add_argument("--precision", default="32-true", help="such as 16-mixed or bf16-mixed")
+    return parser
+
+
+def _from_standard_input(pictures: list[str]) -> list[str]:
+    if "-" not in pictures:
+        return pictures
+    listed = [line.strip() for line in sys.stdin if line.strip()]
+    return [name for name in pictures if name != "-"] + listed
+
+
+def _print(row: dict[str, Any]) -> None:
+    ranks = [""] + [f"_{rank}" for rank in range(2, len(row))]
+    named = [
+        f"{row[f'prediction{rank}']} {row[f'confidence{rank}']:.3f}"
+        for rank in ranks
+        if f"prediction{rank}" in row
+    ]
+    print(f"{row['path']}  {'  '.join(named)}", flush=True)

@@ -1,0 +1,88 @@
+"""Run folders: every run gets a new one, ``runs/<name>-<n>``, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UsageError
+
+# Processes that Lightning starts for distributed training run the command again: they must not
+# open a run folder of their own.
+INHERITED = "FINETUNE_RUN_FOLDER"
+
+
+def new_run_folder(runs: Path, name: str) -> Path:
+    """Create the next free ``<runs>/<name>-<n>``, also when several processes ask at once."""
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UsageError(f"Expected a plain run name, found {name!r}; leave out slashes and dots.")
+    if INHERITED in os.environ and "LOCAL_RANK" in os.environ:
+        return Path(os.environ[INHERITED])
+    runs.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = runs / f"{name}-{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        os.environ[INHERITED] = str(folder.absolute())
+        return folder
+    raise AssertionError("count() does not end")
+
+
+def link_latest(folder: Path) -> None:
+    """Point ``runs/latest`` at the folder, where the file system has links."""
+    link = folder.parent / "latest"
+    beside = folder.parent / f".latest-{os.getpid()}"
+    try:
+        beside.symlink_to(folder.name, target_is_directory=True)
+        beside.replace(link)
+    except OSError:  # Windows without the right to make links; the printed path still tells
+        beside.unlink(missing_ok=True)
+
+
+def run_folder_of(checkpoint: str | Path) -> Path | None:
+    """The run folder that a checkpoint lies in, if it lies in one."""
+    parent = Path(checkpoint).absolute().parent
+    if parent.name == "checkpoints" and (parent.parent / "config.yaml").is_file():
+        return parent.parent
+    return None
+
+
+def write_metrics(folder: Path, stage: str, figures: Mapping[str, float]) -> None:
+    """Put the figures of one stage into ``metrics.json``, beside those of the others."""
+    path = folder / "metrics.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    write_text(path, json.dumps({**known, stage: dict(figures)}, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename: readers see the old file or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+CONTENTS = {
+    "checkpoints/best.ckpt": "the best epoch; needs nothing else",
+    "checkpoints/last.ckpt": "the last epoch; a fit can be resumed from it",
+    "config.yaml": "every setting; finetune fit --config makes the same run again",
+    "split.csv": "which image went into train, val or test",
+    "bad_images.csv": "files that were left out, with the reason",
+    "metrics.csv": "the figures of every epoch",
+    "metrics.json": "the final figures",
+    "batch.png": "a batch as the network sees it",
+    "report/index.html": "the report page",
+    "predictions.csv": "the answer for every test image",
+}
+
+
+def contents(folder: Path) -> Iterator[tuple[Path, str]]:
+    """What lies in a run folder, with a word about each file."""
+    for name, meaning in CONTENTS.items():
+        if (folder / name).exists():
+            yield folder / name, meaning

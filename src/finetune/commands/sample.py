@@ -1,0 +1,18 @@
+"""``finetune sample``: write the embedded sample folder of photographs."""
+
+from __future__ import annotations
+
+from finetune.commands.parsing import Parser
+
+
+def main(arguments: list[str]) -> int:
+    """Write ``DIR/train|val|test/<material>/*.png``."""
+    parser = Parser(prog="finetune sample", description=__doc__)
+    parser.add_argument("folder", help="a new folder")
+    options = parser.parse_args(arguments)
+
+    from finetune.data.sample import write_sample
+
+    write_sample(options.folder)
+    print(f"the sample folder lies in {options.folder}")
+    return 0

@@ -1,0 +1,8 @@
+"""``finetune test``: judge a checkpoint on the test images."""
+
+from finetune.commands.evaluation import evaluate_checkpoint
+
+
+def main(arguments: list[str]) -> int:
+    """Needs ``--ckpt_path`` and ``--data.root``; the checkpoint decides the rest."""
+    return evaluate_checkpoint("test", arguments)

@@ -1,0 +1,195 @@
+"""fit, validate and test: Lightning's command line around one classifier and one folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from typing_extensions import override
+
+from finetune.commands.parsing import explain
+from finetune.data.datamodule import ImageFolderDataModule
+from finetune.errors import FinetuneError, UsageError
+from finetune.training.checkpoints import Checkpoint, read_checkpoint
+from finetune.training.classifier import ImageClassifier
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    # Nothing is logged by the step, so that no step waits for the device.
+    "log_every_n_steps": 1,
+}
+
+
+class OneLineParser(LightningArgumentParser):
+    """Lightning's parser, with errors in one line instead of behind the whole usage."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        cause: BaseException | None = ex
+        while cause is not None:  # an error of ours that the parser wrapped keeps its own words
+            if isinstance(cause, FinetuneError):
+                raise cause
+            cause = cause.__cause__ or cause.__context__
+        raise UsageError(explain(message, self.prog, self._option_string_actions)) from ex
+
+
+class FinetuneCLI(LightningCLI):
+    """Parses and builds classifier, data and trainer of one verb; runs nothing.
+
+    With ``--ckpt_path`` the checkpoint's settings are the defaults, and options given beside it
+    win; the classes come from the data only in ``fit``.
+    """
+
+    datamodule: ImageFolderDataModule
+    model: ImageClassifier
+    trainer: Trainer
+
+    def __init__(self, verb: str, arguments: Sequence[str]) -> None:
+        self.verb = verb
+        self.checkpoint: Checkpoint | None = None
+        super().__init__(
+            ImageClassifier,
+            ImageFolderDataModule,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            parser_class=OneLineParser,
+            parser_kwargs={"allow_abbrev": False, "prog": f"finetune {verb}"},
+            args=list(arguments),
+            run=False,
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        purpose = "resume from" if self.verb == "fit" else "judge"
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help=f"Checkpoint to {purpose}."
+        )
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        if self.verb == "fit":
+            parser.add_argument(
+                "--monitor",
+                type=str,
+                default="val/nll",
+                help="Figure that picks the best epoch: val/nll, val/loss, val/accuracy, ...",
+            )
+            # Elsewhere the checkpoint decides the classes.
+            parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        path = _checkpoint_path(args)
+        if path is not None:
+            self.checkpoint = read_checkpoint(path)
+            parser.set_defaults(self._defaults(self.checkpoint))
+        elif self.verb != "fit" and not {"-h", "--help"} & set(args):
+            raise UsageError(
+                f"Expected a checkpoint to {self.verb}, found none; "
+                "add --ckpt_path RUN/checkpoints/best.ckpt."
+            )
+        super().parse_arguments(parser, args)
+
+    def _defaults(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        settings = {
+            key: value
+            for key, value in checkpoint.hyper_parameters.items()
+            if self.verb != "fit" or key != "class_names"
+        }
+        # The weights are in the checkpoint: pretrained ones are not fetched again.
+        settings["pretrained"] = False
+        defaults = {f"model.{key}": value for key, value in settings.items()}
+        return defaults | split_defaults(checkpoint)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self.checkpoint is not None:
+            follow_the_fits_split(self.config, self.checkpoint)
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build data and classifier; the trainer waits until there is a run folder."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self.config_init["data"]
+        self.model = self.config_init["model"]
+
+    def build_trainer(self, **settings: Any) -> Trainer:
+        """The trainer that the configuration describes, with some of its settings replaced."""
+        return Trainer(**{**self.config_init["trainer"].as_dict(), **settings})
+
+    def config_yaml(self) -> str:
+        """Every resolved setting, ready for ``--config``."""
+        return str(self.parser.dump(self.config, skip_none=False, skip_link_targets=True))
+
+
+SPLIT_SETTINGS = ("val_fraction", "test_fraction", "seed", "folds", "fold")
+
+
+def split_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How the fit split its images, as defaults of the ``data`` options."""
+    data = checkpoint.details.get("data", {})
+    return {f"data.{key}": data[key] for key in SPLIT_SETTINGS if key in data}
+
+
+def follow_the_fits_split(config: Namespace, checkpoint: Checkpoint) -> None:
+    """On the folder of the fit, its own ``split.csv`` decides: no training image is ever tested."""
+    from finetune.commands.runs import run_folder_of
+
+    fitted_on = checkpoint.details.get("data", {}).get("root")
+    run = run_folder_of(checkpoint.path)
+    if config.data.manifest is not None or run is None or fitted_on is None:
+        return
+    same_folder = Path(fitted_on).absolute() == Path(str(config.data.root)).absolute()
+    if same_folder and (run / "split.csv").is_file():
+        config.data.manifest = str(run / "split.csv")
+
+
+def _checkpoint_path(arguments: Sequence[str]) -> str | None:
+    """``ckpt_path`` from the options or a configuration file, before anything is parsed."""
+    found = None
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, attached = option.partition("=")
+        value = attached or value
+        if name == "--ckpt_path":
+            found = value
+        elif name == "--config" and Path(value).is_file():
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            found = (content.get("ckpt_path") if isinstance(content, dict) else None) or found
+    return found or None
+
+
+def quiet_libraries() -> None:
+    """Leave only what a user can act upon: for the command, never for the library."""
+    import logging
+    import warnings
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for message in (
+        "LightningCLI's args parameter",
+        ".*does not have many workers",
+        ".*treespec, LeafSpec.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def on_terminal() -> bool:
+    """Whether a person watches: then there is a progress bar, else one line an epoch."""
+    return sys.stdout.isatty()
+
+
+def interrupted(trainer: Trainer, model: LightningModule) -> bool:
+    """Whether Ctrl-C ended the trainer's last work."""
+    return str(trainer.state.status) == "interrupted"
