@@ -1,0 +1,50 @@
+"""What all tests share: nothing outside a test's own folder is read or written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Before anything of ours is imported: caches and trackers look these up when they are.
+_HOME = tempfile.mkdtemp(prefix="finetune-tests-")
+os.environ.update(
+    XDG_CACHE_HOME=f"{_HOME}/cache",
+    XDG_DATA_HOME=f"{_HOME}/data",
+    XDG_CONFIG_HOME=f"{_HOME}/config",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+    HF_HUB_OFFLINE="1",
+    MPLBACKEND="Agg",
+)
+
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
+
+
+def write_colour_folder(root: Path, *, images: int = 12, side: int = 48, seed: int = 0) -> Path:
+    """``root/<colour>/<n>.png``: noisy pictures whose class is their colour."""
+    rng = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(images):
+            noise = rng.normal(0, 40, (side, side, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of twelve small pictures; not to be changed."""
+    return write_colour_folder(tmp_path_factory.mktemp("pictures") / "colours")
+
+
+@pytest.fixture(autouse=True)
+def _own_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and outputs land in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FINETUNE_RUN_FOLDER", raising=False)
