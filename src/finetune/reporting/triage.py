@@ -1,13 +1,17 @@
 """Which labels are probably wrong: ranked suspects for a person to look at.
 
-Confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty
-in Dataset Labels"): a class's threshold is the mean probability that images labelled so give it,
-and an image that clears the threshold of another class more clearly than of its own is a suspect.
-It needs *held-out* probabilities, of a test set or of all folds of a cross-validation: a network
-has learned by heart the wrong labels that it was trained on.
+A label can be wrong in two ways. The image shows *another class*: confident learning (Northcutt,
+Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels") takes the
+mean probability that images labelled so give their class as the class's threshold, and suspects an
+image that clears the threshold of another class. Or it shows *no class* at all, a placeholder or a
+scan of a letter: no probability tells that, but its features are far from those of all other images
+(Kuan and Mueller 2022, "Back to the Basics: Revisiting Out-of-Distribution Detection Baselines").
+
+Both need *held-out* answers, of a test set or of all folds of a cross-validation: a network has
+learned by heart the wrong labels that it was trained on.
 
 Equal to cleanlab's ``confident_learning`` filter and ``normalized_margin`` score, which the tests
-compare with; cleanlab itself would bring pandas along for these thirty lines.
+compare with; cleanlab itself would bring pandas along for these few lines.
 """
 
 from __future__ import annotations
@@ -16,12 +20,17 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 
 from finetune.reporting.evaluation import Evaluation
 from finetune.reporting.scores import Floats, Integers
+
+NEIGHBOURS = 10
+Reason = Literal["another class", "no class"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +39,17 @@ class LabelSuspect:
 
     Attributes:
         index: of the image in the evaluation.
-        quality: of the label, in ``[0, 1]``, 0 is the worst.
-        suspected: whether confident learning takes the label for wrong; the other images are
-            only ranked.
+        reason: what puts it at its rank: the probabilities speak for another class, or the image
+            is unlike all others.
+        suggested: the likeliest class but the label; empty if the image seems to be of no class.
+        quality: of the label by the probabilities, in ``[0, 1]``, 0 is the worst.
+        suspected: whether the label is taken for wrong; the other images are only ranked.
     """
 
     index: int
     path: str
     label: str
+    reason: Reason
     suggested: str
     quality: float
     suspected: bool
@@ -70,32 +82,79 @@ def wrong_labels(labels: Integers, probabilities: Floats) -> NDArray[np.bool_]:
     return (confident >= 0) & (confident != labels) & (probabilities.argmax(axis=1) != labels)
 
 
-def rank_suspects(evaluation: Evaluation, limit: int | None = None) -> tuple[LabelSuspect, ...]:
-    """All images, those whose label is most probably wrong first."""
+def strangeness(embeddings: NDArray[np.floating], *, neighbours: int = NEIGHBOURS) -> Floats:
+    """Mean cosine distance of each of ``embeddings (N, D)`` to its nearest others, ``(N,)``."""
+    count = min(neighbours, len(embeddings) - 1)
+    if count < 1:
+        return np.zeros(len(embeddings))
+    nearest = NearestNeighbors(n_neighbors=count, metric="cosine").fit(embeddings)
+    distances, _ = nearest.kneighbors()  # without arguments no image is its own neighbour
+    return np.asarray(distances.mean(axis=1), dtype=np.float64)
+
+
+def far_out(values: Floats) -> NDArray[np.bool_]:
+    """Tukey's outer fence: above the upper quartile by more than three interquartile ranges.
+
+    Distances pile up at the low end, so at least the fence of half that width is asked of the
+    single largest value alone.
+    """
+    low, high = np.quantile(values, [0.25, 0.75])
+    largest = values == values.max()
+    return (values > high + 3 * (high - low)) | (largest & (values > high + 1.5 * (high - low)))
+
+
+def rank_suspects(
+    evaluation: Evaluation,
+    limit: int | None = None,
+    *,
+    embeddings: NDArray[np.floating] | None = None,
+) -> tuple[LabelSuspect, ...]:
+    """All images, those whose label is most probably wrong first.
+
+    With ``embeddings (N, D)``, pooled features of the images, the ranking by probabilities and the
+    ranking by strangeness are merged in turns; without them placeholders can hide in the middle.
+    """
     labels, probabilities = evaluation.labels, evaluation.probabilities
     quality = label_quality(labels, probabilities)
     wrong = wrong_labels(labels, probabilities)
     others = probabilities.copy()
     others[np.arange(len(labels)), labels] = -np.inf
     suggested = others.argmax(axis=1)
-    order = np.lexsort((quality, ~wrong))[:limit]
+    by_label = np.lexsort((quality, ~wrong))
+    ranked: list[tuple[int, Reason]] = [(int(i), "another class") for i in by_label]
+    strange = np.zeros(len(labels), dtype=bool)
+    if embeddings is not None:
+        distances = strangeness(embeddings)
+        strange = far_out(distances)
+        ranked = _in_turns(by_label, np.argsort(-distances, kind="stable"))
     return tuple(
         LabelSuspect(
-            index=int(i),
+            index=i,
             path=evaluation.paths[i],
             label=evaluation.class_names[labels[i]],
-            suggested=evaluation.class_names[suggested[i]],
+            reason=reason,
+            suggested=evaluation.class_names[suggested[i]] if reason == "another class" else "",
             quality=float(quality[i]),
-            suspected=bool(wrong[i]),
+            suspected=bool(wrong[i] if reason == "another class" else strange[i]),
         )
-        for i in order
+        for i, reason in ranked[:limit]
     )
+
+
+def _in_turns(by_label: Integers, by_distance: Integers) -> list[tuple[int, Reason]]:
+    """Each image once, with the list that names it first."""
+    reasons: dict[int, Reason] = {}
+    for one, other in zip(by_label.tolist(), by_distance.tolist(), strict=True):
+        reasons.setdefault(one, "another class")
+        reasons.setdefault(other, "no class")
+    return list(reasons.items())
 
 
 def write_suspects(path: Path, suspects: Sequence[LabelSuspect]) -> None:
     """A CSV to go through by hand: path, label, suggested label, quality of the label."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "suggested", "quality", "suspected"])
+        writer.writerow(["path", "label", "reason", "suggested", "quality", "suspected"])
         for s in suspects:
-            writer.writerow([s.path, s.label, s.suggested, f"{s.quality:.6f}", s.suspected])
+            quality = f"{s.quality:.6f}"
+            writer.writerow([s.path, s.label, s.reason, s.suggested, quality, s.suspected])
