@@ -1,0 +1,88 @@
+import pickle
+from typing import get_args
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
+from finetune.preprocessing import Preprocessing
+
+
+def picture(height: int, width: int, channels: int = 3) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    waves = torch.sin(x / 11) + torch.cos(y / 7)
+    pixels = torch.stack([waves * (k + 1) * 30 + 128 for k in range(channels)])
+    return pixels.clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop_fraction", [0.875, 0.95, 1.0])
+def test_evaluation_agrees_with_timm(interpolation: str, crop_fraction: float) -> None:
+    preprocessing = Preprocessing(
+        image_size=64, crop_fraction=crop_fraction, interpolation=interpolation
+    )
+    reference = timm.data.create_transform(
+        input_size=(3, 64, 64),
+        interpolation=interpolation,
+        crop_pct=crop_fraction,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+    )
+    pixels = picture(120, 200)
+    expected = reference(Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8)))
+    actual = evaluation_transform(preprocessing)(pixels)
+    assert actual.shape == (3, 64, 64)
+    assert (actual - expected).abs().max() < 2.5 / 255
+    assert (actual - expected).abs().mean() < 0.5 / 255
+
+
+@pytest.mark.parametrize("augmentation", get_args(Augmentation))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_view_is_a_float_square_in_the_unit_range(
+    augmentation: Augmentation, channels: int
+) -> None:
+    statistics = (0.5,) * channels
+    transform = training_transform(
+        Preprocessing(image_size=32, mean=statistics, std=statistics), augmentation
+    )
+    torch.manual_seed(0)
+    for height, width in [(50, 70), (20, 20), (33, 400), (3, 300), (1, 1)]:
+        for _ in range(10):
+            view = transform(picture(height, width, channels))
+            assert view.shape == (channels, 32, 32)
+            assert view.dtype == torch.float32
+            assert 0 <= view.min() <= view.max() <= 1
+
+
+def test_stronger_presets_differ_more_from_the_evaluation_view() -> None:
+    preprocessing = Preprocessing(image_size=32, crop_fraction=1.0)
+    image = picture(48, 64)
+    plain = evaluation_transform(preprocessing)(image)
+    torch.manual_seed(0)
+    distances = []
+    for augmentation in get_args(Augmentation):
+        transform = training_transform(preprocessing, augmentation)
+        views = torch.stack([transform(image) for _ in range(200)])
+        distances.append((views - plain).abs().mean().item())
+    assert distances[0] == 0
+    assert distances == sorted(distances)
+
+
+def test_an_absurdly_long_strip_is_not_blown_up() -> None:
+    strip = picture(2, 50_000)
+    view = evaluation_transform(Preprocessing(image_size=64))(strip)
+    # Resizing before cutting would have made a picture of 73 x 1,825,000 pixels.
+    assert view.shape == (3, 64, 64)
+
+
+def test_transforms_can_be_sent_to_workers() -> None:
+    transform = training_transform(Preprocessing(image_size=16), "strong")
+    again = pickle.loads(pickle.dumps(transform))  # noqa: S301
+    torch.manual_seed(1)
+    one = transform(picture(30, 30))
+    torch.manual_seed(1)
+    assert torch.equal(one, again(picture(30, 30)))
