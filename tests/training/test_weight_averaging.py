@@ -124,7 +124,9 @@ def test_validated_saved_and_reloaded_weights_are_the_same(make, tmp_path):
 
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]["layer.weight"]
     assert any(torch.equal(best, validated) for validated in module.validated)
-    trainer.test(module, loader(), ckpt_path="best", weights_only=True, verbose=False)
+    trainer.test(
+        module, loader(), ckpt_path=tmp_path / "best.ckpt", weights_only=True, verbose=False
+    )
     assert torch.equal(module.validated[-1], best)
     assert torch.equal(module.layer.weight, best)
     trainer.validate(module, loader(), verbose=False)
@@ -191,6 +193,6 @@ def test_mistakes_are_told(tmp_path):
         EMA(decay=1.0)
     with pytest.raises(UsageError, match="SWA"):
         SWA(start=1.0)
-    weights_only = ModelCheckpoint(tmp_path, save_weights_only=True)
+    weights_only = ModelCheckpoint(tmp_path, monitor="x", save_weights_only=True)
     with pytest.raises(UsageError, match="save_weights_only"):
         fit(tmp_path, EMA(), weights_only)
