@@ -25,6 +25,7 @@ from finetune.data.transforms import (
     evaluation_transform,
     training_transform,
 )
+from finetune.data.views import SeveralViews
 from finetune.errors import ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
 
@@ -190,9 +191,21 @@ class ImageFolderDataModule(LightningDataModule):
         """All pictures in order, whatever their side."""
         return self._evaluation_loader(self.folder.images)
 
-    def evaluation_dataloader(self, split: Split) -> DataLoader[Any]:
-        """Any split, unshuffled and without augmentation."""
-        return self._evaluation_loader(self._require(split))
+    def evaluation_dataloader(
+        self, split: Split, *, preprocessings: Sequence[Preprocessing] | None = None
+    ) -> DataLoader[Any]:
+        """Any split, unshuffled and without augmentation.
+
+        With ``preprocessings``, the images of a batch are a list with one tensor for each; every
+        picture is decoded once for all of them.
+        """
+        images = self._require(split)
+        if preprocessings is None:
+            return self._evaluation_loader(images)
+        views = SeveralViews(preprocessings)
+        reader = views.reader(max_pixels=self.max_pixels)
+        # A tuple of tensors where the dataset knows one; the default collation takes both.
+        return self._loader(ImageDataset(images, views, reader))  # type: ignore[arg-type]
 
     def write_manifest(self, path: str | os.PathLike[str]) -> None:
         """Write who stands where as a CSV that ``manifest=`` reads back (``split.csv``)."""

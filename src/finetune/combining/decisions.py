@@ -1,0 +1,99 @@
+"""What calibration leaves behind: how a pooled answer becomes probabilities, refusals and sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from finetune.combining.calibration import (
+    RejectRule,
+    TemperatureFit,
+    apply_temperature,
+    fit_reject_rule,
+    fit_temperature,
+    log_of,
+)
+from finetune.combining.conformal import ConformalRule, Score, fit_conformal
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """One temperature, and where asked for a reject rule and prediction sets.
+
+    Sets are built from the probabilities before the temperature: their scores then depend on no
+    calibration picture, and their coverage is exact although all pictures serve both.
+
+    Attributes:
+        fit: the temperature, and the NLL before and after.
+        reject: when to abstain, or None.
+        conformal: how to build sets, or None.
+        reused: whether pictures were used that had picked members: figures flatter then.
+    """
+
+    fit: TemperatureFit
+    reject: RejectRule | None = None
+    conformal: ConformalRule | None = None
+    reused: bool = False
+
+    @property
+    def temperature(self) -> float:
+        """T; above 1 the uncalibrated answers were too sure."""
+        return self.fit.temperature
+
+    def probabilities(self, pooled: Tensor) -> Tensor:
+        """Calibrated probabilities ``(N, C)``; the order of the classes stays."""
+        return apply_temperature(pooled, self.temperature)
+
+    def rejected(self, pooled: Tensor) -> Tensor | None:
+        """Which of the pictures ``(N, C)`` to leave to a human, ``(N,)`` bool; None: no rule."""
+        if self.reject is None:
+            return None
+        confidence = apply_temperature(pooled.double(), self.temperature).amax(dim=-1)
+        return confidence < self.reject.threshold
+
+    def prediction_sets(self, pooled: Tensor) -> Tensor | None:
+        """Membership ``(N, C)`` bool of the classes in each picture's set; None: no rule."""
+        return None if self.conformal is None else self.conformal.sets(pooled)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """The inverse of :meth:`to_dict`."""
+        reject, conformal = values.get("reject"), values.get("conformal")
+        return cls(
+            fit=TemperatureFit(**values["fit"]),
+            reject=None if reject is None else RejectRule(**reject),
+            conformal=None if conformal is None else ConformalRule(**conformal),
+            reused=bool(values.get("reused", False)),
+        )
+
+
+def fit_calibration(
+    pooled: Tensor,
+    labels: Tensor,
+    *,
+    reject_risk: float | None = None,
+    conformal_alpha: float | None = None,
+    score: Score = "thr",
+    reused: bool = False,
+) -> Calibration:
+    """Calibrate pooled probabilities ``(N, C)`` of held-out pictures with labels ``(N,)``.
+
+    Raises:
+        CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
+    """
+    fit = fit_temperature(log_of(pooled), labels)
+    reject = None
+    if reject_risk is not None:
+        calibrated = apply_temperature(pooled.double(), fit.temperature)
+        reject = fit_reject_rule(calibrated, labels, risk=reject_risk)
+    conformal = None
+    if conformal_alpha is not None:
+        conformal = fit_conformal(pooled, labels, alpha=conformal_alpha, score=score)
+    return Calibration(fit, reject, conformal, reused)

@@ -1,0 +1,155 @@
+"""Ensembles on disk: one file of plain values and tensors, read without running code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor
+
+from finetune.combining.decisions import Calibration
+from finetune.combining.members import ClassifierMember, Member, TableMember
+from finetune.errors import CheckpointError
+from finetune.preprocessing import Preprocessing
+from finetune.training.checkpoints import (
+    ENTRY,
+    VERSION,
+    Checkpoint,
+    plain,
+    read_checkpoint,
+    read_content,
+    save_atomically,
+)
+
+if TYPE_CHECKING:
+    from finetune.combining.ensemble import Ensemble
+
+E = TypeVar("E", bound="Ensemble")
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The file itself, or the best checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        best = path / "checkpoints" / "best.ckpt"
+        if not best.is_file():
+            raise CheckpointError(
+                f"Expected checkpoints/best.ckpt in the run folder {path}, found none; "
+                "give a checkpoint file."
+            )
+        return best
+    return path
+
+
+def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
+    """A checkpoint, another ensemble or a predictions CSV as a member.
+
+    Raises:
+        CheckpointError: the file is none of these.
+    """
+    path = checkpoint_file(path)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return TableMember.from_csv(path)
+    entry = read_content(path, mmap=True)[ENTRY]
+    if entry["kind"] == "ensemble":
+        ensemble = load_ensemble(path, ensemble_type)
+        ensemble.name = str(path)
+        return ensemble
+    if entry.get("calibration"):  # its answers are the calibrated ones
+        ensemble = load_ensemble(path, ensemble_type)
+        ensemble.name = str(path)
+        return ensemble
+    return ClassifierMember.from_checkpoint(read_checkpoint(path), str(path))
+
+
+def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
+    """An ensemble's file; a classifier's checkpoint becomes an ensemble of one.
+
+    Raises:
+        CheckpointError: no such file, or a damaged one.
+    """
+    path = checkpoint_file(path)
+    content = read_content(path)
+    entry = content[ENTRY]
+    if entry["kind"] == "classifier":
+        checkpoint = read_checkpoint(path)
+        member = ClassifierMember.from_checkpoint(checkpoint, str(path))
+        calibration = checkpoint.details.get("calibration")
+        return ensemble_type(
+            [member],
+            calibration=Calibration.from_dict(calibration) if calibration else None,
+            roles=checkpoint.details.get("roles"),
+        )
+    try:
+        return _build(entry, content["state_dict"], ensemble_type, path)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"Expected an ensemble in {path}, found the file damaged "
+            f"({type(error).__name__}: {error}); combine the members again."
+        ) from error
+
+
+def save_ensemble(ensemble: Ensemble, path: str | Path) -> None:
+    """Write beside the target, then rename."""
+    # detach, not clone: members that share a backbone share its tensors in the file, too.
+    state_dict = {name: tensor.detach().cpu() for name, tensor in ensemble.state_dict().items()}
+    entry = plain(ensemble.describe())
+    content = {
+        "state_dict": state_dict,
+        "hyper_parameters": {},
+        ENTRY: {"version": VERSION, **entry},
+    }
+    save_atomically(content, path)
+
+
+def _build(
+    entry: Mapping[str, Any], tensors: Mapping[str, Tensor], ensemble_type: type[E], path: Path
+) -> E:
+    members = []
+    for index, described in enumerate(entry["members"]):
+        prefix = f"members.{index}."
+        own = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        members.append(_build_member(described, own, ensemble_type, path))
+    calibration = entry.get("calibration")
+    ensemble = ensemble_type(
+        members,
+        coefficients=entry["coefficients"],
+        pooling=entry["pooling"],
+        class_names=entry["class_names"],
+        calibration=Calibration.from_dict(calibration) if calibration else None,
+        roles=entry.get("roles"),
+    )
+    ensemble.name = str(entry["name"])
+    return ensemble
+
+
+def _build_member(
+    described: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    ensemble_type: type[E],
+    path: Path,
+) -> Member:
+    if described["kind"] == "ensemble":
+        return _build(described, tensors, ensemble_type, path)
+    if described["kind"] == "predictions":
+        return TableMember(
+            described["name"], described["class_names"], described["paths"], tensors["table"]
+        )
+    checkpoint = Checkpoint(
+        path=path,
+        state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},
+        hyper_parameters=dict(described["hyper_parameters"]),
+        class_names=tuple(described["class_names"]),
+        backbone=described["backbone"],
+        preprocessing=Preprocessing.from_dict(described["preprocessing"]),
+    )
+    return ClassifierMember.from_checkpoint(checkpoint, described["name"])

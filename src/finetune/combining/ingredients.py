@@ -1,0 +1,112 @@
+"""Checkpoints to be averaged: surveyed without reading their weights, then read one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from finetune.combining.ensemble_file import checkpoint_file
+from finetune.combining.members import align_classes
+from finetune.combining.sharing import head_names
+from finetune.errors import CheckpointMismatchError
+from finetune.networks.factory import create_network
+from finetune.preprocessing import Preprocessing
+from finetune.training.checkpoints import read_checkpoint, read_content
+
+PREFIX = "network."
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """What a checkpoint says of itself, without its weights."""
+
+    path: Path
+    hyper_parameters: dict[str, Any]
+    class_names: tuple[str, ...]
+    backbone: str
+    preprocessing: Preprocessing
+    details: dict[str, Any]
+    averaged_during_training: bool
+
+    @property
+    def batchnorm(self) -> str:
+        """How it was tuned: ``eval``, ``train`` or ``frozen``."""
+        return str(self.hyper_parameters.get("batchnorm", "eval"))
+
+    @property
+    def roles(self) -> Mapping[str, Sequence[str]]:
+        """Which pictures picked or calibrated before."""
+        return self.details.get("roles") or {}
+
+
+def survey(paths: Sequence[str | Path]) -> list[Ingredient]:
+    """Check that the checkpoints can be averaged at all.
+
+    Raises:
+        CheckpointError: a file that is no classifier's checkpoint.
+        CheckpointMismatchError: none given, or another backbone, other classes, other preprocessing
+            or no weights.
+    """
+    if not paths:
+        raise CheckpointMismatchError("Expected checkpoints to average, found none; name some.")
+    ingredients = [_look_at(checkpoint_file(path)) for path in paths]
+    first = ingredients[0]
+    for other in ingredients[1:]:
+        align_classes(other.class_names, first.class_names, source=str(other.path))
+        for name in ("backbone", "preprocessing"):
+            expected, found = getattr(first, name), getattr(other, name)
+            if expected != found:
+                raise CheckpointMismatchError(
+                    f"Expected {name} {_short(expected)} as in {first.path}, found "
+                    f"{_short(found)} in {other.path}; combine them with `finetune ensemble`."
+                )
+    return ingredients
+
+
+def read_ingredient(ingredient: Ingredient, class_names: Sequence[str]) -> dict[str, Tensor]:
+    """The weights, mapped from the file, with the final layer's rows in the order of the names."""
+    state_dict = read_checkpoint(ingredient.path, mmap=True).state_dict
+    order = align_classes(ingredient.class_names, class_names, source=str(ingredient.path))
+    if order is None:
+        return state_dict
+    network = create_network(
+        ingredient.backbone,
+        len(class_names),
+        in_chans=ingredient.preprocessing.in_chans,
+        image_size=ingredient.hyper_parameters.get("image_size"),
+        **(ingredient.hyper_parameters.get("network_options") or {}),
+    )
+    rows = {PREFIX + name for name in head_names(network)}
+    if not rows:
+        raise CheckpointMismatchError(
+            f"Expected classes in the order {list(class_names)[:5]} in {ingredient.path}, found "
+            f"another, and {ingredient.backbone} has no final layer to reorder; "
+            "combine them with `finetune ensemble`."
+        )
+    return {name: t[order] if name in rows else t for name, t in state_dict.items()}
+
+
+def _look_at(path: Path) -> Ingredient:
+    checkpoint = read_checkpoint(path, mmap=True)
+    if not checkpoint.state_dict:
+        raise CheckpointMismatchError(
+            f"Expected weights in {path}, found none; give a file that `finetune fit` wrote."
+        )
+    return Ingredient(
+        path=path,
+        hyper_parameters=checkpoint.hyper_parameters,
+        class_names=checkpoint.class_names,
+        backbone=checkpoint.backbone,
+        preprocessing=checkpoint.preprocessing,
+        # Tensors of the last validation would keep the whole file mapped.
+        details={key: value for key, value in checkpoint.details.items() if key != "val"},
+        averaged_during_training="current_model_state" in read_content(path, mmap=True),
+    )
+
+
+def _short(value: object) -> str:
+    return str(value)[:120]

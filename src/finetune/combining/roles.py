@@ -1,0 +1,100 @@
+"""Three roles of held-out pictures: ``val`` picks, ``calib`` fits, ``test`` reports.
+
+A figure measured on pictures that chose a member, or fitted a threshold, flatters. So the val
+pictures fall, class by class and by a hash of their content, into a half that picks members and
+coefficients and a half that calibrates; what was used is noted in the file and refused afterwards.
+(The checkpoint of a single fit is chosen on all of val; that choice is not counted here.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from finetune.errors import CalibrationError
+
+Role = Literal["pick", "calibrate"]
+Roles = Mapping[str, Sequence[str]]
+Share = Literal["half", "all"]
+
+SAMPLED_BYTES = 16384  # from either end of a picture
+
+
+def picture_id(path: str | Path) -> str:
+    """A short fingerprint of a picture's content; the same wherever the file is moved to."""
+    path = Path(path)
+    if not path.is_file():
+        return hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(SAMPLED_BYTES)
+        file.seek(max(size - SAMPLED_BYTES, 0))
+        tail = file.read(SAMPLED_BYTES)
+    return hashlib.blake2b(str(size).encode() + head + tail, digest_size=8).hexdigest()
+
+
+def halves(ids: Sequence[str], labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Indexes of the pictures that pick and of those that calibrate; stratified, repeatable.
+
+    The halves depend on the pictures alone, not on their order, and equal pictures stay together
+    wherever that is possible.
+    """
+    order = sorted(range(len(ids)), key=lambda index: (labels[index], ids[index]))
+    pick, calibrate = order[0::2], order[1::2]
+    moved = {ids[index] for index in pick} & {ids[index] for index in calibrate}
+    pick += [index for index in calibrate if ids[index] in moved]
+    return sorted(pick), sorted(index for index in calibrate if ids[index] not in moved)
+
+
+def of_role(ids: Sequence[str], labels: Sequence[int], role: Role, share: Share) -> list[int]:
+    """Indexes of the pictures for a role: its half, or all of them where that is asked for."""
+    if share == "all":
+        return list(range(len(ids)))
+    pick, calibrate = halves(ids, labels)
+    return pick if role == "pick" else calibrate
+
+
+def refuse_reuse(
+    roles: Roles, ids: Iterable[str], purpose: str, *, allow_reuse: bool = False
+) -> bool:
+    """Whether pictures are used again; an error unless that is allowed, and then a warning.
+
+    Args:
+        roles: what was used so far, as kept in a checkpoint.
+        ids: the pictures to be used now.
+        purpose: for example ``"calibrate"`` or ``"test"``; its own earlier use is no reuse.
+        allow_reuse: go on, and say so.
+
+    Raises:
+        CalibrationError: some of the pictures have had another role.
+    """
+    wanted = set(ids)
+    for role, used in roles.items():
+        again = wanted & set(used)
+        if role == purpose or not again:
+            continue
+        message = (
+            f"Expected pictures to {purpose} that had no other role, found {len(again)} of "
+            f"{len(wanted)} that helped to {role}"
+        )
+        if not allow_reuse:
+            raise CalibrationError(f"{message}; use others, or allow reuse knowingly.")
+        warnings.warn(f"{message}; the figures will flatter.", stacklevel=3)
+        return True
+    return False
+
+
+def with_role(roles: Roles, role: Role, ids: Iterable[str]) -> dict[str, list[str]]:
+    """The roles with further pictures, as plain lists for a checkpoint."""
+    noted = {name: list(used) for name, used in roles.items()}
+    noted[role] = sorted({*noted.get(role, ()), *ids})
+    return noted
+
+
+def file_fingerprint(path: str | os.PathLike[str]) -> str:
+    """Like :func:`picture_id`, for a checkpoint's provenance."""
+    return picture_id(Path(path))

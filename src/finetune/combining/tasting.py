@@ -1,0 +1,140 @@
+"""Averaged weights judged on held-out pictures, one network for all of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.combining.batchnorm import reestimate_batchnorm
+from finetune.combining.held_out import held_out_pictures
+from finetune.combining.ingredients import Ingredient
+from finetune.combining.roles import Share, of_role
+from finetune.combining.selection import Metric, held_out_loss
+from finetune.errors import UsageError
+from finetune.training.classifier import ImageClassifier
+
+# Decoded pictures up to this size are kept between one judgement and the next.
+KEPT_BYTES = 2**29
+
+# A loss half-way that is this much above the worse end, in nats, is no common basin.
+BARRIER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Figures on the picking pictures.
+
+    Attributes:
+        nll: in nats.
+        accuracy: in [0, 1].
+        loss: what decides, lower is better: the NLL, ``1 - accuracy`` or the Brier score.
+    """
+
+    nll: float
+    accuracy: float
+    loss: float
+
+    @property
+    def sort_key(self) -> tuple[float, float]:
+        """Lower is better; equal losses are ordered by the NLL."""
+        return self.loss, self.nll
+
+    def no_worse_than(self, other: Score) -> bool:
+        """Ties are accepted."""
+        return self.loss <= other.loss
+
+
+class Taster:
+    """Judges state dicts of one architecture on the same held-out pictures.
+
+    Raises:
+        UsageError: there are no held-out pictures.
+    """
+
+    def __init__(
+        self, ingredient: Ingredient, datamodule: Any, metric: Metric, share: Share, split: str
+    ) -> None:
+        self.classifier = ImageClassifier(
+            **{**ingredient.hyper_parameters, "pretrained": False}
+        ).eval()
+        self.datamodule, self.metric, self.split = datamodule, metric, split
+        self.pictures = held_out_pictures(datamodule, split, ingredient.class_names)
+        self.rows = of_role(self.pictures.ids, self.pictures.labels.tolist(), "pick", share)
+        if not self.rows:
+            raise UsageError(
+                f"Expected held-out {split} pictures to judge by, found none; "
+                "set a val_fraction above 0."
+            )
+        self.ids = [self.pictures.ids[row] for row in self.rows]
+        side = ingredient.preprocessing.image_size
+        size = 4 * len(self.pictures.paths) * ingredient.preprocessing.in_chans * side**2
+        self._kept: list[Tensor] | None = [] if size <= KEPT_BYTES else None
+
+    def taste(self, state_dict: Mapping[str, Tensor]) -> Score:
+        """The score of these weights on the picking pictures."""
+        logits, labels = self._logits(state_dict)[self.rows], self.pictures.labels[self.rows]
+        probabilities = logits.double().softmax(dim=-1)
+        return Score(
+            nll=held_out_loss(probabilities, labels, "nll"),
+            accuracy=1 - held_out_loss(probabilities, labels, "accuracy"),
+            loss=held_out_loss(probabilities, labels, self.metric),
+        )
+
+    def answers(self, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Logits, labels and paths of all held-out pictures, as a fit keeps them."""
+        return {
+            "logits": self._logits(state_dict),
+            "labels": self.pictures.labels,
+            "paths": list(self.pictures.paths),
+        }
+
+    def reestimated(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same weights with batch-norm statistics of the training pictures."""
+        self.classifier.load_state_dict(dict(state_dict))
+        loader = self.datamodule.evaluation_dataloader(
+            "train", preprocessings=(self.classifier.preprocessing,)
+        )
+        reestimate_batchnorm(self.classifier, (views[0] for views, _ in loader))
+        return {name: tensor.clone() for name, tensor in self.classifier.state_dict().items()}
+
+    def _logits(self, state_dict: Mapping[str, Tensor]) -> Tensor:
+        self.classifier.load_state_dict(dict(state_dict))
+        with torch.no_grad():
+            return torch.cat([self.classifier(images).float() for images in self._batches()])
+
+    def _batches(self) -> Iterator[Tensor]:
+        if self._kept:
+            yield from self._kept
+            return
+        loader = self.datamodule.evaluation_dataloader(
+            self.split, preprocessings=(self.classifier.preprocessing,)
+        )
+        for views, _ in loader:
+            if self._kept is not None:
+                self._kept.append(views[0])
+            yield views[0]
+
+
+def warn_of_barrier(
+    half_way: Score | None, first: Score, second: Score, names: tuple[str, str]
+) -> None:
+    """Warn when the loss half-way between two members lies above both ends.
+
+    Fits from one starting point share a basin; fits from different initial heads or from scratch
+    usually do not, and their average is worth nothing.
+    """
+    if half_way is None:
+        return
+    worse = max(first.nll, second.nll)
+    if half_way.nll > worse + BARRIER:
+        warnings.warn(
+            f"Half-way between {names[0]} and {names[1]} the held-out loss is "
+            f"{half_way.nll:.3f}, above {worse:.3f} at the worse end: they do not share a basin; "
+            "combine them with `finetune ensemble`, or fit them from one common head.",
+            stacklevel=4,
+        )
