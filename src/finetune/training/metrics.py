@@ -8,7 +8,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
-    MulticlassF1Score,
+    MulticlassConfusionMatrix,
 )
 
 TOP_K = 5
@@ -38,6 +38,29 @@ class NegativeLogLikelihood(Metric):
         return (self.total / self.count).float()
 
 
+class BalancedAccuracy(MulticlassConfusionMatrix):
+    """Mean recall of the classes that have images, as scikit-learn's ``balanced_accuracy_score``.
+
+    torchmetrics' macro accuracy also counts, as 0, a class without images once it is predicted.
+    """
+
+    def compute(self) -> Tensor:
+        """The mean over classes with at least one image."""
+        confusion = super().compute().float()
+        images = confusion.sum(dim=1)
+        return (confusion.diagonal() / images)[images > 0].mean()
+
+
+class MacroF1(MulticlassConfusionMatrix):
+    """Mean F1 of the classes that have images."""
+
+    def compute(self) -> Tensor:
+        """The mean over classes with at least one image."""
+        confusion = super().compute().float()
+        images, predicted = confusion.sum(dim=1), confusion.sum(dim=0)
+        return (2 * confusion.diagonal() / (images + predicted))[images > 0].mean()
+
+
 class ExpectedCalibrationError(MulticlassCalibrationError):
     """Calibration error over 15 bins (Guo et al. 2017) from logits.
 
@@ -54,13 +77,13 @@ class ExpectedCalibrationError(MulticlassCalibrationError):
 def classification_metrics(num_classes: int, *, prefix: str = "") -> MetricCollection:
     """Accuracy, balanced accuracy, macro-F1, NLL, calibration error; top-5 from 11 classes on.
 
-    Every metric takes logits ``(B, C)`` and hard labels ``(B,)``. Classes without any image count
-    neither for balanced accuracy nor for macro-F1.
+    Every metric takes logits ``(B, C)`` and hard labels ``(B,)``. Balanced accuracy and macro-F1
+    are means over the classes that have images.
     """
     metrics: dict[str, Metric] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-        "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
-        "macro_f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+        "balanced_accuracy": BalancedAccuracy(num_classes, validate_args=False),
+        "macro_f1": MacroF1(num_classes, validate_args=False),
         "nll": NegativeLogLikelihood(),
         "calibration_error": ExpectedCalibrationError(num_classes, n_bins=15, validate_args=False),
     }
@@ -68,7 +91,9 @@ def classification_metrics(num_classes: int, *, prefix: str = "") -> MetricColle
         metrics[f"top{TOP_K}_accuracy"] = MulticlassAccuracy(
             num_classes, average="micro", top_k=TOP_K, validate_args=False
         )
-    return MetricCollection(dict(metrics), prefix=prefix)
+    # Groups are found by equal states after the first batch: one of a single image would merge
+    # metrics that differ.
+    return MetricCollection(dict(metrics), prefix=prefix, compute_groups=False)
 
 
 def figures_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
