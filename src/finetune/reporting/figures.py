@@ -181,11 +181,12 @@ def per_class_figure(evaluation: Evaluation, *, theme: ThemeName = "light") -> F
         title=f"Recall and precision, {count if len(worst) < len(with_images) else 'by class'}",
     )
     ax.grid(axis="x", color=THEMES[theme].grid, linewidth=0.7)
-    legend = figure.legend(
-        loc="outside lower center", ncols=2, frameon=False, labelcolor=THEMES[theme].text
-    )
-    legend.set_in_layout(True)
+    _legend_below(figure, theme)
     return figure
+
+
+def _legend_below(figure: Figure, theme: ThemeName) -> None:
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, labelcolor=THEMES[theme].text)
 
 
 def _class_row(ax: Axes, row: int, scores: ClassScores, theme: ThemeName, *, label: bool) -> None:
@@ -239,8 +240,9 @@ def class_balance_figure(
         set_names(ax.yaxis, positions.tolist(), display_names(order))
         ax.set_ylim(len(order) - 0.4, -0.6)
         ax.set_xlabel("images")
-    ax.set_title("Class balance")
-    add_legend(ax, theme, loc="best")
+    ax.set_title(f"Class balance ({', '.join(counts)})")
+    if len(counts) > 1:
+        _legend_below(figure, theme)
     return figure
 
 

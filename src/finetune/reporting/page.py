@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from finetune.reporting.comparison import Leaderboard
 from finetune.reporting.evaluation import Evaluation, Interval
@@ -46,6 +48,7 @@ class PageSection:
 
     Attributes:
         root: folder that relative paths of images start from.
+        embeddings: pooled features ``(N, D)``, with which pictures of no class are found.
         settings, environment: nested mappings of plain values.
         findings: objects with ``path``, ``problem`` and ``remedy``.
     """
@@ -54,6 +57,7 @@ class PageSection:
     evaluation: Evaluation
     figures: Sequence[PageFigure] = ()
     root: Path | None = None
+    embeddings: NDArray[np.floating] | None = None
     settings: Mapping[str, Any] | None = None
     findings: Sequence[Any] | None = None
     environment: Mapping[str, Any] | None = None
@@ -135,11 +139,12 @@ def _png_uri(content: bytes) -> str:
 
 def _section(section: PageSection, budget: int) -> dict[str, Any]:
     evaluation = section.evaluation
-    suspects = [s for s in rank_suspects(evaluation, MAX_SUSPECTS) if s.suspected]
+    ranked = rank_suspects(evaluation, MAX_SUSPECTS, embeddings=section.embeddings)
+    suspects = [s for s in ranked if s.suspected]
     chosen = most_confident_errors(evaluation, MAX_ERRORS).tolist()
     wanted = [*(s.path for s in suspects), *(evaluation.paths[i] for i in chosen)]
     uris = thumbnail_uris(wanted, root=section.root, budget=budget)
-    errors = [_error(evaluation, index, uris) for index in chosen]
+    errors = [_error(evaluation, index, uris, section.root) for index in chosen]
     return {
         "title": section.title,
         "evaluation": evaluation,
@@ -151,19 +156,20 @@ def _section(section: PageSection, budget: int) -> dict[str, Any]:
         "n_errors": int((evaluation.predictions != evaluation.labels).sum()),
         "error_labels": _choices(errors, "label"),
         "error_predictions": _choices(errors, "prediction"),
-        "suspects": suspects,
-        "uris": uris,
+        "suspects": [(s, _shown_path(s.path, section.root), uris.get(s.path)) for s in suspects],
         "findings": section.findings,
         "settings": list(flatten(section.settings or {})),
         "environment": list(flatten(section.environment or {})),
     }
 
 
-def _error(evaluation: Evaluation, index: int, uris: Mapping[str, str]) -> dict[str, Any]:
+def _error(
+    evaluation: Evaluation, index: int, uris: Mapping[str, str], root: Path | None
+) -> dict[str, Any]:
     label, prediction = int(evaluation.labels[index]), int(evaluation.predictions[index])
     path = evaluation.paths[index]
     return {
-        "path": path,
+        "path": _shown_path(path, root),
         "uri": uris.get(path),
         "label_index": label,
         "label": evaluation.class_names[label],
@@ -257,4 +263,20 @@ def _extra_cells(
     details: Mapping[str, str | float], columns: Sequence[str]
 ) -> list[tuple[str | float, str]]:
     values = [details.get(column, "") for column in columns]
-    return [(v, f"{v:,.6g}" if isinstance(v, (int, float)) else v) for v in values]
+    return [(value, _readable(value)) for value in values]
+
+
+def _readable(value: str | float) -> str:
+    match value:
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+        case _:
+            return value
+
+
+def _shown_path(path: str, root: Path | None) -> str:
+    """The name of an image without the folder that all images lie in."""
+    below = root is not None and Path(path).is_relative_to(root)
+    return str(Path(path).relative_to(root)) if below and root is not None else path

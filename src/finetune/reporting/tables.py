@@ -16,7 +16,7 @@ from finetune.reporting.evaluation import ClassScores, Evaluation
 from finetune.reporting.scores import Floats, Integers
 
 PREFIX = "p:"  # of the columns that hold a class's probability
-LARGE = 200_000  # from this many numbers on, four digits each keep the file below 20 MB
+LARGE = 200_000  # numbers; from here on fewer digits keep the file below 20 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class PredictionTable:
 def write_predictions(path: Path, evaluation: Evaluation) -> None:
     """``path, label, prediction, confidence`` and one column ``p:<class>`` for each class."""
     names = evaluation.class_names
-    digits = 4 if evaluation.probabilities.size > LARGE else 9  # nine keep a float32 exactly
+    written = _short if evaluation.probabilities.size > LARGE else _exact
     rows = zip(
         evaluation.paths,
         evaluation.labels.tolist(),
@@ -50,7 +50,7 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "prediction", "confidence", *(PREFIX + n for n in names)])
         for image, label, prediction, row in rows:
-            numbers = [f"%.{digits}g" % value for value in row]
+            numbers = [written(value) for value in row]
             writer.writerow([image, names[label], names[prediction], numbers[prediction], *numbers])
 
 
@@ -125,6 +125,14 @@ def _probabilities(path: Path, rows: list[list[str]], columns: list[int]) -> Flo
     except ValueError as error:
         raise DataError(f"{path}: expected a number in every '{PREFIX}' column: {error}") from error
     return np.array(values, dtype=np.float64).reshape(-1, len(columns))
+
+
+def _exact(probability: float) -> str:
+    return f"{probability:.9g}"  # nine digits keep a float32
+
+
+def _short(probability: float) -> str:
+    return f"{probability:.4g}" if probability >= 1e-3 else f"{probability:.2g}"
 
 
 def _rounded(value: Any) -> Any:

@@ -40,6 +40,7 @@ for (const form of document.querySelectorAll("form.filters")) {
   };
   form.hidden = false;
   form.addEventListener("input", apply);
+  form.addEventListener("change", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
   apply();
 }

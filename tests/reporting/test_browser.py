@@ -1,0 +1,199 @@
+"""The page in a real browser: nothing runs that should not, everything works that should."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+from finetune.reporting.evaluation import Evaluation, evaluate
+from finetune.reporting.report import ReportDetails, write_page
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="no chromium with chromedriver here: apt-get install chromium chromium-driver",
+)
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",  # chromium refuses to run as root with it, as in a container
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,900",
+)
+EVIL = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "</script><script>alert(3)//",
+    "ordinary",
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 4
+    probabilities = rng.dirichlet(np.ones(4), size=40)
+    paths = [f"a \"quoted\" 'name' onload=alert(4) {i}.jpg" for i in range(39)] + ["needle.jpg"]
+    probabilities[39] = 0.97, 0.01, 0.01, 0.01  # surely wrong
+    return evaluate(labels, probabilities, EVIL, paths)
+
+
+@pytest.fixture(scope="module")
+def opened(
+    browser: webdriver.Chrome, evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory
+) -> webdriver.Chrome:
+    details = ReportDetails(settings={EVIL[0]: EVIL[1]})
+    path = write_page(
+        tmp_path_factory.mktemp("page") / "index.html",
+        {EVIL[0]: (evaluation, details)},
+        title=EVIL[0],
+    )
+    browser.get(path.as_uri())
+    return browser
+
+
+def test_no_foreign_script_runs_and_none_of_ours_is_refused(
+    opened: webdriver.Chrome, evaluation: Evaluation
+) -> None:
+    assert opened.title == EVIL[0]
+    assert len(opened.find_elements(By.TAG_NAME, "script")) == 1
+    assert opened.find_elements(By.CSS_SELECTOR, "img[src=x]") == []
+    shown = {cell.text for cell in opened.find_elements(By.CSS_SELECTOR, "#per-class-1 tbody bdi")}
+    assert shown == set(EVIL)
+    # An alert would make every one of these commands fail; a refused style or script is logged.
+    assert opened.get_log("browser") == []
+
+
+def test_nothing_is_loaded_from_anywhere(opened: webdriver.Chrome) -> None:
+    loaded = opened.execute_script(
+        "return performance.getEntriesByType('resource').map(e => e.name)"
+    )
+    assert [name for name in loaded if not name.startswith("data:")] == []
+
+
+def column(opened: webdriver.Chrome, number: int) -> list[str]:
+    cells = opened.find_elements(By.CSS_SELECTOR, f"#per-class-1 tbody tr > :nth-child({number})")
+    return [cell.get_attribute("data-value") for cell in cells]
+
+
+def test_the_table_sorts_by_mouse_and_by_keyboard(opened: webdriver.Chrome) -> None:
+    button = opened.find_elements(By.CSS_SELECTOR, "#per-class-1 th button")[3]  # recall
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    header = button.find_element(By.XPATH, "..")
+    button.click()
+    ascending = [float(value) for value in column(opened, 4)]
+    assert ascending == sorted(ascending)
+    assert header.get_attribute("aria-sort") == "ascending"
+    button.send_keys(Keys.ENTER)
+    assert [float(value) for value in column(opened, 4)] == sorted(ascending, reverse=True)
+    assert header.get_attribute("aria-sort") == "descending"
+
+
+def shown_cards(opened: webdriver.Chrome) -> list[str]:
+    return opened.execute_script(
+        "return [...document.querySelectorAll('#gallery1 li')].filter(e => e.offsetParent)"
+        ".map(e => e.dataset.path)"
+    )
+
+
+def test_the_gallery_filters_by_class_confidence_and_name(
+    opened: webdriver.Chrome, evaluation: Evaluation
+) -> None:
+    wrong = evaluation.predictions != evaluation.labels
+    assert len(shown_cards(opened)) == wrong.sum()
+    form = opened.find_element(By.CSS_SELECTOR, "form.filters")
+    label = Select(form.find_element(By.NAME, "label"))
+    label.select_by_visible_text(EVIL[1])
+    assert len(shown_cards(opened)) == (wrong & (evaluation.labels == 1)).sum()
+    assert "shown" in form.find_element(By.TAG_NAME, "output").text
+    label.select_by_visible_text("all")
+    confidence = form.find_element(By.NAME, "confidence")
+    confidence.clear()
+    confidence.send_keys("95")
+    assert shown_cards(opened) == ["needle.jpg"]
+    confidence.clear()
+    confidence.send_keys("0")
+    form.find_element(By.NAME, "text").send_keys("NEEDLE")
+    assert shown_cards(opened) == ["needle.jpg"]
+    form.find_element(By.NAME, "text").send_keys(Keys.BACKSPACE * 6)
+    assert len(shown_cards(opened)) == wrong.sum()
+
+
+def test_dark_is_followed_by_colours_and_figures(opened: webdriver.Chrome) -> None:
+    look = (
+        "return [getComputedStyle(document.body).backgroundColor,"
+        "document.querySelector('picture img').currentSrc.length]"
+    )
+    seen = []
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        seen.append(
+            opened.execute_async_script(
+                "const done = arguments[0]; requestAnimationFrame(() => setTimeout(() => done("
+                f"(() => {{ {look} }})()), 50))"
+            )
+        )
+    (light, light_figure), (dark, dark_figure) = seen
+    assert light == "rgb(255, 255, 255)"
+    assert dark == "rgb(21, 24, 28)"
+    assert light_figure != dark_figure
+
+
+def test_a_screen_reader_finds_names_for_everything(opened: webdriver.Chrome) -> None:
+    nodes = opened.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    nameless = [
+        node["role"]["value"]
+        for node in nodes
+        if not node.get("ignored")
+        and node["role"]["value"]
+        in {"image", "button", "combobox", "textbox", "searchbox", "spinbutton", "region", "link"}
+        and not node.get("name", {}).get("value")
+    ]
+    assert nameless == []
+    roles = [node["role"]["value"] for node in nodes]
+    assert "main" in roles
+    assert "banner" in roles
+    assert opened.execute_script("return document.documentElement.lang") == "en"
+    levels = opened.execute_script(
+        "return [...document.querySelectorAll('h1,h2,h3')].map(e => Number(e.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_without_its_script_the_page_shows_everything(
+    opened: webdriver.Chrome, evaluation: Evaluation
+) -> None:
+    opened.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    opened.refresh()
+    opened.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    cards = opened.find_elements(By.CSS_SELECTOR, "#gallery1 li")
+    assert len(cards) == (evaluation.predictions != evaluation.labels).sum()
+    assert not opened.find_element(By.CSS_SELECTOR, "form.filters").is_displayed()
