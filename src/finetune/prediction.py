@@ -288,10 +288,10 @@ class _Answering(LightningModule):
         super().__init__()
         self.answerer = answerer.eval()
 
-    def predict_step(self, batch: Collated, batch_idx: int) -> Tensor | None:
+    def predict_step(self, batch: Collated, batch_idx: int) -> Tensor:
         indexes, views, _ = batch
         if not indexes:
-            return None
+            return torch.empty(0)  # Lightning warns of None
         paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
         by_view = dict(zip(self.answerer.preprocessings, views, strict=True))
         answer: Tensor = self.answerer.member_probabilities(by_view, paths)
@@ -318,7 +318,7 @@ class _Collector(Callback):
     ) -> None:
         indexes, _, bad = batch
         self.bad.update(bad)
-        if outputs is None:
+        if not indexes:
             return
         combined = pl_module.answerer.combine(outputs).cpu()  # type: ignore[operator,union-attr]
         for position, index in enumerate(indexes):

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from finetune import ImageClassifier, predict
+from finetune.data.images import decode_image
+from finetune.data.transforms import evaluation_transform
+from finetune.errors import DataError, ImageError
+from finetune.prediction import find_pictures
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def classifier() -> ImageClassifier:
+    torch.manual_seed(0)
+    return ImageClassifier(CLASSES, "test_resnet", pretrained=False, image_size=32).eval()
+
+
+def test_answers_equal_a_forward_of_each_picture(classifier, colour_folder: Path) -> None:
+    predictions = predict(classifier, colour_folder, batch_size=5)
+    assert len(predictions) == 36
+    assert predictions.class_names == CLASSES
+    assert_close(predictions.probabilities.sum(dim=1), torch.ones(36))
+    transform = evaluation_transform(classifier.preprocessing)
+    for index in (0, 17, 35):
+        path, short_side = predictions.paths[index], classifier.preprocessing.resize_size
+        image = transform(decode_image(path, short_side=short_side))[None]
+        with torch.inference_mode():
+            expected = classifier(image).softmax(-1)[0]
+        assert_close(predictions.probabilities[index], expected)
+    best = predictions.probabilities.argmax(-1).tolist()
+    assert predictions.labels == [CLASSES[index] for index in best]
+    assert_close(predictions.confidences, predictions.probabilities.max(-1).values)
+
+
+def test_pictures_are_found_in_the_order_given(colour_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "notes.txt").write_text("no picture")
+    red = colour_folder / "red" / "03.png"
+    found = find_pictures([red, str(colour_folder / "blue" / "0[12].png"), colour_folder / "green"])
+    assert found[0] == red
+    assert [path.name for path in found[1:3]] == ["01.png", "02.png"]
+    assert len(found) == 15
+    assert find_pictures([red, red]) == [red]
+    with pytest.raises(DataError, match="found nothing at"):
+        find_pictures([tmp_path / "absent.jpg"])
+    with pytest.raises(DataError, match="found none"):
+        find_pictures(tmp_path)
+
+
+def test_a_broken_picture_is_refused_or_listed(classifier, colour_folder, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("<html>404</html>")
+    good = colour_folder / "red" / "00.png"
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        predict(classifier, [good, broken])
+    predictions = predict(classifier, [broken, good], on_bad_image="skip")
+    assert predictions.paths == (good,)
+    assert [path for path, _ in predictions.skipped] == [broken]
+    with pytest.raises(ImageError, match="at least one readable"):
+        predict(classifier, [broken], on_bad_image="skip")
+
+
+def test_the_table_names_the_most_probable_classes(classifier, colour_folder: Path) -> None:
+    predictions = predict(classifier, colour_folder / "red" / "00.png")
+    (row,) = predictions.rows(top_k=2)
+    ranked = predictions.probabilities[0].sort(descending=True)
+    assert row["prediction"] == CLASSES[int(ranked.indices[0])]
+    assert row["prediction_2"] == CLASSES[int(ranked.indices[1])]
+    assert row["confidence_2"] == pytest.approx(float(ranked.values[1]))
+    assert [row[f"p:{name}"] for name in CLASSES] == predictions.probabilities[0].tolist()
+
+
+def test_answers_are_handed_over_as_they_come(classifier, colour_folder: Path) -> None:
+    heard = []
+    predictions = predict(
+        classifier, colour_folder, on_answer=lambda path, probabilities: heard.append(path)
+    )
+    assert tuple(heard) == predictions.paths
+
+
+def test_tables_are_written_in_both_formats(classifier, colour_folder, tmp_path: Path) -> None:
+    predictions = predict(classifier, colour_folder / "red")
+    predictions.to_csv(tmp_path / "a.csv")
+    predictions.to_parquet(tmp_path / "a.parquet")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "a.parquet"}
