@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.data.folder import ImageFolder, LabelledImage, Split, normal_name
@@ -37,7 +37,11 @@ class SplitSettings:
 
 
 def assign_splits(
-    folder: ImageFolder, settings: SplitSettings, *, keep_test_absent: bool = False
+    folder: ImageFolder,
+    settings: SplitSettings,
+    *,
+    keep_test_absent: bool = False,
+    together: Sequence[Hashable | None] | None = None,
 ) -> ImageFolder:
     """The folder with every picture on a side: train, val or test.
 
@@ -45,12 +49,14 @@ def assign_splits(
         folder: as found; the sides and folds that its pictures have already stay.
         settings: what to hold out for the sides that are missing.
         keep_test_absent: do not hold out test pictures: a manifest has said which there are.
+        together: of each picture, what keeps it with others on one side; by default its group.
 
     Raises:
         ImageFolderError: there are val or test pictures of a class without training pictures.
     """
     check_classes_in_train(folder)
     images = list(folder.images)
+    groups = [image.group for image in images] if together is None else list(together)
     sides: set[Split] = set(folder.splits)
     wants_test = "test" not in sides and not keep_test_absent
     has_folds = settings.folds is not None or settings.fold is not None
@@ -59,12 +65,13 @@ def assign_splits(
         images = _hold_out(
             folder.root,
             images,
+            groups,
             val_fraction=settings.val_fraction if wants_val else 0.0,
             test_fraction=settings.test_fraction if wants_test else 0.0,
             seed=settings.seed,
         )
     if has_folds:
-        images = _assign_folds(folder.root, images, settings)
+        images = _assign_folds(folder.root, images, groups, settings)
     order = {"train": 0, "val": 1, "test": 2, None: 3}
     images.sort(key=lambda image: (order[image.split], image.label))
     return replace(folder, images=tuple(images))
@@ -103,6 +110,7 @@ def picture_keys(root: str | os.PathLike[str], images: Sequence[LabelledImage]) 
 def _hold_out(
     root: os.PathLike[str],
     images: list[LabelledImage],
+    groups: Sequence[Hashable | None],
     *,
     val_fraction: float,
     test_fraction: float,
@@ -119,7 +127,7 @@ def _hold_out(
         picture_keys(root, [images[i] for i in open_now]),
         val_fraction=val_fraction,
         test_fraction=test_fraction,
-        groups=[images[i].group for i in open_now],
+        groups=[groups[i] for i in open_now],
         seed=seed,
     )
     result = list(images)
@@ -129,7 +137,10 @@ def _hold_out(
 
 
 def _assign_folds(
-    root: os.PathLike[str], images: list[LabelledImage], settings: SplitSettings
+    root: os.PathLike[str],
+    images: list[LabelledImage],
+    groups: Sequence[Hashable | None],
+    settings: SplitSettings,
 ) -> list[LabelledImage]:
     pool = [i for i, image in enumerate(images) if image.split != "test"]
     previous = [images[i].fold for i in pool]
@@ -146,7 +157,7 @@ def _assign_folds(
         labels,
         picture_keys(root, [images[i] for i in pool]),
         folds=folds,
-        groups=[images[i].group for i in pool],
+        groups=[groups[i] for i in pool],
         previous=previous,
         seed=settings.seed,
     )

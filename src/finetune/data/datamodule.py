@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,9 +16,13 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch.utils.data import DataLoader
 
 from finetune.data.assignment import SplitSettings, assign_splits
+from finetune.data.cache import CacheMode, caching_reader
 from finetune.data.dataset import ImageDataset, Reader, ShuffledDraws
 from finetune.data.folder import ImageFolder, LabelledImage, Split, scan_folder
+from finetune.data.groups import groups_by_pattern, groups_with_duplicates
+from finetune.data.health import Finding, check_folder, unreadable_files
 from finetune.data.images import MAX_PIXELS, ImageReader
+from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.manifest import read_manifest, write_manifest
 from finetune.data.transforms import (
     Augmentation,
@@ -26,15 +31,12 @@ from finetune.data.transforms import (
     training_transform,
 )
 from finetune.data.views import SeveralViews
-from finetune.errors import ImageFolderError, UsageError
+from finetune.data.workload import choose_num_workers as choose_num_workers
+from finetune.data.workload import reading_seconds
+from finetune.errors import ImageError, ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
 
-CacheMode = Literal["off", "memory", "disk", "auto"]
 OnBadImage = Literal["error", "skip"]
-
-# Below this time for reading all pictures once, starting workers costs more than it brings.
-WORKERS_WORTH_SECONDS = 20.0
-MAX_WORKERS = 8
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -59,7 +61,7 @@ class ImageFolderDataModule(LightningDataModule):
         num_workers: processes that read pictures; by default chosen from cores and data size.
         val_fraction, test_fraction: share held out where the folder has no such split; 0: none.
         seed: of splits, order and random views.
-        cache: keep decoded pictures: off, memory, disk, or auto.
+        cache: keep decoded pictures: off, memory, disk, or auto (whichever pays).
         cache_dir: where, instead of the platform's cache folder.
         on_bad_image: ``error`` stops before training, ``skip`` leaves such files out and says so.
         folds: number of cross-validation folds, made of everything that is not test.
@@ -111,8 +113,13 @@ class ImageFolderDataModule(LightningDataModule):
         self.split_settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
         self._given_preprocessing = preprocessing
         self._given_class_names = None if class_names is None else tuple(class_names)
+        self._cache: tuple[CacheMode, str | None] = (cache, cache_dir)
+        self._on_bad_image: OnBadImage = on_bad_image
+        self._group_by = group_by
         self._found: ImageFolder | None = None
+        self._inspections: list[Inspection] | None = None
         self._assigned: ImageFolder | None = None
+        self._readers: dict[ImageReader, Reader] = {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -135,13 +142,14 @@ class ImageFolderDataModule(LightningDataModule):
     def folder(self) -> ImageFolder:
         """Every picture with its label in :attr:`class_names` and its side."""
         if self._assigned is None or self._assigned.class_names != self.class_names:
-            found = self._find()
+            found = self._readable()
             if self._given_class_names or self._of_classifier("class_names"):
                 found = found.with_class_names(self.class_names)
             self._assigned = assign_splits(
                 found,
                 self.split_settings,
                 keep_test_absent=self.manifest is not None and found.is_split,
+                together=groups_with_duplicates(found.images, found.content_hashes),
             )
         return self._assigned
 
@@ -154,11 +162,23 @@ class ImageFolderDataModule(LightningDataModule):
         counts = Counter(image.label for image in self.images(split))
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What :mod:`finetune.data.health` has to say about the folder, errors first."""
+        found = self._find()
+        return check_folder(found, self._inspect())
+
+    @property
+    def bad_images(self) -> list[Finding]:
+        """The files that cannot be read; with ``on_bad_image="skip"`` they are left out."""
+        return unreadable_files(self._inspect())
+
     def setup(self, stage: str) -> None:
-        """Find the pictures and put each on a side; called by Lightning.
+        """Find and open the pictures and put each on a side; called by Lightning.
 
         Raises:
             ImageFolderError: nothing to train on, one class only, no test pictures, ...
+            ImageError: some files cannot be read, and ``on_bad_image`` is ``error``.
         """
         _silence_worker_advice()
         if stage == "fit":
@@ -203,7 +223,7 @@ class ImageFolderDataModule(LightningDataModule):
         if preprocessings is None:
             return self._evaluation_loader(images)
         views = SeveralViews(preprocessings)
-        reader = views.reader(max_pixels=self.max_pixels)
+        reader = self._cached(views.reader(max_pixels=self.max_pixels))
         # A tuple of tensors where the dataset knows one; the default collation takes both.
         return self._loader(ImageDataset(images, views, reader))  # type: ignore[arg-type]
 
@@ -219,7 +239,38 @@ class ImageFolderDataModule(LightningDataModule):
                 self._found = read_manifest(
                     self.manifest, self.root, allow_outside=self.allow_outside
                 )
+            if self._group_by:
+                self._found = groups_by_pattern(self._found, self._group_by)
         return self._found
+
+    def _inspect(self) -> list[Inspection]:
+        if self._inspections is None:
+            self._inspections = inspect_files(
+                [image.path for image in self._find().images],
+                root=self.root,
+                max_pixels=self.max_pixels,
+                cache_dir=self._cache[1],
+                remember=self._cache[0] != "off",
+                progress=True,
+            )
+        return self._inspections
+
+    def _readable(self) -> ImageFolder:
+        """The folder without its bad images, with every content's hash."""
+        found, inspections = self._find(), self._inspect()
+        bad = self.bad_images
+        if bad and self._on_bad_image == "error":
+            raise ImageError(
+                f"Expected only readable pictures in {self.root}, found {len(bad)} that are not, "
+                f"the first {bad[0].path}: {bad[0].problem} See `finetune check {self.root}`, "
+                "or leave them out with --data.on_bad_image skip."
+            )
+        pairs = zip(found.images, inspections, strict=True)
+        return replace(
+            found,
+            images=tuple(image for image, each in pairs if each.problem is None),
+            content_hashes={each.path: each.content_hash for each in inspections},
+        )
 
     def _of_classifier(self, attribute: str) -> Any:
         trainer = self.trainer
@@ -248,11 +299,28 @@ class ImageFolderDataModule(LightningDataModule):
         return f"Expected at least two classes in {self.root}, found only {only!r}; {remedy}"
 
     def _reader(self) -> Reader:
-        return ImageReader(
-            in_chans=self.preprocessing.in_chans,
-            short_side=self.preprocessing.resize_size,
-            max_pixels=self.max_pixels,
+        return self._cached(
+            ImageReader(
+                in_chans=self.preprocessing.in_chans,
+                short_side=self.preprocessing.resize_size,
+                max_pixels=self.max_pixels,
+            )
         )
+
+    def _cached(self, reader: ImageReader) -> Reader:
+        """One reader for all loaders that decode alike, so that they share what is kept."""
+        if reader not in self._readers:
+            mode, cache_dir = self._cache
+            paths = [image.path for image in self._find().images]
+            self._readers[reader] = caching_reader(
+                reader,
+                self.root,
+                mode=mode,
+                pictures=len(paths),
+                decode_seconds=reading_seconds(paths),
+                cache_dir=cache_dir,
+            )
+        return self._readers[reader]
 
     def _evaluation_loader(self, images: Sequence[LabelledImage]) -> DataLoader[Any]:
         transform: Transform = evaluation_transform(self.preprocessing)
@@ -271,30 +339,6 @@ class ImageFolderDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
             **options,
         )
-
-
-def choose_num_workers(paths: Sequence[Path], *, cores: int | None = None) -> int:
-    """Reading processes for a pass over these files.
-
-    None where reading everything once takes less than 20 s, for starting processes takes seconds;
-    otherwise one a core beside an accelerator, one for every two cores beside the processor alone.
-    """
-    cores = usable_cores() if cores is None else cores
-    step = max(1, len(paths) // 32)
-    sizes = [path.stat().st_size for path in paths[::step]]
-    mean_size = sum(sizes) / max(1, len(sizes))
-    # Measured: 1.5 ms to transform a picture, and 8 ns a byte of JPEG decoded at reduced scale.
-    seconds = len(paths) * (0.0015 + 8e-9 * mean_size)
-    if cores < 2 or seconds < WORKERS_WORTH_SECONDS:
-        return 0
-    return min(MAX_WORKERS, cores if torch.accelerator.is_available() else cores // 2)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which containers and job schedulers restrict."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _can_pin_memory() -> bool:

@@ -1,0 +1,312 @@
+"""What is wrong with a folder of pictures, file by file, before anything is trained.
+
+Three severities: an *error* would make a figure wrong (a file that cannot be read, a leak between
+splits, a class missing from train), a *warning* deserves a look, a *note* is only said.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetune.data.assignment import classes_missing_from_train
+from finetune.data.duplicates import exact_duplicates, join, near_duplicates
+from finetune.data.folder import ImageFolder, LabelledImage
+from finetune.data.inspection import Inspection
+
+Severity = Literal["error", "warning", "note"]
+
+ABSURD_ASPECT = 8
+FEW_EVALUATED = 5  # fewer pictures of a class in val or test than this say next to nothing
+IMBALANCE = 10
+# A drawing: this few colours cover 95 % of it, this much of it is perfectly flat, and it stands
+# among pictures that need at least this many times as many colours.
+DRAWN_COLOURS = 16
+DRAWN_FLATNESS = 0.5
+DRAWN_RATIO = 10
+
+SUFFIXES_OF = {
+    "JPEG": {".jpg", ".jpeg", ".jfif"},
+    "MPO": {".jpg", ".jpeg", ".jfif"},
+    "PNG": {".png"},
+    "BMP": {".bmp"},
+    "WEBP": {".webp"},
+    "TIFF": {".tif", ".tiff"},
+    "GIF": {".gif"},
+    "PPM": {".ppm", ".pgm"},
+    "AVIF": {".avif"},
+    "HEIF": {".heic", ".heif"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing worth knowing about a file or (``path`` a folder) about a class or the whole.
+
+    ``kind`` is a short, stable word for programs; ``problem`` and ``remedy`` are for people.
+    """
+
+    path: Path
+    kind: str
+    severity: Severity
+    problem: str
+    remedy: str = ""
+
+
+def check_folder(
+    folder: ImageFolder,
+    inspections: Sequence[Inspection],
+    *,
+    duplicates: Literal["exact", "near"] = "exact",
+) -> list[Finding]:
+    """Everything worth knowing, errors first.
+
+    Args:
+        folder: what was found, with its splits as given.
+        inspections: of all its pictures, in order; with perceptual hashes for ``near``.
+        duplicates: look for equal files only, or also for pictures that look the same.
+    """
+    readable = [
+        (image, inspection)
+        for image, inspection in zip(folder.images, inspections, strict=True)
+        if inspection.problem is None
+    ]
+    findings = [
+        *unreadable_files(inspections),
+        *duplicate_findings(folder, inspections, near=duplicates == "near"),
+        *class_findings(folder, [image for image, _ in readable]),
+        *look_findings([inspection for _, inspection in readable]),
+        *(_unused_note(unused.path, unused.reason) for unused in folder.unused),
+    ]
+    order = {"error": 0, "warning": 1, "note": 2}
+    return sorted(findings, key=lambda finding: order[finding.severity])
+
+
+def unreadable_files(inspections: Iterable[Inspection]) -> list[Finding]:
+    """An error for each file that is no picture, damaged, or too large."""
+    return [
+        Finding(
+            inspection.path,
+            "unreadable",
+            "error",
+            inspection.problem,
+            "remove or replace the file, or train with --data.on_bad_image skip",
+        )
+        for inspection in inspections
+        if inspection.problem is not None
+    ]
+
+
+def duplicate_findings(
+    folder: ImageFolder, inspections: Sequence[Inspection], *, near: bool = False
+) -> list[Finding]:
+    """Pictures that are there twice: across splits, with two labels, or merely so."""
+    exact = exact_duplicates(inspections)
+    findings = [_duplicate_finding(folder, group, "equal to") for group in exact]
+    if near:
+        first_of = {index: group[0] for group in exact for index in group}
+        pairs = [
+            (first_of.get(one, one), first_of.get(other, other))
+            for one, other in near_duplicates(inspections)
+        ]
+        findings += [_duplicate_finding(folder, group, "looks like") for group in join(pairs)]
+    return findings
+
+
+def class_findings(folder: ImageFolder, readable: Sequence[LabelledImage]) -> list[Finding]:
+    """What the numbers of pictures in classes and splits say."""
+    return [
+        *_vocabulary_findings(folder),
+        *_count_findings(folder, readable),
+        *_evaluation_findings(folder, readable),
+    ]
+
+
+def look_findings(inspections: Sequence[Inspection]) -> list[Finding]:
+    """Pictures that do not look like the others, or not like pictures at all."""
+    colours = statistics.median(each.colours for each in inspections) if inspections else 0
+    findings = [finding for each in inspections for finding in _own_looks(each, colours)]
+    modes = Counter((each.format, each.mode) for each in inspections)
+    if len(modes) > 1:
+        listed = ", ".join(f"{number} {' '.join(key)}" for key, number in modes.most_common())
+        findings.append(Finding(_common(inspections), "mixed_modes", "note", listed))
+    turned = sum(each.orientation != 1 for each in inspections)
+    if turned:
+        problem = f"{turned} pictures are stored turned; they are read upright"
+        findings.append(Finding(_common(inspections), "turned", "note", problem))
+    return findings
+
+
+def write_findings(path: str | os.PathLike[str], findings: Iterable[Finding]) -> None:
+    """Write findings as a CSV (``bad_images.csv`` of a run folder)."""
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "kind", "severity", "problem", "remedy"))
+        for each in findings:
+            writer.writerow((each.path, each.kind, each.severity, each.problem, each.remedy))
+
+
+def _unused_note(path: Path, reason: str) -> Finding:
+    return Finding(path, "unused", "note", f"not used: {reason}")
+
+
+def _duplicate_finding(folder: ImageFolder, group: Sequence[int], relation: str) -> Finding:
+    images = [folder.images[index] for index in group]
+    paths = ", ".join(str(_below(folder.root, image.path)) for image in images[1:])
+    problem = f"{relation} {paths}"
+    near = "near_" if relation == "looks like" else ""
+    splits = {image.split for image in images}
+    labels = {image.label for image in images}
+    if len(splits) > 1:
+        names = " and ".join(sorted(str(split) for split in splits))
+        return Finding(
+            images[0].path,
+            f"{near}leak",
+            "error",
+            f"in {names}: {problem}",
+            "keep the picture in one split only",
+        )
+    if len(labels) > 1:
+        names = " and ".join(repr(folder.class_names[label]) for label in sorted(labels))
+        severity: Severity = "warning" if near else "error"
+        remedy = "keep the right label only"
+        return Finding(
+            images[0].path,
+            f"{near}contradiction",
+            severity,
+            f"labelled {names}: {problem}",
+            remedy,
+        )
+    return Finding(
+        images[0].path,
+        f"{near}duplicate",
+        "note" if near else "warning",
+        problem,
+        "kept on one side of every split that is made here" if not near else "",
+    )
+
+
+def _vocabulary_findings(folder: ImageFolder) -> Iterator[Finding]:
+    root = folder.root
+    for name in classes_missing_from_train(folder):
+        sides = " and ".join(s for s in ("val", "test") if name in folder.classes_of(s))
+        yield Finding(
+            root,
+            "class_missing_from_train",
+            "error",
+            f"class {name!r} has pictures in {sides} but none in train",
+            "add training pictures, or move the class away",
+        )
+    for name in folder.empty_classes:
+        problem = f"class folder {name!r} has no pictures; it is no class"
+        yield Finding(root, "empty_class", "warning", problem, "add pictures or remove the folder")
+    if len(folder.class_names) == 1:
+        problem = f"only one class, {folder.class_names[0]!r}"
+        remedy = "put each class's pictures into a folder of its own"
+        yield Finding(root, "one_class", "error", problem, remedy)
+    spellings: dict[str, list[str]] = {}
+    for name in folder.class_names:
+        spellings.setdefault(" ".join(name.casefold().split()), []).append(name)
+    for names in spellings.values():
+        if len(names) > 1:
+            problem = f"classes {', '.join(map(repr, names))} differ in case or spaces only"
+            yield Finding(root, "similar_names", "warning", problem, "rename if they are one class")
+
+
+def _count_findings(folder: ImageFolder, readable: Sequence[LabelledImage]) -> Iterator[Finding]:
+    learnt = Counter(image.label for image in readable if image.split in (None, "train"))
+    for label, name in enumerate(folder.class_names):
+        if learnt[label] == 1:
+            yield Finding(
+                folder.root,
+                "one_image_class",
+                "warning",
+                f"class {name!r} has one picture to learn from",
+                "add pictures; if it is held out nowhere, the class is not evaluated",
+            )
+    if learnt and max(learnt.values()) >= IMBALANCE * min(learnt.values()):
+        (most, many), (least, few) = learnt.most_common(1)[0], learnt.most_common()[-1]
+        yield Finding(
+            folder.root,
+            "imbalance",
+            "warning",
+            f"{many} pictures of {folder.class_names[most]!r}, "
+            f"{few} of {folder.class_names[least]!r}",
+            "look at balanced accuracy and macro-F1; consider class weights",
+        )
+
+
+def _evaluation_findings(
+    folder: ImageFolder, readable: Sequence[LabelledImage]
+) -> Iterator[Finding]:
+    for split in folder.splits[1:] if "train" in folder.splits else folder.splits:
+        counts = Counter(image.label for image in readable if image.split == split)
+        absent = [name for label, name in enumerate(folder.class_names) if not counts[label]]
+        few = [
+            f"{name!r} ({counts[label]})"
+            for label, name in enumerate(folder.class_names)
+            if 0 < counts[label] < FEW_EVALUATED
+        ]
+        if absent:
+            yield Finding(
+                folder.root,
+                "class_not_evaluated",
+                "warning",
+                f"{split} has no pictures of {', '.join(map(repr, absent))}",
+                f"add some, or the {split} figures say nothing about them",
+            )
+        if few:
+            yield Finding(
+                folder.root,
+                "few_evaluated",
+                "warning",
+                f"{split} has fewer than {FEW_EVALUATED} pictures of {', '.join(few)}",
+                "add some, or read their figures with care",
+            )
+
+
+def _own_looks(each: Inspection, median_colours: float) -> Iterator[Finding]:
+    suffix = each.path.suffix.lower()
+    if suffix not in SUFFIXES_OF.get(each.format, {suffix}):
+        problem = f"is a {each.format} file, whatever its ending says"
+        yield Finding(each.path, "wrong_ending", "note", problem, "it is read all the same")
+    if max(each.width, each.height) > ABSURD_ASPECT * min(each.width, each.height):
+        yield Finding(
+            each.path,
+            "aspect",
+            "warning",
+            f"is {each.width} x {each.height}, a strip of which the network sees the middle",
+            "cut it into squares, or remove it",
+        )
+    if each.flatness == 1:
+        yield Finding(each.path, "one_colour", "warning", "has a single colour", "remove it")
+    elif _looks_drawn(each, median_colours):
+        yield Finding(
+            each.path,
+            "drawn",
+            "warning",
+            f"looks drawn, unlike the others: {each.colours} colours cover 95 % of it "
+            f"(median {median_colours:.0f}), {each.flatness:.0%} of it is flat",
+            "look at it: a placeholder, a logo, an error page?",
+        )
+
+
+def _looks_drawn(each: Inspection, median_colours: float) -> bool:
+    return (
+        each.colours <= min(DRAWN_COLOURS, median_colours / DRAWN_RATIO)
+        and each.flatness >= DRAWN_FLATNESS
+    )
+
+
+def _common(inspections: Sequence[Inspection]) -> Path:
+    return Path(os.path.commonpath([each.path for each in inspections]))
+
+
+def _below(root: Path, path: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path

@@ -1,0 +1,233 @@
+import multiprocessing
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from finetune.data import cache
+from finetune.data.cache import CachedReader, MemoryReader, caching_reader, evict
+from finetune.data.dataset import ImageDataset
+from finetune.data.images import ImageReader
+from finetune.errors import ImageError
+
+Painter = Callable[..., Path]
+READER = ImageReader(short_side=12)
+
+
+@pytest.fixture
+def paths(paint: Painter) -> list[Path]:
+    return [paint(f"r/{number}.png", size=(24 + number, 16)) for number in range(8)]
+
+
+class Counting:
+    """Counts what is really decoded in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.decoded: list[str] = []
+        real = cache.decode_bytes
+
+        def decode(content: bytes, *, name: str, **options: object) -> torch.Tensor:
+            self.decoded.append(Path(name).name)
+            return real(content, name=name, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(cache, "decode_bytes", decode)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    return Counting(monkeypatch)
+
+
+def test_a_second_reader_decodes_nothing_and_gives_the_same(
+    paths: list[Path], tmp_path: Path, counting: Counting
+) -> None:
+    expected = [READER(path) for path in paths]
+    for _ in range(2):  # the second one is another process's, as far as it can know
+        reader = CachedReader(READER, tmp_path / "c/set")
+        for _ in range(2):
+            actual = [reader(path) for path in paths]
+            assert all(map(torch.equal, actual, expected))
+    assert len(counting.decoded) == len(paths)
+
+
+def test_pictures_may_be_changed_in_place(paths: list[Path], tmp_path: Path) -> None:
+    reader = CachedReader(READER, tmp_path / "c/set")
+    reader(paths[0])
+    reader(paths[0]).zero_()
+    assert torch.equal(reader(paths[0]), READER(paths[0]))
+
+
+def test_one_channel_pictures_are_kept_as_such(paths: list[Path], tmp_path: Path) -> None:
+    grey = ImageReader(in_chans=1, short_side=12)
+    for _ in range(2):
+        assert torch.equal(CachedReader(grey, tmp_path / "c/set")(paths[0]), grey(paths[0]))
+
+
+def test_a_changed_file_is_decoded_anew_and_a_renamed_one_is_not(
+    paths: list[Path], tmp_path: Path, counting: Counting
+) -> None:
+    reader = CachedReader(READER, tmp_path / "c/set")
+    old = reader(paths[0])
+    renamed = paths[0].rename(paths[0].with_name("renamed.png"))
+    assert torch.equal(reader(renamed), old)
+    shutil.copy(paths[1], renamed)
+    assert torch.equal(reader(renamed), READER(paths[1]))
+    assert counting.decoded == ["0.png", "renamed.png"]
+
+
+def fill(folder: Path, paths: list[Path]) -> None:
+    reader = CachedReader(READER, folder)
+    for path in paths:
+        reader(path)
+
+
+def test_processes_may_build_one_cache_at_once(
+    paths: list[Path], tmp_path: Path, counting: Counting
+) -> None:
+    folder = tmp_path / "c/set"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=fill, args=(folder, paths)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    reader = CachedReader(READER, folder)
+    assert all(torch.equal(reader(path), READER(path)) for path in paths)
+    assert counting.decoded == []
+
+
+def test_workers_share_what_each_of_them_decoded(
+    paths: list[Path], tmp_path: Path, counting: Counting
+) -> None:
+    dataset = ImageDataset(paths, torch.Tensor.float, CachedReader(READER, tmp_path / "c/set"))
+    fill_one = CachedReader(READER, tmp_path / "c/set")
+    fill_one(paths[0])
+    for _ in range(2):
+        loader = DataLoader(dataset, batch_size=1, num_workers=2)
+        actual = [images[0] for images, _ in loader]
+        assert all(torch.equal(a, READER(p).float()) for a, p in zip(actual, paths, strict=True))
+    decoded_here = len(counting.decoded)
+    assert all(torch.equal(dataset[i][0], actual[i]) for i in range(len(paths)))
+    assert len(counting.decoded) == decoded_here == 1
+
+
+def test_a_process_that_stopped_while_writing_does_no_harm(
+    paths: list[Path], tmp_path: Path, counting: Counting
+) -> None:
+    folder = tmp_path / "c/set"
+    fill(folder, paths[:3])
+    (index,) = folder.glob("*.index")
+    (pixels,) = folder.glob("*.pixels")
+    index.write_bytes(index.read_bytes() + b"half a record")
+    with pixels.open("r+b") as file:  # the last picture's bytes never reached the disk
+        file.truncate(pixels.stat().st_size - 5)
+    with pixels.open("r+b") as file:  # and the first one's did so as zeros
+        file.write(bytes(100))
+    reader = CachedReader(READER, folder)
+    counting.decoded.clear()
+    assert all(torch.equal(reader(path), READER(path)) for path in paths)
+    assert counting.decoded == ["0.png", *[f"{n}.png" for n in range(2, 8)]]
+    assert all(torch.equal(reader(path), READER(path)) for path in paths)
+    assert len(counting.decoded) == 7
+
+
+def test_least_recently_used_packs_go_first(paths: list[Path], tmp_path: Path) -> None:
+    for number, name in enumerate(["old", "used", "new"]):
+        fill(tmp_path / "c" / name, paths)
+        for index in (tmp_path / "c" / name).glob("*.index"):
+            os.utime(index, ns=(number, number))
+    fill(tmp_path / "c" / "old", paths)  # reading makes it recent
+    sizes = sum(path.stat().st_size for path in (tmp_path / "c/new").glob("*.pixels"))
+    assert evict(tmp_path / "c", 2 * sizes + 1) == 2 * sizes
+    assert {path.parent.name for path in tmp_path.glob("c/*/*")} == {"old", "new"}
+
+
+def test_the_limit_holds_and_costs_nothing_but_time(
+    paths: list[Path], tmp_path: Path, counting: Counting
+) -> None:
+    reader = CachedReader(READER, tmp_path / "c/set", limit_bytes=1500, pack_bytes=600)
+    for _ in range(2):
+        assert all(torch.equal(reader(path), READER(path)) for path in paths)
+    assert sum(path.stat().st_size for path in tmp_path.glob("c/set/*.pixels")) < 1500 + 1300
+    assert len(counting.decoded) > len(paths)
+
+
+def test_an_unwritable_place_costs_nothing_but_time(paths: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("a file where the folder should be")
+    reader = CachedReader(READER, tmp_path / "c/set")
+    assert all(torch.equal(reader(path), READER(path)) for path in paths)
+
+
+def test_errors_stay_errors(tmp_path: Path, paths: list[Path]) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("<html>")
+    reader = CachedReader(READER, tmp_path / "c/set")
+    for path in (bad, bad, tmp_path / "gone.jpg"):
+        with pytest.raises(ImageError, match=path.name):
+            reader(path)
+
+
+def test_memory_keeps_pictures_up_to_its_limit(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def decode(path: Path) -> torch.Tensor:
+        decoded.append(path)
+        return torch.zeros(3, 10, 10, dtype=torch.uint8)
+
+    reader = MemoryReader(decode, limit_bytes=1000)  # type: ignore[arg-type]
+    for _ in range(3):
+        for path in paths[:5]:
+            reader(path)
+    assert len(decoded) == 3 + 3 * 2
+
+
+@pytest.mark.parametrize("kind", [CachedReader, MemoryReader])
+def test_readers_are_sent_to_workers_without_their_pictures(
+    kind: type, paths: list[Path], tmp_path: Path
+) -> None:
+    reader = kind(READER, tmp_path / "c/set") if kind is CachedReader else kind(READER)
+    for path in paths:
+        reader(path)
+    content = pickle.dumps(reader)
+    assert len(content) < 1000
+    assert torch.equal(pickle.loads(content)(paths[0]), READER(paths[0]))  # noqa: S301
+
+
+def test_auto_takes_what_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(pictures: int, decode_seconds: float, mode: str = "auto") -> type:
+        reader = caching_reader(
+            ImageReader(short_side=256),
+            tmp_path,
+            mode=mode,  # type: ignore[arg-type]
+            pictures=pictures,
+            decode_seconds=decode_seconds,
+            cache_dir=tmp_path / "not there yet",
+        )
+        return type(reader)
+
+    monkeypatch.setattr(cache, "_free_bytes", lambda folder: 20 * 2**30)
+    assert chosen(500, 1.0) is MemoryReader
+    assert chosen(5000, 15.0) is CachedReader
+    assert chosen(100_000, 300.0) is ImageReader
+    assert chosen(500, 1.0, "off") is ImageReader
+    assert chosen(500, 1.0, "disk") is CachedReader
+    assert chosen(100_000, 300.0, "memory") is MemoryReader
+    assert not (tmp_path / "not there yet").exists()
+
+
+def test_decode_settings_have_caches_of_their_own(tmp_path: Path) -> None:
+    folders = {
+        caching_reader(  # type: ignore[union-attr]
+            reader, tmp_path, mode="disk", pictures=1, decode_seconds=1, cache_dir=tmp_path
+        ).folder
+        for reader in (READER, ImageReader(short_side=13), ImageReader(in_chans=1, short_side=12))
+    }
+    assert len(folders) == 3
