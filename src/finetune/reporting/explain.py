@@ -1,0 +1,250 @@
+"""Grad-CAM: where in a picture the answer comes from.
+
+Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+Localization". The last feature map of a network is weighted by how much each channel's mean raises
+the class's logit. Works on any network that speaks timm's classifier interface: the feature map is
+the output of ``forward_features``; in a vision transformer, whose class token alone would get a
+gradient there, it is the patch tokens that enter the last block. For convolutional networks it is
+equal to captum's ``LayerGradCam``, which takes tokens for channels and so knows no transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from finetune.data.images import decode_image
+from finetune.data.transforms import MAX_ASPECT, evaluation_transform
+from finetune.errors import NetworkError, UsageError
+from finetune.preprocessing import Preprocessing
+from finetune.training.classifier import ImageClassifier
+
+Pixels = dict[int, Tensor]  # one picture by its number of channels
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What speaks for one class in one picture.
+
+    Attributes:
+        picture: upright pixels ``(H, W, 3)``, at the picture's own size.
+        heat: ``(H, W)`` in ``[0, 1]``, the strongest place is 1; all 0 if nothing speaks for the
+            class, and 0 outside of the part that the network sees.
+        seen: that part, ``(top, left, bottom, right)`` in pixels; of several members the smallest.
+        class_name, probability: of the explained class.
+    """
+
+    path: Path
+    picture: NDArray[np.uint8]
+    heat: NDArray[np.float32]
+    seen: tuple[int, int, int, int]
+    class_name: str
+    probability: float
+
+
+def grad_cam(network: nn.Module, images: Tensor, target: int | Sequence[int]) -> Tensor:
+    """Grad-CAM of ``images (B, C, S, S)``, as the network takes them, for one class each.
+
+    Returns:
+        ``(B, h, w)``, at least 0, at the resolution of the feature map.
+
+    Raises:
+        NetworkError: the network has no feature map.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.enable_grad(), torch.inference_mode(False):
+            activations, gradients = _activations_and_gradients(network, images.clone(), target)
+    finally:
+        network.train(was_training)
+    weights = gradients.mean(dim=(2, 3), keepdim=True)
+    return (weights * activations).sum(dim=1).clamp_min(0)
+
+
+def explain(
+    answerer: Any, picture: str | Path, class_names: Iterable[str | None] = (None,)
+) -> list[Explanation]:
+    """Explain an answer for a picture, once for each class name; None is the predicted class.
+
+    Args:
+        answerer: an :class:`ImageClassifier`, or an ensemble, whose members' maps are averaged
+            with the ensemble's coefficients.
+
+    Raises:
+        UsageError: an unknown class.
+        ImageError: a picture that cannot be read.
+    """
+    members = _members(answerer)
+    needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
+    pixels = {in_chans: decode_image(picture, in_chans=in_chans) for in_chans in needed}
+    names = tuple(answerer.class_names)
+    probabilities = torch.zeros(len(names), dtype=torch.float64)
+    for classifier, share in members:
+        logits = _logits(classifier, pixels)
+        order = [classifier.class_names.index(name) for name in names]
+        probabilities += share * logits.double().softmax(dim=-1)[0, order].cpu()
+    explained = []
+    for name in class_names:
+        if name is not None and name not in names:
+            raise UsageError(f"Expected a class among {', '.join(names[:20])}, found {name!r}.")
+        wanted = names[int(probabilities.argmax())] if name is None else name
+        heat, seen = _joint_heat(members, pixels, wanted)
+        explained.append(
+            Explanation(
+                path=Path(picture),
+                picture=pixels[3].permute(1, 2, 0).numpy(),
+                heat=heat,
+                seen=seen,
+                class_name=wanted,
+                probability=float(probabilities[names.index(wanted)]),
+            )
+        )
+    return explained
+
+
+def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """The part of a picture ``(height, width)`` that the evaluation transform keeps.
+
+    Returns:
+        ``(top, left, bottom, right)`` in the picture's own pixels.
+    """
+    height, width = size
+    longest = max(1, MAX_ASPECT * min(height, width))
+    short = min(height, width, longest)
+    side = min(short * preprocessing.image_size / preprocessing.resize_size, short)
+    top, left = (height - side) / 2, (width - side) / 2
+    return round(top), round(left), round(top + side), round(left + side)
+
+
+def _logits(classifier: ImageClassifier, pixels: Pixels) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = classifier(_view(classifier, pixels))
+    return logits
+
+
+def _view(classifier: ImageClassifier, pixels: Pixels) -> Tensor:
+    """The picture as this classifier sees it, ``(1, C, S, S)`` in ``[0, 1]``."""
+    transform = evaluation_transform(classifier.preprocessing)
+    view = transform(pixels[classifier.preprocessing.in_chans])
+    return view.unsqueeze(0).to(classifier.device)
+
+
+def _joint_heat(
+    members: Sequence[tuple[ImageClassifier, float]], pixels: Pixels, class_name: str
+) -> tuple[NDArray[np.float32], tuple[int, int, int, int]]:
+    height, width = pixels[3].shape[-2:]
+    heat = torch.zeros(height, width)
+    parts = []
+    for classifier, share in members:
+        view = (_view(classifier, pixels) - classifier.mean) / classifier.std
+        cam = grad_cam(classifier.network, view, classifier.class_names.index(class_name))[0]
+        parts.append(seen_part((height, width), classifier.preprocessing))
+        top, left, bottom, right = parts[-1]
+        size = (max(1, bottom - top), max(1, right - left))
+        placed = interpolate(cam[None, None].float(), size, mode="bilinear", align_corners=False)
+        strongest = placed.max()
+        if strongest > 0:
+            window = (slice(top, top + size[0]), slice(left, left + size[1]))
+            heat[window] += share * (placed[0, 0] / strongest).cpu()
+    strongest = heat.max()
+    smallest = min(parts, key=lambda part: part[2] - part[0])
+    return (heat / strongest if strongest > 0 else heat).numpy(), smallest
+
+
+def _members(answerer: Any) -> list[tuple[ImageClassifier, float]]:
+    """The classifiers inside, with their shares, which add up to 1."""
+    if isinstance(answerer, ImageClassifier):
+        return [(answerer, 1.0)]
+    if (classifier := getattr(answerer, "classifier", None)) is not None:
+        return _members(classifier)
+    parts, shares = getattr(answerer, "parts", ()), getattr(answerer, "coefficients", ())
+    found = [
+        (classifier, share * inner)
+        for part, share in zip(parts, shares, strict=True)
+        for classifier, inner in _members(part)
+    ]
+    if not found:
+        raise UsageError(
+            "Expected a classifier, or an ensemble of classifiers, to explain, found "
+            f"{type(answerer).__name__}; answers from files alone cannot be explained."
+        )
+    return found
+
+
+def _activations_and_gradients(
+    network: nn.Module, images: Tensor, target: int | Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Feature map and gradient of the targets' logits, both ``(B, D, h, w)``."""
+    leaf: Tensor
+    with torch.no_grad():
+        features = network.forward_features(images)  # type: ignore[operator]
+    if features.ndim == 4:
+        leaf = features.detach().requires_grad_()
+        logits = network.forward_head(leaf.clone())  # type: ignore[operator]
+        to_map = _channels_first(network, features)
+    elif features.ndim == 3 and hasattr(network, "blocks"):
+        logits, leaf = _from_last_block(network, images)
+        to_map = _tokens_to_map(network, leaf)
+    else:
+        raise NetworkError(
+            f"Expected a network with a feature map to explain, found {type(network).__name__}, "
+            f"whose features have the shape {tuple(features.shape)}; take another backbone."
+        )
+    targets = torch.as_tensor(target, device=logits.device).expand(len(logits))
+    score = logits.gather(1, targets.unsqueeze(1)).sum()
+    (gradients,) = torch.autograd.grad(score, leaf)
+    return to_map(leaf.detach()), to_map(gradients)
+
+
+def _from_last_block(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        caught.append(output.detach().requires_grad_())
+        return caught[-1].clone()
+
+    norm = getattr(list(network.blocks)[-1], "norm1", None)  # type: ignore[arg-type]
+    if not isinstance(norm, nn.Module):
+        raise NetworkError(
+            f"Expected the last block of {type(network).__name__} to have a norm1 to explain, "
+            "found none; take another backbone."
+        )
+    handle = norm.register_forward_hook(catch)
+    try:
+        logits: Tensor = network(images)
+    finally:
+        handle.remove()
+    return logits, caught[-1]
+
+
+def _channels_first(network: nn.Module, features: Tensor) -> Callable[[Tensor], Tensor]:
+    channels = network.num_features
+    if features.shape[1] != channels and features.shape[-1] == channels:
+        return lambda values: values.permute(0, 3, 1, 2)  # Swin and its kin keep channels last
+    return lambda values: values
+
+
+def _tokens_to_map(network: nn.Module, tokens: Tensor) -> Callable[[Tensor], Tensor]:
+    prefix = int(getattr(network, "num_prefix_tokens", 0))
+    count = tokens.shape[1] - prefix
+    height = math.isqrt(count)
+    if height * height != count:
+        raise NetworkError(
+            f"Expected patch tokens of a square to explain, found {count}; take another backbone."
+        )
+
+    def to_map(values: Tensor) -> Tensor:
+        batch, _, width = values.shape
+        return values[:, prefix:].transpose(1, 2).reshape(batch, width, height, height)
+
+    return to_map
