@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune.errors import NetworkError
 from finetune.reporting.style import THEMES, ThemeName, new_axes
 
 # A filter without a hundredth of the strongest one's weight does nothing.
@@ -65,12 +66,12 @@ def first_filters(network: nn.Module) -> NDArray[np.float64]:
     """Weights ``(N, C, h, w)`` of the first convolution.
 
     Raises:
-        ValueError: a network without convolutions.
+        NetworkError: a network without convolutions.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             return module.weight.detach().double().cpu().numpy().copy()
-    raise ValueError(
+    raise NetworkError(
         f"Expected a network with convolutions, found {type(network).__name__} without any; "
         "its first layer has no filters to draw."
     )
@@ -123,7 +124,7 @@ def layer_activations(network: nn.Module, layer: str, images: Tensor) -> Tensor:
         layer: the module's path in the network.
 
     Raises:
-        ValueError: the layer's output is no map of places, or it did not run.
+        NetworkError: the layer's output is no map of places, or it did not run.
     """
     found: list[Tensor] = []
     handle = network.get_submodule(layer).register_forward_hook(lambda *call: found.append(call[2]))
@@ -138,7 +139,7 @@ def layer_activations(network: nn.Module, layer: str, images: Tensor) -> Tensor:
             module.training = training
     if not found or found[-1].dim() != 4:
         shape = tuple(found[-1].shape) if found else "nothing"
-        raise ValueError(
+        raise NetworkError(
             f"Expected activations (B, channels, H, W) from {layer}, found {shape}; "
             "choose a convolutional layer."
         )
