@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from finetune.answer_files import open_answer_file
+from finetune.combining.augmented import View, chosen_views, mean_over_views
+from finetune.combining.decisions import Answer, Calibration, decide
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.folder import readable_suffixes
 from finetune.data.images import MAX_PIXELS, ImageReader
@@ -41,8 +43,8 @@ class Answerer(Protocol):
     def member_probabilities(self, views: Views, paths: Sequence[str] | None = None) -> Tensor:
         """``(M, B, C)`` from one batch ``(B, C, S, S)`` in ``[0, 1]`` for each view."""
 
-    def combine(self, member_probabilities: Tensor) -> Tensor:
-        """``(M, B, C)`` into ``(B, C)``."""
+    def answer(self, member_probabilities: Tensor) -> Answer:
+        """``(M, B, C)`` into probabilities ``(B, C)``, and how sure they are."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Predictions:
         probabilities: ``(N, C)``; rows sum to 1.
         class_names: of the columns.
         member_probabilities: ``(M, N, C)``; a single classifier is one member.
+        disagreement: share of the pairs of members that name different classes, ``(N,)``.
+        rejected: ``(N,)`` bool, which answers to leave to a human; None without a reject rule.
+        prediction_sets: ``(N, C)`` bool, the classes that may be true; None without conformal
+            calibration.
         skipped: pictures that could not be read, with the reason; only with
             ``on_bad_image="skip"``.
     """
@@ -62,6 +68,9 @@ class Predictions:
     probabilities: Tensor
     class_names: tuple[str, ...]
     member_probabilities: Tensor
+    disagreement: Tensor | None = None
+    rejected: Tensor | None = None
+    prediction_sets: Tensor | None = None
     skipped: tuple[tuple[Path, str], ...] = ()
 
     def __len__(self) -> int:
@@ -78,9 +87,21 @@ class Predictions:
         return self.probabilities.amax(dim=-1)
 
     def rows(self, *, top_k: int = 1) -> Iterator[dict[str, Any]]:
-        """One dictionary a picture, as :func:`answer_row` makes it."""
-        for path, probabilities in zip(self.paths, self.probabilities, strict=True):
-            yield answer_row(path, probabilities, self.class_names, top_k=top_k)
+        """One dictionary a picture: :func:`answer_row`, and what ensembles and calibration add.
+
+        ``disagreement`` where there are several members, ``rejected`` (true or false) and
+        ``prediction_set`` (names joined by ``|``) where there are such rules.
+        """
+        for index, path in enumerate(self.paths):
+            row = answer_row(path, self.probabilities[index], self.class_names, top_k=top_k)
+            if self.disagreement is not None and len(self.member_probabilities) > 1:
+                row["disagreement"] = float(self.disagreement[index])
+            if self.rejected is not None:
+                row["rejected"] = str(bool(self.rejected[index])).lower()
+            if self.prediction_sets is not None:
+                members = self.prediction_sets[index].nonzero().flatten().tolist()
+                row["prediction_set"] = "|".join(self.class_names[label] for label in members)
+            yield row
 
     def to_csv(self, path: str | Path) -> None:
         """Write the rows as CSV; the file appears when it is complete."""
@@ -161,11 +182,12 @@ def predict(
     pictures: Picture | Iterable[Picture],
     *,
     batch_size: int = 32,
+    test_time_augmentation: int | Sequence[str] = 1,
     num_workers: int | None = None,
     on_bad_image: OnBadImage = "error",
     max_pixels: int = MAX_PIXELS,
     trainer: Trainer | None = None,
-    on_answer: Callable[[Path, Tensor], None] | None = None,
+    on_answer: Callable[[Path, Predictions], None] | None = None,
 ) -> Predictions:
     """Answer for pictures, folders or glob patterns.
 
@@ -175,12 +197,14 @@ def predict(
         classifier: a fine-tuned classifier, or an ensemble.
         pictures: one or several of files, folders (all pictures below) and glob patterns.
         batch_size: pictures a batch; the answers do not depend on it beyond rounding.
+        test_time_augmentation: views of each picture whose probabilities are averaged: how many,
+            or their names (:data:`finetune.combining.augmented.VIEWS`).
         num_workers: processes that decode; by default chosen from cores and data size.
         on_bad_image: "error" refuses a picture that cannot be read, "skip" leaves it out and lists
             it in ``skipped``.
         max_pixels: most pixels of a picture; more is refused as a decompression bomb.
         trainer: a Lightning trainer with devices and precision of your own.
-        on_answer: called with path and probabilities ``(C,)`` as each picture is answered.
+        on_answer: called with its path and its answer alone as each picture is answered.
 
     Raises:
         DataError: no pictures. ImageError: one that cannot be read, with ``on_bad_image="error"``.
@@ -188,6 +212,7 @@ def predict(
     answerer = (
         SingleClassifier(classifier) if isinstance(classifier, ImageClassifier) else classifier
     )
+    views = chosen_views(test_time_augmentation)
     paths = find_pictures(pictures)
     workers = choose_num_workers(paths) if num_workers is None else num_workers
     loader = DataLoader(
@@ -196,14 +221,14 @@ def predict(
         num_workers=workers,
         collate_fn=_collate,
     )
-    collected = _Collector(paths, on_answer)
+    collected = _Collector(paths, answerer, on_answer)
     trainer = trainer or _quiet_trainer()
     trainer.callbacks.append(collected)  # type: ignore[attr-defined]
     try:
-        trainer.predict(_Answering(answerer), loader, return_predictions=False)
+        trainer.predict(_Answering(answerer, views), loader, return_predictions=False)
     finally:
         trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
-    return collected.predictions(answerer)
+    return collected.predictions()
 
 
 class SingleClassifier(torch.nn.Module):
@@ -224,9 +249,11 @@ class SingleClassifier(torch.nn.Module):
         logits: Tensor = self.classifier(views[self.classifier.preprocessing])
         return logits.float().softmax(dim=-1).unsqueeze(0)
 
-    def combine(self, member_probabilities: Tensor) -> Tensor:
-        """The one member's answer."""
-        return member_probabilities[0]
+    def answer(self, member_probabilities: Tensor) -> Answer:
+        """The one member's answer, calibrated if its checkpoint is."""
+        kept = self.classifier.details.get("calibration")
+        calibration = Calibration.from_dict(kept) if kept else None
+        return decide(member_probabilities[0], member_probabilities, calibration)
 
 
 class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):
@@ -284,25 +311,35 @@ def _collate(items: Sequence[tuple[int, list[Tensor] | str]]) -> Collated:
 class _Answering(LightningModule):
     """Lets Lightning's trainer place members and batches on devices."""
 
-    def __init__(self, answerer: Any) -> None:
+    def __init__(self, answerer: Any, views: Sequence[View]) -> None:
         super().__init__()
         self.answerer = answerer.eval()
+        self.views = views
 
     def predict_step(self, batch: Collated, batch_idx: int) -> Tensor:
         indexes, views, _ = batch
         if not indexes:
             return torch.empty(0)  # Lightning warns of None
         paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
-        by_view = dict(zip(self.answerer.preprocessings, views, strict=True))
-        answer: Tensor = self.answerer.member_probabilities(by_view, paths)
-        return answer
+        by_preprocessing = dict(zip(self.answerer.preprocessings, views, strict=True))
+        return mean_over_views(
+            lambda images: self.answerer.member_probabilities(images, paths),
+            by_preprocessing,
+            self.views,
+        )
 
 
 class _Collector(Callback):
     """Keeps the members' answers by the picture's index, whichever process gave them."""
 
-    def __init__(self, paths: Sequence[Path], on_answer: Callable[[Path, Tensor], None] | None):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        answerer: Answerer,
+        on_answer: Callable[[Path, Predictions], None] | None,
+    ) -> None:
         self.paths = paths
+        self.answerer = answerer
         self.on_answer = on_answer
         self.answers: dict[int, Tensor] = {}
         self.bad: dict[int, str] = {}
@@ -320,11 +357,12 @@ class _Collector(Callback):
         self.bad.update(bad)
         if not indexes:
             return
-        combined = pl_module.answerer.combine(outputs).cpu()  # type: ignore[operator,union-attr]
+        members = outputs.cpu()
         for position, index in enumerate(indexes):
-            self.answers[index] = outputs[:, position].cpu()
+            self.answers[index] = members[:, position]
             if self.on_answer is not None:
-                self.on_answer(self.paths[index], combined[position])
+                alone = self._answered([index], members[:, position : position + 1])
+                self.on_answer(self.paths[index], alone)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size == 1:
@@ -335,7 +373,7 @@ class _Collector(Callback):
             self.answers.update(answers)
             self.bad.update(bad)
 
-    def predictions(self, answerer: Answerer) -> Predictions:
+    def predictions(self) -> Predictions:
         order = sorted(self.answers)
         if not order:
             raise ImageError(
@@ -343,12 +381,19 @@ class _Collector(Callback):
                 f"{next(iter(self.bad.values()))}"
             )
         members = torch.stack([self.answers[index] for index in order], dim=1)
+        skipped = tuple((self.paths[index], self.bad[index]) for index in sorted(self.bad))
+        return replace(self._answered(order, members), skipped=skipped)
+
+    def _answered(self, indexes: Sequence[int], members: Tensor) -> Predictions:
+        answer = self.answerer.answer(members)
         return Predictions(
-            paths=tuple(self.paths[index] for index in order),
-            probabilities=answerer.combine(members),
-            class_names=tuple(answerer.class_names),
+            paths=tuple(self.paths[index] for index in indexes),
+            probabilities=answer.probabilities,
+            class_names=tuple(self.answerer.class_names),
             member_probabilities=members,
-            skipped=tuple((self.paths[index], self.bad[index]) for index in sorted(self.bad)),
+            disagreement=answer.uncertainty.disagreement,
+            rejected=answer.rejected,
+            prediction_sets=answer.prediction_sets,
         )
 
 

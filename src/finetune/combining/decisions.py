@@ -17,6 +17,8 @@ from finetune.combining.calibration import (
     log_of,
 )
 from finetune.combining.conformal import ConformalRule, Score, fit_conformal
+from finetune.combining.pooling import Coefficients
+from finetune.combining.uncertainty import Uncertainty, uncertainty
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,41 @@ class Calibration:
             conformal=None if conformal is None else ConformalRule(**conformal),
             reused=bool(values.get("reused", False)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a classifier or an ensemble says about N pictures.
+
+    Attributes:
+        probabilities: ``(N, C)``, pooled and calibrated; rows sum to 1.
+        member_probabilities: ``(M, N, C)``, not calibrated.
+        uncertainty: entropies, disagreement, variation ratio, each ``(N,)``.
+        rejected: ``(N,)`` bool, or None without a reject rule.
+        prediction_sets: ``(N, C)`` bool, or None without a conformal rule.
+    """
+
+    probabilities: Tensor
+    member_probabilities: Tensor
+    uncertainty: Uncertainty
+    rejected: Tensor | None
+    prediction_sets: Tensor | None
+
+
+def decide(
+    pooled: Tensor,
+    member_probabilities: Tensor,
+    calibration: Calibration | None,
+    coefficients: Coefficients = None,
+) -> Answer:
+    """Apply a calibration to pooled probabilities ``(N, C)`` and say how sure the members are."""
+    return Answer(
+        probabilities=pooled if calibration is None else calibration.probabilities(pooled),
+        member_probabilities=member_probabilities,
+        uncertainty=uncertainty(member_probabilities, coefficients),
+        rejected=None if calibration is None else calibration.rejected(pooled),
+        prediction_sets=None if calibration is None else calibration.prediction_sets(pooled),
+    )
 
 
 def fit_calibration(

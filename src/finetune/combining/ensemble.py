@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, assert_never
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from finetune.combining import ensemble_file
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.conformal import Score
-from finetune.combining.decisions import Calibration, fit_calibration
+from finetune.combining.decisions import Answer, Calibration, decide, fit_calibration
 from finetune.combining.held_out import HeldOut, held_out_pictures
 from finetune.combining.members import (
     ClassifierMember,
@@ -27,32 +26,12 @@ from finetune.combining.pooling import Pooling, fit_coefficients, pool
 from finetune.combining.roles import Roles, Share, of_role, refuse_reuse, with_role
 from finetune.combining.selection import Metric, select_members
 from finetune.combining.sharing import group_by_backbone, grouped_probabilities
-from finetune.combining.uncertainty import Uncertainty, uncertainty
 from finetune.errors import UsageError
 from finetune.preprocessing import Preprocessing
 
 Selecting = Literal["all", "greedy", "learned"]
 # Images' worth of belief in equal coefficients, against overfitting a small held-out set.
 LEARNED_PRIOR = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What an ensemble says about N pictures.
-
-    Attributes:
-        probabilities: ``(N, C)``, pooled and calibrated; rows sum to 1.
-        member_probabilities: ``(M, N, C)``, not calibrated.
-        uncertainty: entropies, disagreement, variation ratio, each ``(N,)``.
-        rejected: ``(N,)`` bool, or None without a reject rule.
-        prediction_sets: ``(N, C)`` bool, or None without a conformal rule.
-    """
-
-    probabilities: Tensor
-    member_probabilities: Tensor
-    uncertainty: Uncertainty
-    rejected: Tensor | None
-    prediction_sets: Tensor | None
 
 
 class Ensemble(nn.Module):
@@ -174,16 +153,9 @@ class Ensemble(nn.Module):
         return pooled if self.calibration is None else self.calibration.probabilities(pooled)
 
     def answer(self, member_probabilities: Tensor) -> Answer:
-        """Pool, calibrate, and say how sure."""
+        """Pool ``(M, N, C)``, calibrate, and say how sure."""
         pooled = self.pool(member_probabilities)
-        calibration = self.calibration
-        return Answer(
-            probabilities=self.combine(member_probabilities),
-            member_probabilities=member_probabilities,
-            uncertainty=uncertainty(member_probabilities, self.coefficients),
-            rejected=None if calibration is None else calibration.rejected(pooled),
-            prediction_sets=None if calibration is None else calibration.prediction_sets(pooled),
-        )
+        return decide(pooled, member_probabilities, self.calibration, self.coefficients)
 
     def forward(self, *views: Tensor) -> Tensor:
         """Log probabilities ``(N, C)``, which any loss or metric takes for logits.

@@ -2,14 +2,16 @@
 
 Members are added one at a time, the same one as often as it helps, and their counts become
 coefficients (Caruana et al., Ensemble selection from libraries of models, 2004). Guards against
-overfitting a small held-out set, from the same paper: the search starts from the best few members
-together, and its answer is the mean over searches in random halves of the members.
+overfitting a small held-out set: the search starts from the best few members together, and its
+answer is the mean over searches on resampled pictures, and among many members in random halves of
+them (the paper's bagging; among few members a half may hold only bad ones).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -23,6 +25,7 @@ from finetune.errors import UsageError
 Metric = Literal["nll", "accuracy", "brier"]
 
 SAME = 1e-12  # losses closer than this are a tie
+MANY_MEMBERS = 8  # from here on each bag sees half of the members
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,12 @@ def select_members(
         labels: their true classes.
         metric: what to lower; ties in accuracy are settled by the NLL.
         rounds: most additions of one search; the best prefix of them is kept.
-        bags: searches in random halves of the members; 0 searches once among all, and then the
-            coefficients are multiples of one over the number of additions.
+        bags: searches on resampled pictures, whose coefficients are averaged; 0 searches once on
+            all, and then the coefficients are multiples of one over the number of additions.
         max_members: most members to keep.
         costs: time of each member, in any unit; equal ones for None.
         min_gain: least rise of the loss, on leaving out a member of average cost, that keeps it.
-        seed: of the random halves.
+        seed: of the resampling.
 
     Raises:
         UsageError: other numbers of labels or costs than images or members.
@@ -152,6 +155,13 @@ class _Search:
         self.rounds, self.max_members = rounds, max_members
         self.single = self._scores(members)
 
+    def on(self, rows: Tensor) -> _Search:
+        """The same search on some of the pictures."""
+        search = copy(self)
+        search.members, search.labels = self.members[:, rows], self.labels[rows]
+        search.single = search._scores(search.members)
+        return search
+
     def _scores(self, candidates: Tensor) -> Tensor:
         scores = _losses(candidates, self.labels, self.metric)
         if self.metric == "accuracy":
@@ -199,11 +209,13 @@ class _Search:
 
 def _bagged(search: _Search, bags: int, seed: int) -> Tensor:
     generator = np.random.default_rng(seed)
-    number = len(search.members)
-    total = torch.zeros(number, dtype=torch.float64)
+    members, images = len(search.members), len(search.labels)
+    size = math.ceil(members / 2) if members >= MANY_MEMBERS else members
+    total = torch.zeros(members, dtype=torch.float64)
     for _ in range(bags):
-        half = generator.choice(number, size=math.ceil(number / 2), replace=False)
-        total += search.coefficients(sorted(half.tolist()))
+        allowed = sorted(generator.choice(members, size=size, replace=False).tolist())
+        rows = torch.from_numpy(generator.integers(images, size=images))
+        total += search.on(rows).coefficients(allowed)
     return total / total.sum()
 
 

@@ -12,6 +12,10 @@ def load_answerer(path: str | Path) -> Any:
     Raises:
         CheckpointError: the file is no checkpoint of ours.
     """
+    from finetune.combining.ensemble import Ensemble
+    from finetune.training.checkpoints import ENTRY, read_content
     from finetune.training.classifier import ImageClassifier
 
+    if read_content(path, mmap=True)[ENTRY]["kind"] == "ensemble":
+        return Ensemble.from_file(path)
     return ImageClassifier.from_checkpoint(path)

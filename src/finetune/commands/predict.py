@@ -12,7 +12,7 @@ from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from finetune.prediction import Predictions
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     from finetune.answer_files import open_answer_file
     from finetune.commands.loading import load_answerer
     from finetune.commands.trainer import on_terminal, quiet_libraries
-    from finetune.prediction import answer_row, find_pictures, predict
+    from finetune.prediction import find_pictures, predict
 
     quiet_libraries()
     files = find_pictures(pictures)
@@ -45,20 +45,21 @@ def main(arguments: list[str]) -> int:
         enable_model_summary=False,
         enable_progress_bar=options.output is not None and on_terminal(),
     )
-    class_names = tuple(answerer.class_names)
     with ExitStack() as stack:
         write: Callable[[dict[str, Any]], None] = _print
         if options.output is not None and trainer.is_global_zero and trainer.world_size == 1:
             write = stack.enter_context(open_answer_file(options.output))
 
-        def on_answer(path: Path, probabilities: Tensor) -> None:
-            write(answer_row(path, probabilities, class_names, top_k=options.topk))
+        def on_answer(path: Path, answer: Predictions) -> None:
+            for row in answer.rows(top_k=options.topk):
+                write(row)
 
         one_process = trainer.world_size == 1
         predictions = predict(
             answerer,
             files,
             batch_size=options.batch_size,
+            test_time_augmentation=options.test_time_augmentation,
             on_bad_image=options.on_bad_image,
             trainer=trainer,
             on_answer=on_answer if one_process else None,
@@ -85,6 +86,9 @@ def _parser() -> Parser:
     parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
     parser.add_argument("--topk", type=int, default=1, help="how many classes to name")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a batch")
+    parser.add_argument(
+        "--test-time-augmentation", type=int, default=1, metavar="N", help="views averaged, 1 to 8"
+    )
     parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... as Lightning says")
     parser.add_argument("--devices", default="auto", help="how many, or which")
