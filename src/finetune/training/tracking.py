@@ -58,7 +58,7 @@ def finish_tracking() -> None:
     """End the Weights & Biases run, so that the next fit of this process gets its own."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish(quiet=True)
+        wandb.finish()
 
 
 class TrackedTables(Callback):

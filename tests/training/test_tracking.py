@@ -1,0 +1,122 @@
+"""What a run sends to Weights & Biases is read back from the file that an offline run leaves."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from finetune import ImageClassifier, ImageFolderDataModule
+from finetune.training.tracking import TrackedTables, finish_tracking, with_csv_logger
+
+BLOCK = 32 * 1024
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a ``.wandb`` file: LevelDB's log format behind seven bytes of header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    position, pending = 7, b""
+    while position + 7 <= len(content):
+        left = BLOCK - position % BLOCK
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        pending += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            record = Record()
+            record.ParseFromString(pending)
+            pending = b""
+            yield record
+
+
+def history(path: Path) -> dict[str, list[Any]]:
+    """Every logged value by name."""
+    values: dict[str, list[Any]] = {}
+    for record in records(path):
+        if record.WhichOneof("record_type") == "history":
+            for item in record.history.item:
+                name = "/".join(item.nested_key) or item.key
+                values.setdefault(name, []).append(json.loads(item.value_json))
+    return values
+
+
+def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
+    torch.manual_seed(0)
+    datamodule = ImageFolderDataModule(data, cache="off", test_fraction=0)
+    classifier = ImageClassifier(
+        datamodule.class_names, "test_resnet", pretrained=False, image_size=32
+    )
+    folder.mkdir()
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=with_csv_logger(WandbLogger(project="test", offline=True), folder),
+        callbacks=[
+            ModelCheckpoint(folder / "checkpoints", "best", monitor="val/nll"),
+            TrackedTables(),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    trainer.fit(classifier, datamodule)
+    finish_tracking()
+    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return classifier, log
+
+
+@pytest.mark.filterwarnings("ignore:.*protobuf.*", "ignore::DeprecationWarning")
+def test_figures_tables_and_checkpoint_are_found_in_the_file(
+    tmp_path: Path, colour_folder: Path
+) -> None:
+    classifier, log = fit(tmp_path / "run", colour_folder)
+    logged = history(log)
+    logits, labels = classifier.answers["val"]
+    accuracy = float((logits.argmax(-1) == labels).float().mean())
+    assert logged["val/accuracy"][-1] == pytest.approx(accuracy)
+    assert len(logged["val/nll"]) == len(logged["train/loss"]) == 2
+    assert logged["val/worst_predictions/nrows"] == [len(labels)]
+    assert logged["val/confusion_matrix_table/nrows"] == [9]
+    names = [r.artifact.name for r in records(log) if r.WhichOneof("record_type") == "artifact"]
+    assert any(name.endswith("-best") for name in names)
+    assert (tmp_path / "run" / "metrics.csv").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*protobuf.*", "ignore::DeprecationWarning")
+def test_two_fits_of_one_process_are_two_runs(tmp_path: Path, colour_folder: Path) -> None:
+    _, first = fit(tmp_path / "first", colour_folder)
+    _, second = fit(tmp_path / "second", colour_folder)
+    assert first.stem != second.stem
+    assert history(second)["epoch"][-1] == 1
+
+
+def test_a_csv_log_is_written_whatever_is_configured(tmp_path: Path) -> None:
+    for number, configured in enumerate((None, True, False, [], CSVLogger(tmp_path / "own"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        loggers = with_csv_logger(configured, folder)
+        assert isinstance(loggers[0], CSVLogger)
+        assert Path(loggers[0].log_dir) == folder
+
+
+def test_without_an_account_the_run_stays_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("wandb.api", type("Api", (), {"api_key": None})())
+    logger = WandbLogger(project="test")
+    with_csv_logger(logger, tmp_path)
+    assert logger._wandb_init["mode"] == "offline"
+    assert "logging offline" in capsys.readouterr().out
