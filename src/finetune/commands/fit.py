@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UsageError
 
 if TYPE_CHECKING:
     from lightning import Trainer
     from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
 
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.training.phases import TrainerSettings
+    from finetune.training.recipe import Choice
 
 
 def main(arguments: list[str]) -> int:
     """Fit one classifier; the run folder stays only if there is something to keep."""
+    from finetune.commands.resuming import resumed_arguments
     from finetune.commands.runs import new_run_folder
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
 
+    started = time.monotonic()
     quiet_libraries()
+    arguments, resumed = resumed_arguments(arguments)
     cli = FinetuneCLI("fit", arguments)
+    limit = parse_time(cli.config.time_limit)
+    deadline = None if limit is None else started + limit
     cli.datamodule.setup("fit")
+    if resumed is not None:
+        fit(cli, resumed, deadline=deadline)
+        return 0
     folder = new_run_folder(Path(cli.config.runs), cli.config.name or _name(cli.model.backbone))
     try:
-        fit(cli, folder)
+        fit(cli, folder, deadline=deadline)
     except BaseException:
         if not any((folder / "checkpoints").glob("*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -35,62 +51,149 @@ def _name(backbone: str) -> str:
     return backbone.replace(":", "-").replace("/", "-").strip("-.")
 
 
-def fit(cli: FinetuneCLI, folder: Path) -> None:
+def parse_time(text: str | None) -> float | None:
+    """Seconds of ``90s``, ``10m`` or ``2h``; None stays None.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise UsageError(f"Expected a time limit such as 90s, 10m or 2h, found {text!r}.")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
+    from finetune.commands.resuming import keep_earlier_epochs
     from finetune.commands.runs import link_latest, write_text
     from finetune.training.tracking import finish_tracking
 
-    trainer = build_trainer(cli, folder)
-    if trainer.is_global_zero:
-        write_text(folder / "config.yaml", cli.config_yaml())
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    recipe = settle(cli, deadline)
+    if is_first:
+        lines = "\n".join(str(choice) for choice in recipe)
+        print(lines, flush=True)
+        notes = "".join(f"# {line}\n" for line in lines.splitlines())
+        write_text(folder / "config.yaml", notes + cli.config_yaml())
         cli.datamodule.write_manifest(folder / "split.csv")
         link_latest(folder)
-    try:
-        trainer.fit(
-            cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True
-        )
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from stop
-    finally:
-        finish_tracking()
-    if trainer.is_global_zero:
+    epochs = next(choice.value for choice in recipe if choice.name == "epochs")
+    with keep_earlier_epochs(folder / "metrics.csv"):
+        try:
+            run_phases(cli, folder, epochs, deadline=deadline, say=print if is_first else _silent)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
+            if is_first and (folder / "checkpoints" / "last.ckpt").is_file():
+                print(f"stopped; go on with: finetune fit --resume {folder}")
+            raise KeyboardInterrupt from stop
+        finally:
+            finish_tracking()
+    if is_first:
         conclude(folder)
 
 
-def build_trainer(cli: FinetuneCLI, folder: Path) -> Trainer:
-    """Lightning's trainer with our checkpoints, loggers and progress in the run folder."""
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+def settle(cli: FinetuneCLI, deadline: float | None) -> tuple[Choice, ...]:
+    """Choose what was not given, and write it into classifier and configuration."""
+    from finetune.training.recipe import choose_recipe, facts_about
+
+    facts = facts_about(
+        cli.model,
+        cli.datamodule,
+        pretrained=bool(cli.config.model.pretrained) or cli.checkpoint is not None,
+        on_cpu=_on_cpu(cli),
+        seconds_left=None if deadline is None else deadline - time.monotonic(),
+    )
+    names = ("strategy", "lr", "backbone_lr_factor", "label_smoothing")
+    given = {name: cli.model.hparams[name] for name in names}
+    given["epochs"] = cli.config.trainer.max_epochs
+    recipe = choose_recipe(facts, given)
+    settled = {choice.name: choice.value for choice in recipe}
+    cli.config.trainer.max_epochs = settled.pop("epochs")
+    for name, value in settled.items():
+        cli.config.model[name] = value
+    cli.model.settle(**settled)
+    return recipe
+
+
+def run_phases(
+    cli: FinetuneCLI, folder: Path, epochs: int, *, deadline: float | None, say: Any
+) -> None:
+    """One phase after the other, into ``folder/checkpoints``; the model is the best in the end."""
+    import torch
+
+    from finetune.commands.resuming import copy_best
+    from finetune.training.feature_store import FeatureStore
+    from finetune.training.phases import PhasedFit
+    from finetune.training.tracking import with_csv_logger
+
+    if not _on_cpu(cli):
+        cli.model.to(torch.accelerator.current_accelerator())
+    loggers = with_csv_logger(cli.config_init["trainer"].as_dict()["logger"], folder)
+
+    def new_trainer(settings: TrainerSettings) -> Trainer:
+        return build_trainer(cli, folder, loggers, settings)
+
+    cache_dir = cli.config.data.cache_dir
+    store = FeatureStore(None if cache_dir is None else Path(str(cache_dir)) / "features")
+    checkpoints = folder / "checkpoints"
+    resume = None if cli.config.ckpt_path is None else Path(cli.config.ckpt_path)
+    if resume is not None:
+        copy_best(resume.parent, checkpoints)
+    PhasedFit(
+        cli.model,
+        cli.datamodule,
+        checkpoints,
+        new_trainer,
+        strategy=cli.model.hparams["strategy"],
+        epochs=epochs,
+        monitor=cli.config.monitor,
+        store=None if cli.config.data.cache == "off" else store,
+        deadline=deadline,
+        say=say,
+    ).run(resume)
+
+
+def build_trainer(
+    cli: FinetuneCLI, folder: Path, loggers: list[Logger], phase: TrainerSettings
+) -> Trainer:
+    """Lightning's trainer for one phase, with our loggers and progress in the run folder."""
+    from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 
     from finetune.commands.trainer import on_terminal
     from finetune.training.progress import EpochLine
-    from finetune.training.tracking import TrackedTables, with_csv_logger
+    from finetune.training.tracking import TrackedTables
 
     settings = cli.config_init["trainer"].as_dict()
-    loggers = with_csv_logger(settings["logger"], folder)
-    monitor = cli.config.monitor
-    if not cli.datamodule.images("val"):
-        monitor = None  # nothing to choose by: the last epoch is the best known
-    best = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="best",
-        monitor=monitor,
-        mode="max" if monitor and monitor.split("/")[-1] in HIGHER_IS_BETTER else "min",
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
-    ours: list[Callback] = [best, LearningRateMonitor("epoch"), TrackedTables()]
     watched = on_terminal() and settings["enable_progress_bar"] is not False
-    ours.append(RichProgressBar() if watched else EpochLine())
+    ours: list[Callback] = [
+        *phase.callbacks,
+        LearningRateMonitor("epoch"),
+        TrackedTables(),
+        RichProgressBar() if watched else EpochLine(),
+    ]
+    accumulate = phase.accumulate_grad_batches * (settings["accumulate_grad_batches"] or 1)
     return cli.build_trainer(
         logger=loggers,
         callbacks=[*(settings["callbacks"] or []), *ours],
         default_root_dir=str(folder),
         enable_progress_bar=watched,
+        max_epochs=phase.max_epochs,
+        accumulate_grad_batches=accumulate,
+        max_time=phase.max_time or settings["max_time"],
     )
 
 
-HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
+def _on_cpu(cli: FinetuneCLI) -> bool:
+    import torch
+
+    accelerator = cli.config_init["trainer"].as_dict()["accelerator"]
+    return accelerator == "cpu" or not torch.accelerator.is_available()
+
+
+def _silent(line: str) -> None:
+    """What the other processes of a distributed fit say."""
 
 
 def conclude(folder: Path) -> None:

@@ -21,7 +21,6 @@ from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
 
 TRAINER_DEFAULTS = {
-    "max_epochs": 10,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     # Nothing is logged by the step, so that no step waits for the device.
@@ -83,6 +82,12 @@ class FinetuneCLI(LightningCLI):
                 type=str,
                 default="val/nll",
                 help="Figure that picks the best epoch: val/nll, val/loss, val/accuracy, ...",
+            )
+            parser.add_argument(
+                "--time_limit",
+                type=str | None,
+                default=None,
+                help="Stop in good order after this time: 90s, 10m, 2h.",
             )
             # Elsewhere the checkpoint decides the classes.
             parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
@@ -179,6 +184,8 @@ def quiet_libraries() -> None:
     for message in (
         "LightningCLI's args parameter",
         ".*does not have many workers",
+        "Experiment logs directory .* exists and is not empty",
+        "Checkpoint directory .* exists and is not empty",
         ".*treespec, LeafSpec.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
     ):

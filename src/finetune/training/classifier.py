@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError, TrainingError
 from finetune.networks.factory import create_network, preprocessing_of
+from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
 from finetune.training.checkpoints import ENTRY, describe, plain, read_checkpoint
+from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
 from finetune.training.metrics import classification_metrics
 from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
 
 Batch = tuple[Tensor, Tensor]
 Stage = Literal["val", "test"]
+# What counts where nothing is given and no recipe has chosen: fitting from Python without phases.
+UNSETTLED = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
 # Weight of the auxiliary head's loss: Szegedy et al. 2015, "Going deeper with convolutions", 5.
 AUXILIARY_LOSS_WEIGHT = 0.3
 
@@ -43,14 +46,22 @@ class ImageClassifier(LightningModule):
         batchnorm: "eval" keeps the pretrained statistics while everything else is fine-tuned, which
             little data needs; "train" updates them, as training from scratch needs; "frozen" also
             keeps scale and shift. The default, "auto", is "eval" for pretrained networks.
+        strategy: what learns when: head, head-then-all, gradual, partial:N, all, or auto.
         optimizer: any of timm's, by name.
-        lr: learning rate of the final layer.
-        backbone_lr_factor: learning rate of the backbone, as a share of ``lr``.
+        lr: learning rate of the final layer; chosen by the recipe where it is not given.
+        backbone_lr_factor: learning rate of the backbone, as a share of ``lr``; likewise.
         layer_decay: factor from each layer's learning rate to the one below it, in (0, 1].
         weight_decay: of matrices and kernels; norms and biases have none.
         warmup_fraction: share of the steps over which the learning rate rises, in [0, 1).
-        label_smoothing: probability taken from the label and spread over all classes, in [0, 1).
-        class_weights: "balanced" weighs each class by the inverse of its number of images.
+        label_smoothing: probability taken from the label and spread over all classes, in [0, 1);
+            likewise.
+        class_weights: "balanced" weighs each class by the inverse of its number of images,
+            "effective" more gently, by their effective number.
+        focal_gamma: above 0, focal loss: pictures answered well count less.
+        mixup_alpha, cutmix_alpha: above 0, pictures of a batch are mixed; metrics stay with the
+            hard labels.
+        l2_sp: strength of the pull back to the pretrained weights, instead of to zero.
+        views: random views of a picture that are computed once and kept, where stages are frozen.
     """
 
     mean: Tensor
@@ -67,14 +78,20 @@ class ImageClassifier(LightningModule):
         drop_path_rate: float = 0.0,
         network_options: dict[str, Any] | None = None,
         batchnorm: Literal["auto", "eval", "train", "frozen"] = "auto",
+        strategy: str = "auto",
         optimizer: str = "adamw",
-        lr: float = 1e-3,
-        backbone_lr_factor: float = 0.1,
+        lr: float | None = None,
+        backbone_lr_factor: float | None = None,
         layer_decay: float = 1.0,
         weight_decay: float = 0.05,
         warmup_fraction: float = 0.1,
-        label_smoothing: float = 0.1,
-        class_weights: Literal["none", "balanced"] = "none",
+        label_smoothing: float | None = None,
+        class_weights: ClassWeights = "none",
+        focal_gamma: float = 0.0,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        l2_sp: float = 0.0,
+        views: int = 3,
     ) -> None:
         super().__init__()
         if batchnorm == "auto":
@@ -100,7 +117,15 @@ class ImageClassifier(LightningModule):
         for name in ("mean", "std"):
             statistics = torch.tensor(getattr(self.preprocessing, name)).view(1, -1, 1, 1)
             self.register_buffer(name, statistics, persistent=False)
-        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        if batchnorm == "frozen":
+            freeze(self.network, (), batch_norm="frozen")
+        self.mix = batch_mixing(
+            len(self.class_names), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
+        )
+        self.settle()
+        # Set while lower stages are frozen and their activations kept: batches then hold these
+        # activations, and this is what turns them into logits.
+        self.upper: Callable[[Tensor], Tensor] | None = None
         self.val_metrics = classification_metrics(len(self.class_names), prefix="val/")
         self.test_metrics = classification_metrics(len(self.class_names), prefix="test/")
         # The logits of the last pass over each stage's images, in the order of the loader.
@@ -148,33 +173,49 @@ class ImageClassifier(LightningModule):
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits, and those of the auxiliary head where the network has one switched on."""
+        if self.upper is not None:
+            return self.upper(images), None
         answer = self.network((images - self.mean) / self.std)
         return (answer[0], answer[1]) if isinstance(answer, tuple) else (answer, None)
 
+    def setting(self, name: str) -> Any:
+        """A hyperparameter, or what counts in its place where nobody has chosen one."""
+        value = self.hparams[name]
+        return UNSETTLED.get(name) if value is None else value
+
+    def settle(self, **chosen: Any) -> None:
+        """Take over hyperparameters that a recipe has chosen."""
+        self.hparams.update(plain(chosen))
+        self.loss = ClassificationLoss(
+            label_smoothing=self.setting("label_smoothing"),
+            focal_gamma=self.setting("focal_gamma"),
+        )
+
     def train(self, mode: bool = True) -> ImageClassifier:
-        """Switch modes as usual, but keep batch norm as ``batchnorm`` says."""
+        """Switch modes as usual, but keep frozen parts and batch norm as they are meant to be."""
         super().train(mode)
-        if mode and self.hparams["batchnorm"] != "train":
-            for module in self.network.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        apply_modes(self.network, batch_norm=self.hparams["batchnorm"])
         return self
 
     def on_fit_start(self) -> None:
         """Weigh the classes by the training images, now that they are known."""
-        if self.hparams["class_weights"] == "balanced":
+        if self.hparams["class_weights"] != "none":
             by_class = self.trainer.datamodule.class_counts("train")  # type: ignore[attr-defined]
-            counts = torch.tensor(list(by_class.values()))
-            weights = counts.sum() / (len(counts) * counts.clamp(min=1))
+            weights = class_weights(self.hparams["class_weights"], list(by_class.values()))
+            assert weights is not None
             self.loss.weight = weights.to(self.device, self.mean.dtype)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         images, labels = batch
+        if self.mix is not None and self.upper is None:
+            images, targets = self.mix(images, labels)
+        else:
+            targets = labels
         logits, auxiliary_logits = self._logits(images)
-        loss = self.loss(logits, labels)
+        loss = self.loss(logits, targets)
         if auxiliary_logits is not None:
-            loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits, labels)
+            loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits, targets)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
@@ -226,8 +267,8 @@ class ImageClassifier(LightningModule):
         hparams = self.hparams
         groups = parameter_groups(
             self.network,
-            lr=hparams["lr"],
-            backbone_lr_factor=hparams["backbone_lr_factor"],
+            lr=self.setting("lr"),
+            backbone_lr_factor=self.setting("backbone_lr_factor"),
             layer_decay=hparams["layer_decay"],
             weight_decay=hparams["weight_decay"],
         )
@@ -238,15 +279,25 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file self-sufficient."""
-        details = dict(self.details)
         datamodule = getattr(self.trainer, "datamodule", None) if self._trainer else None
+        whole = datamodule is not None and self.trainer.world_size == 1
+        checkpoint["state_dict"] = {
+            # Training may use another memory format; files hold the usual one.
+            name: value.contiguous()
+            for name, value in checkpoint["state_dict"].items()
+        }
+        checkpoint[ENTRY] = self.entry(datamodule, with_answers=whole)
+
+    def entry(self, datamodule: Any = None, *, with_answers: bool = True) -> dict[str, Any]:
+        """What a checkpoint says beside the weights; see ``finetune.training.checkpoints``."""
+        details = dict(self.details)
         if datamodule is not None:
             details["data"] = plain(dict(datamodule.hparams))
-        if "val" in self.answers and datamodule is not None and self.trainer.world_size == 1:
+        if datamodule is not None and with_answers and "val" in self.answers:
             logits, labels = self.answers["val"]
             paths = [str(image.path) for image in datamodule.images("val")]
             details["val"] = {"logits": logits, "labels": labels, "paths": paths}
-        checkpoint[ENTRY] = describe(self.class_names, self.backbone, self.preprocessing, **details)
+        return describe(self.class_names, self.backbone, self.preprocessing, **details)
 
 
 def _checked_class_names(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from finetune.data.datamodule import choose_num_workers
 from finetune.data.dataset import Draw, ImageDataset
 from finetune.data.folder import LabelledImage
-from finetune.data.images import content_hash
+from finetune.data.images import ImageReader, content_hash
+from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.preprocessing import Preprocessing
 from finetune.training.feature_store import Activations, FeatureStore
@@ -42,7 +44,7 @@ class View:
     """A stored random view: its number from 0, the augmentation's name, and the seed."""
 
     number: int
-    augmentation: str
+    augmentation: Augmentation
     seed: int = 0
 
     def seed_for(self, key: str) -> int:
@@ -94,6 +96,28 @@ def frozen_features(
             places.update({key: (len(shards), row) for row, key in enumerate(missing_keys)})
             shards.append(np.concatenate(list(batches)))
     return Activations(shards, [places[key] for key in keys])
+
+
+def pictures_of(
+    classifier: Normalising, datamodule: Any, split: Any, view: View | None = None
+) -> tuple[ImageDataset, int]:
+    """A split's pictures as the classifier sees them, and how many processes should read them."""
+    preprocessing = classifier.preprocessing
+    transform = (
+        evaluation_transform(preprocessing)
+        if view is None
+        else training_transform(preprocessing, view.augmentation)
+    )
+    reader = ImageReader(
+        in_chans=preprocessing.in_chans,
+        short_side=preprocessing.resize_size,
+        max_pixels=datamodule.max_pixels,
+    )
+    images = datamodule.images(split)
+    workers = datamodule.num_workers
+    if workers is None:
+        workers = choose_num_workers([image.path for image in images])
+    return ImageDataset(images, transform, reader), workers
 
 
 def space_key(classifier: Normalising, boundary: str, view: View | None) -> str:

@@ -1,0 +1,105 @@
+"""Batches of kept activations instead of pictures, for phases whose lower stages are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from finetune.training.feature_store import Activations
+
+Choice = tuple[int, int]  # picture, view
+
+
+class KeptData(LightningDataModule):
+    """The train and val activations of a data module's pictures.
+
+    Args:
+        original: answers what is asked about pictures, classes and settings.
+        views: the training activations, one entry a stored view; an epoch takes one of them for
+            each picture.
+        val: the val activations, or None where nothing is held out.
+    """
+
+    def __init__(
+        self, original: Any, views: Sequence[Activations], val: Activations | None
+    ) -> None:
+        super().__init__()
+        self.original = original
+        self.views = views
+        self.val = val
+
+    @property
+    def hparams(self) -> Any:
+        """The original's settings, which go into the checkpoint."""
+        return self.original.hparams
+
+    def images(self, split: str) -> Any:
+        """The original's pictures."""
+        return self.original.images(split)
+
+    def class_counts(self, split: str) -> Any:
+        """The original's pictures of each class."""
+        return self.original.class_counts(split)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, one of the stored views of each picture."""
+        labels = [image.label for image in self.images("train")]
+        size = self.original.batch_size
+        lonely = len(labels) > size and len(labels) % size == 1
+        return DataLoader(
+            _KeptViews(self.views, labels),
+            batch_size=size,
+            sampler=_ShuffledViews(len(labels), len(self.views), self.original.seed),
+            drop_last=lonely,
+            generator=torch.Generator(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """In order."""
+        if self.val is None:
+            return []
+        labels = [image.label for image in self.images("val")]
+        return DataLoader(
+            _KeptViews([self.val], labels),
+            batch_size=self.original.batch_size,
+            generator=torch.Generator(),
+        )
+
+
+class _KeptViews(Dataset[tuple[Tensor, int]]):
+    def __init__(self, views: Sequence[Activations], labels: Sequence[int]) -> None:
+        self.views = views
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, choice: int | Choice) -> tuple[Tensor, int]:
+        index, view = choice if isinstance(choice, tuple) else (choice, 0)
+        return self.views[view][index], self.labels[index]
+
+
+class _ShuffledViews(Sampler[Choice]):
+    """Order and views of an epoch, from ``(seed, epoch)`` alone, so that a resumed fit goes on."""
+
+    def __init__(self, length: int, views: int, seed: int) -> None:
+        self.length, self.views, self.seed, self.epoch = length, views, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Choice]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        self.epoch += 1
+        order = torch.randperm(self.length, generator=generator).tolist()
+        views = torch.randint(self.views, (self.length,), generator=generator).tolist()
+        return iter(list(zip(order, views, strict=True)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, counted from 0; Lightning calls it."""
+        self.epoch = epoch
