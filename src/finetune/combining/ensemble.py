@@ -133,6 +133,17 @@ class Ensemble(nn.Module):
         """Where each member came from."""
         return tuple(member.name for member in self.parts)
 
+    @property
+    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+        """How each classifier among the members, at any depth, had its pictures split."""
+        found: list[dict[str, Any]] = []
+        for member in self.parts:
+            if isinstance(member, Ensemble):
+                found.extend(member.fitted_on)
+            elif isinstance(member, ClassifierMember) and member.classifier.details.get("data"):
+                found.append(member.classifier.details["data"])
+        return tuple(found)
+
     @torch.inference_mode()
     def member_probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Every member's answer to one batch, ``(M, N, C)``.

@@ -70,6 +70,9 @@ class ClassifierMember(nn.Module):
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
         }
+        data = classifier.details.get("data")
+        if data is not None:  # how the pictures were split, so that a later test splits alike
+            entry["data"] = data
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}
 
 

@@ -1,0 +1,126 @@
+"""``finetune calibrate``: temperature, reject threshold and prediction sets into a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.commands.held_out import (
+    add_data_options,
+    add_output_options,
+    build_datamodule,
+    checked_output,
+    warnings_in_one_line,
+)
+from finetune.commands.parsing import Parser
+from finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    from finetune.combining.decisions import Calibration
+    from finetune.combining.ensemble import Ensemble
+
+
+def main(arguments: list[str]) -> int:
+    """Fit on held-out pictures that picked nothing, and write a copy that answers calibrated."""
+    options = _parser().parse_args(arguments)
+    output = checked_output(options)
+    if options.root is None:
+        raise UsageError("Expected held-out pictures, found none; add --data.root DIR.")
+
+    from finetune.combining.ensemble import Ensemble
+    from finetune.combining.ensemble_file import checkpoint_file
+    from finetune.commands.trainer import quiet_libraries
+
+    quiet_libraries()
+    path = checkpoint_file(options.checkpoint)
+    with warnings_in_one_line():
+        ensemble = Ensemble.from_file(path)
+        datamodule = build_datamodule(options, ensemble.fitted_on, ensemble.class_names)
+        calibrated = ensemble.calibrate(
+            datamodule,
+            reject_risk=options.reject_risk,
+            conformal=options.conformal,
+            score=options.score,
+            share=options.share,
+            allow_reuse=options.allow_reuse,
+        )
+    _write(calibrated, path, output)
+    for line in describe_calibration(calibrated.calibration):
+        print(line)
+    print(f"calibrated checkpoint written to {output}")
+    return 0
+
+
+def describe_calibration(calibration: Calibration | None) -> list[str]:
+    """What was fitted, in words."""
+    if calibration is None:
+        return []
+    fit = calibration.fit
+    lines = [
+        f"temperature {fit.temperature:.3f} on {fit.images} pictures: "
+        f"nll {fit.nll_before:.4f} before, {fit.nll_after:.4f} after"
+    ]
+    if calibration.reject is not None:
+        rule = calibration.reject
+        lines.append(
+            f"reject below {rule.threshold:.4f}: {rule.coverage:.1%} accepted with "
+            f"{rule.risk:.1%} wrong (at most {rule.risk_bound:.1%} with 95 % confidence)"
+        )
+    if calibration.conformal is not None:
+        sets = calibration.conformal
+        lines.append(
+            f"prediction sets ({sets.score}) hold the true class in at least "
+            f"{1 - sets.alpha:.0%} of pictures like these {sets.images}"
+        )
+    if calibration.reused:
+        lines.append("these pictures had picked members: the figures flatter")
+    return lines
+
+
+def _write(calibrated: Ensemble, source: Path, output: Path) -> None:
+    """A classifier stays a classifier's checkpoint, an ensemble an ensemble."""
+    from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
+
+    content = read_content(source)
+    if content[ENTRY]["kind"] == "ensemble":
+        calibrated.save(output)
+        return
+    assert calibrated.calibration is not None
+    write_checkpoint(
+        output,
+        state_dict=content["state_dict"],
+        hyper_parameters=content["hyper_parameters"],
+        entry={
+            **content[ENTRY],
+            "calibration": calibrated.calibration.to_dict(),
+            "roles": {role: list(ids) for role, ids in calibrated.roles.items()},
+        },
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="finetune calibrate",
+        description="Fit one temperature to a checkpoint's or an ensemble's answers, and on "
+        "request a threshold to abstain by and prediction sets. Labels stay as they are.",
+    )
+    parser.add_argument("checkpoint", help="a checkpoint, an ensemble or a run folder")
+    parser.add_argument(
+        "--reject-risk", type=float, metavar="R", help="wanted share of wrong accepted answers"
+    )
+    parser.add_argument(
+        "--conformal", type=float, metavar="A", help="accepted share of sets without the truth"
+    )
+    parser.add_argument(
+        "--score",
+        choices=["thr", "aps", "raps"],
+        default="thr",
+        help="how sets are built: thr smallest, aps and raps sized to the picture",
+    )
+    parser.add_argument(
+        "--allow-reuse", action="store_true", help="accept pictures that picked members, and say so"
+    )
+    add_output_options(parser)
+    add_data_options(parser)
+    return parser

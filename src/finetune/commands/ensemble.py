@@ -1,0 +1,164 @@
+"""``finetune ensemble``: the answers of several checkpoints in one file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finetune.commands.held_out import (
+    add_data_options,
+    add_output_options,
+    build_datamodule,
+    checked_output,
+    warnings_in_one_line,
+)
+from finetune.commands.parsing import Parser
+from finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    from finetune.combining.ensemble import Ensemble
+    from finetune.combining.held_out import HeldOut
+
+
+def main(arguments: list[str]) -> int:
+    """Combine, select and calibrate where asked, write, and show what each member is worth."""
+    options = _parser().parse_args(arguments)
+    output = checked_output(options)
+    calibrates = options.calibrate or options.reject_risk is not None
+    calibrates = calibrates or options.conformal is not None
+    if options.root is None and (options.select != "all" or calibrates):
+        raise UsageError(
+            "Expected held-out pictures to select or calibrate on, found none; "
+            "add --data.root DIR, or take --select all."
+        )
+
+    from finetune.combining.ensemble import Ensemble
+    from finetune.commands.trainer import quiet_libraries
+
+    quiet_libraries()
+    with warnings_in_one_line():
+        whole = Ensemble.from_checkpoints(
+            options.checkpoints, coefficients=options.coefficients, pooling=options.pooling
+        )
+        chosen = whole
+        if options.root is not None:
+            datamodule = build_datamodule(options, whole.fitted_on, whole.class_names)
+            chosen = whole.select(
+                datamodule,
+                method=options.select,
+                metric=options.metric,
+                max_members=options.max_members,
+                min_gain=options.min_gain,
+                share=options.share,
+                seed=options.seed,
+            )
+            for line in describe_ensemble(whole, chosen, whole.held_out(datamodule)):
+                print(line)
+            if calibrates:
+                chosen = chosen.calibrate(
+                    datamodule,
+                    reject_risk=options.reject_risk,
+                    conformal=options.conformal,
+                    share=options.share,
+                    allow_reuse=options.allow_reuse,
+                )
+                from finetune.commands.calibrate import describe_calibration
+
+                for line in describe_calibration(chosen.calibration):
+                    print(line)
+    chosen.save(output)
+    print(f"ensemble of {len(chosen.parts)} written to {output}")
+    return 0
+
+
+def describe_ensemble(whole: Ensemble, chosen: Ensemble, held_out: HeldOut) -> list[str]:
+    """A row a member, one for the ensemble, its diversity, and whether it beats the best."""
+    from finetune.combining.diversity import diversity
+    from finetune.combining.roles import of_role
+    from finetune.combining.selection import held_out_loss
+
+    # Before a selection no picture has picked: then all of them show the members.
+    picked = set(chosen.roles.get("pick", held_out.ids))
+    rows = [row for row, identity in enumerate(held_out.ids) if identity in picked]
+    rows = rows or of_role(held_out.ids, held_out.labels.tolist(), "pick", "all")
+    labels, members = held_out.labels[rows], held_out.member_probabilities[:, rows]
+    kept = dict(zip(chosen.member_names, chosen.coefficients, strict=True))
+    names = whole.member_names
+    width = max(len("ensemble"), *map(len, names))
+
+    def figures(probabilities: object) -> str:
+        accuracy = 1 - held_out_loss(probabilities, labels, "accuracy")  # type: ignore[arg-type]
+        nll = held_out_loss(probabilities, labels, "nll")  # type: ignore[arg-type]
+        return f"accuracy {accuracy:.4f}  nll {nll:.4f}"
+
+    lines = [
+        f"{name:<{width}}  {figures(member)}  coefficient {kept.get(name, 0.0):.3f}"
+        f"  {1000 * seconds / max(len(held_out.ids), 1):.1f} ms a picture"
+        for name, member, seconds in zip(names, members, held_out.seconds, strict=True)
+    ]
+    positions = _positions(names, chosen.member_names)
+    pooled = chosen.pool(members[positions])
+    lines.append(f"{'ensemble':<{width}}  {figures(pooled)}")
+    found = diversity(members[positions], labels, chosen.coefficients)
+    count = len(positions)
+    pairs = max(count * (count - 1), 1)
+    lines.append(
+        f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
+        f"one of them right {found.oracle_accuracy:.4f}; pooling gains {found.ambiguity:.4f} nll"
+    )
+    best = min(held_out_loss(member, labels, "nll") for member in members)
+    gain = best - held_out_loss(pooled, labels, "nll")
+    verdict = "better than" if gain > 1e-9 else "equal to" if gain > -1e-9 else "worse than"
+    lines.append(f"the ensemble is {verdict} the best member by held-out nll ({gain:+.4f})")
+    return lines
+
+
+def _positions(names: Sequence[str], chosen: Sequence[str]) -> list[int]:
+    """Where the chosen members stand among all, also when one file was given twice."""
+    positions: list[int] = []
+    for name in chosen:
+        positions.append(
+            next(i for i, each in enumerate(names) if each == name and i not in positions)
+        )
+    return positions
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="finetune ensemble",
+        description="Combine checkpoints of any backbones and sizes, other ensembles and saved "
+        "predictions. Each picture is decoded once for all of them.",
+    )
+    parser.add_argument("checkpoints", nargs="+", help="files or run folders")
+    parser.add_argument(
+        "--select",
+        choices=["all", "greedy", "learned"],
+        default="all",
+        help="which members stay, by held-out pictures",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=["mean", "geometric", "vote"],
+        default="mean",
+        help="mean of probabilities, of logits (geometric), or majority vote",
+    )
+    parser.add_argument("--coefficients", nargs="+", type=float, metavar="C", help="one a member")
+    parser.add_argument(
+        "--metric", choices=["nll", "accuracy", "brier"], default="nll", help="what greedy lowers"
+    )
+    parser.add_argument("--max-members", type=int, help="keep at most so many")
+    parser.add_argument(
+        "--min-gain",
+        type=float,
+        default=0.0,
+        help="least rise of the metric, on leaving out a member of average time, that keeps it",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the guards against overfitting")
+    parser.add_argument("--calibrate", action="store_true", help="fit a temperature as well")
+    parser.add_argument("--reject-risk", type=float, metavar="R", help="as for calibrate")
+    parser.add_argument("--conformal", type=float, metavar="A", help="as for calibrate")
+    parser.add_argument("--allow-reuse", action="store_true", help="as for calibrate")
+    add_output_options(parser)
+    add_data_options(parser)
+    return parser

@@ -1,0 +1,77 @@
+"""Checkpoints with real accuracy on the colour folder, made without a fit."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.data.datamodule import ImageFolderDataModule
+from finetune.networks.splitting import split_at_parameters
+from finetune.training.checkpoints import describe, plain, write_checkpoint
+from finetune.training.classifier import ImageClassifier
+from finetune.training.probe import fit_probe
+
+WriteCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def write_probe(colour_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> WriteCheckpoint:
+    """Write a linear probe on a random backbone; ``noise`` blurs its final layer."""
+    folder = tmp_path_factory.mktemp("probes")
+    module = ImageFolderDataModule(colour_folder, num_workers=0, cache="off")
+    fits: dict[tuple[str, int], ImageClassifier] = {}
+
+    def fitted(backbone: str, size: int) -> ImageClassifier:
+        torch.manual_seed(0)
+        classifier = ImageClassifier(
+            module.class_names, backbone=backbone, pretrained=False, image_size=size
+        ).eval()
+        view = (classifier.preprocessing,)
+        batches = list(module.evaluation_dataloader("train", preprocessings=view))
+        images = torch.cat([views[0] for views, _ in batches])
+        labels = torch.cat([labels for _, labels in batches])
+        bottom = split_at_parameters(classifier.network, "head", ()).bottom
+        probe = fit_probe(bottom((images - classifier.mean) / classifier.std), labels, 3, l2=1.0)
+        head = classifier.network.get_classifier()
+        with torch.no_grad():
+            head.weight.copy_(probe.weight)
+            head.bias.copy_(probe.bias)
+        return classifier
+
+    def write(
+        name: str,
+        *,
+        backbone: str = "test_resnet",
+        size: int = 32,
+        noise: float = 0.0,
+        seed: int = 0,
+        **data: object,
+    ) -> Path:
+        if (backbone, size) not in fits:
+            fits[backbone, size] = fitted(backbone, size)
+        fit = fits[backbone, size]
+        head = fit.network.get_classifier()
+        state_dict = {key: value.clone() for key, value in fit.state_dict().items()}
+        generator = torch.Generator().manual_seed(seed)
+        for key, tensor in fit.state_dict().items():
+            if tensor.data_ptr() == head.weight.data_ptr():
+                state_dict[key] += (
+                    noise * tensor.std() * torch.randn(tensor.shape, generator=generator)
+                )
+        settings = {"root": str(colour_folder), "val_fraction": 0.4, "test_fraction": 0.2}
+        path = folder / f"{name}.ckpt"
+        write_checkpoint(
+            path,
+            state_dict=state_dict,
+            hyper_parameters=plain(dict(fit.hparams)),
+            entry=describe(
+                fit.class_names,
+                backbone,
+                fit.preprocessing,
+                data=plain({**dict(module.hparams), **settings, **data}),
+            ),
+        )
+        return path
+
+    return write

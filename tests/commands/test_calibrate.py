@@ -1,0 +1,78 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune import cli
+from finetune.combining.ensemble import Ensemble
+from finetune.commands.loading import load_answerer
+from finetune.prediction import predict
+from finetune.training.checkpoints import read_checkpoint
+from finetune.training.classifier import ImageClassifier
+
+WriteCheckpoint = Callable[..., Path]
+
+
+def test_a_calibrated_classifier_stays_a_checkpoint_and_answers_calibrated(
+    write_probe: WriteCheckpoint,
+    colour_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, output = write_probe("c", noise=1.0), tmp_path / "calibrated.ckpt"
+    call = ["calibrate", str(path), "--data.root", str(colour_folder), "--data.cache", "off"]
+    call += ["--reject-risk", "0.5", "--conformal", "0.3", "--score", "aps"]
+    assert cli.main([*call, "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "temperature" in shown
+    assert "reject below" in shown
+    assert "at least 70%" in shown
+    details = read_checkpoint(output).details
+    assert details["data"]["val_fraction"] == 0.4
+    assert len(details["roles"]["calibrate"]) == details["calibration"]["fit"]["images"] == 7
+    before = predict(ImageClassifier.from_checkpoint(path), colour_folder)
+    after = predict(load_answerer(output), colour_folder)
+    assert after.labels == before.labels
+    temperature = details["calibration"]["fit"]["temperature"]
+    expected = (before.probabilities.double().log() / temperature).softmax(-1).float()
+    torch.testing.assert_close(after.probabilities, expected)
+    assert before.rejected is None
+    assert after.rejected is not None
+    assert after.prediction_sets is not None
+    assert [row["rejected"] for row in after.rows()] == [
+        str(value).lower() for value in after.rejected.tolist()
+    ]
+
+
+def test_an_ensemble_stays_an_ensemble_and_its_split_is_remembered(
+    write_probe: WriteCheckpoint, colour_folder: Path, tmp_path: Path
+) -> None:
+    Ensemble.from_checkpoints([write_probe("m0"), write_probe("m1", noise=1.0)]).save(
+        tmp_path / "ensemble.ckpt"
+    )
+    call = ["calibrate", str(tmp_path / "ensemble.ckpt"), "--data.root", str(colour_folder)]
+    assert cli.main([*call, "--data.cache", "off", "--output", str(tmp_path / "out.ckpt")]) == 0
+    calibrated = Ensemble.from_file(tmp_path / "out.ckpt")
+    assert len(calibrated.parts) == 2
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.fit.images == 7  # half of the fits' 15 val pictures
+
+
+def test_pictures_are_needed_and_reuse_is_refused(
+    write_probe: WriteCheckpoint,
+    colour_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, output = str(write_probe("r")), str(tmp_path / "out.ckpt")
+    assert cli.main(["calibrate", path, "--output", output]) == 2
+    assert "--data.root" in capsys.readouterr().err
+    data = ["--data.root", str(colour_folder), "--data.cache", "off"]
+    picked = str(tmp_path / "picked.ckpt")
+    call = ["ensemble", path, "--select", "greedy", "--share", "all", *data, "--output", picked]
+    assert cli.main(call) == 0
+    assert cli.main(["calibrate", picked, *data, "--output", output]) == 1
+    assert "helped to pick" in capsys.readouterr().err
+    assert cli.main(["calibrate", picked, *data, "--allow-reuse", "--output", output]) == 0
+    assert "flatter" in capsys.readouterr().out
