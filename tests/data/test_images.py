@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from finetune.data.images import (
     ImageReader,
@@ -225,6 +227,17 @@ def test_short_side_is_exact_and_smaller_pictures_stay(size: tuple[int, int], fo
     assert min(pixels.shape[1:]) == min(64, *size)
     width, height = size
     assert pixels.shape[2] / pixels.shape[1] == pytest.approx(width / height, rel=0.02)
+
+
+def test_shrinking_agrees_with_torchvision_in_both_layouts() -> None:
+    planes = torch.from_numpy(np.array(photograph(300, 200))).permute(2, 0, 1)
+    expected = functional.resize(
+        planes.contiguous(), [64, 96], interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    for pixels in (planes, planes.contiguous()):
+        assert torch.equal(shrink(pixels, 64), expected)
+    # As laid out when decoded, so that the cache's and the transforms' fast paths hold.
+    assert shrink(planes, 64).stride() == (1, 96 * 3, 3)
 
 
 def test_reduced_decoding_looks_like_decoding_and_shrinking() -> None:

@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from finetune.data.folder import ImageFolder, LabelledImage, Split, normal_name
+from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split, normal_name
 from finetune.data.splits import fold_labels, held_out_by, split_labels
 from finetune.errors import ImageFolderError, UsageError
 
@@ -57,19 +57,16 @@ def assign_splits(
     check_classes_in_train(folder)
     images = list(folder.images)
     groups = [image.group for image in images] if together is None else list(together)
-    sides: set[Split] = set(folder.splits)
-    wants_test = "test" not in sides and not keep_test_absent
     has_folds = settings.folds is not None or settings.fold is not None
-    wants_val = "val" not in sides and not has_folds
-    if not sides or "train" in sides or None in {image.split for image in images}:
-        images = _hold_out(
-            folder.root,
-            images,
-            groups,
-            val_fraction=settings.val_fraction if wants_val else 0.0,
-            test_fraction=settings.test_fraction if wants_test else 0.0,
-            seed=settings.seed,
-        )
+    absent: set[Split] = {split for split in SPLITS[1:] if split not in folder.splits}
+    to_fill = {split for split in absent if not (split == "val" and has_folds)}
+    to_fill -= {"test"} if keep_test_absent else set()
+    if any(image.split is None for image in images):
+        # New pictures are dealt to all sides, so that each comes near its share of everything.
+        to_fill |= {split for split in SPLITS[1:] if split not in absent}
+        images = _deal(folder.root, images, groups, settings, to_fill, movable=(None,))
+    elif to_fill and "train" in folder.splits:
+        images = _deal(folder.root, images, groups, settings, to_fill, movable=("train",))
     if has_folds:
         images = _assign_folds(folder.root, images, groups, settings)
     order = {"train": 0, "val": 1, "test": 2, None: 3}
@@ -107,31 +104,32 @@ def picture_keys(root: str | os.PathLike[str], images: Sequence[LabelledImage]) 
     ]
 
 
-def _hold_out(
+def _deal(
     root: os.PathLike[str],
     images: list[LabelledImage],
     groups: Sequence[Hashable | None],
+    settings: SplitSettings,
+    to_fill: Set[Split],
     *,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
+    movable: tuple[Split | None],
 ) -> list[LabelledImage]:
-    """Deal the training pictures (and those without a side) out to the sides that are missing."""
-    has_new = any(image.split is None for image in images)
-    if not (val_fraction or test_fraction or has_new):
-        return images
-    # Pictures that a val or test folder holds are settled and do not count for the shares.
-    open_now = [i for i, image in enumerate(images) if image.split in (None, "train")]
+    """Deal out pictures that may move to train and the sides to fill; the others stay.
+
+    Where training pictures move, val and test folders do not count for the shares; where only new
+    pictures do, all that is settled counts.
+    """
+    chosen = [i for i, image in enumerate(images) if movable == (None,) or image.split in movable]
     sides = split_labels(
-        [images[i].label for i in open_now],
-        picture_keys(root, [images[i] for i in open_now]),
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        groups=[groups[i] for i in open_now],
-        seed=seed,
+        [images[i].label for i in chosen],
+        picture_keys(root, [images[i] for i in chosen]),
+        val_fraction=settings.val_fraction if "val" in to_fill else 0.0,
+        test_fraction=settings.test_fraction if "test" in to_fill else 0.0,
+        groups=[groups[i] for i in chosen],
+        previous=[None if images[i].split in movable else images[i].split for i in chosen],
+        seed=settings.seed,
     )
     result = list(images)
-    for i, side in zip(open_now, sides, strict=True):
+    for i, side in zip(chosen, sides, strict=True):
         result[i] = replace(images[i], split=side)
     return result
 

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +19,7 @@ from finetune.data.cache import CacheMode, caching_reader
 from finetune.data.dataset import ImageDataset, Reader, ShuffledDraws
 from finetune.data.folder import ImageFolder, LabelledImage, Split, scan_folder
 from finetune.data.groups import groups_by_pattern, groups_with_duplicates
-from finetune.data.health import Finding, check_folder, unreadable_files
+from finetune.data.health import Finding, check_folder, readable_folder, unreadable_files
 from finetune.data.images import MAX_PIXELS, ImageReader
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.manifest import read_manifest, write_manifest
@@ -33,7 +32,7 @@ from finetune.data.transforms import (
 from finetune.data.views import SeveralViews
 from finetune.data.workload import choose_num_workers as choose_num_workers
 from finetune.data.workload import reading_seconds
-from finetune.errors import ImageError, ImageFolderError, UsageError
+from finetune.errors import ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
 
 OnBadImage = Literal["error", "skip"]
@@ -102,6 +101,8 @@ class ImageFolderDataModule(LightningDataModule):
         _check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
         if batch_size < 1:
             raise UsageError(f"Expected batch_size to be at least 1, found {batch_size}.")
+        if folds is not None and fold is None:
+            raise UsageError(f"Expected fold, 0 ... {folds - 1}, together with folds={folds}.")
         self.root = Path(root)
         self.manifest = manifest
         self.augmentation: Augmentation = augmentation
@@ -257,20 +258,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     def _readable(self) -> ImageFolder:
         """The folder without its bad images, with every content's hash."""
-        found, inspections = self._find(), self._inspect()
-        bad = self.bad_images
-        if bad and self._on_bad_image == "error":
-            raise ImageError(
-                f"Expected only readable pictures in {self.root}, found {len(bad)} that are not, "
-                f"the first {bad[0].path}: {bad[0].problem} See `finetune check {self.root}`, "
-                "or leave them out with --data.on_bad_image skip."
-            )
-        pairs = zip(found.images, inspections, strict=True)
-        return replace(
-            found,
-            images=tuple(image for image, each in pairs if each.problem is None),
-            content_hashes={each.path: each.content_hash for each in inspections},
-        )
+        return readable_folder(self._find(), self._inspect(), on_bad_image=self._on_bad_image)
 
     def _of_classifier(self, attribute: str) -> Any:
         trainer = self.trainer

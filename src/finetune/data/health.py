@@ -11,7 +11,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from finetune.data.assignment import classes_missing_from_train
 from finetune.data.duplicates import exact_duplicates, join, near_duplicates
 from finetune.data.folder import ImageFolder, LabelledImage
 from finetune.data.inspection import Inspection
+from finetune.errors import ImageError
 
 Severity = Literal["error", "warning", "note"]
 
@@ -30,6 +31,7 @@ IMBALANCE = 10
 DRAWN_COLOURS = 16
 DRAWN_FLATNESS = 0.5
 DRAWN_RATIO = 10
+PHOTOGRAPHIC_COLOURS = 100  # a median below this: not a set of photographs, anything goes
 
 SUFFIXES_OF = {
     "JPEG": {".jpg", ".jpeg", ".jfif"},
@@ -96,11 +98,37 @@ def unreadable_files(inspections: Iterable[Inspection]) -> list[Finding]:
             "unreadable",
             "error",
             inspection.problem,
-            "remove or replace the file, or train with --data.on_bad_image skip",
+            "remove or replace the file, or train with on_bad_image=skip",
         )
         for inspection in inspections
         if inspection.problem is not None
     ]
+
+
+def readable_folder(
+    folder: ImageFolder,
+    inspections: Sequence[Inspection],
+    *,
+    on_bad_image: Literal["error", "skip"],
+) -> ImageFolder:
+    """The folder without the files that cannot be read, with the hash of every content.
+
+    Raises:
+        ImageError: there are such files, and they are not to be skipped.
+    """
+    bad = unreadable_files(inspections)
+    if bad and on_bad_image == "error":
+        raise ImageError(
+            f"Expected only readable pictures in {folder.root}, found {len(bad)} that are not, the "
+            f"first {bad[0].path} ({bad[0].problem}); see `finetune check "
+            f"{folder.root}`, or leave them out with on_bad_image=skip."
+        )
+    pairs = zip(folder.images, inspections, strict=True)
+    return replace(
+        folder,
+        images=tuple(image for image, each in pairs if each.problem is None),
+        content_hashes={each.path: each.content_hash for each in inspections},
+    )
 
 
 def duplicate_findings(
@@ -138,7 +166,7 @@ def look_findings(inspections: Sequence[Inspection]) -> list[Finding]:
         findings.append(Finding(_common(inspections), "mixed_modes", "note", listed))
     turned = sum(each.orientation != 1 for each in inspections)
     if turned:
-        problem = f"{turned} pictures are stored turned; they are read upright"
+        problem = f"pictures stored turned, and read upright: {turned}"
         findings.append(Finding(_common(inspections), "turned", "note", problem))
     return findings
 
@@ -299,7 +327,8 @@ def _own_looks(each: Inspection, median_colours: float) -> Iterator[Finding]:
 
 def _looks_drawn(each: Inspection, median_colours: float) -> bool:
     return (
-        each.colours <= min(DRAWN_COLOURS, median_colours / DRAWN_RATIO)
+        median_colours >= PHOTOGRAPHIC_COLOURS
+        and each.colours <= min(DRAWN_COLOURS, median_colours / DRAWN_RATIO)
         and each.flatness >= DRAWN_FLATNESS
     )
 

@@ -84,7 +84,7 @@ def inspect_file(
             )
         pixels = decode_bytes(content, name=str(path), short_side=LOOK_SIDE, max_pixels=max_pixels)
     except ImageError as error:
-        return replace(known, problem=_without_path(str(error), path))
+        return replace(known, problem=_reason(str(error), path))
     colours, flatness = _looks(pixels)
     return replace(
         known,
@@ -164,8 +164,9 @@ def _perceptual_hash(pixels: Tensor) -> str:
     return str(imagehash.phash(Image.fromarray(pixels.permute(1, 2, 0).numpy())))
 
 
-def _without_path(message: str, path: Path) -> str:
-    return message.replace(f" at {path}", "")
+def _reason(message: str, path: Path) -> str:
+    """An error's expected and found, without the path and the remedy."""
+    return message.replace(f" at {path}", "").rpartition("; ")[0]
 
 
 def _tracked(inspections: Iterable[Inspection], total: int, progress: bool) -> Iterator[Inspection]:

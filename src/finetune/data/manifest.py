@@ -10,8 +10,9 @@ import csv
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from finetune.data.assignment import picture_keys
 from finetune.data.folder import (
@@ -42,6 +43,7 @@ def read_manifest(
     root: str | os.PathLike[str],
     *,
     allow_outside: bool = False,
+    group_column: str = "group",
 ) -> ImageFolder:
     """The pictures that a manifest lists, as :func:`finetune.data.folder.scan_folder` gives them.
 
@@ -51,12 +53,13 @@ def read_manifest(
         path: the CSV, UTF-8.
         root: the folder of pictures.
         allow_outside: accept files that are not below ``root``.
+        group_column: whose equal values keep pictures on one side.
 
     Raises:
         ManifestError: a missing column or file, an unknown split, a file with two labels, ...
     """
     path, root = Path(path), Path(root)
-    rows = list(_read_rows(path, root))
+    rows = list(_read_rows(path, root, group_column))
     if not rows:
         raise ManifestError(f"Expected pictures in {path}, found only a header.")
     if not allow_outside:
@@ -128,21 +131,11 @@ def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
     images = []
     for key, image in zip(picture_keys(folder.root, folder.images), folder.images, strict=True):
         old = settled.get(key)
-        images.append(
-            image
-            if old is None
-            else LabelledImage(
-                image.path, image.label, image.group or old.group, old.split, old.fold
-            )
-        )
-    return ImageFolder(
-        root=folder.root,
-        class_names=folder.class_names,
-        images=tuple(images),
-        unused=folder.unused,
-        empty_classes=folder.empty_classes,
-        content_hashes=folder.content_hashes,
-    )
+        if old is not None:
+            group = image.group or old.group
+            image = replace(image, group=group, split=old.split, fold=old.fold)
+        images.append(image)
+    return replace(folder, images=tuple(images))
 
 
 def _relative_paths(folder: ImageFolder) -> list[str]:
@@ -155,12 +148,25 @@ def _relative_paths(folder: ImageFolder) -> list[str]:
     ]
 
 
-def _read_rows(path: Path, root: Path) -> Iterable[_Row]:
+def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
+    """The names in a manifest's first line.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    with _opened(Path(path)) as file:
+        return list(csv.DictReader(file).fieldnames or [])
+
+
+def _opened(path: Path) -> TextIO:
     try:
-        file = path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
+        return path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise ManifestError(f"Expected a CSV manifest at {path}: {error.strerror}.") from error
-    with file:
+
+
+def _read_rows(path: Path, root: Path, group_column: str) -> Iterable[_Row]:
+    with _opened(path) as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         lacking = [name for name in ("path", "label") if name not in columns]
@@ -174,14 +180,14 @@ def _read_rows(path: Path, root: Path) -> Iterable[_Row]:
             if not row["path"]:
                 raise ManifestError(f"Expected a path in line {number} of {path}, found none.")
             base = base or _base(path.parent, root, row["path"])
-            yield _parse_row(row, base, f"line {number} of {path}")
+            yield _parse_row(row, base, group_column, f"line {number} of {path}")
 
 
 def _base(csv_folder: Path, root: Path, first: str) -> Path:
-    return csv_folder if (csv_folder / first).exists() or not (root / first).exists() else root
+    return csv_folder if (csv_folder / first).exists() else root
 
 
-def _parse_row(row: Mapping[str, str | None], base: Path, place: str) -> _Row:
+def _parse_row(row: Mapping[str, str | None], base: Path, group_column: str, place: str) -> _Row:
     label = normal_name((row["label"] or "").strip())
     if not label:
         raise ManifestError(f"Expected a label in {place}, found none; remove the row or label it.")
@@ -199,7 +205,7 @@ def _parse_row(row: Mapping[str, str | None], base: Path, place: str) -> _Row:
         label=label,
         split=split,
         fold=int(fold) if fold else None,
-        group=(row.get("group") or "").strip() or None,
+        group=(row.get(group_column) or "").strip() or None,
         hash=(row.get("hash") or "").strip() or None,
     )
 

@@ -1,0 +1,201 @@
+"""``finetune check``: what is wrong with a folder of pictures, before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from finetune.commands.parsing import Parser
+
+if TYPE_CHECKING:
+    from finetune.data.folder import ImageFolder
+    from finetune.data.health import Finding
+    from finetune.data.inspection import Inspection
+
+ALL_WELL, SOMETHING_WRONG = 0, 1
+SHOWN = 20  # of each kind, where not all are asked for
+
+
+def main(arguments: list[str]) -> int:
+    """Check a folder; 0 when all is well, 1 when something would make a figure wrong."""
+    options = _parser().parse_args(arguments)
+    from finetune.data.folder import scan_folder
+    from finetune.data.health import check_folder
+    from finetune.data.inspection import inspect_files
+    from finetune.data.manifest import read_manifest
+
+    if options.manifest is None:
+        folder = scan_folder(options.folder)
+    else:
+        folder = read_manifest(
+            options.manifest, options.folder, allow_outside=options.allow_outside
+        )
+    inspections = inspect_files(
+        [image.path for image in folder.images],
+        root=folder.root,
+        max_pixels=options.max_pixels,
+        perceptual=options.duplicates == "near",
+        cache_dir=options.cache_dir,
+        progress=not options.json,
+    )
+    findings = check_folder(folder, inspections, duplicates=options.duplicates)
+    if options.json:
+        print(json.dumps(_as_values(folder, inspections, findings), ensure_ascii=True, indent=2))
+    else:
+        _print_report(folder, inspections, findings, everything=options.all)
+    wrong = any(finding.severity == "error" for finding in findings)
+    return SOMETHING_WRONG if wrong else ALL_WELL
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="finetune check",
+        description="Open every picture of a folder and say what is wrong, why, and what to do. "
+        "Exit code 0: all is well; 1: something would make a figure wrong (a leak between splits, "
+        "a class missing from train, an unreadable file); 2: a wrong call.",
+    )
+    parser.add_argument("folder", help="DIR/<class>/... or DIR/train|val|test/<class>/...")
+    parser.add_argument("--manifest", help="CSV path,label[,split][,group] that decides instead")
+    parser.add_argument(
+        "--allow_outside", action="store_true", help="accept files of the manifest outside DIR"
+    )
+    parser.add_argument(
+        "--duplicates",
+        choices=("exact", "near"),
+        default="exact",
+        help="equal files only, or also pictures that look the same",
+    )
+    parser.add_argument(
+        "--max_pixels",
+        "--max-pixels",
+        type=_positive,
+        default=178_956_970,
+        help="refuse pictures with more pixels",
+    )
+    parser.add_argument("--cache_dir", "--cache-dir", help="instead of the platform's cache folder")
+    parser.add_argument("--all", action="store_true", help="print every finding, however many")
+    parser.add_argument("--json", action="store_true", help="print the same for programs")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _as_values(
+    folder: ImageFolder, inspections: list[Inspection], findings: list[Finding]
+) -> dict[str, Any]:
+    return {
+        "root": str(folder.root),
+        "pictures": len(folder.images),
+        "class_names": list(folder.class_names),
+        "counts": _counts(folder),
+        "formats": _tally(f"{each.format} {each.mode}" for each in inspections if each.format),
+        "errors": sum(finding.severity == "error" for finding in findings),
+        "warnings": sum(finding.severity == "warning" for finding in findings),
+        "findings": [
+            {
+                "path": str(finding.path),
+                "kind": finding.kind,
+                "severity": finding.severity,
+                "problem": finding.problem,
+                "remedy": finding.remedy,
+            }
+            for finding in findings
+        ],
+    }
+
+
+def _counts(folder: ImageFolder) -> dict[str, dict[str, int]]:
+    """``{"train": {"cat": 12, ...}, ...}``; an unsplit folder has the one key ``unsplit``."""
+    counts: dict[str, dict[str, int]] = {}
+    for image in folder.images:
+        split = counts.setdefault(image.split or "unsplit", dict.fromkeys(folder.class_names, 0))
+        split[folder.class_names[image.label]] += 1
+    return counts
+
+
+def _tally(values: Any) -> dict[str, int]:
+    from collections import Counter
+
+    return dict(Counter(values).most_common())
+
+
+def _print_report(
+    folder: ImageFolder,
+    inspections: list[Inspection],
+    findings: list[Finding],
+    *,
+    everything: bool,
+) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"[bold]{escape(str(folder.root))}[/]: {_headline(folder, inspections)}")
+    console.print(_count_table(folder))
+    for severity, style in (("error", "red"), ("warning", "yellow"), ("note", "dim")):
+        chosen = [finding for finding in findings if finding.severity == severity]
+        if not chosen:
+            continue
+        console.print(f"\n[bold {style}]{len(chosen)} {severity}{'s' * (len(chosen) > 1)}[/]")
+        for finding in chosen if everything else _some_of_each_kind(chosen):
+            console.print(f"  {escape(_line(folder, finding))}")
+        hidden = 0 if everything else len(chosen) - len(_some_of_each_kind(chosen))
+        if hidden:
+            console.print(f"  ... and {hidden} more; see them with --all")
+    wrong = any(finding.severity == "error" for finding in findings)
+    verdict = "[red]errors would make figures wrong[/]" if wrong else "[green]all is well[/]"
+    if not wrong and any(finding.severity == "warning" for finding in findings):
+        verdict = "[green]no errors[/]; the warnings deserve a look"
+    console.print(f"\n{verdict}")
+    sys.stdout.flush()
+
+
+def _headline(folder: ImageFolder, inspections: list[Inspection]) -> str:
+    readable = [each for each in inspections if each.problem is None]
+    text = f"{len(folder.images)} pictures, {len(folder.class_names)} classes"
+    if readable:
+        shortest = sorted(min(each.width, each.height) for each in readable)
+        text += (
+            f", short sides {shortest[0]} to {shortest[-1]} pixels "
+            f"(median {shortest[len(shortest) // 2]})"
+        )
+    return text
+
+
+def _count_table(folder: ImageFolder) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = _counts(folder)
+    table = Table("class", box=None, pad_edge=False)
+    for split in counts:
+        table.add_column(split, justify="right")
+    for name in folder.class_names:
+        table.add_row(Text(name), *(str(counts[split][name]) for split in counts))
+    table.add_row("all", *(str(sum(counts[split].values())) for split in counts), style="bold")
+    return table
+
+
+def _line(folder: ImageFolder, finding: Finding) -> str:
+    path = finding.path
+    shown = path.relative_to(folder.root) if path.is_relative_to(folder.root) else path
+    place = "" if path == folder.root else f"{shown}: "
+    remedy = f" -> {finding.remedy}" if finding.remedy else ""
+    return f"{place}{finding.problem}{remedy}"
+
+
+def _some_of_each_kind(findings: list[Finding]) -> list[Finding]:
+    seen: dict[str, int] = {}
+    chosen = []
+    for finding in findings:
+        seen[finding.kind] = seen.get(finding.kind, 0) + 1
+        if seen[finding.kind] <= SHOWN:
+            chosen.append(finding)
+    return chosen
