@@ -20,6 +20,8 @@ os.environ.update(
     WANDB_SILENT="true",
     HF_HUB_OFFLINE="1",
     MPLBACKEND="Agg",
+    # Lightning 2.6.6 still calls what jsonargparse 4.53 deprecates.
+    JSONARGPARSE_DEPRECATION_WARNINGS="off",
 )
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}

@@ -52,7 +52,7 @@ class Preprocessing:
 
     def with_image_size(self, image_size: int | None) -> Preprocessing:
         """The same preprocessing at another size; None keeps the backbone's own."""
-        return self if image_size is None else replace(self, image_size=image_size)
+        return self if image_size is None else replace(self, image_size=int(image_size))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that a checkpoint with it loads with ``weights_only=True``."""
