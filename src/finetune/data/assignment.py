@@ -91,17 +91,29 @@ def classes_missing_from_train(folder: ImageFolder) -> list[str]:
     if "train" not in folder.splits:
         return []
     learnable = {*folder.classes_of("train"), *folder.classes_of(None)}
-    return [name for name in folder.class_names if name not in learnable]
+    # A checkpoint's vocabulary may hold classes of which this folder has no picture at all.
+    judged = {*folder.classes_of("val"), *folder.classes_of("test")}
+    return [name for name in folder.class_names if name in judged - learnable]
 
 
 def picture_keys(root: str | os.PathLike[str], images: Sequence[LabelledImage]) -> list[str]:
     """What identifies each picture from run to run: its path below the root, in NFC."""
+    return [normal_name(key) for key in relative_names(root, images)]
+
+
+def relative_names(root: str | os.PathLike[str], images: Sequence[LabelledImage]) -> list[str]:
+    """Each picture's path below the root with slashes, as the disk spells it; others absolute."""
+    as_given = os.path.join(os.fspath(root), "")
     prefix = os.path.join(os.path.abspath(root), "")
-    keys = [os.path.abspath(image.path) for image in images]
-    return [
-        normal_name(key[len(prefix) :] if key.startswith(prefix) else key).replace(os.sep, "/")
-        for key in keys
-    ]
+    names = []
+    for image in images:
+        name = str(image.path)
+        if name.startswith(as_given) and ".." not in name:  # the usual case, in a tenth of the time
+            name = name[len(as_given) :]
+        else:
+            name = os.path.abspath(name).removeprefix(prefix)
+        names.append(name.replace(os.sep, "/"))
+    return names
 
 
 def _deal(
