@@ -1,0 +1,288 @@
+"""Accuracy against the number of training images: scratch, frozen, fine-tuned.
+
+    python benchmarks/bench_curve.py DATA --output curve.png
+
+DATA holds ``train/<class>/`` and ``test/<class>/``. For every number of images a class, and for
+every repeat with other images drawn, three classifiers learn from the same pictures:
+
+scratch     ``baseline_cnn``, everything learned from nothing
+frozen      a pretrained backbone, the final layer alone fitted on its features
+fine-tuned  the same, and then all of it at a low rate
+
+All are judged on the same, whole test set. Points are means over repeats; bars are 95 % Wilson
+intervals of that mean for the size of the test set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from finetune import ImageFolderDataModule
+from finetune.data.images import decode_image
+from finetune.data.transforms import evaluation_transform
+from finetune.networks.factory import create_network
+from finetune.networks.freezing import apply_modes, freeze, split_at
+from finetune.preprocessing import Preprocessing
+from finetune.reporting.style import THEMES, add_legend, new_axes, to_png
+from finetune.training.intervals import wilson_interval
+from finetune.training.probe import fit_probe
+
+BACKBONE = "tf_efficientnet_lite0"
+METHODS = ("fine-tuned", "frozen", "scratch")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """``images`` uint8 ``(N, 3, S, S)``, ``labels`` ``(N,)``."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Pictures:
+        return Pictures(self.images[rows], self.labels[rows])
+
+    def normalised(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Float images about zero, for a backbone with mean and std of 0.5."""
+        return self.images[rows].float() / 127.5 - 1
+
+    def draw(self, per_class: int, seed: int) -> Pictures:
+        """The first ``per_class`` of each class in a seeded order: larger draws hold smaller."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        chosen = [order[self.labels[order] == label][:per_class] for label in self.labels.unique()]
+        return self[torch.cat(chosen)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One classifier's answers on the test images."""
+
+    method: str
+    images_per_class: int
+    repeat: int
+    correct: int
+    total: int
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return self.correct / self.total
+
+
+def load(root: str | Path, image_size: int) -> tuple[Pictures, Pictures, tuple[str, ...]]:
+    """Training and test pictures of a folder, decoded once, and the class names."""
+    half = (0.5, 0.5, 0.5)
+    preprocessing = Preprocessing(image_size, half, half, crop_fraction=1.0)
+    folder = ImageFolderDataModule(str(root), preprocessing=preprocessing, val_fraction=0.0)
+    transform = evaluation_transform(preprocessing)
+
+    def read(split: str) -> Pictures:
+        entries = folder.images(split)
+        images = [transform(decode_image(entry.path)).mul(255).round().byte() for entry in entries]
+        return Pictures(torch.stack(images), torch.tensor([entry.label for entry in entries]))
+
+    return read("train"), read("test"), folder.class_names
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror half of the pictures, shift the batch by up to a tenth."""
+    mirror = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
+    size = images.shape[-1]
+    reach = max(size // 10, 1)
+    top, left = torch.randint(2 * reach + 1, (2,), generator=generator).tolist()
+    padded = functional.pad(images, (reach,) * 4, mode="reflect")
+    return padded[..., top : top + size, left : left + size]
+
+
+def learn(
+    network: nn.Module,
+    pictures: Pictures,
+    groups: Sequence[dict],
+    *,
+    steps: int,
+    seed: int,
+    batch_norm: str,
+    batch_size: int = 32,
+) -> None:
+    """AdamW with a one-cycle rate over a fixed number of steps, in place."""
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    network.train()
+    apply_modes(network, batch_norm=batch_norm)
+    queue = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        while len(queue) < min(batch_size, len(pictures.labels)):
+            queue = torch.cat([queue, torch.randperm(len(pictures.labels), generator=generator)])
+        rows, queue = queue[:batch_size], queue[batch_size:]
+        logits = network(augmented(pictures.normalised(rows), generator))
+        loss = functional.cross_entropy(logits, pictures.labels[rows], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    network.eval()
+
+
+@torch.no_grad()
+def answers(forward: Callable[[Tensor], Tensor], pictures: Pictures) -> Tensor:
+    """What a network says to all pictures, batch by batch."""
+    rows = torch.arange(len(pictures.labels)).split(64)
+    return torch.cat([forward(pictures.normalised(part)) for part in rows])
+
+
+class Curve:
+    """Everything that is shared between the points of one curve."""
+
+    def __init__(self, train: Pictures, test: Pictures, *, scratch_steps: int, epochs: int) -> None:
+        self.train, self.test = train, test
+        self.classes = int(train.labels.max()) + 1
+        self.scratch_steps, self.epochs = scratch_steps, epochs
+        self.scratch_size = scratch_size
+        bottom, _ = split_at(self.backbone(), "head")
+        self.test_features = answers(bottom, test)
+        self.bottom = bottom
+
+    def backbone(self) -> nn.Module:
+        """The pretrained network with a new final layer."""
+        return create_network(BACKBONE, self.classes, pretrained=True)
+
+    def scratch(self, pictures: Pictures, seed: int) -> Tensor:
+        """Logits for the test pictures of a small network that starts from nothing."""
+        torch.manual_seed(seed)
+        network = create_network(
+            "baseline_cnn", self.classes, drop_rate=0.1, size=self.scratch_size
+        )
+        wanted = 30 * len(pictures.labels) // 32
+        steps = max(self.scratch_steps // 4, min(wanted, self.scratch_steps))
+        groups = [{"params": network.parameters(), "lr": 3e-3}]
+        learn(network, pictures, groups, steps=steps, seed=seed, batch_norm="train")
+        return answers(network, self.test)
+
+    def frozen(self, pictures: Pictures, seed: int) -> Tensor:
+        """Logits of a final layer fitted on the frozen backbone's features."""
+        probe = fit_probe(answers(self.bottom, pictures), pictures.labels, self.classes, seed=seed)
+        return probe.logits(self.test_features)
+
+    def fine_tuned(self, pictures: Pictures, seed: int) -> Tensor:
+        """Logits after all of the backbone learned too, from the fitted final layer on."""
+        network = self.backbone()
+        probe = fit_probe(answers(self.bottom, pictures), pictures.labels, self.classes, seed=seed)
+        final = network.get_classifier()
+        final.load_state_dict({"weight": probe.weight.float(), "bias": probe.bias.float()})
+        freeze(network, ())
+        own = set(final.parameters())
+        body = [value for value in network.parameters() if value not in own]
+        groups = [{"params": body, "lr": 1e-4}, {"params": list(own), "lr": 1e-3}]
+        steps = max(10, self.epochs * len(pictures.labels) // 32)
+        learn(network, pictures, groups, steps=steps, seed=seed, batch_norm="eval")
+        return answers(network, self.test)
+
+    def measure(
+        self, methods: Sequence[str], per_class: Sequence[int], repeats: int
+    ) -> list[Result]:
+        """Every method at every number of images, ``repeats`` times with other images."""
+        functions = {
+            "scratch": self.scratch,
+            "frozen": self.frozen,
+            "fine-tuned": self.fine_tuned,
+        }
+        results = []
+        for count in per_class:
+            for repeat in range(repeats):
+                pictures = self.train.draw(count, seed=repeat)
+                for method in methods:
+                    start = time.perf_counter()
+                    logits = functions[method](pictures, repeat)
+                    right = int((logits.argmax(1) == self.test.labels).sum())
+                    seconds = time.perf_counter() - start
+                    total = len(self.test.labels)
+                    results.append(Result(method, count, repeat, right, total, seconds))
+        return results
+
+
+def summary(results: Sequence[Result]) -> dict[tuple[str, int], tuple[float, float, float]]:
+    """Mean accuracy and its interval, for each method and number of images."""
+    points = {}
+    for method, count in dict.fromkeys((r.method, r.images_per_class) for r in results):
+        cell = [r for r in results if (r.method, r.images_per_class) == (method, count)]
+        mean = sum(r.accuracy for r in cell) / len(cell)
+        low, high = wilson_interval(round(mean * cell[0].total), cell[0].total)
+        points[method, count] = (mean, low, high)
+    return points
+
+
+def curve_figure(results: Sequence[Result], *, title: str = "") -> Figure:
+    """Accuracy against training images a class, one line a method, with intervals."""
+    figure, (ax,) = new_axes("light", 6.4, 4.2)
+    theme, points = THEMES["light"], summary(results)
+    counts = sorted({result.images_per_class for result in results})
+    for index, method in enumerate(m for m in METHODS if (m, counts[0]) in points):
+        mean, low, high = zip(*(points[method, count] for count in counts), strict=True)
+        bars = [
+            [m - a for m, a in zip(mean, low, strict=True)],
+            [b - m for m, b in zip(mean, high, strict=True)],
+        ]
+        # A little aside, so that bars at the same count do not cover each other.
+        places = [count * (1 + 0.025 * (index - 1)) for count in counts]
+        colour, marker = theme.palette[index], "osD"[index]
+        ax.errorbar(places, mean, bars, color=colour, marker=marker, capsize=3, label=method)
+    ax.set_xscale("log")
+    ax.set_xticks(counts, labels=[str(count) for count in counts])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(0, 1.02)
+    ax.grid(axis="y", color=theme.grid)
+    ax.set_xlabel("training images a class")
+    ax.set_ylabel("test accuracy, 95 % interval")
+    ax.set_title(title, fontsize=10)
+    add_legend(ax, "light", loc="lower right")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--per-class", type=int, nargs="+", default=[2, 5, 10, 20, 60])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--scratch-steps", type=int, default=700)
+    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--output", type=Path, default=Path("curve.png"))
+    given = parser.parse_args()
+    train, test, class_names = load(given.data, given.image_size)
+    curve = Curve(train, test, scratch_steps=given.scratch_steps, epochs=given.epochs)
+    results = []
+    for count in given.per_class:
+        results += curve.measure(given.methods, [count], given.repeats)
+        for method in given.methods:
+            mean, low, high = summary(results)[method, count]
+            seconds = [
+                r.seconds for r in results if (r.method, r.images_per_class) == (method, count)
+            ]
+            print(
+                f"{count:4d} a class  {method:<11} {mean:.3f} [{low:.3f}, {high:.3f}]  "
+                f"{sum(seconds) / len(seconds):6.1f} s",
+                flush=True,
+            )
+    title = f"{len(class_names)} classes, {len(test.labels)} test images, {BACKBONE}"
+    given.output.write_bytes(to_png(curve_figure(results, title=title)))
+    rows = [asdict(result) for result in results]
+    given.output.with_suffix(".json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
