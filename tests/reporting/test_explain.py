@@ -47,7 +47,9 @@ def test_equal_to_captum_for_convolutional_networks(backbone: str) -> None:
     torch.testing.assert_close(grad_cam(network, images, [1, 2]), reference[:, 0])
 
 
-@pytest.mark.parametrize("backbone", [*CONVOLUTIONAL, "test_vit", "baseline_cnn", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "backbone", [*CONVOLUTIONAL, "test_vit", "baseline_cnn", "swin_tiny_patch4_window7_224"]
+)
 def test_randomised_weights_change_the_map(backbone: str) -> None:
     """The sanity check of Adebayo et al. 2018: an explanation must depend on what was learned."""
     options = {"image_size": 224} if "swin" in backbone else {}

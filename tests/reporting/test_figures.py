@@ -110,12 +110,17 @@ def test_learning_curves_share_a_panel_by_metric() -> None:
 
 def test_curves_are_read_from_a_run(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text("epoch,step,train/loss,val/loss,lr-AdamW\n0,4,1.5,,0.1\n0,4,,nan,\n1,8,,0.5,\n")
+    path.write_text(
+        "epoch,step,train/loss,val/loss,lr-AdamW\n"
+        ",0,,,0.3\n0,3,1.5,,\n0,3,,nan,\n,6,,,0.1\n1,7,,0.5,\n"
+    )
     assert curves.read_curves(path) == {
-        "train/loss": [(0, 1.5)],
-        "lr-AdamW": [(0, 0.1)],
-        "val/loss": [(1, 0.5)],
+        "lr-AdamW": [(0, 0.3), (1.5, 0.1)],
+        "train/loss": [(1, 1.5)],
+        "val/loss": [(2, 0.5)],
     }
+    path.write_text("loss\n3\n2\n")
+    assert curves.read_curves(path) == {"loss": [(0, 3.0), (1, 2.0)]}
     with pytest.raises(DataError, match=r"metrics\.csv"):
         curves.read_curves(tmp_path / "none.csv")
 

@@ -124,7 +124,10 @@ def test_a_report_replaces_the_older_one_and_leaves_nothing_beside(
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
-def test_several_runs_stand_side_by_side(tmp_path: Path, make_evaluation: Make) -> None:
+def test_several_runs_stand_side_by_side(
+    tmp_path: Path, make_evaluation: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.reporting.report.draw_all", lambda *_: [])
     evaluations = {f"run {i}": make_evaluation(40, ["a", "b"], seed=0) for i in range(2)}
     page = write_page(
         tmp_path / "page.html",

@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetune.errors import DataError
 from finetune.reporting.style import THEMES, ThemeName, add_legend, escape_math, new_axes
 
-Curve = Sequence[tuple[float, float]]  # (epoch, value)
+Curve = Sequence[tuple[float, float]]  # (epochs that are over, value)
 LEARNING_RATE = "lr"  # Lightning's LearningRateMonitor names its curves lr-...
 AT_MOST = 6  # panels
 NOT_A_METRIC = ("epoch", "step")
@@ -31,13 +32,32 @@ def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Expected a metrics.csv at {metrics_csv}: {error}") from error
     curves: dict[str, list[tuple[float, float]]] = {}
+    finished = _finished_epochs(rows)
     for number, row in enumerate(rows):
-        epoch = _number(row.get("epoch")) if row.get("epoch") else _number(row.get("step"))
         for name, text in row.items():
             value = _number(text)
             if name and name not in NOT_A_METRIC and value is not None:
-                curves.setdefault(name, []).append((number if epoch is None else epoch, value))
+                curves.setdefault(name, []).append((finished.get(number, float(number)), value))
     return curves
+
+
+def _finished_epochs(rows: Sequence[Mapping[str, str]]) -> dict[int, float]:
+    """How many epochs were over at each row; by its step for a row without an epoch."""
+    epochs, steps = ([_number(row.get(name)) for row in rows] for name in NOT_A_METRIC)
+    known = {
+        step + 1: epoch + 1
+        for step, epoch in zip(steps, epochs, strict=True)
+        if step is not None and epoch is not None
+    }
+    at_steps = [0.0, *sorted(known)]
+    over = [0.0, *(known[step] for step in sorted(known))]
+    finished = {}
+    for number, (step, epoch) in enumerate(zip(steps, epochs, strict=True)):
+        if epoch is not None:
+            finished[number] = epoch + 1
+        elif step is not None and known:
+            finished[number] = float(np.interp(step, at_steps, over))
+    return finished
 
 
 def _number(text: object) -> float | None:
@@ -70,7 +90,11 @@ def learning_curves_figure(curves: Mapping[str, Curve], *, theme: ThemeName = "l
 
 def learning_rate_figure(curves: Mapping[str, Curve], *, theme: ThemeName = "light") -> Figure:
     """The course of the learning rates, one line a parameter group, on a logarithmic axis."""
-    rates = {name: curve for name, curve in curves.items() if _is_learning_rate(name) and curve}
+    rates: dict[str, Curve] = {}
+    for name, curve in curves.items():
+        # Groups that differ in weight decay alone share a rate: one line for both.
+        if _is_learning_rate(name) and curve and list(curve) not in map(list, rates.values()):
+            rates[name] = curve
     figure, (ax,) = new_axes(theme, 5.4, 3.2)
     _panel(ax, "Learning rate", rates, theme)
     if any(value > 0 for curve in rates.values() for _, value in curve):
@@ -107,7 +131,7 @@ def _panel(ax: Axes, title: str, lines: Mapping[str, Curve], theme: ThemeName) -
             markersize=3.5,
             label=escape_math(name),
         )
-    ax.set(title=escape_math(title), xlabel="epoch")
+    ax.set(title=escape_math(title), xlabel="epochs")
     ax.grid(color=colours.grid, linewidth=0.7)
     if 0 < len(lines) <= 8:
         add_legend(ax, theme, loc="best")

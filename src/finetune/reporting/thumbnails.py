@@ -42,7 +42,7 @@ def thumbnail_uris(
 ) -> dict[str, str]:
     """Pictures by path, first come first served, until ``budget`` bytes are full.
 
-    Relative paths are looked up below ``root``. Pictures that cannot be read are left out.
+    A path that leads nowhere is looked up below ``root``. What cannot be read is left out.
     """
     uris: dict[str, str] = {}
     spent = 0
@@ -57,5 +57,6 @@ def thumbnail_uris(
 
 
 def locate(path: str, root: Path | None) -> Path:
-    """Where a picture lies: as named, or below ``root`` if the name is relative."""
-    return Path(path) if root is None or Path(path).is_absolute() else root / path
+    """Where a picture lies: as named, or else below ``root``."""
+    as_named = Path(path)
+    return as_named if root is None or as_named.exists() else root / path

@@ -1,0 +1,243 @@
+"""What can be reported on: a run folder, a checkpoint, or a CSV of predictions."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from finetune.errors import DataError, UsageError
+from finetune.reporting.curves import read_curves
+from finetune.reporting.evaluation import Evaluation, evaluate
+from finetune.reporting.report import ReportDetails
+from finetune.reporting.tables import read_predictions
+from finetune.training.checkpoints import Checkpoint, read_checkpoint
+
+TEST_ANSWERS = ("predictions.csv", "report/predictions.csv")
+CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An evaluation with all that its place tells about it.
+
+    Attributes:
+        stage: "test", "val", or "" if a CSV of somewhere does not tell.
+        columns: for a leaderboard: parameters, size, ...
+        weights: the checkpoint that gave the answers, where it is known.
+    """
+
+    name: str
+    stage: str
+    evaluation: Evaluation
+    details: ReportDetails = field(default_factory=ReportDetails)
+    columns: Mapping[str, str | float] = field(default_factory=dict)
+    weights: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, and which images it is about."""
+        return f"{self.name} ({self.stage})" if self.stage else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class BadImage:
+    """A row of a run's ``bad_images.csv``."""
+
+    path: str
+    problem: str
+    remedy: str
+
+
+def load_source(path: str | Path, *, root: Path | None = None) -> Source:
+    """Open a run folder, a checkpoint or a CSV of predictions.
+
+    A run is judged by its test answers; before ``finetune test`` has been run, and for a
+    checkpoint alone, by the validation answers that the checkpoint keeps.
+
+    Args:
+        path: the file or folder.
+        root: folder of the images, where the paths of the predictions lead nowhere.
+
+    Raises:
+        UsageError: nothing is there. DataError: no labelled answers are in it.
+        CheckpointError: a file that is no checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_run(path, root)
+    if not path.exists():
+        raise UsageError(f"Expected a run folder, a .ckpt or a .csv, found nothing at {path}.")
+    if path.suffix.lower() == ".csv":
+        name = path.parent.name if path.stem == "predictions" and path.parent.name else path.stem
+        return Source(name, "", read_evaluation(path), ReportDetails(root=root))
+    checkpoint = read_checkpoint(path, mmap=True)
+    evaluation = _of_checkpoint(checkpoint)
+    columns = _columns(checkpoint)
+    return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
+
+
+def load_sources(paths: list[str], *, root: Path | None = None) -> dict[str, Source]:
+    """Several sources by name; equal names are told apart by the folder they lie in.
+
+    Raises:
+        UsageError: the same thing twice.
+    """
+    sources = [load_source(path, root=root) for path in paths]
+    twice = {name for name, count in Counter(s.name for s in sources).items() if count > 1}
+    names = [
+        str(Path(path)) if source.name in twice else source.name
+        for path, source in zip(paths, sources, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise UsageError(f"Expected different things, found one twice in {', '.join(paths)}.")
+    return dict(zip(names, sources, strict=True))
+
+
+def merge_folds(sources: Mapping[str, Source]) -> Source:
+    """The held-out answers of all folds of a cross-validation as one evaluation.
+
+    Every image is then judged by a classifier that has not been trained on it, which is what a
+    search for wrong labels needs.
+
+    Raises:
+        UsageError: an image in two of them, or different classes.
+    """
+    first = next(iter(sources.values()))
+    names = first.evaluation.class_names
+    for name, source in sources.items():
+        if sorted(source.evaluation.class_names) != sorted(names):
+            raise UsageError(f"Expected folds of the same classes, found others in {name}.")
+    paths = [path for source in sources.values() for path in source.evaluation.paths]
+    if len(set(paths)) < len(paths):
+        raise UsageError(
+            "Expected folds that hold out different images, found some held out twice; "
+            "give each fit another data.fold."
+        )
+    orders = [[s.evaluation.class_names.index(n) for n in names] for s in sources.values()]
+    evaluations = [source.evaluation for source in sources.values()]
+    evaluation = evaluate(
+        np.concatenate([np.argsort(o)[e.labels] for o, e in zip(orders, evaluations, strict=True)]),
+        np.concatenate([e.probabilities[:, o] for o, e in zip(orders, evaluations, strict=True)]),
+        names,
+        paths,
+        folds=np.repeat(np.arange(len(evaluations)), [len(e.labels) for e in evaluations]),
+    )
+    details = replace(first.details, learning_curves=None, class_counts=None)
+    name = f"{len(sources)} folds: {', '.join(sources)}"
+    return Source(name, "", evaluation, details, weights=first.weights)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Judge a CSV of predictions; images without a label are left out.
+
+    Raises:
+        DataError: no image has a label.
+    """
+    table = read_predictions(path)
+    known = table.labels >= 0
+    if not known.any():
+        raise DataError(
+            f"{path}: expected labels to judge the answers by, found none; fill the column "
+            "'label', or run `finetune test` on labelled images."
+        )
+    return evaluate(
+        table.labels[known],
+        table.probabilities[known],
+        table.class_names,
+        [image for image, has_label in zip(table.paths, known, strict=True) if has_label],
+    )
+
+
+def _from_run(folder: Path, root: Path | None) -> Source:
+    name = folder.resolve().name  # not "latest"
+    weights = next((folder / c for c in CHECKPOINTS if (folder / c).is_file()), None)
+    answers = next((folder / a for a in TEST_ANSWERS if (folder / a).is_file()), None)
+    checkpoint = None if weights is None else read_checkpoint(weights, mmap=True)
+    if answers is not None:
+        stage, evaluation = "test", read_evaluation(answers)
+    elif checkpoint is not None:
+        stage, evaluation = "val", _of_checkpoint(checkpoint)
+    else:
+        raise DataError(
+            f"Expected a run with predictions.csv or checkpoints/ in {folder}, found neither; "
+            "give a folder that `finetune fit` or `finetune test` wrote."
+        )
+    columns = {} if checkpoint is None else {**_columns(checkpoint), **_minutes(folder)}
+    return Source(name, stage, evaluation, read_details(folder, root), columns, weights)
+
+
+def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
+    """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
+    settings = _settings(folder / "config.yaml")
+    data = settings.get("data") or {}
+    if root is None and isinstance(data, Mapping) and data.get("root"):
+        root = Path(str(data["root"]))
+    metrics = folder / "metrics.csv"
+    return ReportDetails(
+        root=root,
+        learning_curves=read_curves(metrics) if metrics.is_file() else None,
+        class_counts=_class_counts(folder / "split.csv"),
+        settings=settings,
+        findings=[
+            BadImage(row.get("path", ""), row.get("problem", ""), row.get("remedy", ""))
+            for row in _rows(folder / "bad_images.csv")
+        ],
+    )
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
+    val = checkpoint.details.get("val")
+    if not val or len(val["labels"]) == 0:
+        raise DataError(
+            f"Expected {checkpoint.path} to keep validation answers, found none; run "
+            f"`finetune test --ckpt_path {checkpoint.path} --data.root DIR` and report on its run."
+        )
+    probabilities = val["logits"].double().softmax(dim=-1).numpy()
+    return evaluate(val["labels"].numpy(), probabilities, checkpoint.class_names, val["paths"])
+
+
+def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
+    parameters = sum(t.numel() for t in checkpoint.state_dict.values() if t.is_floating_point())
+    size = checkpoint.path.stat().st_size / 1e6
+    return {"backbone": checkpoint.backbone, "parameters": parameters, "MB on disk": size}
+
+
+def _minutes(folder: Path) -> dict[str, float]:
+    """How long the fit took: from the settings, written before it, to the last checkpoint."""
+    try:
+        start = (folder / "config.yaml").stat().st_mtime
+        minutes = ((folder / "checkpoints" / "last.ckpt").stat().st_mtime - start) / 60
+    except OSError:
+        return {}
+    return {"fit minutes": minutes} if minutes > 0 else {}  # copying can lose the times
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _class_counts(path: Path) -> dict[str, dict[str, int]] | None:
+    counts: dict[str, dict[str, int]] = {}
+    for row in _rows(path):
+        of_split = counts.setdefault(row.get("split") or "unsplit", {})
+        label = row.get("label", "")
+        of_split[label] = of_split.get(label, 0) + 1
+    return {s: counts[s] for s in ("train", "val", "test", "unsplit") if s in counts} or None
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

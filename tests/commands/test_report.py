@@ -1,0 +1,71 @@
+"""``finetune report`` from the shell's side."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.cli import main
+from finetune.reporting.evaluation import evaluate
+from finetune.reporting.tables import write_predictions
+
+
+def write(path: Path, seed: int = 0, n_images: int = 30, prefix: str = "") -> Path:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n_images) % 2
+    probabilities = np.eye(2)[labels] * 0.5 + rng.dirichlet(np.ones(2), n_images) * 0.5
+    probabilities[0] = 0.02, 0.98  # labelled as class 0
+    paths = [f"{prefix}{i}.jpg" for i in range(n_images)]
+    path.parent.mkdir(exist_ok=True)
+    write_predictions(path, evaluate(labels, probabilities, ["ants", "bees"], paths))
+    return path
+
+
+def test_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["report", str(write(tmp_path / "p.csv")), "--output", str(page)]) == 0
+    assert "accuracy 0.967 [" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert "Leaderboard" not in text
+    assert "<h1><bdi>p</bdi></h1>" in text
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time and has its own tests."""
+    monkeypatch.setattr("finetune.reporting.report.draw_all", lambda *_: [])
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_several_side_by_side(tmp_path: Path) -> None:
+    tables = [str(write(tmp_path / f"{name}.csv", seed)) for seed, name in enumerate("ab")]
+    page = tmp_path / "page.html"
+    assert main(["report", *tables, "--output", str(page), "--title", "Both"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "Leaderboard" in text
+    assert "a and b are not distinguishable" in text
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_folds_and_suspects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folds = [str(write(tmp_path / f"{i}.csv", i, prefix=f"fold{i}/")) for i in range(2)]
+    page, suspects = tmp_path / "page.html", tmp_path / "suspects.csv"
+    arguments = ["report", *folds, "--folds", "--suspects", str(suspects), "--output", str(page)]
+    assert main(arguments) == 0
+    assert "look at fold0/0.jpg: labelled ants, perhaps bees" in capsys.readouterr().out
+    with suspects.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    assert {rows[0]["path"], rows[1]["path"]} == {"fold0/0.jpg", "fold1/0.jpg"}
+    assert "mean of 2 folds" in page.read_text(encoding="utf-8")
+
+
+def test_wrong_calls_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = str(write(tmp_path / "p.csv"))
+    other = str(write(tmp_path / "q.csv", prefix="other/"))
+    assert main(["report", table, "--output", str(tmp_path / "page.pdf")]) == 2
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert main(["report", table, other, "--suspects", str(tmp_path / "s.csv")]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+    assert not list(tmp_path.glob("*.html"))
