@@ -147,7 +147,15 @@ def answers(forward: Callable[[Tensor], Tensor], pictures: Pictures) -> Tensor:
 class Curve:
     """Everything that is shared between the points of one curve."""
 
-    def __init__(self, train: Pictures, test: Pictures, *, scratch_steps: int, epochs: int) -> None:
+    def __init__(
+        self,
+        train: Pictures,
+        test: Pictures,
+        *,
+        scratch_steps: int,
+        epochs: int,
+        scratch_size: str = "small",
+    ) -> None:
         self.train, self.test = train, test
         self.classes = int(train.labels.max()) + 1
         self.scratch_steps, self.epochs = scratch_steps, epochs
