@@ -17,6 +17,8 @@ from finetune.errors import CheckpointMismatchError, UsageError
 
 StateDict = Mapping[str, Tensor]
 
+PIECE = 2**15
+
 
 def normalised_coefficients(
     coefficients: Sequence[float] | None, number_of_members: int
@@ -77,7 +79,7 @@ class RunningAverage:
                 self._dtypes.get(name, tensor.dtype), tensor.dtype
             )
             if tensor.is_floating_point() or tensor.is_complex():
-                if not bool(torch.isfinite(tensor).all()):
+                if not _is_finite(tensor):
                     raise CheckpointMismatchError(
                         f"Expected finite numbers, found NaN or infinity in {name} of "
                         f"{source or 'a member'}; that fit diverged: leave its checkpoint out."
@@ -136,15 +138,24 @@ class RunningAverage:
             return  # so that coefficients (1, 0) return the first member bit for bit
         wide = torch.complex128 if tensor.is_complex() else torch.float64
         if name not in self._sums or self._largest == 0.0:
-            self._sums[name] = tensor.to(wide, copy=True).mul_(coefficient)
-        else:
-            self._sums[name].add_(tensor.to(wide), alpha=coefficient)
+            self._sums[name] = tensor.contiguous().to(wide, copy=True).mul_(coefficient)
+            return
+        # Piece by piece, so that the float64 copy of a piece stays in the processor's cache.
+        sums, values = self._sums[name].view(-1), tensor.reshape(-1)
+        for start in range(0, len(values), PIECE):
+            piece = values[start : start + PIECE].to(wide)
+            sums[start : start + PIECE].add_(piece, alpha=coefficient)
 
     def _copy(self, name: str, tensor: Tensor, coefficient: float) -> None:
         if name not in self._copies or coefficient > self._largest:
             self._copies[name] = tensor.clone()
         elif coefficient == self._largest:
             self._copies[name] = torch.maximum(self._copies[name], tensor)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """NaN and infinity survive a sum; only a sum that is not finite needs the closer look."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def shared_names(state_dict: StateDict) -> dict[str, str]:

@@ -15,14 +15,20 @@ from finetune.combining.sharing import head_names
 from finetune.errors import CheckpointMismatchError
 from finetune.networks.factory import create_network
 from finetune.preprocessing import Preprocessing
-from finetune.training.checkpoints import read_checkpoint, read_content
+from finetune.training.checkpoints import as_checkpoint, read_checkpoint, read_content
 
 PREFIX = "network."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ingredient:
-    """What a checkpoint says of itself, without its weights."""
+    """What a checkpoint says of itself.
+
+    Attributes:
+        averaged_during_training: whether its weights are a moving average already.
+        unread: its weights as :func:`survey` mapped them, untouched and so without memory of their
+            own; the first reading takes them, and later ones map the file again.
+    """
 
     path: Path
     hyper_parameters: dict[str, Any]
@@ -31,6 +37,7 @@ class Ingredient:
     preprocessing: Preprocessing
     details: dict[str, Any]
     averaged_during_training: bool
+    unread: dict[str, Tensor] | None = None
 
     @property
     def batchnorm(self) -> str:
@@ -69,7 +76,9 @@ def survey(paths: Sequence[str | Path]) -> list[Ingredient]:
 
 def read_ingredient(ingredient: Ingredient, class_names: Sequence[str]) -> dict[str, Tensor]:
     """The weights, mapped from the file, with the final layer's rows in the order of the names."""
-    state_dict = read_checkpoint(ingredient.path, mmap=True).state_dict
+    state_dict, ingredient.unread = ingredient.unread, None
+    if state_dict is None:
+        state_dict = read_checkpoint(ingredient.path, mmap=True).state_dict
     order = align_classes(ingredient.class_names, class_names, source=str(ingredient.path))
     if order is None:
         return state_dict
@@ -91,7 +100,8 @@ def read_ingredient(ingredient: Ingredient, class_names: Sequence[str]) -> dict[
 
 
 def _look_at(path: Path) -> Ingredient:
-    checkpoint = read_checkpoint(path, mmap=True)
+    content = read_content(path, mmap=True)
+    checkpoint = as_checkpoint(content, path)
     if not checkpoint.state_dict:
         raise CheckpointMismatchError(
             f"Expected weights in {path}, found none; give a file that `finetune fit` wrote."
@@ -104,7 +114,8 @@ def _look_at(path: Path) -> Ingredient:
         preprocessing=checkpoint.preprocessing,
         # Tensors of the last validation would keep the whole file mapped.
         details={key: value for key, value in checkpoint.details.items() if key != "val"},
-        averaged_during_training="current_model_state" in read_content(path, mmap=True),
+        averaged_during_training="current_model_state" in content,
+        unread=checkpoint.state_dict,
     )
 
 

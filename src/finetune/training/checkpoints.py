@@ -62,7 +62,15 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
     Raises:
         CheckpointError: no such file, no checkpoint, one of other software, or a newer version.
     """
-    content = read_content(path, mmap=mmap)
+    return as_checkpoint(read_content(path, mmap=mmap), path)
+
+
+def as_checkpoint(content: Mapping[str, Any], path: str | Path) -> Checkpoint:
+    """What :func:`read_content` has read of one classifier; ``path`` is for messages.
+
+    Raises:
+        CheckpointError: an ensemble, or a damaged file.
+    """
     entry = content[ENTRY]
     if entry["kind"] != "classifier":
         raise CheckpointError(
