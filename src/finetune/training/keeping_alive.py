@@ -57,7 +57,8 @@ class StopOnNonFiniteLoss(Callback):
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loss is None or bool(torch.isfinite(self._loss).all()):
             return
-        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        groups = trainer.optimizers[0].param_groups
+        rate = max(group.get("initial_lr", group["lr"]) for group in groups)
         raise TrainingError(
             f"Expected a finite loss, found {float(self._loss)} in epoch "
             f"{trainer.current_epoch + 1}, step {trainer.global_step} (learning rate {rate:.2g}); "

@@ -9,7 +9,9 @@ been disturbed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -213,9 +215,11 @@ class PhasedFit:
             settings = TrainerSettings(epochs, callbacks, accumulate, self._remaining_time())
             self.trainer = self.new_trainer(settings)
             try:
-                self.trainer.fit(
-                    self.classifier, datamodule=data, ckpt_path=inside, weights_only=True
-                )
+                self.classifier.train()  # Lightning begins in whatever mode it finds
+                with _expected_warnings_off():
+                    self.trainer.fit(
+                        self.classifier, datamodule=data, ckpt_path=inside, weights_only=True
+                    )
                 break
             except RuntimeError as error:
                 if not _out_of_memory(error) or self.datamodule.batch_size == 1:
@@ -263,7 +267,7 @@ class PhasedFit:
         assert self.trainer is not None
         if self.trainer.is_global_zero and found.is_file():
             self._rescale(found)
-            if found != self.best:
+            if found.absolute() != self.best.absolute():
                 better = self._score(found) > self._score(self.best)
                 if better:
                     found.replace(self.best)
@@ -379,6 +383,20 @@ def _group_numbers(images: Any) -> Tensor:
 
 def _about(probe: Probe) -> dict[str, Any]:
     return {"l2": probe.l2, "held_out_nll": {f"{k:.4g}": v for k, v in probe.held_out_nll.items()}}
+
+
+@contextmanager
+def _expected_warnings_off() -> Iterator[None]:
+    """Frozen parts are in eval mode, and the folder holds earlier phases: both are meant."""
+    with warnings.catch_warnings():
+        for message in (
+            "Found .* module\\(s\\) in eval mode",
+            "Checkpoint directory .* exists and is not empty",
+            "The dirpath has changed",
+            "Total length of `list` across ranks is zero",  # nothing is held out
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
