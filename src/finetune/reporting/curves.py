@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from finetune.errors import DataError
 from finetune.reporting.style import THEMES, ThemeName, add_legend, escape_math, new_axes
@@ -119,7 +120,7 @@ def _importance(metric: str) -> tuple[int, str]:
 def _panel(ax: Axes, title: str, lines: Mapping[str, Curve], theme: ThemeName) -> None:
     colours = THEMES[theme]
     styles = ("-", "--", ":", "-.")  # told apart also without colour
-    for index, (name, curve) in enumerate(lines.items()):
+    for index, (name, curve) in enumerate(sorted(lines.items())):  # train before val
         epochs, values = zip(*sorted(curve, key=lambda point: point[0]), strict=True)
         ax.plot(
             epochs,
@@ -132,6 +133,7 @@ def _panel(ax: Axes, title: str, lines: Mapping[str, Curve], theme: ThemeName) -
             label=escape_math(name),
         )
     ax.set(title=escape_math(title), xlabel="epochs")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(color=colours.grid, linewidth=0.7)
     if 0 < len(lines) <= 8:
         add_legend(ax, theme, loc="best")

@@ -16,7 +16,6 @@ from finetune.reporting.style import (
     MANY,
     THEMES,
     ThemeName,
-    add_legend,
     display_names,
     new_axes,
     set_names,
@@ -121,7 +120,7 @@ def reliability_figure(evaluation: Evaluation, *, theme: ThemeName = "light") ->
         title=f"Reliability: calibration error {100 * bins.error:.1f} %",
     )
     below.set(xlabel="confidence", ylabel="images")
-    add_legend(ax, theme, loc="upper left")
+    _legend_below(figure, theme)
     return figure
 
 
