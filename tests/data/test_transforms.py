@@ -7,8 +7,15 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
 
-from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
+from finetune.data.transforms import (
+    Augmentation,
+    RandomView,
+    collate_bytes,
+    evaluation_transform,
+    training_transform,
+)
 from finetune.preprocessing import Preprocessing
 
 
@@ -86,3 +93,32 @@ def test_transforms_can_be_sent_to_workers() -> None:
     one = transform(picture(30, 30))
     torch.manual_seed(1)
     assert torch.equal(one, again(picture(30, 30)))
+
+
+@pytest.mark.parametrize("interpolation", [InterpolationMode.BILINEAR, InterpolationMode.BICUBIC])
+def test_the_fast_random_crop_is_torchvisions(interpolation: InterpolationMode) -> None:
+    image = picture(90, 130).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    crops = [
+        kind(32, scale=(0.3, 1.0), interpolation=interpolation)
+        for kind in (RandomView, v2.RandomResizedCrop)
+    ]
+    for seed in range(10):
+        views = []
+        for crop in crops:
+            torch.manual_seed(seed)
+            views.append(crop(image))
+        assert torch.equal(*views)
+
+
+@pytest.mark.parametrize("augmentation", get_args(Augmentation))
+def test_bytes_are_converted_as_single_pictures_are(augmentation: Augmentation) -> None:
+    preprocessing = Preprocessing(image_size=24)
+    views = []
+    for to_float in (False, True):
+        torch.manual_seed(0)
+        transform = training_transform(preprocessing, augmentation, to_float=to_float)
+        views.append([transform(picture(40, 50)) for _ in range(8)])
+    images, labels = collate_bytes([(view, 7 + n) for n, view in enumerate(views[0])])
+    assert torch.allclose(images, torch.stack(views[1]), rtol=0, atol=1e-7)
+    assert labels.tolist() == list(range(7, 15))
+    assert images.is_contiguous()

@@ -25,7 +25,7 @@ from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.manifest import read_manifest, write_manifest
 from finetune.data.transforms import (
     Augmentation,
-    Transform,
+    collate_bytes,
     evaluation_transform,
     training_transform,
 )
@@ -192,13 +192,12 @@ class ImageFolderDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled random views of the training pictures."""
         images = self._require("train")
-        dataset = ImageDataset(
-            images, training_transform(self.preprocessing, self.augmentation), self._reader()
-        )
+        transform = training_transform(self.preprocessing, self.augmentation, to_float=False)
+        dataset = ImageDataset(images, transform, self._reader())
         # A last batch of one picture has no variance: batch norm cannot train on it.
         lonely = len(images) > self.batch_size and len(images) % self.batch_size == 1
         sampler = ShuffledDraws(len(images), self.seed)
-        return self._loader(dataset, sampler=sampler, drop_last=lonely)
+        return self._loader(dataset, sampler=sampler, drop_last=lonely, collate_fn=collate_bytes)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The val pictures in order; an empty list when none were held out."""
@@ -311,8 +310,9 @@ class ImageFolderDataModule(LightningDataModule):
         return self._readers[reader]
 
     def _evaluation_loader(self, images: Sequence[LabelledImage]) -> DataLoader[Any]:
-        transform: Transform = evaluation_transform(self.preprocessing)
-        return self._loader(ImageDataset(images, transform, self._reader()))
+        transform = evaluation_transform(self.preprocessing, to_float=False)
+        dataset = ImageDataset(images, transform, self._reader())
+        return self._loader(dataset, collate_fn=collate_bytes)
 
     def _loader(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
         workers = self.num_workers

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from finetune.data.assignment import picture_keys
+from finetune.data.assignment import picture_keys, relative_names
 from finetune.data.folder import (
     SPLIT_FOLDERS,
     ImageFolder,
@@ -99,7 +99,7 @@ def write_manifest(
     hashes = folder.content_hashes if content_hashes is None else content_hashes
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    keys = _relative_paths(folder)
+    names = relative_names(folder.root, folder.images)
     with tempfile.NamedTemporaryFile(
         "w",
         dir=path.parent,
@@ -112,11 +112,11 @@ def write_manifest(
         try:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
-            for key, image in zip(keys, folder.images, strict=True):
+            for name, image in zip(names, folder.images, strict=True):
                 label = folder.class_names[image.label]
                 fold = "" if image.fold is None else image.fold
                 extra = (image.split or "", fold, image.group or "", hashes.get(image.path, ""))
-                writer.writerow((key, label, *extra))
+                writer.writerow((name, label, *extra))
             file.close()
             os.chmod(file.name, 0o644)  # temporary files are private
             os.replace(file.name, path)
@@ -136,16 +136,6 @@ def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
             image = replace(image, group=group, split=old.split, fold=old.fold)
         images.append(image)
     return replace(folder, images=tuple(images))
-
-
-def _relative_paths(folder: ImageFolder) -> list[str]:
-    """As the disk spells them, unlike the NFC keys, so that the files are found again."""
-    root = os.path.join(os.path.abspath(folder.root), "")
-    absolute = [os.path.abspath(image.path) for image in folder.images]
-    return [
-        (path[len(root) :] if path.startswith(root) else path).replace(os.sep, "/")
-        for path in absolute
-    ]
 
 
 def manifest_columns(path: str | os.PathLike[str]) -> list[str]:

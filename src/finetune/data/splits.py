@@ -106,13 +106,15 @@ def _blocks(
 ) -> list[_Block]:
     """Groups and single pictures, sorted by a hash that depends on the seed and the keys alone."""
     together: dict[Hashable, list[int]] = defaultdict(list)
+    blocks = []
     for index, key in enumerate(keys):
         group = None if groups is None else groups[index]
-        together[("picture", key, index) if group is None else ("group", group)].append(index)
-    blocks = [
-        _Block(tuple(members), _hash(seed, min(keys[index] for index in members)))
-        for members in together.values()
-    ]
+        if group is None:
+            blocks.append(_Block((index,), _hash(seed, key)))
+        else:
+            together[group].append(index)
+    for members in together.values():
+        blocks.append(_Block(tuple(members), _hash(seed, min(keys[i] for i in members))))
     return sorted(blocks, key=lambda block: (block.order, block.members))
 
 

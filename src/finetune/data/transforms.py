@@ -6,7 +6,7 @@ normalised: the classifier does that. Mixing pictures (mixup, CutMix) happens la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, assert_never
 
 import torch
@@ -23,19 +23,24 @@ Augmentation = Literal["none", "light", "medium", "strong"]
 MAX_ASPECT = 8
 
 
-def evaluation_transform(preprocessing: Preprocessing) -> Transform:
-    """Resize the short side, cut out the centre: ``uint8 (C, H, W)`` to float ``(C, S, S)``."""
+def evaluation_transform(preprocessing: Preprocessing, *, to_float: bool = True) -> Transform:
+    """Resize the short side, cut out the centre: ``uint8 (C, H, W)`` to float ``(C, S, S)``.
+
+    Without ``to_float`` the result stays ``uint8``, for :func:`collate_bytes` to convert.
+    """
     return v2.Compose(
         [
             LimitAspect(MAX_ASPECT),
             v2.Resize(preprocessing.resize_size, _interpolation(preprocessing), antialias=True),
             v2.CenterCrop(preprocessing.image_size),
-            *_to_float(),
+            *_last(to_float),
         ]
     )
 
 
-def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
+def training_transform(
+    preprocessing: Preprocessing, augmentation: Augmentation, *, to_float: bool = True
+) -> Transform:
     """A random view: ``uint8 (C, H, W)`` to float ``(C, S, S)``.
 
     - ``none``: the evaluation transform.
@@ -44,23 +49,47 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
     - ``strong``: crop of at least 20 %, TrivialAugment for every picture, random erasing
       (arXiv 1708.04896) of a quarter of them.
 
-    All randomness comes from torch's default generator.
+    All randomness comes from torch's default generator. ``to_float`` as above.
     """
     match augmentation:
         case "none":
-            return evaluation_transform(preprocessing)
+            return evaluation_transform(preprocessing, to_float=to_float)
         case "light":
-            steps = [*_random_view(preprocessing, 0.35), *_to_float()]
+            steps = [*_random_view(preprocessing, 0.35), *_last(to_float)]
         case "medium":
             trivial = v2.RandomApply([_trivial_augment()], p=0.5)
-            steps = [*_random_view(preprocessing, 0.35), trivial, *_to_float()]
+            steps = [*_random_view(preprocessing, 0.35), trivial, *_last(to_float)]
         case "strong":
             # What is erased becomes zero after normalisation.
-            erasing = v2.RandomErasing(p=0.25, value=list(preprocessing.mean))
-            steps = [*_random_view(preprocessing, 0.2), _trivial_augment(), *_to_float(), erasing]
+            value = [round(255 * mean) for mean in preprocessing.mean]
+            erasing = v2.RandomErasing(p=0.25, value=value)
+            view = _random_view(preprocessing, 0.2)
+            steps = [*view, _trivial_augment(), erasing, *_last(to_float)]
         case _:
             assert_never(augmentation)
     return v2.Compose(steps)
+
+
+def collate_bytes(items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """``uint8 (C, S, S)`` and labels into a batch: float ``(B, C, S, S)`` in ``[0, 1]``, ``(B,)``.
+
+    Converting a batch at once moves a quarter of the bytes that stacking floats would.
+    """
+    images, labels = zip(*items, strict=True)
+    return torch.stack(images).to(torch.float32).div_(255), torch.tensor(labels)
+
+
+class RandomView(v2.RandomResizedCrop):
+    """torchvision's random crop, resized in the layout in which torch is twice as fast."""
+
+    def transform(self, inpt: Tensor, params: dict[str, int]) -> Tensor:
+        """``uint8 (C, H, W)`` to ``(C, S, S)``."""
+        part = functional.crop(inpt, **params)
+        dense = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        resized: Tensor = functional.resize(
+            dense, self.size, interpolation=self.interpolation, antialias=True
+        )
+        return resized
 
 
 class LimitAspect(nn.Module):
@@ -81,11 +110,10 @@ class LimitAspect(nn.Module):
 
 def _random_view(preprocessing: Preprocessing, least_area: float) -> list[nn.Module]:
     return [
-        v2.RandomResizedCrop(
+        RandomView(
             preprocessing.image_size,
             scale=(least_area, 1.0),
             interpolation=_interpolation(preprocessing),
-            antialias=True,
         ),
         v2.RandomHorizontalFlip(),
     ]
@@ -95,8 +123,8 @@ def _trivial_augment() -> nn.Module:
     return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
 
 
-def _to_float() -> list[nn.Module]:
-    return [v2.ToDtype(torch.float32, scale=True)]
+def _last(to_float: bool) -> list[nn.Module]:
+    return [v2.ToDtype(torch.float32, scale=True)] if to_float else []
 
 
 def _interpolation(preprocessing: Preprocessing) -> InterpolationMode:
