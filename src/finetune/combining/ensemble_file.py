@@ -46,6 +46,15 @@ def checkpoint_file(path: str | Path) -> Path:
     return path
 
 
+def fitted_data(path: Path, details: Mapping[str, Any]) -> dict[str, Any]:
+    """How a fit split its pictures: its settings, and the ``split.csv`` of its run folder."""
+    data = dict(details.get("data") or {})
+    split = path.absolute().parent.parent / "split.csv"
+    if data and not data.get("manifest") and path.parent.name == "checkpoints" and split.is_file():
+        data["manifest"] = str(split)
+    return data
+
+
 def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
     """A checkpoint, another ensemble or a predictions CSV as a member.
 
@@ -64,7 +73,15 @@ def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
         ensemble = load_ensemble(path, ensemble_type)
         ensemble.name = str(path)
         return ensemble
-    return ClassifierMember.from_checkpoint(read_checkpoint(path), str(path))
+    return _classifier_member(path)
+
+
+def _classifier_member(path: Path) -> ClassifierMember:
+    member = ClassifierMember.from_checkpoint(read_checkpoint(path), str(path))
+    data = fitted_data(path, member.classifier.details)
+    if data:
+        member.classifier.details = {**member.classifier.details, "data": data}
+    return member
 
 
 def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
@@ -77,13 +94,12 @@ def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
     content = read_content(path)
     entry = content[ENTRY]
     if entry["kind"] == "classifier":
-        checkpoint = read_checkpoint(path)
-        member = ClassifierMember.from_checkpoint(checkpoint, str(path))
-        calibration = checkpoint.details.get("calibration")
+        member = _classifier_member(path)
+        calibration = member.classifier.details.get("calibration")
         return ensemble_type(
             [member],
             calibration=Calibration.from_dict(calibration) if calibration else None,
-            roles=checkpoint.details.get("roles"),
+            roles=member.classifier.details.get("roles"),
         )
     try:
         return _build(entry, content["state_dict"], ensemble_type, path)

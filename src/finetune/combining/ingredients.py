@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from finetune.combining.ensemble_file import checkpoint_file
+from finetune.combining.ensemble_file import checkpoint_file, fitted_data
 from finetune.combining.members import align_classes
 from finetune.combining.sharing import head_names
 from finetune.errors import CheckpointMismatchError
@@ -43,6 +43,11 @@ class Ingredient:
     def batchnorm(self) -> str:
         """How it was tuned: ``eval``, ``train`` or ``frozen``."""
         return str(self.hyper_parameters.get("batchnorm", "eval"))
+
+    @property
+    def fitted_on(self) -> dict[str, Any]:
+        """How its pictures were split; empty if it does not say."""
+        return fitted_data(self.path, self.details)
 
     @property
     def roles(self) -> Mapping[str, Sequence[str]]:

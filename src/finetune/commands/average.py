@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         ingredients = survey(options.checkpoints)
         datamodule = None
         if options.root is not None:
-            fitted_on = [each.details["data"] for each in ingredients if "data" in each.details]
+            fitted_on = [data for each in ingredients if (data := each.fitted_on)]
             datamodule = build_datamodule(options, fitted_on, ingredients[0].class_names)
         soup = average_checkpoints(
             [each.path for each in ingredients],

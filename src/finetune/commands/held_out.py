@@ -101,10 +101,21 @@ def common_split(fitted_on: Sequence[Mapping[str, Any]], root: str) -> dict[str,
     Raises:
         UsageError: there are several.
     """
+    if not fitted_on:
+        return {}
+    manifests = [_manifest(data, root) for data in fitted_on]
+    contents = {None if each is None else Path(each).read_bytes() for each in manifests}
+    if len(contents) > 1:
+        raise UsageError(
+            "Expected fits with one split of the pictures, found several: "
+            f"{', '.join(sorted(map(str, set(manifests))))}; give --data.manifest with pictures "
+            "that none was trained on."
+        )
+    if manifests[0] is not None:
+        return {"manifest": manifests[0]}
     splits = [
         {name: data.get(name, DEFAULTS.get(name)) for name in SPLIT_SETTINGS} for data in fitted_on
     ]
-    manifests = [_manifest(data, root) for data in fitted_on]
     for name in SPLIT_SETTINGS:
         values = {str(split[name]) for split in splits}
         if len(values) > 1:
@@ -113,15 +124,7 @@ def common_split(fitted_on: Sequence[Mapping[str, Any]], root: str) -> dict[str,
                 f"{', '.join(sorted(values))}: what one held out may have trained another; "
                 "give --data.manifest with pictures that none was trained on."
             )
-    if len(set(manifests)) > 1:
-        raise UsageError(
-            "Expected fits with one split of the pictures, found several manifests: "
-            f"{', '.join(sorted(str(each) for each in set(manifests)))}; give --data.manifest."
-        )
-    if not splits:
-        return {}
-    given = {name: value for name, value in splits[0].items() if value is not None}
-    return given | ({"manifest": manifests[0]} if manifests[0] else {})
+    return {name: value for name, value in splits[0].items() if value is not None}
 
 
 def _manifest(data: Mapping[str, Any], root: str) -> str | None:
