@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from finetune.data.datamodule import ImageFolderDataModule, choose_num_workers
-from finetune.errors import ImageFolderError, UsageError
+from finetune.errors import ImageError, ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
 
 Painter = Callable[..., Path]
@@ -123,11 +123,29 @@ def test_folds_hold_every_picture_out_once_and_leave_test_alone(unsplit: Path) -
         data(unsplit, folds=4, fold=4)
 
 
+def test_the_records_of_a_run_are_written(unsplit: Path, tmp_path: Path, paint: Painter) -> None:
+    healthy = data(unsplit)
+    healthy.setup("fit")
+    run = tmp_path / "run"
+    healthy.write_records(run)
+    assert sorted(path.name for path in run.iterdir()) == ["batch.png", "split.csv"]
+    assert healthy.summary() == "18 train, 6 val, 6 test pictures of 3 classes"
+    (unsplit / "ant/bad.jpg").write_text("<html>")
+    with pytest.raises(ImageError, match="on_bad_image=skip"):
+        data(unsplit).setup("fit")
+    skipping = data(unsplit, on_bad_image="skip")
+    skipping.setup("fit")
+    skipping.write_records(run)
+    assert "ant/bad.jpg" in (run / "bad_images.csv").read_text()
+    assert "1 unreadable files left out" in skipping.summary()
+    assert {i.path for i in skipping.folder.images} == {i.path for i in healthy.folder.images}
+
+
 def test_an_extra_class_in_val_is_an_error_naming_it(paint: Painter, tmp_path: Path) -> None:
     for name in ["train/a/1.png", "train/b/1.png", "val/a/2.png", "val/zebra/1.png"]:
         paint(f"r/{name}")
     with pytest.raises(ImageFolderError, match="'zebra' only in val"):
-        data(tmp_path / "r").setup("fit")
+        _ = data(tmp_path / "r").class_names  # before any network is made
 
 
 def test_one_class_is_refused_with_a_hint(paint: Painter, tmp_path: Path) -> None:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning import LightningDataModule
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch.utils.data import DataLoader
 
-from finetune.data.assignment import SplitSettings, assign_splits
+from finetune.data.assignment import SplitSettings, assign_splits, check_classes_in_train
 from finetune.data.cache import CacheMode, caching_reader
 from finetune.data.dataset import ImageDataset, Reader, ShuffledDraws
-from finetune.data.folder import ImageFolder, LabelledImage, Split, scan_folder
+from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split, scan_folder
 from finetune.data.groups import groups_by_pattern, groups_with_duplicates
-from finetune.data.health import Finding, check_folder, readable_folder, unreadable_files
+from finetune.data.health import (
+    Finding,
+    check_folder,
+    readable_folder,
+    unreadable_files,
+    write_findings,
+)
 from finetune.data.images import MAX_PIXELS, ImageReader
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.manifest import read_manifest, write_manifest
+from finetune.data.preview import MOST, write_batch_picture
 from finetune.data.transforms import (
     Augmentation,
     collate_bytes,
@@ -126,7 +134,10 @@ class ImageFolderDataModule(LightningDataModule):
     def class_names(self) -> tuple[str, ...]:
         """The vocabulary: what was given, or the attached classifier's, or the folder's."""
         own = self._given_class_names or self._of_classifier("class_names")
-        return tuple(own) if own else self._find().class_names
+        if own:
+            return tuple(own)
+        check_classes_in_train(self._find())
+        return self._find().class_names
 
     @property
     def num_classes(self) -> int:
@@ -230,6 +241,27 @@ class ImageFolderDataModule(LightningDataModule):
     def write_manifest(self, path: str | os.PathLike[str]) -> None:
         """Write who stands where as a CSV that ``manifest=`` reads back (``split.csv``)."""
         write_manifest(path, self.folder)
+
+    def write_records(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``split.csv``, ``batch.png`` (training pictures as the network sees them) and,
+        where files were left out, ``bad_images.csv`` into a run folder.
+        """
+        folder = Path(folder)
+        self.write_manifest(folder / "split.csv")
+        if self.bad_images:
+            write_findings(folder / "bad_images.csv", self.bad_images)
+        loader = self.train_dataloader()
+        first = itertools.islice(cast(ShuffledDraws, loader.sampler), MOST)
+        images, labels = collate_bytes([loader.dataset[draw] for draw in first])
+        write_batch_picture(images, labels, self.class_names, folder / "batch.png")
+
+    def summary(self) -> str:
+        """One line: pictures of each side, classes, files left out."""
+        counts = {split: len(self.images(split)) for split in SPLITS}
+        text = ", ".join(f"{number} {split}" for split, number in counts.items() if number)
+        text += f" pictures of {self.num_classes} classes"
+        bad = len(self.bad_images)
+        return f"{text}; {bad} unreadable files left out, see bad_images.csv" if bad else text
 
     def _find(self) -> ImageFolder:
         if self._found is None:
