@@ -131,8 +131,9 @@ class InceptionBlock(nn.Module):
     """Kernels of several sizes side by side, joined by channel.
 
     Szegedy et al. 2015 (arXiv:1512.00567): figure 4 with the 5x5 as it is, figure 5 with two 3x3
-    in its place, which see as much with 18 instead of 25 weights a channel pair. A quarter of the
-    channels comes from 1x1, half from 3x3, an eighth each from 5x5 and from pooling.
+    in its place, which see as much with 18 instead of 25 weights a channel pair (the first of them
+    stays narrow, so the branch is smaller still). A quarter of the channels comes from 1x1, half
+    from 3x3, an eighth each from 5x5 and from pooling.
     """
 
     def __init__(self, in_chans: int, out_chans: int, *, stride: int, style: LayerStyle) -> None:
@@ -148,8 +149,8 @@ class InceptionBlock(nn.Module):
             [convolution(narrow, eighth, 5, stride=stride, style=style)]
             if style.five_by_five == "single"
             else [
-                convolution(narrow, eighth, 3, style=style),
-                convolution(eighth, eighth, 3, stride=stride, style=style),
+                convolution(narrow, narrow, 3, style=style),
+                convolution(narrow, eighth, 3, stride=stride, style=style),
             ]
         )
         self.branch5 = nn.Sequential(convolution(in_chans, narrow, 1, style=style), *wide)
