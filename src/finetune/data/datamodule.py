@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import torch
 from lightning import LightningDataModule
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch.utils.data import DataLoader
 
 from finetune.data.assignment import SplitSettings, assign_splits, check_classes_in_train
@@ -29,6 +26,7 @@ from finetune.data.health import (
 )
 from finetune.data.images import MAX_PIXELS, ImageReader
 from finetune.data.inspection import Inspection, inspect_files
+from finetune.data.loading import make_loader, silence_worker_advice
 from finetune.data.manifest import read_manifest, write_manifest
 from finetune.data.preview import MOST, write_batch_picture
 from finetune.data.transforms import (
@@ -67,7 +65,8 @@ class ImageFolderDataModule(LightningDataModule):
         batch_size: pictures a batch.
         num_workers: processes that read pictures; by default chosen from cores and data size.
         val_fraction, test_fraction: share held out where the folder has no such split; 0: none.
-        seed: of splits, order and random views.
+        seed: of splits, and of order and random views unless ``training_seed`` is given.
+        training_seed: of order and random views: fits that differ in it alone share their split.
         cache: keep decoded pictures: off, memory, disk, or auto (whichever pays).
         cache_dir: where, instead of the platform's cache folder.
         on_bad_image: ``error`` stops before training, ``skip`` leaves such files out and says so.
@@ -91,6 +90,7 @@ class ImageFolderDataModule(LightningDataModule):
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
         seed: int = 0,
+        training_seed: int | None = None,
         cache: CacheMode = "auto",
         cache_dir: str | Path | None = None,
         on_bad_image: OnBadImage = "error",
@@ -116,7 +116,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.augmentation: Augmentation = augmentation
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = seed if training_seed is None else training_seed
         self.max_pixels = max_pixels
         self.allow_outside = allow_outside
         self.split_settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
@@ -192,7 +192,7 @@ class ImageFolderDataModule(LightningDataModule):
             ImageFolderError: nothing to train on, one class only, no test pictures, ...
             ImageError: some files cannot be read, and ``on_bad_image`` is ``error``.
         """
-        _silence_worker_advice()
+        silence_worker_advice()
         if stage == "fit":
             self._require("train")
             if self.num_classes < 2:
@@ -347,31 +347,13 @@ class ImageFolderDataModule(LightningDataModule):
         return self._loader(dataset, collate_fn=collate_bytes)
 
     def _loader(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
-        workers = self.num_workers
-        if workers is None:
-            workers = choose_num_workers(dataset.paths)
-        return DataLoader(
+        return make_loader(
             dataset,
             batch_size=self.batch_size,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=_can_pin_memory(),
-            generator=torch.Generator().manual_seed(self.seed),
+            num_workers=self.num_workers,
+            seed=self.seed,
             **options,
         )
-
-
-def _can_pin_memory() -> bool:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return device is not None and device.type != "mps"
-
-
-def _silence_worker_advice() -> None:
-    # Lightning advises more workers whenever there are fewer than two; ours are chosen from the
-    # size of the data. Set when a fit begins, not at import.
-    warnings.filterwarnings(
-        "ignore", message=".*does not have many workers.*", category=PossibleUserWarning
-    )
 
 
 def _text(path: str | Path | None) -> str | None:

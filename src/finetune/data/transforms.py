@@ -57,14 +57,12 @@ def training_transform(
         case "light":
             steps = [*_random_view(preprocessing, 0.35), *_last(to_float)]
         case "medium":
-            trivial = v2.RandomApply([_trivial_augment()], p=0.5)
+            trivial = v2.RandomApply([_trivial_augment(preprocessing)], p=0.5)
             steps = [*_random_view(preprocessing, 0.35), trivial, *_last(to_float)]
         case "strong":
-            # What is erased becomes zero after normalisation.
-            value = [round(255 * mean) for mean in preprocessing.mean]
-            erasing = v2.RandomErasing(p=0.25, value=value)
+            erasing = v2.RandomErasing(p=0.25, value=_mean_colour(preprocessing))
             view = _random_view(preprocessing, 0.2)
-            steps = [*view, _trivial_augment(), erasing, *_last(to_float)]
+            steps = [*view, _trivial_augment(preprocessing), erasing, *_last(to_float)]
         case _:
             assert_never(augmentation)
     return v2.Compose(steps)
@@ -119,8 +117,15 @@ def _random_view(preprocessing: Preprocessing, least_area: float) -> list[nn.Mod
     ]
 
 
-def _trivial_augment() -> nn.Module:
-    return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
+def _trivial_augment(preprocessing: Preprocessing) -> nn.Module:
+    return v2.TrivialAugmentWide(
+        interpolation=InterpolationMode.BILINEAR, fill=_mean_colour(preprocessing)
+    )
+
+
+def _mean_colour(preprocessing: Preprocessing) -> list[int]:
+    """What becomes zero after normalisation, as bytes."""
+    return [round(255 * mean) for mean in preprocessing.mean]
 
 
 def _last(to_float: bool) -> list[nn.Module]:
