@@ -1,47 +1,85 @@
-"""``validate`` and ``test``: judge a checkpoint; figures and answers go to its run folder."""
+"""``validate`` and ``test``: judge a checkpoint; figures, answers and report go to its run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from finetune.commands.parsing import Parser
+from finetune.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from finetune.commands.trainer import FinetuneCLI
 
 Verb = Literal["validate", "test"]
+Stage = Literal["val", "test"]
+
+
+class Judged(NamedTuple):
+    """The answers to a stage's images, and where they are to be kept."""
+
+    log_probabilities: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    paths: list[Path]
+    folder: Path
 
 
 def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
-    """Run one pass over the held-out images and write ``metrics.json`` and the answers."""
+    """Run one pass over the held-out images; write ``metrics.json`` and, for test, the report."""
     from finetune.commands.runs import write_metrics
-    from finetune.commands.trainer import FinetuneCLI, quiet_libraries
+    from finetune.commands.trainer import checkpoint_option, quiet_libraries
     from finetune.training.metrics import figures_of
 
     quiet_libraries()
-    cli = FinetuneCLI(verb, arguments)
-    stage: Literal["val", "test"] = "val" if verb == "validate" else "test"
-    run_trainer(cli, verb)
-    logits, labels = cli.model.answers[stage]
-    figures = figures_of(logits, labels)
-    folder = folder_for(cli)
-    write_metrics(folder, stage, figures)
-    write_answers(cli, stage, folder)
-    from finetune.commands.fit import summary
-
-    print(summary(stage, figures, len(labels)))
-    print(f"figures in {folder / 'metrics.json'}")
+    stage: Stage = "val" if verb == "validate" else "test"
+    path = checkpoint_option(arguments)
+    combined = path is not None and _is_combined(path)
+    judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
+    figures = figures_of(judged.log_probabilities, judged.labels)
+    write_metrics(judged.folder, stage, figures)
+    print(summary(stage, figures, len(judged.labels)))
+    print(f"figures   {judged.folder / 'metrics.json'}")
+    if stage == "test":
+        print(f"report    {_write_report(judged)}")
     return 0
 
 
-def run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
-    """Load the checkpoint's weights and pass over the images once."""
+def _is_combined(path: str) -> bool:
+    """Whether a checkpoint answers by more than one plain network."""
+    from finetune.training.checkpoints import ENTRY, read_content
+
+    entry = read_content(path, mmap=True)[ENTRY]
+    return entry["kind"] == "ensemble" or bool(entry.get("calibration"))
+
+
+def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
+    """A single network, through Lightning's trainer."""
+    from finetune.commands.trainer import FinetuneCLI
+
+    cli = FinetuneCLI(verb, arguments)
+    assert cli.checkpoint is not None
+    cli.model.load_weights(cli.checkpoint.state_dict, source=str(cli.checkpoint.path))
+    cli.datamodule.setup(verb)
+    _run_trainer(cli, verb)
+    stage: Stage = "val" if verb == "validate" else "test"
+    logits, labels = cli.model.answers[stage]
+    return Judged(
+        logits.double().log_softmax(dim=-1),
+        labels,
+        cli.model.class_names,
+        [image.path for image in cli.datamodule.images(stage)],
+        _folder_for(cli.checkpoint.path, cli.config.runs, cli.config.name or verb),
+    )
+
+
+def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
     from lightning.pytorch.callbacks import RichProgressBar
 
     from finetune.commands.trainer import on_terminal
 
-    assert cli.checkpoint is not None
-    cli.model.load_weights(cli.checkpoint.state_dict, source=str(cli.checkpoint.path))
-    cli.datamodule.setup(verb)
     trainer = cli.build_trainer(
         logger=False,
         callbacks=[RichProgressBar()] if on_terminal() else [],
@@ -49,31 +87,92 @@ def run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
         enable_checkpointing=False,
     )
     try:
-        (trainer.validate if verb == "validate" else trainer.test)(
-            cli.model, datamodule=cli.datamodule, verbose=False
-        )
+        judge: Any = trainer.validate if verb == "validate" else trainer.test
+        judge(cli.model, datamodule=cli.datamodule, verbose=False)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from stop
 
 
-def folder_for(cli: FinetuneCLI) -> Path:
+def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
+    """An ensemble, or anything calibrated: each picture decoded once for all members."""
+    from finetune.combining.ensemble import Ensemble
+    from finetune.combining.roles import refuse_reuse
+    from finetune.commands.held_out import build_datamodule, warnings_in_one_line
+
+    options = _combined_parser(verb).parse_args(arguments)
+    if options.root is None:
+        raise UsageError("Expected a folder of pictures, found none; add --data.root DIR.")
+    stage: Stage = "val" if verb == "validate" else "test"
+    with warnings_in_one_line():
+        ensemble = Ensemble.from_file(options.ckpt_path)
+        datamodule = build_datamodule(options, ensemble.fitted_on, ensemble.class_names)
+        datamodule.setup(verb)
+        held_out = ensemble.held_out(datamodule, stage)
+        refuse_reuse(ensemble.roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
+    probabilities = ensemble.combine(held_out.member_probabilities.double())
+    return Judged(
+        probabilities.clamp(min=1e-30).log(),
+        held_out.labels,
+        tuple(ensemble.class_names),
+        [Path(path) for path in held_out.paths],
+        _folder_for(Path(options.ckpt_path), options.runs, options.name or verb),
+    )
+
+
+def _combined_parser(verb: Verb) -> Parser:
+    from finetune.commands.held_out import add_data_options
+
+    parser = Parser(
+        prog=f"finetune {verb}", description=f"{verb} an ensemble or what is calibrated"
+    )
+    parser.add_argument("--ckpt_path", required=True, help="the file to judge")
+    parser.add_argument("--name", help="name of the run, where the file lies in none")
+    parser.add_argument("--runs", default="runs", help="folder of all runs")
+    parser.add_argument(
+        "--allow-reuse",
+        action="store_true",
+        help="judge also on pictures that picked members or calibrated, and say so",
+    )
+    add_data_options(parser)
+    return parser
+
+
+def _folder_for(checkpoint: Path, runs: str, name: str) -> Path:
     """The checkpoint's own run folder, or a new one where it lies in none."""
     from finetune.commands.runs import new_run_folder, run_folder_of
 
-    assert cli.checkpoint is not None
-    own = run_folder_of(cli.checkpoint.path)
-    return own or new_run_folder(Path(cli.config.runs), cli.config.name or cli.verb)
+    return run_folder_of(checkpoint) or new_run_folder(Path(runs), name)
 
 
-def write_answers(cli: FinetuneCLI, stage: Literal["val", "test"], folder: Path) -> None:
-    """The probabilities of every image, for reports, comparisons and other tools."""
+def _write_report(judged: Judged) -> Path:
     from finetune.reporting.evaluation import evaluate
-    from finetune.reporting.tables import write_predictions
+    from finetune.reporting.report import describe_environment, write_report
+    from finetune.reporting.sources import read_details
 
-    logits, labels = cli.model.answers[stage]
-    paths = [image.path for image in cli.datamodule.images(stage)]
-    evaluation = evaluate(labels, logits.double().softmax(dim=-1), cli.model.class_names, paths)
-    path = folder / ("predictions.csv" if stage == "test" else "val_predictions.csv")
-    beside = path.with_suffix(".part")
-    write_predictions(beside, evaluation)
-    beside.replace(path)
+    evaluation = evaluate(
+        judged.labels, judged.log_probabilities.exp(), judged.class_names, judged.paths
+    )
+    details = read_details(judged.folder)
+    return write_report(
+        judged.folder / "report",
+        evaluation,
+        root=details.root,
+        learning_curves=details.learning_curves,
+        class_counts=details.class_counts,
+        settings=details.settings,
+        findings=details.findings,
+        environment=describe_environment(),
+        title=f"Test of {judged.folder.resolve().name}",
+    )
+
+
+def summary(stage: str, figures: dict[str, float], images: int) -> str:
+    """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error."""
+    from finetune.training.intervals import wilson_interval
+
+    low, high = wilson_interval(round(figures["accuracy"] * images), images)
+    return (
+        f"{stage}: accuracy {figures['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, "
+        f"{images} images), balanced accuracy {figures['balanced_accuracy']:.3f}, "
+        f"NLL {figures['nll']:.3f}, calibration error {figures['calibration_error']:.3f}"
+    )

@@ -23,12 +23,22 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Fit one classifier; the run folder stays only if there is something to keep."""
+    from finetune.commands.many import fit_many, many_fits, resumed_group
     from finetune.commands.resuming import resumed_arguments
     from finetune.commands.runs import new_run_folder
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
 
     started = time.monotonic()
     quiet_libraries()
+    group = resumed_group(arguments)
+    if group is not None:
+        return fit_many(*group)
+    several = many_fits(arguments)
+    if several is not None:
+        cli = FinetuneCLI("fit", several.shared)  # refuses wrong settings before anything is made
+        cli.datamodule.setup("fit")
+        name = cli.config.name or _name(cli.model.backbone)
+        return fit_many(several, new_run_folder(Path(cli.config.runs), name))
     arguments, resumed = resumed_arguments(arguments)
     cli = FinetuneCLI("fit", arguments)
     limit = parse_time(cli.config.time_limit)
@@ -198,6 +208,7 @@ def _silent(line: str) -> None:
 
 def conclude(folder: Path) -> None:
     """Write the best epoch's figures and say what lies where."""
+    from finetune.commands.evaluation import summary
     from finetune.commands.runs import contents, write_metrics
     from finetune.training.checkpoints import read_checkpoint
     from finetune.training.metrics import figures_of
@@ -212,15 +223,3 @@ def conclude(folder: Path) -> None:
     for path, meaning in contents(folder):
         print(f"  {path.relative_to(folder)!s:<22}  {meaning}")
     print(f"\nnext: finetune predict {best} PICTURE_OR_FOLDER...")
-
-
-def summary(stage: str, figures: dict[str, float], images: int) -> str:
-    """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error."""
-    from finetune.training.intervals import wilson_interval
-
-    low, high = wilson_interval(round(figures["accuracy"] * images), images)
-    return (
-        f"{stage}: accuracy {figures['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, "
-        f"{images} images), balanced accuracy {figures['balanced_accuracy']:.3f}, "
-        f"NLL {figures['nll']:.3f}, calibration error {figures['calibration_error']:.3f}"
-    )

@@ -84,17 +84,23 @@ class FinetuneCLI(LightningCLI):
                 help="Figure that picks the best epoch: val/nll, val/loss, val/accuracy, ...",
             )
             parser.add_argument(
-                "--time_limit",
+                "--time-limit",
                 type=str | None,
                 default=None,
                 help="Stop in good order after this time: 90s, 10m, 2h.",
             )
+            # Read and taken out before this parser sees them; here for its help.
+            parser.add_argument("--resume", type=str | None, help="Run folder to go on with.")
+            parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
+            parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
+            # Members of an ensemble differ in seed_everything and share the split of data.seed.
+            parser.link_arguments("seed_everything", "data.training_seed", compute_fn=_seed_number)
             # Elsewhere the checkpoint decides the classes.
             parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        path = _checkpoint_path(args)
+        path = checkpoint_option(args)
         if path is not None:
             self.checkpoint = read_checkpoint(path)
             parser.set_defaults(self._defaults(self.checkpoint))
@@ -159,7 +165,11 @@ def follow_the_fits_split(config: Namespace, checkpoint: Checkpoint) -> None:
         config.data.manifest = str(run / "split.csv")
 
 
-def _checkpoint_path(arguments: Sequence[str]) -> str | None:
+def _seed_number(seed: int | bool) -> int:
+    return 0 if isinstance(seed, bool) else seed
+
+
+def checkpoint_option(arguments: Sequence[str]) -> str | None:
     """``ckpt_path`` from the options or a configuration file, before anything is parsed."""
     found = None
     for option, value in zip(arguments, [*arguments[1:], ""], strict=True):

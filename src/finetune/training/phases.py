@@ -317,7 +317,9 @@ class PhasedFit:
         random = self.datamodule.augmentation != "none"
         # As many passes over the frozen part as there are views: never more than live epochs.
         count = min(self.classifier.hparams["views"], epochs - 1) if random else 0
-        views = [View(n, self.datamodule.augmentation, self.datamodule.seed) for n in range(count)]
+        # Of the split's seed: fits that differ in their training seed alone share these views.
+        seed = self.datamodule.split_settings.seed
+        views = [View(n, self.datamodule.augmentation, seed) for n in range(count)]
         val = self._activations("val", boundary) if self.datamodule.images("val") else None
         train = [self._activations("train", boundary, view) for view in (None, *views)]
         return KeptData(self.datamodule, train, val)

@@ -1,0 +1,123 @@
+"""``fit --seeds N`` and ``fit --folds N``: several members, one run folder each, in one group.
+
+``runs/<name>-<n>/seed-0-1``, ``seed-1-1``, ...: fits that share their split, decoded images and
+frozen features, and differ in order, random views and initial weights; or one fit for each fold.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import FinetuneError, UsageError
+
+MEMBERS = "members.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ManyFits:
+    """What to fit: the members' names, each with its options, and the options that all share."""
+
+    members: dict[str, list[str]]
+    shared: list[str]
+
+
+def many_fits(arguments: Sequence[str]) -> ManyFits | None:
+    """The members that ``--seeds N`` or ``--folds N`` ask for; None for a single fit.
+
+    Raises:
+        UsageError: both, or fewer than two members.
+    """
+    rest, seeds = _take(arguments, "--seeds")
+    rest, folds = _take(rest, "--folds")
+    if seeds is None and folds is None:
+        return None
+    if seeds is not None and folds is not None:
+        raise UsageError("Expected --seeds or --folds, found both; leave one out.")
+    number = _number(seeds if folds is None else folds)
+    if folds is None:
+        members = {f"seed-{n}": [f"--seed_everything={n}"] for n in range(number)}
+    else:
+        members = {
+            f"fold-{n}": [f"--data.folds={number}", f"--data.fold={n}"] for n in range(number)
+        }
+    return ManyFits(members, rest)
+
+
+def fit_many(fits: ManyFits, group: Path) -> int:
+    """Fit the members that are not there yet, one after the other; one that fails stops no other.
+
+    Returns:
+        0 if all members are there in the end, else 1.
+    """
+    from finetune.commands import fit
+    from finetune.commands.runs import INHERITED, write_text
+
+    write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": fits.shared}))
+    failed = []
+    for name, options in fits.members.items():
+        if finished(group, name):
+            print(f"{name}: there already")
+            continue
+        print(f"\n{name}", flush=True)
+        place = [f"--runs={group}", f"--name={name}"]
+        try:
+            interrupted = _interrupted(group, name)
+            resume = [f"--resume={interrupted}"] if interrupted else []
+            fit.main([*fits.shared, *options, *place, *resume])
+        except FinetuneError as error:
+            print(f"{name} failed: {error}", file=sys.stderr)
+            failed.append(name)
+        finally:
+            import os
+
+            os.environ.pop(INHERITED, None)
+    there = len(fits.members) - len(failed)
+    print(f"\n{there} of {len(fits.members)} members in {group}")
+    if failed:
+        print(f"again for the others: finetune fit --resume {group}")
+    else:
+        print(f"next: finetune ensemble {group}/*-1 --data.root DIR --output ensemble.ckpt")
+    return 1 if failed else 0
+
+
+def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
+    """The group that ``--resume GROUP`` names, if it is a group."""
+    _, value = _take(arguments, "--resume")
+    path = Path(value) if value else None
+    if path is None or not (path / MEMBERS).is_file():
+        return None
+    kept = json.loads((path / MEMBERS).read_text(encoding="utf-8"))
+    return ManyFits(kept["members"], kept["shared"]), path
+
+
+def finished(group: Path, name: str) -> bool:
+    """Whether a member's fit came to its end, which leaves its figures."""
+    return any((run / "metrics.json").is_file() for run in group.glob(f"{name}-*"))
+
+
+def _interrupted(group: Path, name: str) -> Path | None:
+    runs = [run for run in group.glob(f"{name}-*") if (run / "checkpoints/last.ckpt").is_file()]
+    return runs[-1] if runs else None
+
+
+def _take(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """The arguments without an option, and its value."""
+    rest = list(arguments)
+    for index, argument in enumerate(rest):
+        name, attached, value = argument.partition("=")
+        if name == option:
+            del rest[index]
+            if not attached:
+                value = rest.pop(index) if index < len(rest) else ""
+            return rest, value
+    return rest, None
+
+
+def _number(text: str | None) -> int:
+    if text is None or not text.isdigit() or int(text) < 2:
+        raise UsageError(f"Expected two members or more, found {text!r}; give a number from 2.")
+    return int(text)
