@@ -28,7 +28,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.demo
 install: $(VENV)/.demo  ## Install finetune with its offline weights and sample photographs
 
 demo: $(VENV)/.demo  ## Fine-tune, test and predict on the embedded sample, beside a network from scratch
-	@$(BIN)/python benchmarks/demo.py $(SAMPLE)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh $(SAMPLE)
 
 test: $(VENV)/.dev  ## Run all tests
 	$(BIN)/python -m pytest
