@@ -79,12 +79,11 @@ class RunningAverage:
                 self._dtypes.get(name, tensor.dtype), tensor.dtype
             )
             if tensor.is_floating_point() or tensor.is_complex():
-                if not _is_finite(tensor):
+                if not self._accumulate(name, tensor.detach(), coefficient):
                     raise CheckpointMismatchError(
                         f"Expected finite numbers, found NaN or infinity in {name} of "
                         f"{source or 'a member'}; that fit diverged: leave its checkpoint out."
                     )
-                self._accumulate(name, tensor.detach(), coefficient)
             else:
                 self._copy(name, tensor.detach(), coefficient)
         self._largest = max(self._largest, coefficient)
@@ -133,29 +132,33 @@ class RunningAverage:
             for name, owner in self._owners.items()
         }
 
-    def _accumulate(self, name: str, tensor: Tensor, coefficient: float) -> None:
+    def _accumulate(self, name: str, tensor: Tensor, coefficient: float) -> bool:
+        """Add a tensor; returns whether it was finite."""
         if coefficient == 0.0 and name in self._sums:
-            return  # so that coefficients (1, 0) return the first member bit for bit
+            # Not added, so that coefficients (1, 0) return the first member bit for bit.
+            return bool(tensor.isfinite().all())
         wide = torch.complex128 if tensor.is_complex() else torch.float64
-        if name not in self._sums or self._largest == 0.0:
-            self._sums[name] = tensor.contiguous().to(wide, copy=True).mul_(coefficient)
-            return
-        # Piece by piece, so that the float64 copy of a piece stays in the processor's cache.
+        starts_anew = name not in self._sums or self._largest == 0.0
+        if starts_anew:
+            self._sums[name] = torch.empty(tensor.shape, dtype=wide)
         sums, values = self._sums[name].view(-1), tensor.reshape(-1)
+        finite = True
+        # In pieces that stay in the processor's cache, too small for torch to start threads.
         for start in range(0, len(values), PIECE):
             piece = values[start : start + PIECE].to(wide)
-            sums[start : start + PIECE].add_(piece, alpha=coefficient)
+            finite &= bool(piece.sum().isfinite())  # NaN and infinity survive a sum
+            here = sums[start : start + PIECE]
+            if starts_anew:
+                torch.mul(piece, coefficient, out=here)
+            else:
+                here.add_(piece, alpha=coefficient)
+        return finite or bool(tensor.isfinite().all())
 
     def _copy(self, name: str, tensor: Tensor, coefficient: float) -> None:
         if name not in self._copies or coefficient > self._largest:
             self._copies[name] = tensor.clone()
         elif coefficient == self._largest:
             self._copies[name] = torch.maximum(self._copies[name], tensor)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """NaN and infinity survive a sum; only a sum that is not finite needs the closer look."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def shared_names(state_dict: StateDict) -> dict[str, str]:

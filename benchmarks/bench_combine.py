@@ -1,0 +1,289 @@
+"""Many fits against one: soups, ensembles, calibration; and what combining costs.
+
+    python benchmarks/bench_combine.py quality DATA... --weights mobilenetv2_100.safetensors
+    python benchmarks/bench_combine.py averaging
+    python benchmarks/bench_combine.py heads
+
+quality    fits five members of two pretrained backbones for each seed and prints test accuracy,
+           NLL and calibration error of the best member, the mean member, soups and ensembles.
+           DATA holds one folder of pictures a class, perhaps below train, val and test.
+averaging  peak memory and time of averaging 2 and 20 checkpoints of resnet50.
+heads      time of one head and of ten heads on one frozen backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune import ImageClassifier, ImageFolderDataModule, cli
+from finetune.combining.ensemble import Ensemble
+from finetune.combining.heads import ensemble_of_heads
+from finetune.combining.roles import of_role
+from finetune.combining.selection import held_out_loss
+from finetune.combining.soups import average_checkpoints
+from finetune.prediction import predict
+from finetune.reporting.evaluation import evaluate
+from finetune.training.checkpoints import describe, plain, write_checkpoint
+from finetune.training.probe import Probe
+
+# Backbone, learning rate as a factor of the chosen one, augmentation.
+MEMBERS = (
+    ("tf_efficientnet_lite0", 1.0, "light"),
+    ("tf_efficientnet_lite0", 0.5, "medium"),
+    ("tf_efficientnet_lite0", 2.0, "light"),
+    ("mobilenetv2_100", 1.0, "light"),
+    ("mobilenetv2_100", 2.0, "medium"),
+)
+SAME_BACKBONE = 3  # the first so many can be averaged
+Figures = dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    benches = parser.add_subparsers(dest="bench", required=True)
+    quality = benches.add_parser("quality")
+    quality.add_argument("data", nargs="+", type=Path)
+    quality.add_argument("--weights", type=Path, required=True, help="of mobilenetv2_100")
+    quality.add_argument("--seeds", type=int, default=3)
+    quality.add_argument("--epochs", type=int, default=5)
+    quality.add_argument("--image-size", type=int, default=160)
+    quality.add_argument("--lr", type=float, default=1e-3)
+    quality.add_argument("--runs", type=Path, help="keep and reuse the fits here")
+    quality.add_argument("--teacher", action="store_true", help="also distil the greedy ensemble")
+    quality.add_argument("--output", type=Path, help="JSON with all figures")
+    averaging = benches.add_parser("averaging")
+    averaging.add_argument("--count", type=int, help="only average so many; used by itself")
+    averaging.add_argument("--folder", type=Path, help="of the checkpoints; used by itself")
+    heads = benches.add_parser("heads")
+    heads.add_argument("--backbone", default="tf_efficientnet_lite0")
+    heads.add_argument("--images", type=int, default=128)
+    options = parser.parse_args()
+    {"quality": quality_bench, "averaging": averaging_bench, "heads": heads_bench}[options.bench](
+        options
+    )
+
+
+def quality_bench(options: argparse.Namespace) -> None:
+    everything: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for root in options.data:
+            rows: dict[str, list[Figures]] = defaultdict(list)
+            for seed in range(options.seeds):
+                runs = (options.runs or Path(scratch)) / root.name
+                for name, figures in one_seed(root, seed, runs, options):
+                    rows[name].append(figures)
+            everything[root.name] = rows
+            print_table(root.name, rows)
+    if options.output is not None:
+        options.output.write_text(json.dumps(everything, indent=2) + "\n")
+
+
+def one_seed(
+    root: Path, seed: int, runs: Path, options: argparse.Namespace
+) -> Iterator[tuple[str, Figures]]:
+    """Fit, combine and judge: ``(row of the table, figures)``."""
+    paths = [fit_member(root, seed, number, runs, options) for number in range(len(MEMBERS))]
+    members = Ensemble.from_checkpoints(paths)
+    data = ImageFolderDataModule(root, class_names=members.class_names, seed=seed)
+    val, test = members.held_out(data), members.held_out(data, "test")
+    pick = of_role(val.ids, val.labels.tolist(), "pick", "half")
+    losses = [
+        held_out_loss(each[pick], val.labels[pick], "nll") for each in val.member_probabilities
+    ]
+    best = min(range(len(paths)), key=losses.__getitem__)
+    alone = [figures_of(each, test.labels) for each in test.member_probabilities]
+    for figures, path in zip(alone, paths, strict=True):
+        figures["seconds"] = seconds_of(Ensemble.from_file(path), data)
+    yield "best member by val", {**alone[best], "val_nll": losses[best]}
+    yield "mean member", {key: statistics.fmean(each[key] for each in alone) for key in alone[0]}
+
+    folder = paths[0].parent.parent
+    for method in ("uniform", "greedy"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            soup = average_checkpoints(paths[:SAME_BACKBONE], method=method, datamodule=data)
+        path = folder / f"{method}_soup.ckpt"
+        soup.save(path)
+        assert soup.score is not None
+        if method == "greedy":
+            least = min(score.loss for score in soup.member_scores)
+            assert soup.score.loss <= least, "the greedy soup fell below its best member"
+        yield from judged(f"{method} soup", Ensemble.from_file(path), data, soup.score.nll)
+    yield from judged("ensemble of all", members, data, pooled_nll(members, data, pick))
+    greedy = members.select(data)
+    nll = pooled_nll(greedy, data, pick)
+    assert nll <= min(losses) + 1e-6, "the greedy ensemble fell below its best member"
+    yield from judged("greedy ensemble", greedy, data, nll)
+    yield from judged("fast ensemble", members.select(data, max_members=2), data, nll)
+    if options.teacher:
+        greedy.save(folder / "teacher.ckpt")
+        student = fit_member(root, seed, 0, runs, options, teacher=folder / "teacher.ckpt")
+        yield from judged("distilled student", Ensemble.from_file(student), data, float("nan"))
+
+
+def fit_member(
+    root: Path,
+    seed: int,
+    number: int,
+    runs: Path,
+    options: argparse.Namespace,
+    *,
+    teacher: Path | None = None,
+) -> Path:
+    """The best checkpoint of one fit; an earlier one is taken where there is one."""
+    backbone, factor, augmentation = MEMBERS[number]
+    name = f"seed{seed}-{number}" + ("-student" if teacher else "")
+    path = runs / f"{name}-1" / "checkpoints" / "best.ckpt"
+    if path.is_file():
+        return path
+    call = ["fit", "--data.root", str(root), "--runs", str(runs), "--name", name]
+    call += ["--data.seed", str(seed), "--seed_everything", str(100 * seed + number)]
+    call += ["--model.backbone", backbone, "--model.image_size", str(options.image_size)]
+    call += ["--model.lr", str(options.lr * factor), "--data.augmentation", augmentation]
+    call += ["--model.strategy", "head-then-all"]
+    call += ["--trainer.max_epochs", str(options.epochs)]
+    if backbone == "mobilenetv2_100":
+        call += ["--model.pretrained", str(options.weights)]
+    if teacher is not None:
+        call += ["--model.teacher", str(teacher)]
+    if cli.main(call) != 0 or not path.is_file():
+        raise SystemExit(f"the fit {name} failed")
+    return path
+
+
+def judged(
+    name: str, ensemble: Ensemble, data: ImageFolderDataModule, val_nll: float
+) -> Iterator[tuple[str, Figures]]:
+    """A row before and one after calibration, and the time to predict the test pictures."""
+    test = ensemble.held_out(data, "test")
+    seconds = seconds_of(ensemble, data)
+    figures = figures_of(ensemble.pool(test.member_probabilities), test.labels)
+    yield name, {**figures, "seconds": seconds, "val_nll": val_nll}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few pictures
+        calibrated = ensemble.calibrate(data)
+    figures = figures_of(calibrated.combine(test.member_probabilities), test.labels)
+    yield f"{name}, calibrated", {**figures, "seconds": seconds, "val_nll": val_nll}
+
+
+def figures_of(probabilities: Tensor, labels: Tensor) -> Figures:
+    names = [str(index) for index in range(probabilities.shape[-1])]
+    found = evaluate(labels, probabilities.double(), names)
+    return {
+        "accuracy": found.accuracy,
+        "nll": found.nll,
+        "calibration_error": found.calibration_error,
+    }
+
+
+def pooled_nll(ensemble: Ensemble, data: ImageFolderDataModule, rows: list[int]) -> float:
+    held_out = ensemble.held_out(data)
+    pooled = ensemble.pool(held_out.member_probabilities[:, rows])
+    return held_out_loss(pooled, held_out.labels[rows], "nll")
+
+
+def seconds_of(ensemble: Ensemble, data: ImageFolderDataModule) -> float:
+    files = [image.path for image in data.images("test")]
+    start = time.perf_counter()
+    predict(ensemble, files, num_workers=0)
+    return time.perf_counter() - start
+
+
+def print_table(name: str, rows: dict[str, list[Figures]]) -> None:
+    print(f"\n{name}: test pictures, mean (standard deviation) over seeds\n")
+    print("| | accuracy | NLL | calibration error | val NLL | predict, s |")
+    print("|---|---|---|---|---|---|")
+    for row, figures in rows.items():
+        cells = []
+        for key in ("accuracy", "nll", "calibration_error", "val_nll", "seconds"):
+            values = [each[key] for each in figures if key in each]
+            spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.3f}{spread}" if values else "")
+        print(f"| {row} | {' | '.join(cells)} |")
+
+
+def averaging_bench(options: argparse.Namespace) -> None:
+    if options.count is not None:
+        average_some(options.folder, options.count)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        classifier = ImageClassifier(("a", "b"), backbone="resnet50", pretrained=False)
+        for number in range(20):
+            state_dict = {
+                name: tensor + 0.01 * number if tensor.is_floating_point() else tensor
+                for name, tensor in classifier.state_dict().items()
+            }
+            write_checkpoint(
+                Path(folder) / f"{number:02d}.ckpt",
+                state_dict=state_dict,
+                hyper_parameters=plain(dict(classifier.hparams)),
+                entry=describe(
+                    classifier.class_names, classifier.backbone, classifier.preprocessing
+                ),
+            )
+        for count in (2, 20):
+            call = [sys.executable, __file__, "averaging", "--folder", folder, "--count"]
+            subprocess.run([*call, str(count)], check=True)
+
+
+def average_some(folder: Path, count: int) -> None:
+    paths = sorted(folder.glob("*.ckpt"))[:count]
+    before = peak_megabytes()
+    start = time.perf_counter()
+    average_checkpoints(paths)
+    averaged = time.perf_counter() - start
+    peak = peak_megabytes()
+    start = time.perf_counter()
+    for path in paths:
+        torch.load(path, weights_only=True)
+    read = time.perf_counter() - start
+    print(
+        f"{count:2d} checkpoints of resnet50: peak {peak:.0f} MB ({peak - before:.0f} MB above the "
+        f"imports), {averaged:.2f} s; reading them takes {read:.2f} s"
+    )
+
+
+def peak_megabytes() -> float:
+    """Of this process since it began; ru_maxrss would count the parent's as well."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def heads_bench(options: argparse.Namespace) -> None:
+    classifier = ImageClassifier([str(n) for n in range(10)], options.backbone, False).eval()
+    width = classifier.network.get_classifier().in_features
+    heads = [
+        Probe(torch.randn(10, width).double(), torch.zeros(10).double(), 1.0) for _ in range(10)
+    ]
+    size = classifier.preprocessing.image_size
+    views = {classifier.preprocessing: torch.rand(options.images, 3, size, size)}
+    seconds = {}
+    for count in (1, 10):
+        ensemble = ensemble_of_heads(classifier, heads[:count])
+        ensemble.member_probabilities(views)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            ensemble.member_probabilities(views)
+            times.append(time.perf_counter() - start)
+        seconds[count] = min(times)
+        print(f"{count:2d} heads on one {options.backbone}: {seconds[count]:.3f} s")
+    print(f"ratio {seconds[10] / seconds[1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
