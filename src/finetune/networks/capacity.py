@@ -57,8 +57,9 @@ class DataAdvice:
         """Training images for each class."""
         return self.images / self.classes
 
-    def __str__(self) -> str:
-        """Two sentences for people."""
+    @property
+    def comparison(self) -> str:
+        """The counts against each other, for people."""
         if self.trainable_parameters > self.images:
             ratio = f"{self.trainable_parameters / max(self.images, 1):,.0f} weights an image"
         else:
@@ -66,9 +67,12 @@ class DataAdvice:
         return (
             f"{self.trainable_parameters:,} trainable parameters on {self.images:,} images of "
             f"{self.classes} classes: {ratio}; from nothing, the lecture's rule of thumb "
-            f"(4 images a weight, stricter than practice needs) wants {self.images_wanted:,}. "
-            f"Recommended: {WORDS[self.recommendation]}."
+            f"(4 images a weight, stricter than practice needs) wants {self.images_wanted:,}."
         )
+
+    def __str__(self) -> str:
+        """The comparison and the recommendation, for people."""
+        return f"{self.comparison} Recommended: {WORDS[self.recommendation]}."
 
 
 def data_advice(trainable_parameters: int, images: int, classes: int) -> DataAdvice:
