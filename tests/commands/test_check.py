@@ -69,10 +69,17 @@ def test_the_pixel_limit_can_be_set(root: Path) -> None:
     assert main([str(root), "--max_pixels", "2400"]) == 0
 
 
-def test_a_manifest_can_be_checked(root: Path, tmp_path: Path) -> None:
+def test_a_manifest_can_be_checked(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     csv = tmp_path / "labels.csv"
     csv.write_text("path,label,split\ntrain/ant/0.png,a,train\nval/ant/0.png,b,val\n")
-    assert main([str(root), "--manifest", str(csv)]) == 1
+    assert main([str(root), "--manifest", str(csv), "--json"]) == 1  # train lacks class b
+    values = json.loads(capsys.readouterr().out)
+    assert values["counts"] == {"train": {"a": 1, "b": 0}, "val": {"a": 0, "b": 1}}
+    unlisted = [f["path"] for f in values["findings"] if f["kind"] == "unused"]
+    assert len(unlisted) == 20
+    assert str(root / "train/ant/0.png") not in unlisted
 
 
 @pytest.mark.parametrize("wrong", [["--duplicate", "near"], ["--max-pixels", "0"], []])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.parsing import Parser
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
     from finetune.data.folder import scan_folder
     from finetune.data.health import check_folder
     from finetune.data.inspection import inspect_files
-    from finetune.data.manifest import read_manifest
+    from finetune.data.manifest import read_manifest, unlisted_pictures
 
     if options.manifest is None:
         folder = scan_folder(options.folder)
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
         folder = read_manifest(
             options.manifest, options.folder, allow_outside=options.allow_outside
         )
+        folder = replace(folder, unused=(*folder.unused, *unlisted_pictures(folder)))
     inspections = inspect_files(
         [image.path for image in folder.images],
         root=folder.root,

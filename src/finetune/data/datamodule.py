@@ -64,7 +64,8 @@ class ImageFolderDataModule(LightningDataModule):
         augmentation: random views of training pictures: none, light, medium or strong.
         batch_size: pictures a batch.
         num_workers: processes that read pictures; by default chosen from cores and data size.
-        val_fraction, test_fraction: share held out where the folder has no such split; 0: none.
+        val_fraction: share held out for validation where the folder has no such split; 0: none.
+        test_fraction: share held out for testing where the folder has no such split; 0: none.
         seed: of splits, and of order and random views unless ``training_seed`` is given.
         training_seed: of order and random views: fits that differ in it alone share their split.
         cache: keep decoded pictures: off, memory, disk, or auto (whichever pays).

@@ -22,6 +22,7 @@ from finetune.data.folder import (
     Split,
     UnusedFile,
     normal_name,
+    readable_suffixes,
 )
 from finetune.errors import ManifestError
 
@@ -136,6 +137,20 @@ def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
             image = replace(image, group=group, split=old.split, fold=old.fold)
         images.append(image)
     return replace(folder, images=tuple(images))
+
+
+def unlisted_pictures(folder: ImageFolder) -> list[UnusedFile]:
+    """Files below a manifest's root that look like pictures and that it does not list."""
+    listed = {os.path.abspath(image.path) for image in folder.images}
+    unlisted = []
+    for place, folders, files in os.walk(os.path.abspath(folder.root)):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            is_picture = os.path.splitext(name)[1].lower() in readable_suffixes()
+            if is_picture and not name.startswith(".") and path not in listed:
+                unlisted.append(UnusedFile(Path(path), "not in the manifest"))
+    return unlisted
 
 
 def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
