@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from finetune.networks.capacity import data_advice
@@ -40,3 +42,22 @@ def test_more_images_never_ask_for_less_training() -> None:
 def test_impossible_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="a class"):
         data_advice(10, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parameters"), [("head", 3 * 65), ("partial:1", 3 * 65 + 18_560), ("all", 23_891)]
+)
+def test_a_fit_compares_what_its_strategy_trains(strategy: str, parameters: int) -> None:
+    from finetune.commands.fit import does_the_data_suffice
+    from finetune.training.classifier import ImageClassifier
+
+    classifier = ImageClassifier(
+        ["a", "b", "c"],
+        backbone="baseline_cnn",
+        pretrained=False,
+        network_options={"size": "tiny"},
+        strategy=strategy,
+    )
+    data = SimpleNamespace(class_counts=lambda split: {"a": 10, "b": 20, "c": 30})
+    text = does_the_data_suffice(SimpleNamespace(model=classifier, datamodule=data))
+    assert text.startswith(f"{parameters:,} trainable parameters on 60 images of 3 classes")

@@ -85,7 +85,7 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
     recipe = settle(cli, deadline)
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
-        print(lines, flush=True)
+        print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
         notes = "".join(f"# {line}\n" for line in lines.splitlines())
         write_text(folder / "config.yaml", notes + cli.config_yaml())
         cli.datamodule.write_manifest(folder / "split.csv")
@@ -125,6 +125,20 @@ def settle(cli: FinetuneCLI, deadline: float | None) -> tuple[Choice, ...]:
         cli.config.model[name] = value
     cli.model.settle(**settled)
     return recipe
+
+
+def does_the_data_suffice(cli: FinetuneCLI) -> str:
+    """How what learns, in the strategy's widest phase, compares with the training pictures."""
+    from finetune.networks.capacity import data_advice
+    from finetune.networks.freezing import network_stages
+    from finetune.training.strategies import phases_of
+
+    network, counts = cli.model.network, cli.datamodule.class_counts("train")
+    stages = network_stages(network)
+    lowest = phases_of(cli.model.hparams["strategy"], list(stages))[-1].boundary
+    learning = list(stages)[list(stages).index(lowest) :]
+    parameters = sum(network.get_parameter(name).numel() for s in learning for name in stages[s])
+    return data_advice(parameters, sum(counts.values()), len(counts)).comparison
 
 
 def run_phases(
