@@ -30,8 +30,10 @@ def overlay(explanation: Explanation) -> NDArray[np.uint8]:
     top, left, bottom, right = explanation.seen
     if (bottom - top, right - left) != explanation.picture.shape[:2]:
         thick = max(1, min(picture.size) // 150)
-        frame = (left, top, max(left, right - 1), max(top, bottom - 1))
-        ImageDraw.Draw(picture).rectangle(frame, outline=(255, 255, 255), width=thick)
+        for inset, colour in ((0, "black"), (thick, "white")):  # seen on any ground
+            frame = (left + inset, top + inset, right - 1 - inset, bottom - 1 - inset)
+            if frame[0] <= frame[2] and frame[1] <= frame[3]:
+                ImageDraw.Draw(picture).rectangle(frame, outline=colour, width=thick)
     return np.asarray(picture)
 
 

@@ -215,7 +215,7 @@ def _drawings(evaluation: Evaluation, details: ReportDetails) -> list[tuple[str,
     add("reliability", caption, figures.reliability_figure, evaluation)
     caption = "The error rate that is left when only the surest answers are kept."
     add("coverage_risk", caption, figures.coverage_risk_figure, evaluation)
-    counts = details.class_counts or {"test": {s.name: s.support for s in evaluation.per_class}}
+    counts = details.class_counts or {"judged": {s.name: s.support for s in evaluation.per_class}}
     add("class_balance", "Images of each class.", figures.class_balance_figure, counts)
     learned = details.learning_curves
     if learned:

@@ -19,7 +19,7 @@ from finetune.reporting.report import ReportDetails
 from finetune.reporting.tables import read_predictions
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 
-TEST_ANSWERS = ("predictions.csv", "report/predictions.csv")
+TEST_ANSWERS = ("report/predictions.csv", "predictions.csv")
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 
 
