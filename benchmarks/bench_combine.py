@@ -61,7 +61,7 @@ def main() -> None:
     quality.add_argument("--seeds", type=int, default=3)
     quality.add_argument("--epochs", type=int, default=5)
     quality.add_argument("--image-size", type=int, default=160)
-    quality.add_argument("--lr", type=float, default=1e-3)
+    quality.add_argument("--lr", type=float, default=1e-4)
     quality.add_argument("--runs", type=Path, help="keep and reuse the fits here")
     quality.add_argument("--teacher", action="store_true", help="also distil the greedy ensemble")
     quality.add_argument("--output", type=Path, help="JSON with all figures")

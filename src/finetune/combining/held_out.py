@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,4 +78,33 @@ def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -
         ids=tuple(picture_id(path) for path in paths),
         labels=torch.tensor(labels, dtype=torch.long),
         member_probabilities=torch.empty(0, len(labels), len(class_names)),
+    )
+
+
+def out_of_fold(folds: Sequence[HeldOut]) -> HeldOut:
+    """Answers of the members of one cross-validation, each to the pictures that it did not see.
+
+    The members of one recipe, one a fold, become one row of answers to all pictures. With one such
+    row a recipe, :func:`finetune.combining.selection.select_members` picks among recipes.
+
+    Args:
+        folds: one held-out part each, answered by the one member that was not trained on it.
+
+    Raises:
+        CheckpointMismatchError: a picture is in two parts, or a part has several members' answers.
+    """
+    ids = [identity for fold in folds for identity in fold.ids]
+    twice = {identity for identity, count in Counter(ids).items() if count > 1}
+    members = {len(fold.member_probabilities) for fold in folds}
+    if twice or members != {1}:
+        raise CheckpointMismatchError(
+            f"Expected folds without common pictures and one member for each, found {len(twice)} "
+            f"common ones and {sorted(members)} members; give each fold its own member alone."
+        )
+    return HeldOut(
+        paths=tuple(path for fold in folds for path in fold.paths),
+        ids=tuple(ids),
+        labels=torch.cat([fold.labels for fold in folds]),
+        member_probabilities=torch.cat([fold.member_probabilities for fold in folds], dim=1),
+        seconds=(sum(sum(fold.seconds) for fold in folds),),
     )
