@@ -10,6 +10,6 @@ peer_site=$("$venv/bin/python" -c 'import site; print(site.getsitepackages()[0])
 echo "$project_site" > "$peer_site/project.pth"
 # fastai 2.8 asks for an older torch; without its dependencies it takes the project's.
 "$venv/bin/python" -m pip install --quiet --no-deps \
-    "fastai==2.8.12" "fastcore>=1.8,<2" fasttransform fastdownload "fastprogress<1.1" plum-dispatch beartype
+    "fastai==2.8.12" "fastcore>=2.2.22" fasttransform fastdownload "fastprogress<1.1" plum-dispatch beartype
 "$venv/bin/python" -m pip install --quiet pandas cloudpickle
 "$venv/bin/python" -c 'from fastai.vision.all import vision_learner'

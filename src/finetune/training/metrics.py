@@ -99,5 +99,8 @@ def classification_metrics(num_classes: int, *, prefix: str = "") -> MetricColle
 def figures_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """All metrics of logits ``(N, C)`` against labels ``(N,)`` as plain numbers."""
     metrics = classification_metrics(logits.shape[1])
+    for metric in metrics.values(copy_state=False):
+        # These are all the answers there are: other processes must not be waited for.
+        metric._to_sync = metric.sync_on_compute = False
     metrics.update(logits, labels)
     return {name: float(value) for name, value in metrics.compute().items()}

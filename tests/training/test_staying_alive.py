@@ -1,0 +1,129 @@
+"""What only whole processes can show: SIGKILL and resuming, two processes of a distributed fit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from finetune.training.checkpoints import read_checkpoint
+
+FIT = [
+    *("--model.backbone", "test_resnet", "--model.pretrained", "false", "--model.image_size", "32"),
+    *("--model.strategy", "partial:2", "--model.batchnorm", "eval", "--model.drop_rate", "0.1"),
+    *("--trainer.max_epochs", "12", "--data.batch_size", "4", "--data.num_workers", "0"),
+    *("--trainer.accelerator", "cpu", "--data.test_fraction", "0", "--data.augmentation", "light"),
+]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "finetune", "fit", *arguments]
+
+
+def states(run):
+    names = ("best.ckpt", "last.ckpt")
+    return {name: read_checkpoint(run / "checkpoints" / name).state_dict for name in names}
+
+
+@pytest.mark.slow
+def test_a_fit_killed_at_any_moment_resumes_to_the_undisturbed_result(colour_folder, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [*FIT, "--data.root", str(colour_folder)]
+    subprocess.run(
+        command(*arguments, "--runs", "whole"),
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+    )
+    process = subprocess.Popen(
+        command(*arguments, "--runs", "killed"),
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    epoch = random.Random(os.getpid()).randint(1, 6)
+    for line in process.stdout:
+        if line.startswith(f"epoch {epoch}/"):
+            break
+    time.sleep(random.Random(epoch).uniform(0, 0.05))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    (killed,) = (path for path in (tmp_path / "killed").iterdir() if not path.is_symlink())
+    subprocess.run(
+        command("--resume", str(killed)),
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+    )
+    (whole,) = (path for path in (tmp_path / "whole").iterdir() if not path.is_symlink())
+    expected, found = states(whole), states(killed)
+    for name, state in expected.items():
+        for key, value in state.items():
+            assert bool((found[name][key] == value).all()), (name, key, epoch)
+    assert json.loads((whole / "metrics.json").read_text()) == json.loads(
+        (killed / "metrics.json").read_text()
+    )
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from finetune.data.datamodule import ImageFolderDataModule
+from finetune.training.classifier import ImageClassifier
+from finetune.training.phases import PhasedFit
+
+class Keep(Callback):
+    def on_fit_end(self, trainer, pl_module):
+        torch.save(pl_module.state_dict(), f"rank{trainer.global_rank}.pt")
+
+seed_everything(int(os.environ.get("LOCAL_RANK", 0)))  # replicas must not depend on it
+data = ImageFolderDataModule(sys.argv[1], num_workers=0, cache="off", batch_size=4,
+                             test_fraction=0.0)
+data.setup("fit")
+classifier = ImageClassifier(data.class_names, "test_resnet", pretrained=False, image_size=32,
+                             batchnorm="eval", lr=1e-3, backbone_lr_factor=1.0)
+torch.save(classifier.state_dict(), f"start{os.environ.get('LOCAL_RANK', 0)}.pt")
+
+def new_trainer(phase):
+    return Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False,
+                   enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+                   max_epochs=phase.max_epochs, callbacks=[Keep(), *phase.callbacks])
+
+PhasedFit(classifier, data, Path("checkpoints"), new_trainer, strategy=sys.argv[2], epochs=2).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["head-then-all"])
+def test_two_processes_stay_bit_equal_after_unfreezing(strategy, colour_folder, tmp_path):
+    import torch
+
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "script.py", str(colour_folder), strategy],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    first, second, start = (
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("rank0.pt", "rank1.pt", "start0.pt")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    moved = [name for name in first if not torch.equal(first[name], start[name])]
+    assert "network.conv1.0.weight" in moved
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
