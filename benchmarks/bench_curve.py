@@ -5,7 +5,7 @@
 DATA holds ``train/<class>/`` and ``test/<class>/``. For every number of images a class, and for
 every repeat with other images drawn, three classifiers learn from the same pictures:
 
-scratch     ``baseline_cnn``, everything learned from nothing
+scratch     ``baseline_cnn``, everything learned from nothing, on smaller pictures (time)
 frozen      a pretrained backbone, the final layer alone fitted on its features
 fine-tuned  the same, and then all of it at a low rate
 
@@ -55,6 +55,13 @@ class Pictures:
     def normalised(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Float images about zero, for a backbone with mean and std of 0.5."""
         return self.images[rows].float() / 127.5 - 1
+
+    def shrunk(self, size: int) -> Pictures:
+        """The same pictures at another size, by area."""
+        if size >= self.images.shape[-1]:
+            return self
+        parts = [functional.adaptive_avg_pool2d(p.float(), size) for p in self.images.split(64)]
+        return Pictures(torch.cat(parts).round().byte(), self.labels)
 
     def draw(self, per_class: int, seed: int) -> Pictures:
         """The first ``per_class`` of each class in a seeded order: larger draws hold smaller."""
@@ -155,11 +162,12 @@ class Curve:
         scratch_steps: int,
         epochs: int,
         scratch_size: str = "small",
+        scratch_pixels: int = 64,
     ) -> None:
         self.train, self.test = train, test
         self.classes = int(train.labels.max()) + 1
         self.scratch_steps, self.epochs = scratch_steps, epochs
-        self.scratch_size = scratch_size
+        self.scratch_size, self.scratch_pixels = scratch_size, scratch_pixels
         bottom, _ = split_at(self.backbone(), "head")
         self.test_features = answers(bottom, test)
         self.bottom = bottom
@@ -177,8 +185,9 @@ class Curve:
         wanted = 30 * len(pictures.labels) // 32
         steps = max(self.scratch_steps // 4, min(wanted, self.scratch_steps))
         groups = [{"params": network.parameters(), "lr": 3e-3}]
-        learn(network, pictures, groups, steps=steps, seed=seed, batch_norm="train")
-        return answers(network, self.test)
+        small = pictures.shrunk(self.scratch_pixels)
+        learn(network, small, groups, steps=steps, seed=seed, batch_norm="train")
+        return answers(network, self.test.shrunk(self.scratch_pixels))
 
     def frozen(self, pictures: Pictures, seed: int) -> Tensor:
         """Logits of a final layer fitted on the frozen backbone's features."""
@@ -267,12 +276,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--scratch-steps", type=int, default=700)
+    parser.add_argument("--scratch-pixels", type=int, default=64, help="its image size")
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--output", type=Path, default=Path("curve.png"))
     given = parser.parse_args()
     train, test, class_names = load(given.data, given.image_size)
-    curve = Curve(train, test, scratch_steps=given.scratch_steps, epochs=given.epochs)
+    curve = Curve(
+        train,
+        test,
+        scratch_steps=given.scratch_steps,
+        scratch_pixels=given.scratch_pixels,
+        epochs=given.epochs,
+    )
     results = []
     for count in given.per_class:
         results += curve.measure(given.methods, [count], given.repeats)
