@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ from finetune.errors import UsageError
 def resumed_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     """``--resume RUN`` as the run's own settings and last checkpoint, and the run folder.
 
-    Options beside it win over the run's settings.
+    Options beside it win over the run's settings. ``--time-limit`` is taken as ``--time_limit``.
 
     Raises:
         UsageError: the folder is no run that can be gone on with.
     """
-    rest = list(arguments)
+    rest = [re.sub(r"^--time-limit(?==|$)", "--time_limit", option) for option in arguments]
     for index, option in enumerate(rest):
         name, _, value = option.partition("=")
         if name == "--resume":
