@@ -14,7 +14,7 @@ from finetune.combining.uncertainty import uncertainty
 @settings(max_examples=50, deadline=None)
 def test_entropies_add_up_and_shares_stay_in_range(shape: tuple[int, ...], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    members = (4 * torch.randn(shape, generator=generator)).softmax(-1)
+    members = (4 * torch.randn(shape, generator=generator).double()).softmax(-1)
     found = uncertainty(members)
     reference = torch.distributions.Categorical(probs=members.double())
     torch.testing.assert_close(found.expected_entropy, reference.entropy().mean(0))
