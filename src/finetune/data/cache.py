@@ -71,7 +71,7 @@ class CachedReader:
         self._lock = threading.Lock()
 
     def __call__(self, path: Path) -> Tensor:
-        """The picture as ``uint8 (C, H, W)``, from the cache or decoded now."""
+        """The picture as ``uint8 (C, H, W)``, from the cache or decoded now; read it only."""
         try:
             status = os.stat(path)
         except OSError as error:
@@ -321,7 +321,7 @@ class _Index:
         if mapped is None:
             self._forget(identity)
             return None
-        data = np.array(mapped[place.offset : place.offset + size])  # a copy that may be written
+        data = mapped[place.offset : place.offset + size]
         if place.checksum is not None:
             if zlib.crc32(data.data) != place.checksum:  # the machine stopped while it was written
                 self._forget(identity)
@@ -334,7 +334,9 @@ class _Index:
         mapped = self._maps.get(pack)
         if mapped is None or len(mapped) < end:
             try:
-                mapped = np.memmap(f"{pack}.pixels", dtype=np.uint8, mode="r")
+                # Copy on write: nothing is copied to read, and whoever writes into a picture
+                # changes neither the file nor what other processes see.
+                mapped = np.memmap(f"{pack}.pixels", dtype=np.uint8, mode="c")
             except (OSError, ValueError):  # evicted, or still empty
                 return None
             self._maps[pack] = mapped
