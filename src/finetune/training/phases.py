@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from finetune.errors import NetworkError, TrainingError
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
-from finetune.training.checkpoints import ENTRY, read_checkpoint, write_checkpoint
+from finetune.training.candidates import higher_is_better, rescale, score
+from finetune.training.checkpoints import read_checkpoint, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.feature_store import Activations, FeatureStore
 from finetune.training.features import View, frozen_features, pictures_of
@@ -33,10 +34,7 @@ from finetune.training.kept_data import KeptData
 from finetune.training.losses import class_weights
 from finetune.training.metrics import figures_of
 from finetune.training.probe import Probe, fit_probe
-from finetune.training.rescaling import best_temperature
 from finetune.training.strategies import Phase, epochs_of, phases_of
-
-HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +241,7 @@ class PhasedFit:
             dirpath=self.folder,
             filename=f"phase{index + 1}" if self.best.is_file() else "best",
             monitor=self.monitor if has_val else None,
-            mode="max" if self._higher_is_better else "min",
+            mode="max" if higher_is_better(self.monitor) else "min",
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
@@ -258,50 +256,20 @@ class PhasedFit:
         )
         return best, last
 
-    @property
-    def _higher_is_better(self) -> bool:
-        return self.monitor.split("/")[-1] in HIGHER_IS_BETTER
-
     def _keep_better(self, found: Path) -> None:
         """Make the phase's best epoch ``best.ckpt`` if it is better than what is there."""
         assert self.trainer is not None
         if self.trainer.is_global_zero and found.is_file():
-            self._rescale(found)
+            if self.classifier.setting("label_smoothing"):
+                rescale(found, network_stages(self.classifier.network)["head"])
             if found.absolute() != self.best.absolute():
-                better = self._score(found) > self._score(self.best)
+                better = score(found, self.monitor) > score(self.best, self.monitor)
                 if better:
                     found.replace(self.best)
                 else:
                     self.say("the earlier phase stays the best on the held-out pictures")
                     found.unlink()
         self.trainer.strategy.barrier()
-
-    def _rescale(self, path: Path) -> None:
-        """Undo what label smoothing does to the confidence: one factor on the final layer."""
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        val = content[ENTRY].get("val")
-        if val is None or not len(val["labels"]) or not self.classifier.setting("label_smoothing"):
-            return
-        temperature = best_temperature(val["logits"], val["labels"])
-        state = content["state_dict"]
-        for name in network_stages(self.classifier.network)["head"]:
-            state[f"network.{name}"] = state[f"network.{name}"] / temperature
-        val["logits"] = val["logits"] / temperature
-        write_checkpoint(
-            path,
-            state_dict=state,
-            hyper_parameters=content["hyper_parameters"],
-            entry=content[ENTRY],
-        )
-
-    def _score(self, path: Path) -> tuple[float, float]:
-        """Higher is better; equal figures are told apart by NLL. Without held-out, later wins."""
-        val = read_checkpoint(path).details.get("val")
-        if val is None or not len(val["labels"]):
-            return path.stat().st_mtime, 0.0
-        figures = figures_of(val["logits"], val["labels"])
-        figure = figures.get(self.monitor.split("/")[-1], figures["nll"])
-        return (figure if self._higher_is_better else -figure), -figures["nll"]
 
     # --- activations -------------------------------------------------------------------------
 
