@@ -19,6 +19,7 @@ from fastai.vision.all import ImageDataLoaders, Resize, accuracy, vision_learner
 class Clock(Callback):
     """Notes time and validation accuracy after each epoch."""
 
+    order = 60  # after fastai's Recorder
     epochs: list[tuple[float, float]] = []  # noqa: RUF012
 
     def after_epoch(self) -> None:

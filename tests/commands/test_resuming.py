@@ -17,7 +17,7 @@ def test_resume_means_the_runs_settings_and_its_last_checkpoint(tmp_path):
         assert found == [
             *("--config", str(tmp_path / "config.yaml")),
             *("--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")),
-            *("--time_limit", "5m"),
+            *("--time-limit", "5m"),
         ]
     assert resumed_arguments(["--data.root", "x"]) == (["--data.root", "x"], None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from finetune.errors import UsageError
 def resumed_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     """``--resume RUN`` as the run's own settings and last checkpoint, and the run folder.
 
-    Options beside it win over the run's settings. ``--time-limit`` is taken as ``--time_limit``.
+    Options beside it win over the run's settings.
 
     Raises:
         UsageError: the folder is no run that can be gone on with.
     """
-    rest = [re.sub(r"^--time-limit(?==|$)", "--time_limit", option) for option in arguments]
+    rest = list(arguments)
     for index, option in enumerate(rest):
         name, _, value = option.partition("=")
         if name == "--resume":
