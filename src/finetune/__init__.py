@@ -37,7 +37,7 @@ _HOMES = {
     "read_checkpoint": "finetune.training.checkpoints",
     "write_report": "finetune.reporting.report",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

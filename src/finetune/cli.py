@@ -61,8 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
-        print("finetune: stopped; the last checkpoint is kept.", file=sys.stderr)
+        print("finetune: stopped.", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        # Lightning's word for a setting that cannot be, and what the machine refuses.
+        lightnings = type(error).__name__ == "MisconfigurationException"
+        if debug or not (lightnings or isinstance(error, OSError)):
+            raise
+        print(f"finetune: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
     except SystemExit as stop:  # parsers of arguments end this way, after their own message
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
 

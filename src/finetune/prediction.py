@@ -216,12 +216,12 @@ def predict(
     paths = find_pictures(pictures)
     workers = choose_num_workers(paths) if num_workers is None else num_workers
     loader = DataLoader(
-        PictureViews(paths, answerer.preprocessings, max_pixels, on_bad_image),
+        PictureViews(paths, answerer.preprocessings, max_pixels),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate,
     )
-    collected = _Collector(paths, answerer, on_answer)
+    collected = _Collector(paths, answerer, on_answer, on_bad_image)
     trainer = trainer or _quiet_trainer()
     trainer.callbacks.append(collected)  # type: ignore[attr-defined]
     try:
@@ -264,10 +264,8 @@ class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):
         paths: Sequence[Path],
         preprocessings: Sequence[Preprocessing],
         max_pixels: int = MAX_PIXELS,
-        on_bad_image: OnBadImage = "error",
     ) -> None:
         self.paths = paths
-        self.on_bad_image = on_bad_image
         self.views = [
             (
                 preprocessing,
@@ -293,8 +291,7 @@ class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):
         try:
             decoded = {chans: read(self.paths[index]) for chans, read in self.readers.items()}
         except ImageError as error:
-            if self.on_bad_image == "error":
-                raise
+            # Not raised here: from another process it would arrive with that one's traceback.
             return index, str(error)
         return index, [transform(decoded[p.in_chans]) for p, transform in self.views]
 
@@ -337,10 +334,12 @@ class _Collector(Callback):
         paths: Sequence[Path],
         answerer: Answerer,
         on_answer: Callable[[Path, Predictions], None] | None,
+        on_bad_image: OnBadImage,
     ) -> None:
         self.paths = paths
         self.answerer = answerer
         self.on_answer = on_answer
+        self.on_bad_image = on_bad_image
         self.answers: dict[int, Tensor] = {}
         self.bad: dict[int, str] = {}
 
@@ -354,6 +353,8 @@ class _Collector(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         indexes, _, bad = batch
+        if bad and self.on_bad_image == "error":
+            raise ImageError(bad[0][1])
         self.bad.update(bad)
         if not indexes:
             return

@@ -136,8 +136,10 @@ def test_options_beside_a_checkpoint_win_or_are_refused(own_run: Path, colour_fo
     assert main([*arguments, "--data.batch_size=0"]) == 2
 
 
-def test_classes_come_from_the_data_only_in_fit(run: Path, colour_folder, tmp_path, capsys) -> None:
-    checkpoint = run / "checkpoints" / "best.ckpt"
+def test_classes_come_from_the_data_only_in_fit(
+    own_run: Path, colour_folder, tmp_path, capsys
+) -> None:
+    checkpoint = own_run / "checkpoints" / "best.ckpt"
     fewer = tmp_path / "fewer"
     shutil.copytree(colour_folder / "red", fewer / "test" / "red")
     shutil.copytree(colour_folder / "blue", fewer / "test" / "blue")

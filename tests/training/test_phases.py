@@ -57,7 +57,6 @@ def run(
             max_epochs=phase.max_epochs,
             callbacks=[*callbacks, *phase.callbacks],
             accumulate_grad_batches=phase.accumulate_grad_batches,
-            max_time=phase.max_time,
             default_root_dir=folder,
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
@@ -72,7 +73,8 @@ def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
         log_every_n_steps=1,
     )
     trainer.fit(classifier, datamodule)
-    finish_tracking()
+    finish_tracking(folder / "checkpoints" / "best.ckpt")
+    wandb.teardown()  # its writing process ends, so the file is complete
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
     return classifier, log
 

@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
     cli = FinetuneCLI("fit", arguments)
     limit = parse_time(cli.config.time_limit)
     deadline = None if limit is None else started + limit
+    check_monitor(cli)
     cli.datamodule.setup("fit")
     if resumed is not None:
         fit(cli, resumed, deadline=deadline)
@@ -55,6 +56,17 @@ def main(arguments: list[str]) -> int:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return 0
+
+
+def check_monitor(cli: FinetuneCLI) -> None:
+    """Refuse a figure that no validation gives, before an epoch is spent."""
+    from finetune.training.metrics import classification_metrics
+
+    known = ["val/loss", *classification_metrics(len(cli.model.class_names), prefix="val/")]
+    if cli.config.monitor not in known:
+        raise UsageError(
+            f"Expected --monitor to be one of {', '.join(known)}, found {cli.config.monitor!r}."
+        )
 
 
 def _name(backbone: str) -> str:
@@ -82,14 +94,15 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
     from finetune.training.tracking import finish_tracking
 
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    cli.datamodule.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
     recipe = settle(cli, deadline)
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
+        print(cli.datamodule.summary(), *data_errors(cli), sep="\n")
         print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
         notes = "".join(f"# {line}\n" for line in lines.splitlines())
         write_text(folder / "config.yaml", notes + cli.config_yaml())
-        cli.datamodule.write_manifest(folder / "split.csv")
-        link_latest(folder)
+        cli.datamodule.write_records(folder)
     epochs = next(choice.value for choice in recipe if choice.name == "epochs")
     with keep_earlier_epochs(folder / "metrics.csv"):
         try:
@@ -99,9 +112,23 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
                 print(f"stopped; go on with: finetune fit --resume {folder}")
             raise KeyboardInterrupt from stop
         finally:
-            finish_tracking()
+            finish_tracking(folder / "checkpoints" / "best.ckpt")
+            if is_first and any((folder / "checkpoints").glob("*.ckpt")):
+                link_latest(folder)
     if is_first:
         conclude(folder)
+
+
+MOST_ERRORS = 5
+
+
+def data_errors(cli: FinetuneCLI) -> list[str]:
+    """What would make a figure wrong, such as a leak between given folders; it stops no fit."""
+    errors = [finding for finding in cli.datamodule.findings if finding.severity == "error"]
+    lines = [f"! {finding.path}: {finding.problem}" for finding in errors[:MOST_ERRORS]]
+    if len(errors) > MOST_ERRORS:
+        lines.append(f"! and {len(errors) - MOST_ERRORS} more")
+    return [*lines, f"! see finetune check {cli.datamodule.root}"] if lines else []
 
 
 def settle(cli: FinetuneCLI, deadline: float | None) -> tuple[Choice, ...]:
@@ -205,7 +232,7 @@ def build_trainer(
         enable_progress_bar=watched,
         max_epochs=phase.max_epochs,
         accumulate_grad_batches=accumulate,
-        max_time=phase.max_time or settings["max_time"],
+        max_time=settings["max_time"],
     )
 
 

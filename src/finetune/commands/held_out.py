@@ -82,6 +82,7 @@ def build_datamodule(
     from finetune.data.datamodule import ImageFolderDataModule
 
     settings = {} if options.manifest else common_split(fitted_on, options.root)
+    settings |= _reading(fitted_on)
     if options.manifest:
         settings["manifest"] = options.manifest
     return ImageFolderDataModule(
@@ -93,6 +94,17 @@ def build_datamodule(
         cache_dir=options.cache_dir,
         **settings,
     )
+
+
+def _reading(fitted_on: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the most lenient of the fits accepted as a picture."""
+    settings: dict[str, Any] = {}
+    for name in ("max_pixels", "allow_outside"):
+        if values := [data[name] for data in fitted_on if name in data]:
+            settings[name] = max(values)
+    if any(data.get("on_bad_image") == "skip" for data in fitted_on):
+        settings["on_bad_image"] = "skip"
+    return settings
 
 
 def common_split(fitted_on: Sequence[Mapping[str, Any]], root: str) -> dict[str, Any]:

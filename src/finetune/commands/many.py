@@ -67,8 +67,9 @@ def fit_many(fits: ManyFits, group: Path) -> int:
         try:
             interrupted = _interrupted(group, name)
             resume = [f"--resume={interrupted}"] if interrupted else []
-            fit.main([*fits.shared, *options, *place, *resume])
-        except FinetuneError as error:
+            # An interrupted member has its settings in its own folder.
+            fit.main(resume or [*fits.shared, *options, *place])
+        except (FinetuneError, RuntimeError) as error:
             print(f"{name} failed: {error}", file=sys.stderr)
             failed.append(name)
         finally:
@@ -79,19 +80,21 @@ def fit_many(fits: ManyFits, group: Path) -> int:
     print(f"\n{there} of {len(fits.members)} members in {group}")
     if failed:
         print(f"again for the others: finetune fit --resume {group}")
+    elif "fold-0" in fits.members:
+        print(f"next: finetune report {group}/fold-*-1 --folds --output folds.html")
     else:
-        print(f"next: finetune ensemble {group}/*-1 --data.root DIR --output ensemble.ckpt")
+        print(f"next: finetune ensemble {group}/seed-*-1 --data.root DIR --output ensemble.ckpt")
     return 1 if failed else 0
 
 
 def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
     """The group that ``--resume GROUP`` names, if it is a group."""
-    _, value = _take(arguments, "--resume")
+    rest, value = _take(arguments, "--resume")
     path = Path(value) if value else None
     if path is None or not (path / MEMBERS).is_file():
         return None
     kept = json.loads((path / MEMBERS).read_text(encoding="utf-8"))
-    return ManyFits(kept["members"], kept["shared"]), path
+    return ManyFits(kept["members"], [*kept["shared"], *rest]), path
 
 
 def finished(group: Path, name: str) -> bool:

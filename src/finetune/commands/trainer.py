@@ -14,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
+from finetune.commands.held_out import SPLIT_SETTINGS
 from finetune.commands.parsing import explain
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import FinetuneError, UsageError
@@ -124,13 +125,21 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        for name in ("seeds", "folds", "resume"):
+            if self.config.get(name) is not None:
+                raise UsageError(
+                    f"Expected --{name} on the command line, found it in a file; give it there."
+                )
         if self.checkpoint is not None:
             follow_the_fits_split(self.config, self.checkpoint)
 
     @override
     def instantiate_classes(self) -> None:
         """Build data and classifier; the trainer waits until there is a run folder."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:  # a number out of its range, found by the class itself
+            raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
 
@@ -140,10 +149,9 @@ class FinetuneCLI(LightningCLI):
 
     def config_yaml(self) -> str:
         """Every resolved setting, ready for ``--config``."""
-        return str(self.parser.dump(self.config, skip_none=False, skip_link_targets=True))
-
-
-SPLIT_SETTINGS = ("val_fraction", "test_fraction", "seed", "folds", "fold")
+        config = self.config.clone()
+        config.ckpt_path = None  # the same run again begins at the beginning
+        return str(self.parser.dump(config, skip_none=False, skip_link_targets=True))
 
 
 def split_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -153,16 +161,28 @@ def split_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def follow_the_fits_split(config: Namespace, checkpoint: Checkpoint) -> None:
-    """On the folder of the fit, its own ``split.csv`` decides: no training image is ever tested."""
+    """On the folder of the fit, its own split decides: no training image is ever tested.
+
+    Raises:
+        UsageError: the fit was made with a manifest that is not there any more.
+    """
     from finetune.commands.runs import run_folder_of
 
-    fitted_on = checkpoint.details.get("data", {}).get("root")
-    run = run_folder_of(checkpoint.path)
-    if config.data.manifest is not None or run is None or fitted_on is None:
+    data = checkpoint.details.get("data", {})
+    if config.data.manifest is not None or data.get("root") is None:
         return
-    same_folder = Path(fitted_on).absolute() == Path(str(config.data.root)).absolute()
-    if same_folder and (run / "split.csv").is_file():
+    if Path(data["root"]).resolve() != Path(str(config.data.root)).resolve():
+        return
+    run = run_folder_of(checkpoint.path)
+    if run is not None and (run / "split.csv").is_file():
         config.data.manifest = str(run / "split.csv")
+    elif data.get("manifest"):
+        if not Path(data["manifest"]).is_file():
+            raise UsageError(
+                f"Expected the fit's own split at {data['manifest']}, found none; "
+                "give --data.manifest."
+            )
+        config.data.manifest = data["manifest"]
 
 
 def _seed_number(seed: int | bool) -> int:
@@ -178,7 +198,10 @@ def checkpoint_option(arguments: Sequence[str]) -> str | None:
         if name == "--ckpt_path":
             found = value
         elif name == "--config" and Path(value).is_file():
-            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            try:
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                continue  # the parser says what is wrong with it
             found = (content.get("ckpt_path") if isinstance(content, dict) else None) or found
     return found or None
 

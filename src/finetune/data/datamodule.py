@@ -151,6 +151,10 @@ class ImageFolderDataModule(LightningDataModule):
         own = self._given_preprocessing or self._of_classifier("preprocessing")
         return own or Preprocessing()
 
+    def prepare_for(self, preprocessing: Preprocessing) -> None:
+        """See pictures as this network does, where no preprocessing was given."""
+        self._given_preprocessing = self._given_preprocessing or preprocessing
+
     @property
     def folder(self) -> ImageFolder:
         """Every picture with its label in :attr:`class_names` and its side."""
@@ -205,7 +209,7 @@ class ImageFolderDataModule(LightningDataModule):
         """Shuffled random views of the training pictures."""
         images = self._require("train")
         transform = training_transform(self.preprocessing, self.augmentation, to_float=False)
-        dataset = ImageDataset(images, transform, self._reader())
+        dataset = ImageDataset(images, transform, self.reader())
         # A last batch of one picture has no variance: batch norm cannot train on it.
         lonely = len(images) > self.batch_size and len(images) % self.batch_size == 1
         sampler = ShuffledDraws(len(images), self.seed)
@@ -318,11 +322,13 @@ class ImageFolderDataModule(LightningDataModule):
         )
         return f"Expected at least two classes in {self.root}, found only {only!r}; {remedy}"
 
-    def _reader(self) -> Reader:
+    def reader(self, preprocessing: Preprocessing | None = None) -> Reader:
+        """Reads a picture at the size that a preprocessing asks for; decoded ones are kept."""
+        wanted = preprocessing or self.preprocessing
         return self._cached(
             ImageReader(
-                in_chans=self.preprocessing.in_chans,
-                short_side=self.preprocessing.resize_size,
+                in_chans=wanted.in_chans,
+                short_side=wanted.resize_size,
                 max_pixels=self.max_pixels,
             )
         )
@@ -344,7 +350,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     def _evaluation_loader(self, images: Sequence[LabelledImage]) -> DataLoader[Any]:
         transform = evaluation_transform(self.preprocessing, to_float=False)
-        dataset = ImageDataset(images, transform, self._reader())
+        dataset = ImageDataset(images, transform, self.reader())
         return self._loader(dataset, collate_fn=collate_bytes)
 
     def _loader(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:

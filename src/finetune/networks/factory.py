@@ -156,13 +156,26 @@ def check_name(name: str) -> None:
     Raises:
         UnknownBackboneError: with up to three suggestions.
     """
-    if ":" in name or timm.models.is_model(name):
+    if ":" in name:
+        return
+    if timm.models.is_model(name):
+        _check_tag(name)
         return
     nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "see `finetune models`."
     raise UnknownBackboneError(
         f"Expected the name of a timm classifier or a baseline, found {name!r}; {hint}"
     )
+
+
+def _check_tag(name: str) -> None:
+    try:
+        timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
+        raise UnknownBackboneError(
+            f"Expected a published tag of the weights, found {name!r}; there are {', '.join(tags)}."
+        ) from error
 
 
 def _build(name: str, **arguments: Any) -> Any:

@@ -295,7 +295,9 @@ class ImageClassifier(LightningModule):
             details["data"] = plain(dict(datamodule.hparams))
         if datamodule is not None and with_answers and "val" in self.answers:
             logits, labels = self.answers["val"]
-            paths = [str(image.path) for image in datamodule.images("val")]
+            # Fewer answers than images where the trainer limits its validation batches.
+            images = datamodule.images("val")[: len(labels)]
+            paths = [str(image.path) for image in images]
             details["val"] = {"logits": logits, "labels": labels, "paths": paths}
         return describe(self.class_names, self.backbone, self.preprocessing, **details)
 

@@ -14,6 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +84,19 @@ class FeatureStore:
                 places.update({key: (len(shards), row) for row, key in enumerate(keys)})
                 shards.append(shard)
         if shards:
-            os.utime(self._space(space))
+            with suppress(OSError):  # a cache that only others may write
+                os.utime(self._space(space))
         return shards, places
 
     def fits(self, count: int, shape: Sequence[int]) -> bool:
         """Whether so many activations of this shape stay within the bound and the free space."""
         needed = count * int(np.prod(shape)) * 4
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return needed <= min(self.max_bytes, shutil.disk_usage(self.folder).free // 2)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError:  # no place to write: a cache costs time, never the fit
+            return False
+        return needed <= min(self.max_bytes, free // 2) and os.access(self.folder, os.W_OK)
 
     def write(self, space: str, keys: Sequence[str], batches: Iterator[np.ndarray]) -> None:
         """Publish the rows of ``batches``, in the order of ``keys``, once they are complete."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.dataset import Draw, ImageDataset
 from finetune.data.folder import LabelledImage
-from finetune.data.images import ImageReader, content_hash
+from finetune.data.images import content_hash
 from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.preprocessing import Preprocessing
@@ -89,7 +89,7 @@ def frozen_features(
         ]
         missing_keys = [keys[index] for index in missing]
         batches = _forward(classifier, dataset, draws, boundary, batch_size, num_workers)
-        if store is not None and store.fits(len(missing), _shape(classifier, boundary)):
+        if store is not None and store.fits(len(missing), activation_shape(classifier, boundary)):
             store.write(space, missing_keys, batches)
             shards, places = store.find(space)
         else:
@@ -108,16 +108,11 @@ def pictures_of(
         if view is None
         else training_transform(preprocessing, view.augmentation)
     )
-    reader = ImageReader(
-        in_chans=preprocessing.in_chans,
-        short_side=preprocessing.resize_size,
-        max_pixels=datamodule.max_pixels,
-    )
     images = datamodule.images(split)
     workers = datamodule.num_workers
     if workers is None:
         workers = choose_num_workers([image.path for image in images])
-    return ImageDataset(images, transform, reader), workers
+    return ImageDataset(images, transform, datamodule.reader(preprocessing)), workers
 
 
 def space_key(classifier: Normalising, boundary: str, view: View | None) -> str:
@@ -161,7 +156,7 @@ def _forward(
         classifier.network.to(memory_format=torch.contiguous_format)
 
 
-def _shape(classifier: Normalising, boundary: str) -> tuple[int, ...]:
+def activation_shape(classifier: Normalising, boundary: str) -> tuple[int, ...]:
     """Shape of one picture's activations."""
     preprocessing = classifier.preprocessing
     size = preprocessing.image_size

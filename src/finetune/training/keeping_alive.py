@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -29,6 +30,25 @@ class EpochSeed(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mixed = (self.seed * 1_000_003 + trainer.current_epoch) * 1009 + trainer.global_rank
         torch.manual_seed(mixed % 2**63)
+
+
+class Deadline(Callback):
+    """Ends a fit in good order after the first step beyond a moment of ``time.monotonic()``."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        over = time.monotonic() >= self.deadline
+        trainer.should_stop = trainer.should_stop or bool(trainer.strategy.broadcast(over))
 
 
 class StopOnNonFiniteLoss(Callback):

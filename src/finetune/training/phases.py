@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from torch import Tensor, nn
 from finetune.errors import NetworkError, TrainingError
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
 from finetune.training.candidates import higher_is_better, rescale, score
-from finetune.training.checkpoints import read_checkpoint, write_checkpoint
+from finetune.training.checkpoints import read_checkpoint, read_content, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.feature_store import Activations, FeatureStore
-from finetune.training.features import View, frozen_features, pictures_of
-from finetune.training.keeping_alive import L2SP, EpochSeed, StopOnNonFiniteLoss
+from finetune.training.features import View, activation_shape, frozen_features, pictures_of
+from finetune.training.keeping_alive import L2SP, Deadline, EpochSeed, StopOnNonFiniteLoss
 from finetune.training.kept_data import KeptData
 from finetune.training.losses import class_weights
 from finetune.training.metrics import figures_of
@@ -44,7 +43,6 @@ class TrainerSettings:
     max_epochs: int
     callbacks: list[Callback]
     accumulate_grad_batches: int = 1
-    max_time: timedelta | None = None
 
 
 @dataclass(slots=True)
@@ -115,6 +113,11 @@ class PhasedFit:
             raise TrainingError(
                 f"Expected a checkpoint of a fit by {self.strategy}, found one by "
                 f"{progress.get('strategy', 'other means')} in {path}; give its own settings."
+            )
+        if not progress.get("done") and "optimizer_states" not in read_content(path, mmap=True):
+            raise TrainingError(
+                f"Expected a checkpoint to go on from, found weights alone in {path}; give "
+                "last.ckpt, or start from these with --model.pretrained."
             )
         self.classifier.load_weights(checkpoint.state_dict, source=str(path))
         if progress.get("done"):
@@ -208,9 +211,11 @@ class PhasedFit:
         while True:
             best, last = self._checkpoints(index)
             callbacks = [EpochSeed(self.datamodule.seed), StopOnNonFiniteLoss(), best, last]
+            if self.deadline is not None:
+                callbacks.append(Deadline(self.deadline))
             if self._penalty is not None:
                 callbacks.insert(0, self._penalty)
-            settings = TrainerSettings(epochs, callbacks, accumulate, self._remaining_time())
+            settings = TrainerSettings(epochs, callbacks, accumulate)
             self.trainer = self.new_trainer(settings)
             try:
                 self.classifier.train()  # Lightning begins in whatever mode it finds
@@ -239,7 +244,7 @@ class PhasedFit:
         has_val = bool(self.datamodule.images("val"))
         best = ModelCheckpoint(
             dirpath=self.folder,
-            filename=f"phase{index + 1}" if self.best.is_file() else "best",
+            filename="best" if index == 0 else f"phase{index + 1}",
             monitor=self.monitor if has_val else None,
             mode="max" if higher_is_better(self.monitor) else "min",
             auto_insert_metric_name=False,
@@ -285,6 +290,12 @@ class PhasedFit:
         random = self.datamodule.augmentation != "none"
         # As many passes over the frozen part as there are views: never more than live epochs.
         count = min(self.classifier.hparams["views"], epochs - 1) if random else 0
+        pictures = (count + 1) * len(self.datamodule.images("train"))
+        pictures += len(self.datamodule.images("val"))
+        room = self.store or FeatureStore()
+        if not room.fits(pictures, activation_shape(self.classifier, boundary)):
+            self.say("the activations would take too much room: pictures run live")
+            return None
         # Of the split's seed: fits that differ in their training seed alone share these views.
         seed = self.datamodule.split_settings.seed
         views = [View(n, self.datamodule.augmentation, seed) for n in range(count)]
@@ -326,10 +337,6 @@ class PhasedFit:
     def _remaining(self) -> float | None:
         """Seconds until the deadline; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-
-    def _remaining_time(self) -> timedelta | None:
-        remaining = self._remaining()
-        return None if remaining is None else timedelta(seconds=remaining)
 
 
 def _linear_head(network: Any) -> nn.Linear | None:

@@ -54,17 +54,27 @@ def _has_account() -> bool:
     return bool(os.environ.get("WANDB_MODE") or wandb.api.api_key)
 
 
-def finish_tracking() -> None:
-    """End the Weights & Biases run, so that the next fit of this process gets its own."""
+def finish_tracking(best: Path | None = None) -> None:
+    """End the Weights & Biases run, so that the next fit of this process gets its own.
+
+    Args:
+        best: a finished checkpoint that the run keeps as its artifact.
+    """
     wandb = sys.modules.get("wandb")
-    if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish()
+    run = None if wandb is None else getattr(wandb, "run", None)
+    if wandb is None or run is None:
+        return
+    if best is not None and best.is_file():
+        artifact = wandb.Artifact(f"{run.id}-best", type="model")
+        artifact.add_file(str(best), policy="immutable")  # no second copy on this disk
+        run.log_artifact(artifact)
+    wandb.finish()
 
 
 class TrackedTables(Callback):
-    """Send confusion matrix, worst predictions with pictures and the best checkpoint.
+    """Send confusion matrix and worst predictions with pictures.
 
-    Does nothing without a :class:`WandbLogger`; runs once, after the last epoch.
+    Does nothing without a :class:`WandbLogger`; runs after the last epoch of a phase.
     """
 
     @override
@@ -93,11 +103,6 @@ class TrackedTables(Callback):
                     ),
                 }
             )
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            artifact = wandb.Artifact(f"{run.id}-best", type="model")
-            artifact.add_file(best, policy="immutable")  # no second copy on this disk
-            run.log_artifact(artifact)
 
 
 def worst_predictions(
