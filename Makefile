@@ -1,5 +1,5 @@
 # One environment in .venv; every target makes it if need be.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(name))) python3.11)
 VENV   := .venv
 BIN    := $(VENV)/bin
 SAMPLE := sample

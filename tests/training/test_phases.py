@@ -192,7 +192,7 @@ class Disturb(Callback):
 
 @pytest.mark.parametrize(
     ("strategy", "step"),
-    [("partial:1", 5), ("head-then-all", 0), ("head-then-all", 9), ("gradual", 2)],
+    [("partial:1", 5), ("head-then-all", 0), ("head-then-all", 9), ("gradual", 2), ("all", 9)],
 )
 def test_resumed_is_bit_equal_to_undisturbed(strategy, step, colour_folder, tmp_path):
     settings = {"epochs": 3, "drop_rate": 0.2, "l2_sp": 0.01}

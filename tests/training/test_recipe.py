@@ -68,3 +68,9 @@ def test_little_data_gets_more_epochs_and_the_steps_stay_in_bounds():
 
 def test_a_closed_form_needs_no_rates():
     assert set(values(replace(FACTS, class_counts=[3, 3]))) == {"strategy", "epochs"}
+
+
+def test_a_final_layer_without_closed_form_gets_epochs():
+    assert values(FACTS, strategy="head")["epochs"] == 1
+    facts = replace(FACTS, closed_form=False)
+    assert values(facts, strategy="head")["epochs"] > 1

@@ -95,7 +95,7 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
 
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     cli.datamodule.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
-    recipe = settle(cli, deadline)
+    recipe = settle(cli)
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
         print(cli.datamodule.summary(), *data_errors(cli), sep="\n")
@@ -131,8 +131,9 @@ def data_errors(cli: FinetuneCLI) -> list[str]:
     return [*lines, f"! see finetune check {cli.datamodule.root}"] if lines else []
 
 
-def settle(cli: FinetuneCLI, deadline: float | None) -> tuple[Choice, ...]:
+def settle(cli: FinetuneCLI) -> tuple[Choice, ...]:
     """Choose what was not given, and write it into classifier and configuration."""
+    from finetune.training.phases import linear_head
     from finetune.training.recipe import choose_recipe, facts_about
 
     facts = facts_about(
@@ -140,7 +141,7 @@ def settle(cli: FinetuneCLI, deadline: float | None) -> tuple[Choice, ...]:
         cli.datamodule,
         pretrained=bool(cli.config.model.pretrained) or cli.checkpoint is not None,
         on_cpu=_on_cpu(cli),
-        seconds_left=None if deadline is None else deadline - time.monotonic(),
+        closed_form=linear_head(cli.model.network) is not None,
     )
     names = ("strategy", "lr", "backbone_lr_factor", "label_smoothing")
     given = {name: cli.model.hparams[name] for name in names}

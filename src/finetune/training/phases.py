@@ -126,7 +126,7 @@ class PhasedFit:
 
     def _feasible(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
         """The phases, with gradient steps where the final layer is not a linear layer alone."""
-        if phases[0].kind == "train" or _linear_head(self.classifier.network) is not None:
+        if phases[0].kind == "train" or linear_head(self.classifier.network) is not None:
             return phases
         head = Phase("train", "head", 1.0 if len(phases) == 1 else 0.25)
         rest = (replace(phase, share=phase.share * 0.75) for phase in phases[1:])
@@ -137,7 +137,7 @@ class PhasedFit:
     def _probe(self, index: int) -> None:
         started = time.monotonic()
         classifier = self.classifier
-        layer = _linear_head(classifier.network)
+        layer = linear_head(classifier.network)
         assert layer is not None
         features = self._activations("train", "head").tensor()
         labels = self._labels("train")
@@ -170,7 +170,7 @@ class PhasedFit:
         if not self.datamodule.images("val"):
             return None
         features = self._activations("val", "head").tensor()
-        layer = _linear_head(self.classifier.network)
+        layer = linear_head(self.classifier.network)
         assert layer is not None
         with torch.no_grad():
             logits = layer(features.to(layer.weight.device)).float().cpu()
@@ -339,7 +339,7 @@ class PhasedFit:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
-def _linear_head(network: Any) -> nn.Linear | None:
+def linear_head(network: Any) -> nn.Linear | None:
     """The final layer, where it is a linear layer with a bias at which the network can be cut."""
     layer = network.get_classifier()
     if not isinstance(layer, nn.Linear) or layer.bias is None:

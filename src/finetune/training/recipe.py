@@ -36,7 +36,7 @@ class Facts:
             frozen ones can be kept.
         on_cpu: whether there is no accelerator.
         batch_size: pictures a step.
-        seconds_left: until the time limit, or None.
+        closed_form: whether the final layer alone is fitted in closed form, without epochs.
     """
 
     class_counts: Sequence[int]
@@ -46,7 +46,7 @@ class Facts:
     can_keep: bool
     on_cpu: bool
     batch_size: int
-    seconds_left: float | None = None
+    closed_form: bool = True
 
     @property
     def train_images(self) -> int:
@@ -91,7 +91,7 @@ def choose_recipe(facts: Facts, given: Mapping[str, Any]) -> tuple[Choice, ...]:
             chosen[name] = Choice(name, settled, reason)
         else:
             chosen[name] = Choice(name, value, "as given")
-        if chosen["strategy"].value == "head" and name == "epochs":
+        if chosen["strategy"].value == "head" and facts.closed_form and name == "epochs":
             break  # nothing else matters for a fit in closed form
     return tuple(chosen.values())
 
@@ -110,7 +110,7 @@ def _strategy(facts: Facts, settled: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _epochs(facts: Facts, settled: Mapping[str, Any]) -> tuple[int, str]:
-    if settled["strategy"] == "head":
+    if settled["strategy"] == "head" and facts.closed_form:
         return 1, "the final layer is fitted in closed form"
     steps = STEPS["cpu" if facts.on_cpu else "accelerator"]
     if not facts.pretrained:
@@ -148,7 +148,7 @@ def facts_about(
     *,
     pretrained: bool,
     on_cpu: bool,
-    seconds_left: float | None = None,
+    closed_form: bool = True,
 ) -> Facts:
     """The facts about an ``ImageClassifier`` and an ``ImageFolderDataModule``."""
     stages = list(network_stages(classifier.network))
@@ -166,5 +166,5 @@ def facts_about(
         can_keep=can_keep,
         on_cpu=on_cpu,
         batch_size=datamodule.batch_size,
-        seconds_left=seconds_left,
+        closed_form=closed_form,
     )
