@@ -154,4 +154,5 @@ def test_embeddings_are_what_enters_the_final_layer(tmp_path: Path) -> None:
 
 
 def test_metrics_json_of_a_source_is_plain(run: Path) -> None:
-    json.dumps(load_source(run).evaluation.to_dict(), allow_nan=False)
+    figures = load_source(run).evaluation.to_dict()
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures

@@ -8,7 +8,6 @@ from finetune.training.strategies import epochs_of, phases_of
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 FACTS = Facts(
     class_counts=[100, 98],
-    val_images=50,
     pretrained=True,
     stages=STAGES,
     can_keep=True,

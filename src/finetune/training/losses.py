@@ -12,7 +12,6 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from finetune.errors import UsageError
 
-LossName = Literal["cross_entropy", "focal"]
 ClassWeights = Literal["none", "balanced", "effective"]
 # Of the effective number of images: Cui et al. 2019 try 0.9 to 0.9999.
 EFFECTIVE_BETA = 0.999

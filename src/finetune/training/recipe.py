@@ -29,7 +29,6 @@ class Facts:
 
     Attributes:
         class_counts: training pictures of each class.
-        val_images: held-out pictures.
         pretrained: whether the backbone brings pretrained weights.
         stages: names of the network's stages, from the stem to ``"head"``.
         can_keep: whether the network can be cut between its stages, so that the activations of
@@ -40,7 +39,6 @@ class Facts:
     """
 
     class_counts: Sequence[int]
-    val_images: int
     pretrained: bool
     stages: Sequence[str]
     can_keep: bool
@@ -160,7 +158,6 @@ def facts_about(
         can_keep = False
     return Facts(
         class_counts=list(datamodule.class_counts("train").values()),
-        val_images=len(datamodule.images("val")),
         pretrained=pretrained,
         stages=stages,
         can_keep=can_keep,
