@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.training.feature_store import FeatureStore
     from finetune.training.phases import TrainerSettings
     from finetune.training.recipe import Choice
 
@@ -104,6 +105,8 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
         write_text(folder / "config.yaml", notes + cli.config_yaml())
         cli.datamodule.write_records(folder)
     epochs = next(choice.value for choice in recipe if choice.name == "epochs")
+    if cli.model.teacher is not None:
+        teach(cli, cli.model.teacher)
     with keep_earlier_epochs(folder / "metrics.csv"):
         try:
             run_phases(cli, folder, epochs, deadline=deadline, say=print if is_first else _silent)
@@ -155,6 +158,19 @@ def settle(cli: FinetuneCLI) -> tuple[Choice, ...]:
     return recipe
 
 
+def teach(cli: FinetuneCLI, teacher: str) -> None:
+    """Ask the teacher about the training pictures, once; its answers become soft labels."""
+    from finetune.commands.teaching import teacher_probabilities
+    from finetune.training.phases import linear_head
+
+    if cli.model.hparams["strategy"] == "head" and linear_head(cli.model.network) is not None:
+        raise UsageError(
+            "Expected a strategy with gradient steps beside --model.teacher, found head, which is "
+            "fitted to the labels in closed form; give --model.strategy head-then-all."
+        )
+    cli.datamodule.soft_labels = teacher_probabilities(teacher, cli.datamodule, _store(cli))
+
+
 def does_the_data_suffice(cli: FinetuneCLI) -> str:
     """How what learns, in the strategy's widest phase, compares with the training pictures."""
     from finetune.networks.capacity import data_advice
@@ -176,7 +192,6 @@ def run_phases(
     import torch
 
     from finetune.commands.resuming import copy_best
-    from finetune.training.feature_store import FeatureStore
     from finetune.training.phases import PhasedFit
     from finetune.training.tracking import with_csv_logger
 
@@ -187,8 +202,6 @@ def run_phases(
     def new_trainer(settings: TrainerSettings) -> Trainer:
         return build_trainer(cli, folder, loggers, settings)
 
-    cache_dir = cli.config.data.cache_dir
-    store = FeatureStore(None if cache_dir is None else Path(str(cache_dir)) / "features")
     checkpoints = folder / "checkpoints"
     resume = None if cli.config.ckpt_path is None else Path(cli.config.ckpt_path)
     if resume is not None:
@@ -201,10 +214,20 @@ def run_phases(
         strategy=cli.model.hparams["strategy"],
         epochs=epochs,
         monitor=cli.config.monitor,
-        store=None if cli.config.data.cache == "off" else store,
+        store=_store(cli),
         deadline=deadline,
         say=say,
     ).run(resume)
+
+
+def _store(cli: FinetuneCLI) -> FeatureStore | None:
+    """Where what was computed for a picture is kept; None with ``--data.cache off``."""
+    from finetune.training.feature_store import FeatureStore
+
+    cache_dir = cli.config.data.cache_dir
+    if cli.config.data.cache == "off":
+        return None
+    return FeatureStore(None if cache_dir is None else Path(str(cache_dir)) / "features")
 
 
 def build_trainer(

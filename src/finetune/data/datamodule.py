@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.data.assignment import SplitSettings, assign_splits, check_classes_in_train
@@ -130,6 +131,9 @@ class ImageFolderDataModule(LightningDataModule):
         self._inspections: list[Inspection] | None = None
         self._assigned: ImageFolder | None = None
         self._readers: dict[ImageReader, Reader] = {}
+        # A teacher's probabilities for the training pictures, (N, C), as train batches' third
+        # tensor.
+        self.soft_labels: Tensor | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -209,7 +213,7 @@ class ImageFolderDataModule(LightningDataModule):
         """Shuffled random views of the training pictures."""
         images = self._require("train")
         transform = training_transform(self.preprocessing, self.augmentation, to_float=False)
-        dataset = ImageDataset(images, transform, self.reader())
+        dataset = ImageDataset(images, transform, self.reader(), self.soft_labels)
         # A last batch of one picture has no variance: batch norm cannot train on it.
         lonely = len(images) > self.batch_size and len(images) % self.batch_size == 1
         sampler = ShuffledDraws(len(images), self.seed)
@@ -257,7 +261,7 @@ class ImageFolderDataModule(LightningDataModule):
             write_findings(folder / "bad_images.csv", self.bad_images)
         loader = self.train_dataloader()
         first = itertools.islice(cast(ShuffledDraws, loader.sampler), MOST)
-        images, labels = collate_bytes([loader.dataset[draw] for draw in first])
+        images, labels, *_ = collate_bytes([loader.dataset[draw] for draw in first])
         write_batch_picture(images, labels, self.class_names, folder / "batch.png")
 
     def summary(self) -> str:

@@ -25,8 +25,13 @@ class Draw:
     seed: int
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
+Item = tuple[Tensor, int] | tuple[Tensor, int, Tensor]
+
+
+class ImageDataset(Dataset[Item]):
     """``(transform(reader(path)), label)``; plain paths have the label -1.
+
+    With ``soft_labels`` ``(N, C)`` a third entry is the picture's row of them.
 
     Indexed by a number, or by a :class:`Draw`, whose seed then decides the random view alone: the
     same seed gives the same tensor whatever the number of workers, and the global random state
@@ -38,8 +43,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         images: Sequence[LabelledImage | Path],
         transform: Callable[[Tensor], Tensor],
         reader: Reader | None = None,
+        soft_labels: Tensor | None = None,
     ) -> None:
         self.images = images
+        self.soft_labels = soft_labels
         self.transform = transform
         self.reader: Reader = ImageReader() if reader is None else reader
 
@@ -51,8 +58,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """The file of each picture."""
         return [i.path if isinstance(i, LabelledImage) else i for i in self.images]
 
-    def __getitem__(self, index: int | Draw) -> tuple[Tensor, int]:
-        """The picture as the transform leaves it, and its label."""
+    def __getitem__(self, index: int | Draw) -> Item:
+        """The picture as the transform leaves it, and its label or labels."""
         if not isinstance(index, Draw):
             return self._item(index)
         state = torch.random.get_rng_state()
@@ -63,11 +70,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         finally:
             torch.random.set_rng_state(state)
 
-    def _item(self, index: int) -> tuple[Tensor, int]:
+    def _item(self, index: int) -> Item:
         image = self.images[index]
-        if isinstance(image, LabelledImage):
-            return self.transform(self.reader(image.path)), image.label
-        return self.transform(self.reader(image)), NO_LABEL
+        if not isinstance(image, LabelledImage):
+            return self.transform(self.reader(image)), NO_LABEL
+        view = self.transform(self.reader(image.path))
+        if self.soft_labels is None:
+            return view, image.label
+        return view, image.label, self.soft_labels[index]
 
 
 class ShuffledDraws(Sampler[Draw]):

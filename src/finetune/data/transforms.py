@@ -7,7 +7,7 @@ normalised: the classifier does that. Mixing pictures (mixup, CutMix) happens la
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -68,13 +68,16 @@ def training_transform(
     return v2.Compose(steps)
 
 
-def collate_bytes(items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+def collate_bytes(items: Sequence[tuple[Any, ...]]) -> tuple[Tensor, ...]:
     """``uint8 (C, S, S)`` and labels into a batch: float ``(B, C, S, S)`` in ``[0, 1]``, ``(B,)``.
+
+    Soft labels ``(C,)``, where there are any, become a third tensor ``(B, C)``.
 
     Converting a batch at once moves a quarter of the bytes that stacking floats would.
     """
-    images, labels = zip(*items, strict=True)
-    return torch.stack(images).to(torch.float32).div_(255), torch.tensor(labels)
+    images, labels, *soft_labels = zip(*items, strict=True)
+    batch = torch.stack(images).to(torch.float32).div_(255), torch.tensor(labels)
+    return (*batch, *map(torch.stack, soft_labels))
 
 
 class RandomView(v2.RandomResizedCrop):

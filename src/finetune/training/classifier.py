@@ -10,16 +10,18 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from finetune.errors import CheckpointMismatchError, TrainingError
+from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
 from finetune.networks.factory import create_network, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
 from finetune.training.checkpoints import ENTRY, describe, plain, read_checkpoint
+from finetune.training.distillation import check_teaching, distillation_loss
 from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
 from finetune.training.metrics import classification_metrics
 from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
 
-Batch = tuple[Tensor, Tensor]
+# Images and labels; a third tensor holds a teacher's probabilities (B, C).
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 Stage = Literal["val", "test"]
 # What counts where nothing is given and no recipe has chosen: fitting from Python without phases.
 UNSETTLED = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
@@ -62,6 +64,10 @@ class ImageClassifier(LightningModule):
             hard labels.
         l2_sp: strength of the pull back to the pretrained weights, instead of to zero.
         views: random views of a picture that are computed once and kept, where stages are frozen.
+        teacher: checkpoint, for example of an ensemble, whose probabilities for the training
+            pictures are learned beside the labels; ``finetune fit`` computes them once.
+        teacher_share: weight of the teacher against the labels, in [0, 1].
+        teacher_temperature: softens teacher and student before they are compared, above 0.
     """
 
     mean: Tensor
@@ -92,12 +98,15 @@ class ImageClassifier(LightningModule):
         cutmix_alpha: float = 0.0,
         l2_sp: float = 0.0,
         views: int = 3,
+        teacher: str | None = None,
+        teacher_share: float = 0.5,
+        teacher_temperature: float = 2.0,
     ) -> None:
         super().__init__()
         if batchnorm == "auto":
             batchnorm = "eval" if pretrained else "train"
         # What is needed only at birth is no hyperparameter: a reloaded checkpoint fetches nothing.
-        self.save_hyperparameters(ignore=["pretrained"])
+        self.save_hyperparameters(ignore=["pretrained", "teacher"])
         self.hparams.update(plain({**self.hparams, "batchnorm": batchnorm}))
         self.class_names = _checked_class_names(class_names)
         self.backbone = str(backbone)
@@ -122,6 +131,13 @@ class ImageClassifier(LightningModule):
         self.mix = batch_mixing(
             len(self.class_names), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
         )
+        check_teaching(teacher_temperature, teacher_share)
+        if teacher is not None and self.mix is not None:
+            raise UsageError(
+                "Expected a teacher without --model.mixup_alpha and --model.cutmix_alpha, found "
+                "both: it answers for whole pictures; leave one out."
+            )
+        self.teacher = teacher
         self.settle()
         # Set while lower stages are frozen and their activations kept: batches then hold these
         # activations, and this is what turns them into logits.
@@ -207,7 +223,7 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        images, labels = batch
+        images, labels, *soft_labels = batch
         if self.mix is not None and self.upper is None:
             images, targets = self.mix(images, labels)
         else:
@@ -216,6 +232,10 @@ class ImageClassifier(LightningModule):
         loss = self.loss(logits, targets)
         if auxiliary_logits is not None:
             loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits, targets)
+        if soft_labels:
+            temperature = self.hparams["teacher_temperature"]
+            taught = distillation_loss(logits, soft_labels[0], temperature=temperature)
+            loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
@@ -241,7 +261,7 @@ class ImageClassifier(LightningModule):
         self._conclude("test")
 
     def _evaluate(self, batch: Batch, stage: Stage) -> None:
-        images, labels = batch
+        images, labels = batch[:2]
         logits = self(images)
         (self.val_metrics if stage == "val" else self.test_metrics).update(logits, labels)
         self._batches.append((logits.float(), labels))

@@ -13,8 +13,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,37 @@ class Activations(Dataset[Tensor]):
         for index, (shard, row) in enumerate(self._places):
             stacked[index] = self._shards[shard][row]
         return torch.from_numpy(stacked)
+
+
+def kept_or_computed(
+    store: FeatureStore | None,
+    space: str,
+    keys: Sequence[str],
+    compute: Callable[[list[int]], Iterator[np.ndarray]],
+) -> Activations:
+    """The rows of the keys; what is not kept yet is computed, each key once, and kept.
+
+    Args:
+        store: where to look first and to keep; None keeps in memory only.
+        space: what decides a row beside its key.
+        keys: of the pictures, in the order wanted; the same key may come twice.
+        compute: from indexes into ``keys`` to batches of their rows, in that order.
+    """
+    shards, places = store.find(space) if store else ([], {})
+    first_of = {key: index for index, key in reversed(list(enumerate(keys)))}
+    missing = sorted(index for key, index in first_of.items() if key not in places)
+    if missing:
+        batches = compute(missing)
+        first = next(batches)
+        batches = chain([first], batches)
+        missing_keys = [keys[index] for index in missing]
+        if store is not None and store.fits(len(missing), first.shape[1:]):
+            store.write(space, missing_keys, batches)
+            shards, places = store.find(space)
+        else:
+            places.update({key: (len(shards), row) for row, key in enumerate(missing_keys)})
+            shards.append(np.concatenate(list(batches)))
+    return Activations(shards, [places[key] for key in keys])
 
 
 class FeatureStore:

@@ -25,7 +25,7 @@ from finetune.data.images import content_hash
 from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.preprocessing import Preprocessing
-from finetune.training.feature_store import Activations, FeatureStore
+from finetune.training.feature_store import Activations, FeatureStore, kept_or_computed
 
 FORMAT = 1  # counts up whenever transforms or networks change what they compute
 
@@ -79,23 +79,14 @@ def frozen_features(
     """
     paths = [image.path if isinstance(image, LabelledImage) else image for image in dataset.images]
     keys = [content_hash(path) for path in paths]
-    space = space_key(classifier, boundary, view)
-    shards, places = store.find(space) if store else ([], {})
-    first_of = {key: index for index, key in reversed(list(enumerate(keys)))}
-    missing = sorted(index for key, index in first_of.items() if key not in places)
-    if missing:
+
+    def compute(missing: list[int]) -> Iterator[np.ndarray]:
         draws: list[int | Draw] = [
             index if view is None else Draw(index, view.seed_for(keys[index])) for index in missing
         ]
-        missing_keys = [keys[index] for index in missing]
-        batches = _forward(classifier, dataset, draws, boundary, batch_size, num_workers)
-        if store is not None and store.fits(len(missing), activation_shape(classifier, boundary)):
-            store.write(space, missing_keys, batches)
-            shards, places = store.find(space)
-        else:
-            places.update({key: (len(shards), row) for row, key in enumerate(missing_keys)})
-            shards.append(np.concatenate(list(batches)))
-    return Activations(shards, [places[key] for key in keys])
+        return _forward(classifier, dataset, draws, boundary, batch_size, num_workers)
+
+    return kept_or_computed(store, space_key(classifier, boundary, view), keys, compute)
 
 
 def pictures_of(

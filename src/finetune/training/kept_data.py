@@ -52,7 +52,7 @@ class KeptData(LightningDataModule):
         size = self.original.batch_size
         lonely = len(labels) > size and len(labels) % size == 1
         return DataLoader(
-            _KeptViews(self.views, labels),
+            _KeptViews(self.views, labels, self.original.soft_labels),
             batch_size=size,
             sampler=_ShuffledViews(len(labels), len(self.views), self.original.seed),
             drop_last=lonely,
@@ -71,17 +71,24 @@ class KeptData(LightningDataModule):
         )
 
 
-class _KeptViews(Dataset[tuple[Tensor, int]]):
-    def __init__(self, views: Sequence[Activations], labels: Sequence[int]) -> None:
+class _KeptViews(Dataset[tuple[Any, ...]]):
+    def __init__(
+        self,
+        views: Sequence[Activations],
+        labels: Sequence[int],
+        soft_labels: Tensor | None = None,
+    ) -> None:
         self.views = views
         self.labels = labels
+        self.soft_labels = soft_labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, choice: int | Choice) -> tuple[Tensor, int]:
+    def __getitem__(self, choice: int | Choice) -> tuple[Any, ...]:
         index, view = choice if isinstance(choice, tuple) else (choice, 0)
-        return self.views[view][index], self.labels[index]
+        item = self.views[view][index], self.labels[index]
+        return item if self.soft_labels is None else (*item, self.soft_labels[index])
 
 
 class _ShuffledViews(Sampler[Choice]):
