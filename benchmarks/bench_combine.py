@@ -59,9 +59,7 @@ def main() -> None:
     quality.add_argument("data", nargs="+", type=Path)
     quality.add_argument("--weights", type=Path, required=True, help="of mobilenetv2_100")
     quality.add_argument("--seeds", type=int, default=3)
-    quality.add_argument("--epochs", type=int, default=5)
-    quality.add_argument("--image-size", type=int, default=160)
-    quality.add_argument("--lr", type=float, default=1e-4)
+    quality.add_argument("--lr", type=float, default=5e-4, help="the recipe's, for partial:N")
     quality.add_argument("--runs", type=Path, help="keep and reuse the fits here")
     quality.add_argument("--teacher", action="store_true", help="also distil the greedy ensemble")
     quality.add_argument("--output", type=Path, help="JSON with all figures")
@@ -144,25 +142,31 @@ def fit_member(
     *,
     teacher: Path | None = None,
 ) -> Path:
-    """The best checkpoint of one fit; an earlier one is taken where there is one."""
+    """The checkpoint of one fit by the recipe; an earlier one is taken where there is one."""
     backbone, factor, augmentation = MEMBERS[number]
     name = f"seed{seed}-{number}" + ("-student" if teacher else "")
-    path = runs / f"{name}-1" / "checkpoints" / "best.ckpt"
-    if path.is_file():
-        return path
+    folder = runs / f"{name}-1"
+    if (folder / "metrics.json").is_file():
+        return fine_tuned(folder)
     call = ["fit", "--data.root", str(root), "--runs", str(runs), "--name", name]
     call += ["--data.seed", str(seed), "--seed_everything", str(100 * seed + number)]
-    call += ["--model.backbone", backbone, "--model.image_size", str(options.image_size)]
+    call += ["--model.backbone", backbone]
     call += ["--model.lr", str(options.lr * factor), "--data.augmentation", augmentation]
-    call += ["--model.strategy", "head-then-all"]
-    call += ["--trainer.max_epochs", str(options.epochs)]
     if backbone == "mobilenetv2_100":
         call += ["--model.pretrained", str(options.weights)]
     if teacher is not None:
         call += ["--model.teacher", str(teacher)]
-    if cli.main(call) != 0 or not path.is_file():
+    if cli.main(call) != 0:
         raise SystemExit(f"the fit {name} failed")
-    return path
+    return fine_tuned(folder)
+
+
+def fine_tuned(run: Path) -> Path:
+    """The fine-tuned checkpoint, also where the final layer alone was kept: that is the same for
+    every seed, and nothing to combine.
+    """
+    beside = run / "checkpoints" / "phase2.ckpt"
+    return beside if beside.is_file() else run / "checkpoints" / "best.ckpt"
 
 
 def judged(

@@ -1,3 +1,4 @@
+import time
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import finetune.training.phases as module
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import TrainingError
 from finetune.networks.freezing import network_stages, stages_below
+from finetune.training import time_limit
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.metrics import figures_of
@@ -41,7 +43,16 @@ def classifier_of(datamodule, backbone="test_resnet", seed=0, **settings):
 
 
 def run(
-    colour_folder, folder, strategy, *, epochs=2, callbacks=(), resume=None, data=None, **settings
+    colour_folder,
+    folder,
+    strategy,
+    *,
+    epochs=2,
+    callbacks=(),
+    resume=None,
+    data=None,
+    fit_options=None,
+    **settings,
 ):
     datamodule = data_of(colour_folder, **(data or {}))
     classifier = classifier_of(datamodule, **settings)
@@ -68,6 +79,7 @@ def run(
         strategy=strategy,
         epochs=epochs,
         say=said.append,
+        **(fit_options or {}),
     )
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     fit.run(resume)
@@ -137,7 +149,7 @@ def test_a_harmful_fine_tuning_is_not_delivered(strategy, colour_folder, tmp_pat
     probe = read_checkpoint(tmp_path / "probe" / "best.ckpt").state_dict
     found = fit.classifier.state_dict()
     assert all(torch.equal(found[name], value) for name, value in probe.items())
-    assert any("stays the best" in line for line in said)
+    assert any("earlier phase stays" in line for line in said)
 
 
 def test_a_helpful_fine_tuning_is_delivered_with_honest_confidence(
@@ -276,6 +288,58 @@ def test_a_past_deadline_leaves_the_probe(colour_folder, tmp_path):
     )
     fit.run()
     assert read_checkpoint(tmp_path / "best.ckpt").details["fit"]["phase"] == 0
+
+
+class Rates(Callback):
+    """The learning rate of each step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_time_limit_shortens_the_schedule_and_the_rate_still_falls_to_its_end(
+    colour_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(time_limit, "_seconds_a_step", lambda classifier, loader: 60.0)
+    rates = Rates()
+    an_epoch = 60.0 * time_limit.SLACK * (4 + time_limit.JUDGING_COST * 2)  # 27 and 9 pictures
+    _, _, said = run(
+        colour_folder,
+        tmp_path,
+        "head-then-all",
+        callbacks=[rates],
+        epochs=40,
+        fit_options={"deadline": time.monotonic() + 3.5 * an_epoch},
+    )
+    assert "there is time for 3 of 40 epochs" in said
+    assert len(rates.rates) == 3 * 4
+    assert rates.rates[-1] < 0.01 * max(rates.rates)
+
+
+def test_a_rehearsal_leaves_no_trace(colour_folder):
+    datamodule = data_of(colour_folder)
+    classifier = classifier_of(datamodule, batchnorm="train")
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    random_state = torch.random.get_rng_state()
+    assert time_limit.epochs_within(3600.0, classifier, datamodule, 7) == 7
+    assert time_limit.epochs_within(0.0, classifier, datamodule, 7) == 1
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+
+
+def test_a_phase_that_gains_nothing_stops_early(colour_folder, tmp_path):
+    rates = Rates()
+    settings = {"epochs": 12, "lr": 0.2, "label_smoothing": 0.1, "fit_options": {"patience": 2}}
+    _, _, said = run(colour_folder, tmp_path, "head-then-all", callbacks=[rates], **settings)
+    assert "stopped early: nothing better for 2 epochs" in said
+    assert len(rates.rates) < 12 * 4
+    assert read_checkpoint(tmp_path / "best.ckpt").details["fit"]["phase"] == 0
+    beside = read_checkpoint(tmp_path / "phase2.ckpt")  # nothing is lost: an ensemble may want it
+    assert beside.details["fit"]["phase"] == 1
 
 
 def test_without_held_out_pictures_the_last_epoch_counts(colour_folder, tmp_path):

@@ -9,8 +9,11 @@ import sys
 import time
 
 import pytest
+import torch
 
+from finetune.prediction import predict
 from finetune.training.checkpoints import read_checkpoint
+from finetune.training.classifier import ImageClassifier
 
 FIT = [
     *("--model.backbone", "test_resnet", "--model.pretrained", "false", "--model.image_size", "32"),
@@ -89,7 +92,7 @@ class Keep(Callback):
 
 seed_everything(int(os.environ.get("LOCAL_RANK", 0)))  # replicas must not depend on it
 data = ImageFolderDataModule(sys.argv[1], num_workers=0, cache="off", batch_size=4,
-                             test_fraction=0.0)
+                             val_fraction=0.25, test_fraction=0.0)  # an odd number of val pictures
 data.setup("fit")
 classifier = ImageClassifier(data.class_names, "test_resnet", pretrained=False, image_size=32,
                              batchnorm="eval", lr=1e-3, backbone_lr_factor=1.0)
@@ -107,7 +110,6 @@ PhasedFit(classifier, data, Path("checkpoints"), new_trainer, strategy=sys.argv[
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["head-then-all"])
 def test_two_processes_stay_bit_equal_after_unfreezing(strategy, colour_folder, tmp_path):
-    import torch
 
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -126,4 +128,12 @@ def test_two_processes_stay_bit_equal_after_unfreezing(strategy, colour_folder, 
     assert all(torch.equal(first[name], second[name]) for name in first)
     moved = [name for name in first if not torch.equal(first[name], start[name])]
     assert "network.conv1.0.weight" in moved
-    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+    # The answers of both processes are in the file, in the order of the pictures.
+    last = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    val = last.details["val"]
+    again = ImageClassifier.from_checkpoint(last.path)
+    answers = predict(again, val["paths"], num_workers=0)
+    assert len(val["labels"]) == len(val["paths"]) == 9
+    torch.testing.assert_close(
+        val["logits"].softmax(dim=-1), answers.probabilities, atol=1e-4, rtol=1e-3
+    )

@@ -63,7 +63,11 @@ def check_monitor(cli: FinetuneCLI) -> None:
     """Refuse a figure that no validation gives, before an epoch is spent."""
     from finetune.training.metrics import classification_metrics
 
-    known = ["val/loss", *classification_metrics(len(cli.model.class_names), prefix="val/")]
+    known = [
+        "val/loss",
+        "val/nll_rescaled",
+        *classification_metrics(len(cli.model.class_names), prefix="val/"),
+    ]
     if cli.config.monitor not in known:
         raise UsageError(
             f"Expected --monitor to be one of {', '.join(known)}, found {cli.config.monitor!r}."
@@ -149,9 +153,11 @@ def settle(cli: FinetuneCLI) -> tuple[Choice, ...]:
     names = ("strategy", "lr", "backbone_lr_factor", "label_smoothing")
     given = {name: cli.model.hparams[name] for name in names}
     given["epochs"] = cli.config.trainer.max_epochs
+    given["patience"] = cli.config.patience
     recipe = choose_recipe(facts, given)
     settled = {choice.name: choice.value for choice in recipe}
     cli.config.trainer.max_epochs = settled.pop("epochs")
+    cli.config.patience = settled.pop("patience", None)
     for name, value in settled.items():
         cli.config.model[name] = value
     cli.model.settle(**settled)
@@ -214,6 +220,7 @@ def run_phases(
         strategy=cli.model.hparams["strategy"],
         epochs=epochs,
         monitor=cli.config.monitor,
+        patience=cli.config.patience or 0,
         store=_store(cli),
         deadline=deadline,
         say=say,

@@ -83,8 +83,24 @@ def fit_many(fits: ManyFits, group: Path) -> int:
     elif "fold-0" in fits.members:
         print(f"next: finetune report {group}/fold-*-1 --folds --output folds.html")
     else:
-        print(f"next: finetune ensemble {group}/seed-*-1 --data.root DIR --output ensemble.ckpt")
+        members = f"{group}/seed-*-1{_fine_tuned(group)}"
+        print(f"next: finetune ensemble {members} --data.root DIR --output ensemble.ckpt")
     return 1 if failed else 0
+
+
+def _fine_tuned(group: Path) -> str:
+    """Where, below its run, each seed's fine-tuned checkpoint lies if the best are all probes.
+
+    Probes of one split are alike whatever their seed, so together they would bring nothing.
+    """
+    from finetune.training.checkpoints import read_checkpoint
+
+    runs = [run / "checkpoints" for run in group.glob("seed-*-1")]
+    phases = [read_checkpoint(run / "best.ckpt").details["fit"]["phase"] for run in runs]
+    if any(phases) or not all((run / "phase2.ckpt").is_file() for run in runs):
+        return ""
+    print("the final layer alone is the best of each, and alike; the fine-tuned ones differ")
+    return "/checkpoints/phase2.ckpt"
 
 
 def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:

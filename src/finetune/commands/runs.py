@@ -69,6 +69,7 @@ def write_text(path: Path, text: str) -> None:
 
 CONTENTS = {
     "checkpoints/best.ckpt": "the best epoch; needs nothing else",
+    "checkpoints/phase2.ckpt": "fine-tuned, but not clearly better; for ensembles",
     "checkpoints/last.ckpt": "the last epoch; a fit can be resumed from it",
     "config.yaml": "every setting; finetune fit --config makes the same run again",
     "split.csv": "which image went into train, val or test",

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
@@ -83,6 +84,12 @@ class FinetuneCLI(LightningCLI):
                 type=str,
                 default="val/nll",
                 help="Figure that picks the best epoch: val/nll, val/loss, val/accuracy, ...",
+            )
+            parser.add_argument(
+                "--patience",
+                type=NonNegativeInt | None,
+                default=None,
+                help="Epochs without a better one after which a phase stops; 0: none stops.",
             )
             parser.add_argument(
                 "--time-limit",

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from finetune.training.checkpoints import ENTRY, read_checkpoint, write_checkpoint
 from finetune.training.metrics import figures_of
@@ -19,17 +21,45 @@ def higher_is_better(monitor: str) -> bool:
     return monitor.split("/")[-1] in HIGHER_IS_BETTER
 
 
-def score(path: Path, monitor: str) -> tuple[float, float]:
-    """How good a checkpoint's held-out answers are; higher is better, ties are told by NLL.
+def figure(path: Path, monitor: str) -> float | None:
+    """A held-out figure of a checkpoint, from its answers; None where nothing was held out."""
+    val = _answers(path)
+    if val is None:
+        return None
+    figures = figures_of(*val)
+    return figures.get(monitor.split("/")[-1], figures["nll"])
 
-    Where nothing was held out, the later file is the better one.
+
+def clearly_better(path: Path, simpler: Path, monitor: str) -> bool:
+    """Whether a later phase's checkpoint is to replace that of the simpler phase before it.
+
+    Where the figure is an NLL, its gain has to exceed its standard error over the held-out
+    pictures: with a few dozen of them a smaller one is chance, and the simpler classifier is the
+    safer. Other figures are compared as they are, ties told by NLL. Where nothing was held out,
+    the later phase is the better one.
+
+    Source: the one-standard-error rule, Breiman et al., Classification and regression trees, 1984.
     """
+    after, before = _answers(path), _answers(simpler)
+    if after is None or before is None:
+        return True
+    if higher_is_better(monitor):
+        later, earlier = figures_of(*after), figures_of(*before)
+        name = monitor.split("/")[-1]
+        return (later[name], -later["nll"]) > (earlier[name], -earlier["nll"])
+    gains = _losses(*before) - _losses(*after)
+    if len(gains) < 2:
+        return bool(gains.sum() > 0)
+    return bool(gains.mean() > gains.std() / len(gains) ** 0.5)
+
+
+def _answers(path: Path) -> tuple[Tensor, Tensor] | None:
     val = read_checkpoint(path).details.get("val")
-    if val is None or not len(val["labels"]):
-        return path.stat().st_mtime, 0.0
-    figures = figures_of(val["logits"], val["labels"])
-    figure = figures.get(monitor.split("/")[-1], figures["nll"])
-    return (figure if higher_is_better(monitor) else -figure), -figures["nll"]
+    return None if val is None or not len(val["labels"]) else (val["logits"], val["labels"])
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(logits.double(), labels, reduction="none")
 
 
 def rescale(path: Path, head: Iterable[str]) -> None:

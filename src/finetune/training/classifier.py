@@ -19,6 +19,7 @@ from finetune.training.distillation import check_teaching, distillation_loss
 from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
 from finetune.training.metrics import classification_metrics
 from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
+from finetune.training.rescaling import rescaled_nll
 
 # Images and labels; a third tensor holds a teacher's probabilities (B, C).
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -273,8 +274,21 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics.compute())
         metrics.reset()
         logits, labels = zip(*self._batches, strict=True)
-        self.answers[stage] = torch.cat(logits).cpu(), torch.cat(labels).cpu()
+        answers = self._in_order(torch.cat(logits), stage), self._in_order(torch.cat(labels), stage)
         self._batches.clear()
+        self.answers[stage] = answers
+        if stage == "val":
+            self.log("val/nll_rescaled", rescaled_nll(*answers))
+
+    def _in_order(self, answers: Tensor, stage: Stage) -> Tensor:
+        """All processes' answers in the order of the images, which they have dealt out in turn."""
+        if self.trainer.world_size == 1:
+            return answers.cpu()
+        gathered = self.all_gather(answers)  # (processes, N, ...)
+        assert isinstance(gathered, Tensor)
+        dealt = gathered.transpose(0, 1).flatten(0, 1)
+        # The first ones are dealt again in the end, so that every process has as many.
+        return dealt[: len(getattr(self.trainer, f"{stage}_dataloaders").dataset)].cpu()
 
     def configure_optimizers(self) -> Any:
         """The optimizer with a real learning rate per group, and a schedule by steps."""
@@ -300,20 +314,19 @@ class ImageClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file self-sufficient."""
         datamodule = getattr(self.trainer, "datamodule", None) if self._trainer else None
-        whole = datamodule is not None and self.trainer.world_size == 1
         checkpoint["state_dict"] = {
             # Training may use another memory format; files hold the usual one.
             name: value.contiguous()
             for name, value in checkpoint["state_dict"].items()
         }
-        checkpoint[ENTRY] = self.entry(datamodule, with_answers=whole)
+        checkpoint[ENTRY] = self.entry(datamodule)
 
-    def entry(self, datamodule: Any = None, *, with_answers: bool = True) -> dict[str, Any]:
+    def entry(self, datamodule: Any = None) -> dict[str, Any]:
         """What a checkpoint says beside the weights; see ``finetune.training.checkpoints``."""
         details = dict(self.details)
         if datamodule is not None:
             details["data"] = plain(dict(datamodule.hparams))
-        if datamodule is not None and with_answers and "val" in self.answers:
+        if datamodule is not None and "val" in self.answers:
             logits, labels = self.answers["val"]
             # Fewer answers than images where the trainer limits its validation batches.
             images = datamodule.images("val")[: len(labels)]

@@ -1,13 +1,12 @@
-"""Callbacks of every fit: repeatable randomness, a stop on a loss that is no number, L2-SP."""
+"""Callbacks of every fit: repeatable randomness, a stop where nothing is gained, L2-SP."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from typing_extensions import override
 
@@ -30,25 +29,6 @@ class EpochSeed(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mixed = (self.seed * 1_000_003 + trainer.current_epoch) * 1009 + trainer.global_rank
         torch.manual_seed(mixed % 2**63)
-
-
-class Deadline(Callback):
-    """Ends a fit in good order after the first step beyond a moment of ``time.monotonic()``."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-
-    @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        over = time.monotonic() >= self.deadline
-        trainer.should_stop = trainer.should_stop or bool(trainer.strategy.broadcast(over))
 
 
 class StopOnNonFiniteLoss(Callback):
@@ -85,6 +65,27 @@ class StopOnNonFiniteLoss(Callback):
             f"lower it (--model.lr {rate / 10:.1g}), or use --trainer.precision 32-true; the "
             "checkpoints of earlier epochs are kept."
         )
+
+
+class StopWhenNotBetter(EarlyStopping):
+    """Ends a phase that has not bettered the best of the phases before it for some epochs.
+
+    A class of its own, so that a user's ``EarlyStopping`` may stand beside it.
+
+    Args:
+        monitor: the figure.
+        higher_is_better: its direction.
+        patience: epochs, at least 1.
+        best: the figure to better; None where there is none yet.
+    """
+
+    def __init__(
+        self, monitor: str, *, higher_is_better: bool, patience: int, best: float | None
+    ) -> None:
+        mode = "max" if higher_is_better else "min"
+        super().__init__(monitor, mode=mode, patience=patience, check_finite=False)
+        if best is not None:
+            self.best_score = torch.tensor(best)
 
 
 class L2SP(Callback):

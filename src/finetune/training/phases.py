@@ -1,9 +1,10 @@
 """Runs a strategy: its phases one after the other, the best of them kept.
 
 After every phase ``checkpoints/best.ckpt`` is the best so far by held-out NLL (or the figure that
-was asked for), so fine-tuning never delivers a worse classifier than the probe it started from.
-``checkpoints/last.ckpt`` is the end of the last epoch, from which a fit goes on as if it had never
-been disturbed.
+was asked for), so fine-tuning never delivers a worse classifier than the probe it started from. A
+phase that does not clearly better it stays beside it as ``phase2.ckpt`` and so on, which an
+ensemble can use. ``checkpoints/last.ckpt`` is the end of the last epoch, from which a fit goes on
+as if it had never been disturbed.
 """
 
 from __future__ import annotations
@@ -23,17 +24,23 @@ from torch import Tensor, nn
 
 from finetune.errors import NetworkError, TrainingError
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
-from finetune.training.candidates import higher_is_better, rescale, score
+from finetune.training.candidates import clearly_better, figure, higher_is_better, rescale
 from finetune.training.checkpoints import read_checkpoint, read_content, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.feature_store import Activations, FeatureStore
 from finetune.training.features import View, activation_shape, frozen_features, pictures_of
-from finetune.training.keeping_alive import L2SP, Deadline, EpochSeed, StopOnNonFiniteLoss
+from finetune.training.keeping_alive import (
+    L2SP,
+    EpochSeed,
+    StopOnNonFiniteLoss,
+    StopWhenNotBetter,
+)
 from finetune.training.kept_data import KeptData
 from finetune.training.losses import class_weights
 from finetune.training.metrics import figures_of
 from finetune.training.probe import Probe, fit_probe
 from finetune.training.strategies import Phase, epochs_of, phases_of
+from finetune.training.time_limit import Deadline, epochs_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class PhasedFit:
         strategy: any but ``auto``.
         epochs: of all phases together.
         monitor: the held-out figure that picks epochs and phases.
+        patience: epochs without a better one after which a phase stops; 0: none stops.
         store: of the activations; None keeps them in memory.
         deadline: in ``time.monotonic()`` seconds; no phase goes on beyond it.
         say: gets a line about each phase.
@@ -69,6 +77,7 @@ class PhasedFit:
     strategy: str
     epochs: int
     monitor: str = "val/nll"
+    patience: int = 0
     store: FeatureStore | None = None
     deadline: float | None = None
     say: Callable[[str], None] = print
@@ -85,7 +94,8 @@ class PhasedFit:
         first, inside = 0, None
         if resume is not None:
             first, inside = self._resume(resume, len(phases))
-        for index, epochs in enumerate(epochs_of(phases, self.epochs)):
+        counts = epochs_of(phases, self.epochs)
+        for index, epochs in enumerate(counts):
             if index < first:
                 continue
             if index > 0 and self._remaining() == 0:
@@ -95,7 +105,9 @@ class PhasedFit:
             if phases[index].kind == "probe":
                 self._probe(index)
             else:
-                self._train(index, phases[index], epochs, inside if index == first else None)
+                share = epochs / sum(counts[index:])
+                inside = inside if index == first else None
+                self._train(index, phases[index], epochs, share, inside)
         freeze(network, (), batch_norm=self.classifier.hparams["batchnorm"])
         if self.best.is_file():
             self._load(self.best)
@@ -185,13 +197,18 @@ class PhasedFit:
 
     # --- gradient steps ----------------------------------------------------------------------
 
-    def _train(self, index: int, phase: Phase, epochs: int, inside: Path | None) -> None:
+    def _train(
+        self, index: int, phase: Phase, epochs: int, time_share: float, inside: Path | None
+    ) -> None:
         classifier, network = self.classifier, self.classifier.network
         batch_norm = classifier.hparams["batchnorm"]
         freeze(network, stages_below(network, phase.boundary), batch_norm=batch_norm)
         kept = self._kept(phase.boundary, epochs)
         classifier.upper = None if kept is None else split_at(network, phase.boundary).top
         network.to(memory_format=torch.channels_last)
+        data = kept or self.datamodule
+        remaining = self._remaining()
+        seconds = None if remaining is None or inside is not None else time_share * remaining
         what = (
             "everything"
             if phase.boundary == next(iter(network_stages(network)))
@@ -200,17 +217,21 @@ class PhasedFit:
         how = "" if kept is None else f", on activations kept in {len(kept.views)} views"
         self.say(f"phase {index + 1}: {what} for {epochs} epochs{how}")
         try:
-            self._fit(index, kept or self.datamodule, epochs, inside)
+            self._fit(index, data, epochs, seconds, inside)
         finally:
             classifier.upper = None
             network.to(memory_format=torch.contiguous_format)
 
-    def _fit(self, index: int, data: Any, epochs: int, inside: Path | None) -> None:
+    def _fit(
+        self, index: int, data: Any, epochs: int, seconds: float | None, inside: Path | None
+    ) -> None:
         start = {name: value.clone() for name, value in self.classifier.state_dict().items()}
         whole_batch, accumulate = self.datamodule.batch_size, 1
         while True:
             best, last = self._checkpoints(index)
             callbacks = [EpochSeed(self.datamodule.seed), StopOnNonFiniteLoss(), best, last]
+            stopper = self._stopper()
+            callbacks += stopper
             if self.deadline is not None:
                 callbacks.append(Deadline(self.deadline))
             if self._penalty is not None:
@@ -218,6 +239,8 @@ class PhasedFit:
             settings = TrainerSettings(epochs, callbacks, accumulate)
             self.trainer = self.new_trainer(settings)
             try:
+                if seconds is not None and self.trainer.world_size == 1:
+                    self._shorten(self.trainer, data, epochs, seconds)
                 self.classifier.train()  # Lightning begins in whatever mode it finds
                 with _expected_warnings_off():
                     self.trainer.fit(
@@ -237,7 +260,38 @@ class PhasedFit:
                 self.classifier.load_state_dict(start)
         if self.trainer.interrupted:
             raise KeyboardInterrupt
+        if any(each.stopped_epoch for each in stopper):
+            self.say(f"stopped early: nothing better for {self.patience} epochs")
         self._keep_better(Path(best.best_model_path))
+
+    def _shorten(self, trainer: Trainer, data: Any, epochs: int, seconds: float) -> None:
+        """Fewer epochs where the time does not suffice for all."""
+        fitting = epochs_within(seconds, self.classifier, data, epochs)
+        if fitting < epochs:
+            self.say(f"there is time for {fitting} of {epochs} epochs")
+            trainer.fit_loop.max_epochs = fitting
+
+    @property
+    def _watched(self) -> str:
+        """The figure by which epochs are told apart.
+
+        What label smoothing does to the confidence is put right in the end, so it counts neither
+        for nor against an epoch.
+        """
+        smoothed = self.classifier.setting("label_smoothing")
+        return "val/nll_rescaled" if smoothed and self.monitor == "val/nll" else self.monitor
+
+    def _stopper(self) -> list[StopWhenNotBetter]:
+        if not self.patience or not self.datamodule.images("val"):
+            return []
+        return [
+            StopWhenNotBetter(
+                self._watched,
+                higher_is_better=higher_is_better(self.monitor),
+                patience=self.patience,
+                best=figure(self.best, self.monitor) if self.best.is_file() else None,
+            )
+        ]
 
     def _checkpoints(self, index: int) -> tuple[ModelCheckpoint, ModelCheckpoint]:
         """Two callbacks: Lightning's save_last writes only when there is a new best."""
@@ -245,7 +299,7 @@ class PhasedFit:
         best = ModelCheckpoint(
             dirpath=self.folder,
             filename="best" if index == 0 else f"phase{index + 1}",
-            monitor=self.monitor if has_val else None,
+            monitor=self._watched if has_val else None,
             mode="max" if higher_is_better(self.monitor) else "min",
             auto_insert_metric_name=False,
             enable_version_counter=False,
@@ -268,12 +322,13 @@ class PhasedFit:
             if self.classifier.setting("label_smoothing"):
                 rescale(found, network_stages(self.classifier.network)["head"])
             if found.absolute() != self.best.absolute():
-                better = score(found, self.monitor) > score(self.best, self.monitor)
-                if better:
+                if clearly_better(found, self.best, self.monitor):
                     found.replace(self.best)
                 else:
-                    self.say("the earlier phase stays the best on the held-out pictures")
-                    found.unlink()
+                    self.say(
+                        "the earlier phase stays: not clearly bettered on held-out pictures; "
+                        f"this one is kept in {found.name}"
+                    )
         self.trainer.strategy.barrier()
 
     # --- activations -------------------------------------------------------------------------

@@ -20,6 +20,7 @@ FEW_PICTURES_A_CLASS = 10
 STEPS = {"cpu": 100, "accelerator": 500}
 STEPS_FROM_SCRATCH = 1000
 EPOCHS_AT_LEAST, EPOCHS_AT_MOST = 3, 50
+PATIENCE_AT_LEAST = 3
 MANY_PICTURES = 20_000
 
 
@@ -66,9 +67,9 @@ class Choice:
 
 
 def choose_recipe(facts: Facts, given: Mapping[str, Any]) -> tuple[Choice, ...]:
-    """A choice for each of strategy, epochs, lr, backbone_lr_factor and label_smoothing.
+    """A choice for each of strategy, epochs, patience, lr, backbone_lr_factor, label_smoothing.
 
-    The strategy ``head`` is fitted in closed form and needs none of the last three.
+    The strategy ``head`` is fitted in closed form and needs none of the last four.
 
     Args:
         facts: see :class:`Facts`.
@@ -78,6 +79,7 @@ def choose_recipe(facts: Facts, given: Mapping[str, Any]) -> tuple[Choice, ...]:
     rules = {
         "strategy": _strategy,
         "epochs": _epochs,
+        "patience": _patience,
         "lr": _rate,
         "backbone_lr_factor": _backbone_factor,
         "label_smoothing": _smoothing,
@@ -116,6 +118,13 @@ def _epochs(facts: Facts, settled: Mapping[str, Any]) -> tuple[int, str]:
     a_pass = max(1, math.ceil(facts.train_images / facts.batch_size))
     epochs = min(EPOCHS_AT_MOST, max(EPOCHS_AT_LEAST, math.ceil(steps / a_pass)))
     return epochs, f"about {epochs * a_pass} steps of {facts.batch_size} pictures"
+
+
+def _patience(facts: Facts, settled: Mapping[str, Any]) -> tuple[int, str]:
+    if not facts.pretrained:
+        return 0, "from scratch the late epochs are the best"
+    third = max(PATIENCE_AT_LEAST, math.ceil(settled["epochs"] / 3))
+    return third, "epochs without a better one, a third of all, after which a phase stops"
 
 
 def _rate(facts: Facts, settled: Mapping[str, Any]) -> tuple[float, str]:
