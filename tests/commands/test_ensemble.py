@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from finetune import cli
 from finetune.combining.ensemble import Ensemble
@@ -51,6 +52,34 @@ def test_selected_and_calibrated_in_one_go_then_predicted_with(
     assert "prediction_set" in header
 
 
+def test_many_heads_share_the_backbone_of_one_fit_and_its_file(
+    write_probe: WriteCheckpoint, colour_folder: Path, tmp_path: Path
+) -> None:
+    path, output = write_probe("h0"), tmp_path / "heads.ckpt"
+    call = ["ensemble", str(path), "--heads", "5", "--data.root", str(colour_folder)]
+    assert cli.main([*call, "--data.cache", "off", "--output", str(output)]) == 0
+    ensemble = Ensemble.from_file(output)
+    assert len(ensemble.parts) == 5
+    assert output.stat().st_size < 2 * path.stat().st_size
+    weights = [member.classifier.network.get_classifier().weight for member in ensemble.parts]
+    assert not torch.equal(weights[0], weights[1])
+    pictures = sorted(colour_folder.rglob("*.png"))
+    found = predict(ensemble, pictures)
+    right = [label == path.parent.name for label, path in zip(found.labels, pictures, strict=True)]
+    assert sum(right) >= 0.9 * len(right)
+
+
+def test_the_members_differences_are_drawn(
+    write_probe: WriteCheckpoint, colour_folder: Path, tmp_path: Path
+) -> None:
+    paths = [str(write_probe(f"d{seed}", noise=3.0, seed=seed)) for seed in range(3)]
+    output, figure = tmp_path / "ensemble.ckpt", tmp_path / "diversity.png"
+    call = ["ensemble", *paths, "--data.root", str(colour_folder), "--data.cache", "off"]
+    assert cli.main([*call, "--figure", str(figure), "--output", str(output)]) == 0
+    with Image.open(figure) as drawn:
+        assert min(drawn.size) > 200
+
+
 def test_what_cannot_be_done_is_one_line(
     write_probe: WriteCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +87,8 @@ def test_what_cannot_be_done_is_one_line(
     for call, code, message in [
         (["ensemble", path, "--select", "greedy", "--output", new], 2, "--data.root"),
         (["ensemble", path, "--calibrate", "--output", new], 2, "--data.root"),
+        (["ensemble", path, "--heads", "3", "--output", new], 2, "--data.root"),
+        (["ensemble", path, "--figure", "f.png", "--output", new], 2, "--data.root"),
         (["ensemble", path, "--coefficients", "1", "2", "--output", new], 2, "coefficient"),
         (["ensemble", str(tmp_path), "--output", new], 1, "best.ckpt"),
     ]:

@@ -97,9 +97,30 @@ def test_validate_and_test_write_beside_the_fit(own_run: Path, colour_folder: Pa
         arguments = [verb, f"--ckpt_path={checkpoint}", f"--data.root={colour_folder}"]
         assert main([*arguments, "--trainer.accelerator=cpu"]) == 0
     after = figures(own_run)
-    assert after["val"] == pytest.approx(before, rel=1e-4)
+    assert {k: after["val"][k] for k in before} == pytest.approx(before, rel=1e-4)
     assert "accuracy" in after["test"]
     assert (own_run / "metrics.csv").read_bytes() == log, "the log of the fit was overwritten"
+
+
+def test_another_folder_does_not_overwrite_the_test_of_the_first(
+    own_run: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "elsewhere" / "others"
+    shutil.copytree(colour_folder, other)
+    best = f"--ckpt_path={own_run}/checkpoints/best.ckpt"
+    small = ["--trainer.accelerator=cpu", "--data.cache=off"]
+    assert main(["test", best, f"--data.root={colour_folder}", *small]) == 0
+    first = figures(own_run)["test"]
+    page = (own_run / "report" / "index.html").read_bytes()
+    for _ in range(2):  # a second time replaces its own
+        assert main(["test", best, f"--data.root={other}", *small]) == 0
+        after = figures(own_run)
+        assert after["test"] == first
+        assert after["test-others"]["pictures"] == str(other.resolve())
+        assert after["test-others"]["ms_per_picture"] > 0
+        assert set(after) == {"val", "test", "test-others"}
+    assert (own_run / "report" / "index.html").read_bytes() == page
+    assert (own_run / "report-others" / "index.html").is_file()
 
 
 def test_no_training_image_is_ever_tested(own_run: Path, colour_folder: Path) -> None:

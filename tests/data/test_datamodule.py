@@ -35,6 +35,28 @@ def all_batches(module: ImageFolderDataModule) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
+def test_balanced_epochs_draw_every_class_equally_often(paint: Painter, tmp_path: Path) -> None:
+    for name, count in {"rare": 4, "usual": 40}.items():
+        for number in range(count):
+            paint(f"r/{name}/{number}.png")
+    settings = {"val_fraction": 0.0, "test_fraction": 0.0, "seed": 3}
+    module = data(tmp_path / "r", balanced=True, **settings)
+    loader = module.train_dataloader()
+    epochs = []
+    for epoch in range(20):
+        loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        epochs.append([draw.index for draw in loader.sampler])
+    assert all(len(epoch) == 44 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    labels = [image.label for image in module.images("train")]
+    share = sum(labels[index] == 0 for epoch in epochs for index in epoch) / (20 * 44)
+    assert share == pytest.approx(0.5, abs=4 * 0.5 / (20 * 44) ** 0.5)  # four standard errors
+    again = data(tmp_path / "r", balanced=True, **settings).train_dataloader().sampler
+    assert [draw.index for draw in again] == epochs[0]
+    plain = data(tmp_path / "r", **settings).train_dataloader().sampler
+    assert sorted(draw.index for draw in plain) == list(range(44))
+
+
 def test_an_unsplit_folder_is_held_out_by_class(unsplit: Path) -> None:
     module = data(unsplit)
     assert module.class_names == ("ant", "bee", "wasp")

@@ -178,3 +178,21 @@ def test_mistakes_are_told():
     network.requires_grad_(False)
     with pytest.raises(TrainingError, match="trainable"):
         parameter_groups(network, lr=0.1)
+
+
+def test_the_rate_falls_to_zero_in_each_cycle_and_starts_anew():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    schedule = warmup_cosine(optimizer, 30, 3, cycles=3)
+    rates = []
+    for _ in range(30):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[10] == rates[20] == 1.0
+    assert all(rates[end] < 0.06 for end in (9, 19, 29))
+    assert rates[10:20] == pytest.approx(rates[20:30])
+    assert optimizer.param_groups[0]["lr"] == 0
+    with pytest.raises(UsageError, match="shorten the warm-up"):
+        warmup_cosine(optimizer, 30, 10, cycles=3)

@@ -2,6 +2,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer
@@ -9,11 +10,14 @@ from lightning.pytorch.callbacks import Callback
 
 import finetune.training.phases as module
 from finetune.data.datamodule import ImageFolderDataModule
+from finetune.data.dataset import balancing_weights
 from finetune.errors import TrainingError
 from finetune.networks.freezing import network_stages, stages_below
 from finetune.training import time_limit
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
+from finetune.training.feature_store import Activations
+from finetune.training.kept_data import KeptData
 from finetune.training.metrics import figures_of
 from finetune.training.phases import PhasedFit
 
@@ -340,6 +344,47 @@ def test_a_phase_that_gains_nothing_stops_early(colour_folder, tmp_path):
     assert read_checkpoint(tmp_path / "best.ckpt").details["fit"]["phase"] == 0
     beside = read_checkpoint(tmp_path / "phase2.ckpt")  # nothing is lost: an ensemble may want it
     assert beside.details["fit"]["phase"] == 1
+
+
+def test_balanced_draws_reach_the_probe(colour_folder, tmp_path, monkeypatch):
+    datamodule = data_of(colour_folder, balanced=True)
+    classifier = classifier_of(datamodule)
+    fit = PhasedFit(classifier, datamodule, tmp_path, pytest.fail, strategy="head", epochs=1)
+    labels = torch.tensor([0] * 6 + [1] * 2 + [2])
+    monkeypatch.setattr(ImageFolderDataModule, "draw_weights", balancing_weights(labels.tolist()))
+    weights = fit._sample_weights(labels)
+    sums = torch.zeros(3, dtype=torch.float64).index_add_(0, labels, weights)
+    torch.testing.assert_close(sums, torch.full((3,), 3.0, dtype=torch.float64))
+
+
+def test_kept_activations_are_drawn_as_pictures_are(colour_folder):
+    datamodule = data_of(colour_folder, balanced=True)
+    count = len(datamodule.images("train"))
+    rows = Activations(
+        [np.arange(count, dtype=np.float32)[:, None]], [(0, i) for i in range(count)]
+    )
+    kept = KeptData(datamodule, [rows], None)
+    drawn = [int(value) for batch, _ in kept.train_dataloader() for value in batch[:, 0]]
+    expected = [draw.index for draw in datamodule.train_dataloader().sampler]
+    assert drawn == expected
+    assert len(set(drawn)) < count, "with replacement"
+
+
+@pytest.mark.parametrize("data", [{}, {"val_fraction": 0.0}], ids=["val", "no val"])
+def test_snapshots_are_the_weights_at_the_end_of_each_cycle(data, colour_folder, tmp_path):
+    rates = Rates()
+    settings = {"epochs": 5, "snapshots": 3, "fit_options": {"patience": 1}, "data": data}
+    fit, _, _ = run(colour_folder, tmp_path, "head-then-all", callbacks=[rates], **settings)
+    a_cycle = len(rates.rates) // 3
+    assert len(rates.rates) == 6 * len(fit.datamodule.train_dataloader())  # 5, rounded up to cycles
+    lasts = [rates.rates[end * a_cycle - 2] for end in (1, 2, 3)]  # noted after each step's update
+    assert max(lasts) < max(rates.rates) / 3
+    kept = [read_checkpoint(tmp_path / f"snapshot{n}.ckpt").state_dict for n in (1, 2, 3)]
+    last = read_checkpoint(tmp_path / "last.ckpt").state_dict
+    assert all(torch.equal(kept[2][name], value) for name, value in last.items())
+    name = "network.conv1.0.weight"
+    assert not torch.equal(kept[0][name], kept[1][name])
+    assert not (tmp_path / "snapshot4.ckpt").exists()
 
 
 def test_without_held_out_pictures_the_last_epoch_counts(colour_folder, tmp_path):

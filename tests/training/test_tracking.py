@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from finetune import ImageClassifier, ImageFolderDataModule
-from finetune.training.tracking import TrackedTables, finish_tracking, with_csv_logger
+from finetune.cli import main
+from finetune.training.tracking import finish_tracking, track_best, with_csv_logger
 
 BLOCK = 32 * 1024
 
@@ -65,7 +66,6 @@ def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
         logger=with_csv_logger(WandbLogger(project="test", offline=True), folder),
         callbacks=[
             ModelCheckpoint(folder / "checkpoints", "best", monitor="val/nll"),
-            TrackedTables(),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -73,6 +73,7 @@ def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
         log_every_n_steps=1,
     )
     trainer.fit(classifier, datamodule)
+    track_best(trainer.loggers, classifier, datamodule)
     finish_tracking(folder / "checkpoints" / "best.ckpt")
     wandb.teardown()  # its writing process ends, so the file is complete
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
@@ -88,12 +89,38 @@ def test_figures_tables_and_checkpoint_are_found_in_the_file(
     logits, labels = classifier.answers["val"]
     accuracy = float((logits.argmax(-1) == labels).float().mean())
     assert logged["val/accuracy"][-1] == pytest.approx(accuracy)
+    assert logged["best/accuracy"] == [pytest.approx(accuracy)]
     assert len(logged["val/nll"]) == len(logged["train/loss"]) == 2
     assert logged["val/worst_predictions/nrows"] == [len(labels)]
     assert logged["val/confusion_matrix_table/nrows"] == [9]
     names = [r.artifact.name for r in records(log) if r.WhichOneof("record_type") == "artifact"]
     assert any(name.endswith("-best") for name in names)
     assert (tmp_path / "run" / "metrics.csv").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*protobuf.*", "ignore::DeprecationWarning")
+def test_a_test_adds_its_figures_and_report_to_the_run_of_the_fit(colour_folder: Path) -> None:
+    data = [f"--data.root={colour_folder}", "--data.cache=off", "--trainer.accelerator=cpu"]
+    small = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.image_size=32"]
+    logger = "lightning.pytorch.loggers.WandbLogger"
+    tracked = [f"--trainer.logger={logger}", "--trainer.logger.offline=true"]
+    assert main(["fit", *data, *small, *tracked, "--model.strategy=head", "--name=run"]) == 0
+    best = "runs/run-1/checkpoints/best.ckpt"
+    assert main(["test", *data, f"--ckpt_path={best}"]) == 0
+    wandb.teardown()
+    first, second = sorted(Path("runs/run-1/wandb").glob("offline-run-*/*.wandb"))
+    ids = [
+        record.run.run_id
+        for log in (first, second)
+        for record in records(log)
+        if record.WhichOneof("record_type") == "run"
+    ]
+    assert len(set(ids)) == 1, "one run, gone on with"
+    logged = history(second)
+    assert logged["test/classes/nrows"] == [3]
+    assert "test/confusion/path" in logged
+    names = [r.artifact.name for r in records(second) if r.WhichOneof("record_type") == "artifact"]
+    assert f"{ids[0]}-report" in names
 
 
 @pytest.mark.filterwarnings("ignore:.*protobuf.*", "ignore::DeprecationWarning")

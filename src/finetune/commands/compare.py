@@ -48,7 +48,16 @@ def leaderboard_lines(
     """The leaderboard as aligned text, then one verdict a pair, the real differences first."""
     best = next(iter(board.evaluations))
     images = len(board.evaluations[best].labels)
-    header = ["", "accuracy", "95 % interval", "macro F1", "NLL", "parameters", "MB"]
+    header = [
+        "",
+        "accuracy",
+        "95 % interval",
+        "macro F1",
+        "NLL",
+        "parameters",
+        "MB",
+        "ms a picture",
+    ]
     rows = [header]
     for name, e in board.evaluations.items():
         low, high = e.accuracy_wilson
@@ -62,6 +71,7 @@ def leaderboard_lines(
                 f"{e.nll:.4f}",
                 f"{known['parameters']:,}" if "parameters" in known else "",
                 f"{known['MB on disk']:.1f}" if "MB on disk" in known else "",
+                f"{known['ms a picture']:.1f}" if "ms a picture" in known else "",
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]

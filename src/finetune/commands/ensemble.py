@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.held_out import (
@@ -27,6 +28,11 @@ def main(arguments: list[str]) -> int:
     output = checked_output(options)
     calibrates = options.calibrate or options.reject_risk is not None
     calibrates = calibrates or options.conformal is not None
+    if options.figure is not None and (options.root is None or not options.figure.endswith(".png")):
+        raise UsageError(
+            f"Expected a .png and held-out pictures beside --figure, found {options.figure} and "
+            f"{options.root or 'no --data.root'}."
+        )
     if options.root is None and (options.select != "all" or calibrates):
         raise UsageError(
             "Expected held-out pictures to select or calibrate on, found none; "
@@ -34,13 +40,17 @@ def main(arguments: list[str]) -> int:
         )
 
     from finetune.combining.ensemble import Ensemble
+    from finetune.commands.many_heads import heads_on_one_backbone
     from finetune.commands.trainer import quiet_libraries
 
     quiet_libraries()
     with warnings_in_one_line():
-        whole = Ensemble.from_checkpoints(
-            options.checkpoints, coefficients=options.coefficients, pooling=options.pooling
-        )
+        if options.heads is not None:
+            whole = heads_on_one_backbone(options)
+        else:
+            whole = Ensemble.from_checkpoints(
+                options.checkpoints, coefficients=options.coefficients, pooling=options.pooling
+            )
         chosen = whole
         if options.root is not None:
             datamodule = build_datamodule(options, whole.fitted_on, whole.class_names)
@@ -53,8 +63,11 @@ def main(arguments: list[str]) -> int:
                 share=options.share,
                 seed=options.seed,
             )
-            for line in describe_ensemble(whole, chosen, whole.held_out(datamodule)):
+            held_out = whole.held_out(datamodule)
+            for line in describe_ensemble(whole, chosen, held_out):
                 print(line)
+            if options.figure is not None:
+                write_diversity(Path(options.figure), whole, held_out)
             if calibrates:
                 chosen = chosen.calibrate(
                     datamodule,
@@ -70,6 +83,17 @@ def main(arguments: list[str]) -> int:
     chosen.save(output)
     print(f"ensemble of {len(chosen.parts)} written to {output}")
     return 0
+
+
+def write_diversity(path: Path, whole: Ensemble, held_out: HeldOut) -> None:
+    """The members' pairs as a picture: who gives other answers, and who errs together."""
+    from finetune.combining.diversity import diversity
+    from finetune.reporting.diversity import diversity_figure
+    from finetune.reporting.style import save_png
+
+    found = diversity(held_out.member_probabilities, held_out.labels)
+    save_png(diversity_figure(found, whole.member_names), path)
+    print(f"diversity of the members in {path}")
 
 
 def describe_ensemble(whole: Ensemble, chosen: Ensemble, held_out: HeldOut) -> list[str]:
@@ -147,12 +171,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric", choices=["nll", "accuracy", "brier"], default="nll", help="what greedy lowers"
     )
+    parser.add_argument(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="of one checkpoint: N final layers on its backbone, each fitted on a bootstrap sample",
+    )
     parser.add_argument("--max-members", type=int, help="keep at most so many")
     parser.add_argument(
         "--min-gain",
         type=float,
         default=0.0,
         help="least rise of the metric, on leaving out a member of average time, that keeps it",
+    )
+    parser.add_argument(
+        "--figure", metavar="FILE.png", help="draw how much the members differ, pair by pair"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the guards against overfitting")
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature as well")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.reporting.evaluation import Evaluation
 
 Verb = Literal["validate", "test"]
 Stage = Literal["val", "test"]
@@ -25,11 +28,21 @@ class Judged(NamedTuple):
     class_names: tuple[str, ...]
     paths: list[Path]
     folder: Path
+    root: Path
+    seconds: float
+
+    @property
+    def ms_per_picture(self) -> float:
+        """Milliseconds a picture, reading it included."""
+        return 1000 * self.seconds / len(self.labels)
 
 
 def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
-    """Run one pass over the held-out images; write ``metrics.json`` and, for test, the report."""
-    from finetune.commands.runs import write_metrics
+    """Run one pass over the held-out images; write ``metrics.json`` and, for test, the report.
+
+    Figures of another folder's pictures stand beside those of the first, under its name.
+    """
+    from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import checkpoint_option, quiet_libraries
     from finetune.training.metrics import figures_of
 
@@ -39,20 +52,26 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = figures_of(judged.log_probabilities, judged.labels)
-    write_metrics(judged.folder, stage, figures)
+    pictures = str(judged.root.resolve())
+    key = free_stage(judged.folder, stage, pictures)
+    write_metrics(
+        judged.folder,
+        key,
+        {**figures, "pictures": pictures, "ms_per_picture": judged.ms_per_picture},
+    )
     print(summary(stage, figures, len(judged.labels)))
     print(f"figures   {judged.folder / 'metrics.json'}")
     if stage == "test":
-        print(f"report    {_write_report(judged)}")
+        print(f"report    {_write_report(judged, 'report' + key.removeprefix('test'))}")
     return 0
 
 
 def _is_combined(path: str) -> bool:
-    """Whether a checkpoint answers by more than one plain network."""
+    """Whether a checkpoint answers by more than one plain network, or held-out pictures made it."""
     from finetune.training.checkpoints import ENTRY, read_content
 
     entry = read_content(path, mmap=True)[ENTRY]
-    return entry["kind"] == "ensemble" or bool(entry.get("calibration"))
+    return entry["kind"] == "ensemble" or any(entry.get(key) for key in ("calibration", "roles"))
 
 
 def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
@@ -63,7 +82,9 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     assert cli.checkpoint is not None
     cli.model.load_weights(cli.checkpoint.state_dict, source=str(cli.checkpoint.path))
     cli.datamodule.setup(verb)
+    started = time.perf_counter()
     _run_trainer(cli, verb)
+    seconds = time.perf_counter() - started
     stage: Stage = "val" if verb == "validate" else "test"
     logits, labels = cli.model.answers[stage]
     return Judged(
@@ -72,6 +93,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         cli.model.class_names,
         [image.path for image in cli.datamodule.images(stage)],
         _folder_for(cli.checkpoint.path, cli.config.runs, cli.config.name or verb),
+        cli.datamodule.root,
+        seconds,
     )
 
 
@@ -107,7 +130,9 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         ensemble = Ensemble.from_file(options.ckpt_path)
         datamodule = build_datamodule(options, ensemble.fitted_on, ensemble.class_names)
         datamodule.setup(verb)
+        started = time.perf_counter()
         held_out = ensemble.held_out(datamodule, stage)
+        seconds = time.perf_counter() - started
         refuse_reuse(ensemble.roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
     probabilities = ensemble.combine(held_out.member_probabilities.double())
     return Judged(
@@ -116,6 +141,8 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         tuple(ensemble.class_names),
         [Path(path) for path in held_out.paths],
         _folder_for(Path(options.ckpt_path), options.runs, options.name or verb),
+        datamodule.root,
+        seconds,
     )
 
 
@@ -144,7 +171,9 @@ def _folder_for(checkpoint: Path, runs: str, name: str) -> Path:
     return run_folder_of(checkpoint) or new_run_folder(Path(runs), name)
 
 
-def _write_report(judged: Judged) -> Path:
+def _write_report(judged: Judged, name: str) -> Path:
+    from dataclasses import replace
+
     from finetune.reporting.evaluation import evaluate
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
@@ -152,18 +181,26 @@ def _write_report(judged: Judged) -> Path:
     evaluation = evaluate(
         judged.labels, judged.log_probabilities.exp(), judged.class_names, judged.paths
     )
-    details = read_details(judged.folder)
-    return write_report(
-        judged.folder / "report",
-        evaluation,
-        root=details.root,
-        learning_curves=details.learning_curves,
-        class_counts=details.class_counts,
-        settings=details.settings,
-        findings=details.findings,
-        environment=describe_environment(),
-        title=f"Test of {judged.folder.resolve().name}",
+    details = replace(
+        read_details(judged.folder), root=judged.root, environment=describe_environment()
     )
+    title = f"Test of {judged.folder.resolve().name}"
+    page = write_report(judged.folder / name, evaluation, details, title=title)
+    _track(judged.folder, page.parent, evaluation)
+    return page
+
+
+def _track(run_folder: Path, report: Path, evaluation: Evaluation) -> None:
+    """Add the report to the Weights & Biases run of the fit, where there is one."""
+    from finetune.commands.runs import TRACKED
+
+    if not (run_folder / TRACKED).is_file():
+        return
+    from finetune.reporting.tracking import track_report
+
+    tracked = json.loads((run_folder / TRACKED).read_text(encoding="utf-8"))
+    if not track_report(tracked, run_folder, report, evaluation):
+        print("not sent to Weights & Biases: there is no key; `wandb login` stores one")
 
 
 def summary(stage: str, figures: dict[str, float], images: int) -> str:

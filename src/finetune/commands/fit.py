@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -95,7 +96,7 @@ def parse_time(text: str | None) -> float | None:
 def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
     from finetune.commands.resuming import keep_earlier_epochs
-    from finetune.commands.runs import link_latest, write_text
+    from finetune.commands.runs import TRACKED, link_latest, write_text
     from finetune.training.tracking import finish_tracking
 
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -119,7 +120,9 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
                 print(f"stopped; go on with: finetune fit --resume {folder}")
             raise KeyboardInterrupt from stop
         finally:
-            finish_tracking(folder / "checkpoints" / "best.ckpt")
+            tracked = finish_tracking(folder / "checkpoints" / "best.ckpt")
+            if tracked is not None and is_first:
+                write_text(folder / TRACKED, json.dumps(tracked))
             if is_first and any((folder / "checkpoints").glob("*.ckpt")):
                 link_latest(folder)
     if is_first:
@@ -143,6 +146,11 @@ def settle(cli: FinetuneCLI) -> tuple[Choice, ...]:
     from finetune.training.phases import linear_head
     from finetune.training.recipe import choose_recipe, facts_about
 
+    if cli.datamodule.balanced and cli.model.hparams["class_weights"] != "none":
+        raise UsageError(
+            "Expected --data.balanced or --model.class_weights, found both, which would weigh the "
+            "rare classes twice; leave one out."
+        )
     facts = facts_about(
         cli.model,
         cli.datamodule,
@@ -199,7 +207,7 @@ def run_phases(
 
     from finetune.commands.resuming import copy_best
     from finetune.training.phases import PhasedFit
-    from finetune.training.tracking import with_csv_logger
+    from finetune.training.tracking import track_best, with_csv_logger
 
     if not _on_cpu(cli):
         cli.model.to(torch.accelerator.current_accelerator())
@@ -225,6 +233,8 @@ def run_phases(
         deadline=deadline,
         say=say,
     ).run(resume)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        track_best(loggers, cli.model, cli.datamodule)
 
 
 def _store(cli: FinetuneCLI) -> FeatureStore | None:
@@ -245,14 +255,12 @@ def build_trainer(
 
     from finetune.commands.trainer import on_terminal
     from finetune.training.progress import EpochLine
-    from finetune.training.tracking import TrackedTables
 
     settings = cli.config_init["trainer"].as_dict()
     watched = on_terminal() and settings["enable_progress_bar"] is not False
     ours: list[Callback] = [
         *phase.callbacks,
         LearningRateMonitor("epoch"),
-        TrackedTables(),
         RichProgressBar() if watched else EpochLine(),
     ]
     accumulate = phase.accumulate_grad_batches * (settings["accumulate_grad_batches"] or 1)

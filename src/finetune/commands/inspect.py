@@ -140,8 +140,8 @@ def _row(layer: Layer) -> tuple[str, ...]:
 
 def _draw_filters(network: nn.Module, path: Path) -> None:
     from finetune.reporting.filters import filters_figure, first_filters
-    from finetune.reporting.style import to_png
+    from finetune.reporting.style import save_png
 
-    png = to_png(filters_figure({"first layer": first_filters(network)}))
+    figure = filters_figure({"first layer": first_filters(network)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png)
+    save_png(figure, path)

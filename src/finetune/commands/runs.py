@@ -14,6 +14,8 @@ from finetune.errors import UsageError
 # Processes that Lightning starts for distributed training run the command again: they must not
 # open a run folder of their own.
 INHERITED = "FINETUNE_RUN_FOLDER"
+# Which Weights & Biases run is about this one, so that its test can be added there.
+TRACKED = "tracking.json"
 
 
 def new_run_folder(runs: Path, name: str) -> Path:
@@ -53,10 +55,26 @@ def run_folder_of(checkpoint: str | Path) -> Path | None:
     return None
 
 
-def write_metrics(folder: Path, stage: str, figures: Mapping[str, float]) -> None:
+def free_stage(folder: Path, stage: str, pictures: str) -> str:
+    """``stage``, or ``stage-<folder>`` if ``metrics.json`` has it about other pictures."""
+    for count_up in count(1):
+        suffix = "" if count_up == 1 else f"-{Path(pictures).name}"
+        suffix += "" if count_up < 3 else f"-{count_up - 1}"
+        known = _read_metrics(folder).get(stage + suffix, {})
+        if known.get("pictures", pictures) == pictures:
+            return stage + suffix
+    raise AssertionError("count() does not end")
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_metrics(folder: Path, stage: str, figures: Mapping[str, float | str]) -> None:
     """Put the figures of one stage into ``metrics.json``, beside those of the others."""
     path = folder / "metrics.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    known = _read_metrics(folder)
     write_text(path, json.dumps({**known, stage: dict(figures)}, indent=2) + "\n")
 
 
@@ -70,6 +88,7 @@ def write_text(path: Path, text: str) -> None:
 CONTENTS = {
     "checkpoints/best.ckpt": "the best epoch; needs nothing else",
     "checkpoints/phase2.ckpt": "fine-tuned, but not clearly better; for ensembles",
+    "checkpoints/snapshot1.ckpt": "the end of the first cycle; for ensembles, as the others",
     "checkpoints/last.ckpt": "the last epoch; a fit can be resumed from it",
     "config.yaml": "every setting; finetune fit --config makes the same run again",
     "split.csv": "which image went into train, val or test",

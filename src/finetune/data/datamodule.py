@@ -9,13 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.data.assignment import SplitSettings, assign_splits, check_classes_in_train
 from finetune.data.cache import CacheMode, caching_reader
-from finetune.data.dataset import ImageDataset, Reader, ShuffledDraws
+from finetune.data.dataset import (
+    ImageDataset,
+    Reader,
+    ShuffledDraws,
+    balancing_weights,
+    shuffled_order,
+)
 from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split, scan_folder
 from finetune.data.groups import groups_by_pattern, groups_with_duplicates
 from finetune.data.health import (
@@ -63,6 +70,8 @@ class ImageFolderDataModule(LightningDataModule):
         preprocessing: image size and interpolation; by default the trained network's own.
         class_names: the vocabulary; by default the checkpoint's, or else the folder's.
         augmentation: random views of training pictures: none, light, medium or strong.
+        balanced: draw every class equally often in an epoch, rare pictures several times, instead
+            of each picture once; the final layer fitted in closed form weighs them likewise.
         batch_size: pictures a batch.
         num_workers: processes that read pictures; by default chosen from cores and data size.
         val_fraction: share held out for validation where the folder has no such split; 0: none.
@@ -87,6 +96,7 @@ class ImageFolderDataModule(LightningDataModule):
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
         augmentation: Augmentation = "light",
+        balanced: bool = False,
         batch_size: int = 32,
         num_workers: int | None = None,
         val_fraction: float = 0.2,
@@ -116,6 +126,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.root = Path(root)
         self.manifest = manifest
         self.augmentation: Augmentation = augmentation
+        self.balanced = balanced
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed if training_seed is None else training_seed
@@ -178,6 +189,17 @@ class ImageFolderDataModule(LightningDataModule):
         """The pictures of a split, in the order of its unshuffled loader."""
         return self.folder.of_split(split)
 
+    @property
+    def draw_weights(self) -> Tensor | None:
+        """How often each training picture is drawn, ``(N,)``; None: each once an epoch."""
+        if not self.balanced:
+            return None
+        return balancing_weights([image.label for image in self.images("train")])
+
+    def epoch_order(self, generator: torch.Generator) -> list[int]:
+        """The training pictures of an epoch, by their indexes."""
+        return shuffled_order(len(self.images("train")), generator, self.draw_weights)
+
     def class_counts(self, split: Split) -> dict[str, int]:
         """Pictures of each class in a split, zeros included, in the order of the vocabulary."""
         counts = Counter(image.label for image in self.images(split))
@@ -216,7 +238,7 @@ class ImageFolderDataModule(LightningDataModule):
         dataset = ImageDataset(images, transform, self.reader(), self.soft_labels)
         # A last batch of one picture has no variance: batch norm cannot train on it.
         lonely = len(images) > self.batch_size and len(images) % self.batch_size == 1
-        sampler = ShuffledDraws(len(images), self.seed)
+        sampler = ShuffledDraws(len(images), self.seed, self.draw_weights)
         return self._loader(dataset, sampler=sampler, drop_last=lonely, collate_fn=collate_bytes)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

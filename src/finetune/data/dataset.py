@@ -80,6 +80,21 @@ class ImageDataset(Dataset[Item]):
         return view, image.label, self.soft_labels[index]
 
 
+def shuffled_order(
+    length: int, generator: torch.Generator, weights: Tensor | None = None
+) -> list[int]:
+    """The pictures of an epoch: each once or, with weights ``(length,)``, drawn by them."""
+    if weights is None:
+        return torch.randperm(length, generator=generator).tolist()
+    return torch.multinomial(weights, length, replacement=True, generator=generator).tolist()
+
+
+def balancing_weights(labels: Sequence[int]) -> Tensor:
+    """A weight a picture with which every class is drawn equally often, float64 ``(N,)``."""
+    classes = torch.tensor(labels)
+    return 1 / classes.bincount().double()[classes]
+
+
 class ShuffledDraws(Sampler[Draw]):
     """A new order and new random views every epoch, both from ``(seed, epoch)`` alone.
 
@@ -87,9 +102,10 @@ class ShuffledDraws(Sampler[Draw]):
     elsewhere each pass counts as the next epoch.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, weights: Tensor | None = None) -> None:
         self.length = length
         self.seed = seed
+        self.weights = weights
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -98,7 +114,7 @@ class ShuffledDraws(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
-        order = torch.randperm(self.length, generator=generator).tolist()
+        order = shuffled_order(self.length, generator, self.weights)
         seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
         return iter([Draw(index, seed) for index, seed in zip(order, seeds, strict=True)])
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +171,7 @@ def _from_run(folder: Path, root: Path | None) -> Source:
             f"Expected a run with predictions.csv or checkpoints/ in {folder}, found neither; "
             "give a folder that `finetune fit` or `finetune test` wrote."
         )
-    columns = {} if checkpoint is None else {**_columns(checkpoint), **_minutes(folder)}
+    columns = {} if checkpoint is None else {**_columns(checkpoint), **_times(folder)}
     return Source(name, stage, evaluation, read_details(folder, root), columns, weights)
 
 
@@ -209,14 +211,21 @@ def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
     return {"backbone": checkpoint.backbone, "parameters": parameters, "MB on disk": size}
 
 
-def _minutes(folder: Path) -> dict[str, float]:
-    """How long the fit took: from the settings, written before it, to the last checkpoint."""
-    try:
+def _times(folder: Path) -> dict[str, float]:
+    """How long the fit took, and how long an answer takes.
+
+    The fit's time runs from its settings, written before it, to its last checkpoint.
+    """
+    times = {}
+    with suppress(OSError):
         start = (folder / "config.yaml").stat().st_mtime
         minutes = ((folder / "checkpoints" / "last.ckpt").stat().st_mtime - start) / 60
-    except OSError:
-        return {}
-    return {"fit minutes": minutes} if minutes > 0 else {}  # copying can lose the times
+        if minutes > 0:  # copying can lose the times
+            times["fit minutes"] = minutes
+    with suppress(OSError, ValueError):
+        figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        times["ms a picture"] = float(figures.get("test", {}).get("ms_per_picture", "none"))
+    return times
 
 
 def _settings(path: Path) -> dict[str, Any]:

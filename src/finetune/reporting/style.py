@@ -135,6 +135,13 @@ def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
     return small.getvalue()
 
 
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure beside, then rename: the file is whole or not there."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(to_png(figure))
+    beside.replace(path)
+
+
 def display_names(names: Sequence[str], *, limit: int = 24) -> list[str]:
     """Names that can be drawn: one line, at most ``limit`` characters, still all different.
 

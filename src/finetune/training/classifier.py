@@ -56,6 +56,8 @@ class ImageClassifier(LightningModule):
         layer_decay: factor from each layer's learning rate to the one below it, in (0, 1].
         weight_decay: of matrices and kernels; norms and biases have none.
         warmup_fraction: share of the steps over which the learning rate rises, in [0, 1).
+        snapshots: in how many cycles the learning rate of the last phase falls and starts anew;
+            from 2 on the weights at the end of each are kept, for an ensemble out of one fit.
         label_smoothing: probability taken from the label and spread over all classes, in [0, 1);
             likewise.
         class_weights: "balanced" weighs each class by the inverse of its number of images,
@@ -92,6 +94,7 @@ class ImageClassifier(LightningModule):
         layer_decay: float = 1.0,
         weight_decay: float = 0.05,
         warmup_fraction: float = 0.1,
+        snapshots: int = 1,
         label_smoothing: float | None = None,
         class_weights: ClassWeights = "none",
         focal_gamma: float = 0.0,
@@ -139,6 +142,9 @@ class ImageClassifier(LightningModule):
                 "both: it answers for whole pictures; leave one out."
             )
         self.teacher = teacher
+        if snapshots < 1:
+            raise UsageError(f"Expected snapshots of at least 1, found {snapshots}.")
+        self.cycles = 1  # of the learning rate, in the present phase
         self.settle()
         # Set while lower stages are frozen and their activations kept: batches then hold these
         # activations, and this is what turns them into logits.
@@ -308,7 +314,8 @@ class ImageClassifier(LightningModule):
         )
         optimizer = create_optimizer(groups, hparams["optimizer"])
         warmup_steps = int(hparams["warmup_fraction"] * steps)
-        schedule = warmup_cosine(optimizer, int(steps), warmup_steps)
+        warmup_steps //= self.cycles  # a share of the first cycle
+        schedule = warmup_cosine(optimizer, int(steps), warmup_steps, cycles=self.cycles)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune.training.feature_store import Activations
 
 Choice = tuple[int, int]  # picture, view
+Order = Callable[[torch.Generator], list[int]]
 
 
 class KeptData(LightningDataModule):
@@ -54,7 +55,9 @@ class KeptData(LightningDataModule):
         return DataLoader(
             _KeptViews(self.views, labels, self.original.soft_labels),
             batch_size=size,
-            sampler=_ShuffledViews(len(labels), len(self.views), self.original.seed),
+            sampler=_ShuffledViews(
+                len(labels), len(self.views), self.original.seed, self.original.epoch_order
+            ),
             drop_last=lonely,
             generator=torch.Generator(),
         )
@@ -94,8 +97,9 @@ class _KeptViews(Dataset[tuple[Any, ...]]):
 class _ShuffledViews(Sampler[Choice]):
     """Order and views of an epoch, from ``(seed, epoch)`` alone, so that a resumed fit goes on."""
 
-    def __init__(self, length: int, views: int, seed: int) -> None:
-        self.length, self.views, self.seed, self.epoch = length, views, seed, 0
+    def __init__(self, length: int, views: int, seed: int, order: Order) -> None:
+        self.length, self.views, self.seed, self.order = length, views, seed, order
+        self.epoch = 0
 
     def __len__(self) -> int:
         return self.length
@@ -103,7 +107,7 @@ class _ShuffledViews(Sampler[Choice]):
     def __iter__(self) -> Iterator[Choice]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
-        order = torch.randperm(self.length, generator=generator).tolist()
+        order = self.order(generator)
         views = torch.randint(self.views, (self.length,), generator=generator).tolist()
         return iter(list(zip(order, views, strict=True)))
 

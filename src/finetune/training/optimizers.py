@@ -94,25 +94,35 @@ def create_optimizer(groups: Iterable[dict[str, Any]], name: str = "adamw") -> O
     return optimizer
 
 
-def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> LambdaLR:
+def warmup_cosine(
+    optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, *, cycles: int = 1
+) -> LambdaLR:
     """A schedule to be stepped after every optimizer step: linear warm-up, then half a cosine to 0.
 
     One factor multiplies every group's own rate, so the ratios between groups never change. The
     rate reaches its full value at step ``warmup_steps`` and 0 at ``total_steps``, and stays there.
+    With several cycles, all of the same length, it falls to 0 in each and starts anew; the warm-up
+    is part of the first (Huang et al., Snapshot ensembles, 2017).
 
     Raises:
-        UsageError: fewer than one step, or a warm-up that is not shorter than the fit.
+        UsageError: fewer than one step a cycle, or a warm-up that is not shorter than the first.
     """
-    if total_steps < 1 or not 0 <= warmup_steps < total_steps:
+    cycle = total_steps / max(cycles, 1)
+    if cycles < 1 or cycle < 1 or not 0 <= warmup_steps < cycle:
         raise UsageError(
-            f"Expected total_steps >= 1 and 0 <= warmup_steps < total_steps, found {total_steps} "
-            f"and {warmup_steps}; train for more steps or shorten the warm-up."
+            f"Expected total_steps >= cycles >= 1 and 0 <= warmup_steps < total_steps / cycles, "
+            f"found {total_steps}, {cycles} and {warmup_steps}; train for more steps, or shorten "
+            "the warm-up."
         )
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+        if step >= total_steps:
+            return 0.0
+        number = int(step / cycle)
+        start = warmup_steps if number == 0 else number * cycle
+        progress = (step - start) / ((number + 1) * cycle - start)
         return 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)

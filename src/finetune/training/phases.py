@@ -39,6 +39,7 @@ from finetune.training.kept_data import KeptData
 from finetune.training.losses import class_weights
 from finetune.training.metrics import figures_of
 from finetune.training.probe import Probe, fit_probe
+from finetune.training.snapshots import Snapshots, whole_cycles
 from finetune.training.strategies import Phase, epochs_of, phases_of
 from finetune.training.time_limit import Deadline, epochs_within
 
@@ -106,6 +107,8 @@ class PhasedFit:
                 self._probe(index)
             else:
                 share = epochs / sum(counts[index:])
+                if index == len(phases) - 1:
+                    epochs = self._in_cycles(epochs)
                 inside = inside if index == first else None
                 self._train(index, phases[index], epochs, share, inside)
         freeze(network, (), batch_norm=self.classifier.hparams["batchnorm"])
@@ -191,11 +194,20 @@ class PhasedFit:
         return figures_of(logits, labels)
 
     def _sample_weights(self, labels: Tensor) -> Tensor | None:
+        drawn = self.datamodule.draw_weights
+        if drawn is not None:
+            return drawn * len(drawn) / drawn.sum()
         counts = list(self.datamodule.class_counts("train").values())
         weights = class_weights(self.classifier.hparams["class_weights"], counts)
         return None if weights is None else weights[labels]
 
     # --- gradient steps ----------------------------------------------------------------------
+
+    def _in_cycles(self, epochs: int) -> int:
+        """The last phase's epochs, in equal cycles where snapshots are asked for."""
+        snapshots = self.classifier.hparams["snapshots"]
+        self.classifier.cycles = snapshots
+        return whole_cycles(epochs, snapshots)
 
     def _train(
         self, index: int, phase: Phase, epochs: int, time_share: float, inside: Path | None
@@ -234,6 +246,8 @@ class PhasedFit:
             callbacks += stopper
             if self.deadline is not None:
                 callbacks.append(Deadline(self.deadline))
+            if self.classifier.cycles > 1:
+                callbacks.append(Snapshots(self.folder, epochs // self.classifier.cycles))
             if self._penalty is not None:
                 callbacks.insert(0, self._penalty)
             settings = TrainerSettings(epochs, callbacks, accumulate)
@@ -267,7 +281,7 @@ class PhasedFit:
     def _shorten(self, trainer: Trainer, data: Any, epochs: int, seconds: float) -> None:
         """Fewer epochs where the time does not suffice for all."""
         fitting = epochs_within(seconds, self.classifier, data, epochs)
-        if fitting < epochs:
+        if fitting < epochs and self.classifier.cycles == 1:
             self.say(f"there is time for {fitting} of {epochs} epochs")
             trainer.fit_loop.max_epochs = fitting
 
@@ -282,7 +296,7 @@ class PhasedFit:
         return "val/nll_rescaled" if smoothed and self.monitor == "val/nll" else self.monitor
 
     def _stopper(self) -> list[StopWhenNotBetter]:
-        if not self.patience or not self.datamodule.images("val"):
+        if not self.patience or self.classifier.cycles > 1 or not self.datamodule.images("val"):
             return []
         return [
             StopWhenNotBetter(

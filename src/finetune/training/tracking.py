@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from typing_extensions import override
+
+from finetune.training.metrics import figures_of
 
 WORST_PREDICTIONS = 32
 THUMBNAIL_PIXELS = 160
@@ -40,13 +39,14 @@ def _settle(logger: WandbLogger, folder: Path) -> None:
     if settings.get("dir") in (None, "."):
         settings["dir"] = str(folder)
         logger._save_dir = str(folder)
-    if not logger._offline and not _has_account():
+    if not logger._offline and not has_account():
         print("No Weights & Biases key: logging offline; `wandb sync` sends it later.")
         logger._offline = True
         settings["mode"] = "offline"
 
 
-def _has_account() -> bool:
+def has_account() -> bool:
+    """Whether Weights & Biases would not ask for a key."""
     import os
 
     import wandb
@@ -54,55 +54,66 @@ def _has_account() -> bool:
     return bool(os.environ.get("WANDB_MODE") or wandb.api.api_key)
 
 
-def finish_tracking(best: Path | None = None) -> None:
+def finish_tracking(best: Path | None = None) -> dict[str, Any] | None:
     """End the Weights & Biases run, so that the next fit of this process gets its own.
 
     Args:
         best: a finished checkpoint that the run keeps as its artifact.
+
+    Returns:
+        Arguments of ``wandb.init`` that open the run again; None where there was none.
     """
     wandb = sys.modules.get("wandb")
     run = None if wandb is None else getattr(wandb, "run", None)
     if wandb is None or run is None:
-        return
+        return None
     if best is not None and best.is_file():
         artifact = wandb.Artifact(f"{run.id}-best", type="model")
         artifact.add_file(str(best), policy="immutable")  # no second copy on this disk
         run.log_artifact(artifact)
+    mode = "offline" if run.offline else "online"
+    known = {"id": run.id, "project": run.project, "entity": run.entity or None, "mode": mode}
     wandb.finish()
+    return known
 
 
-class TrackedTables(Callback):
-    """Send confusion matrix and worst predictions with pictures.
+def track_best(loggers: Sequence[Logger], classifier: Any, datamodule: Any) -> None:
+    """Send what the best of a fit answers: figures to every logger, tables to Weights & Biases.
 
-    Does nothing without a :class:`WandbLogger`; runs after the last epoch of a phase.
+    A fit of the final layer alone has no epochs, so these are its only figures.
+
+    Args:
+        loggers: of the fit; the CSV log, which is about epochs, is left alone.
+        classifier: with the best weights and their answers.
+        datamodule: whose ``val`` pictures they are about.
     """
+    if "val" not in classifier.answers:
+        return
+    logits, labels = classifier.answers["val"]
+    figures = {f"best/{name}": value for name, value in figures_of(logits, labels).items()}
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            logger.log_metrics(figures)
+        if isinstance(logger, WandbLogger):
+            _send_tables(logger, classifier, datamodule)
 
-    @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                self._send(logger, trainer, pl_module)
 
-    def _send(self, logger: WandbLogger, trainer: Trainer, classifier: Any) -> None:
-        import wandb
+def _send_tables(logger: WandbLogger, classifier: Any, datamodule: Any) -> None:
+    import wandb
 
-        run = logger.experiment
-        if "val" in classifier.answers:
-            logits, labels = classifier.answers["val"]
-            images = trainer.datamodule.images("val")  # type: ignore[attr-defined]
-            names = list(classifier.class_names)
-            run.log(
-                {
-                    "val/confusion_matrix": wandb.plot.confusion_matrix(
-                        y_true=labels.tolist(),
-                        preds=logits.argmax(dim=-1).tolist(),
-                        class_names=names,
-                    ),
-                    "val/worst_predictions": worst_predictions(
-                        logits, labels, [image.path for image in images], names
-                    ),
-                }
-            )
+    logits, labels = classifier.answers["val"]
+    names = list(classifier.class_names)
+    paths = [image.path for image in datamodule.images("val")]
+    logger.experiment.log(
+        {
+            "val/confusion_matrix": wandb.plot.confusion_matrix(
+                y_true=labels.tolist(),
+                preds=logits.argmax(dim=-1).tolist(),
+                class_names=names,
+            ),
+            "val/worst_predictions": worst_predictions(logits, labels, paths, names),
+        }
+    )
 
 
 def worst_predictions(

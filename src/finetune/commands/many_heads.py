@@ -1,0 +1,50 @@
+"""``finetune ensemble RUN --heads N``: many final layers on the backbone of one fit."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    from finetune.combining.ensemble import Ensemble
+
+
+def heads_on_one_backbone(options: argparse.Namespace) -> Ensemble:
+    """Fit final layers on bootstrap samples of the training pictures' features.
+
+    The backbone runs once a picture, now and whenever the ensemble answers.
+
+    Args:
+        options: of ``finetune ensemble``.
+
+    Raises:
+        UsageError: several checkpoints, or no pictures.
+    """
+    if len(options.checkpoints) != 1 or options.root is None:
+        raise UsageError(
+            f"Expected one checkpoint and its pictures beside --heads, found "
+            f"{len(options.checkpoints)} and {options.root or 'no --data.root'}; "
+            "give RUN --heads 10 --data.root DIR."
+        )
+    import torch
+
+    from finetune.combining.ensemble_file import checkpoint_file, fitted_data
+    from finetune.combining.heads import bootstrap_heads, ensemble_of_heads
+    from finetune.commands.held_out import build_datamodule
+    from finetune.training.classifier import ImageClassifier
+    from finetune.training.features import frozen_features, pictures_of
+
+    path = checkpoint_file(options.checkpoints[0])
+    classifier = ImageClassifier.from_checkpoint(path)
+    data = fitted_data(path, classifier.details)
+    classifier.details = {**classifier.details, **({"data": data} if data else {})}
+    datamodule = build_datamodule(options, [data] if data else [], classifier.class_names)
+    pictures, workers = pictures_of(classifier, datamodule, "train")
+    features = frozen_features(classifier, pictures, num_workers=workers).tensor()
+    labels = torch.tensor([image.label for image in datamodule.images("train")])
+    heads = bootstrap_heads(
+        features, labels, len(classifier.class_names), heads=options.heads, seed=options.seed
+    )
+    return ensemble_of_heads(classifier, heads)
