@@ -31,15 +31,7 @@ class Snapshots(Callback):
         self.epochs = epochs
 
     @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep(trainer)
-
-    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.enable_validation:
-            self._keep(trainer)
-
-    def _keep(self, trainer: Trainer) -> None:
         epoch = trainer.current_epoch + 1
-        if not trainer.sanity_checking and epoch % self.epochs == 0:
+        if epoch % self.epochs == 0:
             trainer.save_checkpoint(self.folder / f"snapshot{epoch // self.epochs}.ckpt")
