@@ -32,47 +32,66 @@ def states(run):
     return {name: read_checkpoint(run / "checkpoints" / name).state_dict for name in names}
 
 
-@pytest.mark.slow
-def test_a_fit_killed_at_any_moment_resumes_to_the_undisturbed_result(colour_folder, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [*FIT, "--data.root", str(colour_folder)]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def only_run(runs):
+    (run,) = (path for path in runs.iterdir() if not path.is_symlink())
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(colour_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    arguments = [*FIT, "--data.root", str(colour_folder), "--runs", "runs"]
     subprocess.run(
-        command(*arguments, "--runs", "whole"),
-        check=True,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
+        command(*arguments), check=True, cwd=folder, env=ENVIRONMENT, capture_output=True
     )
+    return only_run(folder / "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_fit_stopped_at_any_moment_resumes_to_the_undisturbed_result(
+    stop, undisturbed, colour_folder, tmp_path
+):
     process = subprocess.Popen(
-        command(*arguments, "--runs", "killed"),
+        command(*FIT, "--data.root", str(colour_folder), "--runs", "stopped"),
         cwd=tmp_path,
-        env=environment,
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    epoch = random.Random(os.getpid()).randint(1, 6)
+    epoch = random.Random(os.getpid()).randint(1, 3)
     for line in process.stdout:
         if line.startswith(f"epoch {epoch}/"):
             break
     time.sleep(random.Random(epoch).uniform(0, 0.05))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(stop)
+    rest = process.stdout.read()
     process.stdout.close()
-    (killed,) = (path for path in (tmp_path / "killed").iterdir() if not path.is_symlink())
+    code = process.wait(timeout=60)
+    stopped = only_run(tmp_path / "stopped")
+    if stop == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 130, rest
+        assert f"finetune fit --resume stopped/{stopped.name}" in rest
+        assert "Traceback" not in rest
     subprocess.run(
-        command("--resume", str(killed)),
+        command("--resume", str(stopped)),
         check=True,
         cwd=tmp_path,
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
     )
-    (whole,) = (path for path in (tmp_path / "whole").iterdir() if not path.is_symlink())
-    expected, found = states(whole), states(killed)
+    expected, found = states(undisturbed), states(stopped)
     for name, state in expected.items():
         for key, value in state.items():
             assert bool((found[name][key] == value).all()), (name, key, epoch)
-    assert json.loads((whole / "metrics.json").read_text()) == json.loads(
-        (killed / "metrics.json").read_text()
+    assert json.loads((undisturbed / "metrics.json").read_text()) == json.loads(
+        (stopped / "metrics.json").read_text()
     )
 
 
