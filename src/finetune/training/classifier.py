@@ -71,6 +71,8 @@ class ImageClassifier(LightningModule):
             pictures are learned beside the labels; ``finetune fit`` computes them once.
         teacher_share: weight of the teacher against the labels, in [0, 1].
         teacher_temperature: softens teacher and student before they are compared, above 0.
+        compile_backend: a backend of ``torch.compile``, such as inductor, for the training steps on
+            live pictures; the first ones take a minute, so it pays on accelerators and long fits.
     """
 
     mean: Tensor
@@ -105,12 +107,13 @@ class ImageClassifier(LightningModule):
         teacher: str | None = None,
         teacher_share: float = 0.5,
         teacher_temperature: float = 2.0,
+        compile_backend: str | None = None,
     ) -> None:
         super().__init__()
         if batchnorm == "auto":
             batchnorm = "eval" if pretrained else "train"
         # What is needed only at birth is no hyperparameter: a reloaded checkpoint fetches nothing.
-        self.save_hyperparameters(ignore=["pretrained", "teacher"])
+        self.save_hyperparameters(ignore=["pretrained", "teacher", "compile_backend"])
         self.hparams.update(plain({**self.hparams, "batchnorm": batchnorm}))
         self.class_names = _checked_class_names(class_names)
         self.backbone = str(backbone)
@@ -144,6 +147,8 @@ class ImageClassifier(LightningModule):
         self.teacher = teacher
         if snapshots < 1:
             raise UsageError(f"Expected snapshots of at least 1, found {snapshots}.")
+        # In a list, so that it is no second submodule with the same weights.
+        self._compiled = [_compiled(self.network, compile_backend)] if compile_backend else []
         self.cycles = 1  # of the learning rate, in the present phase
         self.settle()
         # Set while lower stages are frozen and their activations kept: batches then hold these
@@ -198,7 +203,8 @@ class ImageClassifier(LightningModule):
         """Logits, and those of the auxiliary head where the network has one switched on."""
         if self.upper is not None:
             return self.upper(images), None
-        answer = self.network((images - self.mean) / self.std)
+        network = self._compiled[0] if self._compiled and self.training else self.network
+        answer = network((images - self.mean) / self.std)
         return (answer[0], answer[1]) if isinstance(answer, tuple) else (answer, None)
 
     def setting(self, name: str) -> Any:
@@ -340,6 +346,15 @@ class ImageClassifier(LightningModule):
             paths = [str(image.path) for image in images]
             details["val"] = {"logits": logits, "labels": labels, "paths": paths}
         return describe(self.class_names, self.backbone, self.preprocessing, **details)
+
+
+def _compiled(network: Any, backend: str) -> Any:
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        raise UsageError(
+            f"Expected compile_backend to be one of "
+            f"{', '.join(torch.compiler.list_backends())}, found {backend!r}."
+        )
+    return torch.compile(network, backend=backend)
 
 
 def _checked_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
