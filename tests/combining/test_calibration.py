@@ -1,5 +1,3 @@
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -120,15 +118,40 @@ def test_answers_that_are_always_right_or_wrong_reach_a_bound_and_warn() -> None
         assert fit_temperature(-right, labels).temperature == pytest.approx(1e3)
 
 
-def test_few_images_shrink_the_temperature_towards_one_without_raising_the_nll() -> None:
-    logits, labels = simulated(4, 5.0, seed=2, images=25)
-    with pytest.warns(UserWarning, match="25 images"):
-        few = fit_temperature(logits, labels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        many = fit_temperature(logits.repeat(2, 1), labels.repeat(2))
-    assert few.temperature == pytest.approx(many.temperature**0.5)
-    assert few.nll_after <= few.nll_before
+def test_few_images_that_are_all_right_do_not_call_for_certainty() -> None:
+    labels = torch.arange(72) % 3
+    confident = torch.nn.functional.one_hot(labels, 3).double() * 5  # 0.987 each
+    alone = fit_temperature(confident, labels, prior=0.5)
+    assert 0.5 < alone.temperature < 1
+    assert alone.nll_after < alone.nll_before
+    wider = fit_temperature(confident, labels, prior=1.0)
+    assert wider.temperature < alone.temperature
+
+
+@pytest.mark.parametrize("prior", [0.25, 1.0])
+def test_the_prior_counts_on_few_images_and_not_on_many(prior: float) -> None:
+    logits, labels = simulated(4, 5.0, seed=2, images=5000)
+    best = fit_temperature(logits, labels).temperature
+    few = fit_temperature(logits[:60], labels[:60], prior=prior).temperature
+    alone = fit_temperature(logits[:60], labels[:60]).temperature
+    assert 1 < few < alone
+    assert fit_temperature(logits, labels, prior=prior).temperature == pytest.approx(best, rel=0.02)
+
+
+@given(seed=st.integers(0, 10**6), prior=st.floats(0.1, 2.0), images=st.integers(50, 200))
+@settings(max_examples=20, deadline=None)
+def test_the_most_probable_temperature_is_that_of_an_independent_search(
+    seed: int, prior: float, images: int
+) -> None:
+    logits, labels = simulated(3, 0.4, seed, images=images)
+
+    def posterior(log_t: np.ndarray) -> np.ndarray:
+        losses = [len(labels) * nll(logits, labels, np.exp(value)) for value in log_t]
+        return np.array(losses) + log_t**2 / (2 * prior**2)
+
+    grid = np.linspace(-4, 4, 801)
+    found = np.log(fit_temperature(logits, labels, prior=prior).temperature)
+    assert posterior(np.array([found]))[0] <= posterior(grid).min() + 1e-9
 
 
 def test_equal_logits_leave_the_temperature_at_one() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune.combining.calibration import (
+    USUAL_PRIOR,
     RejectRule,
     TemperatureFit,
     apply_temperature,
@@ -125,7 +126,7 @@ def fit_calibration(
     Raises:
         CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
     """
-    fit = fit_temperature(log_of(pooled), labels)
+    fit = fit_temperature(log_of(pooled), labels, prior=USUAL_PRIOR)
     reject = None
     if reject_risk is not None:
         calibrated = apply_temperature(pooled.double(), fit.temperature)
