@@ -61,7 +61,7 @@ def main() -> None:
     quality.add_argument("--seeds", type=int, default=3)
     quality.add_argument("--lr", type=float, default=5e-4, help="the recipe's, for partial:N")
     quality.add_argument("--runs", type=Path, help="keep and reuse the fits here")
-    quality.add_argument("--teacher", action="store_true", help="also distil the greedy ensemble")
+    quality.add_argument("--teacher", action="store_true", help="also distil the ensemble of all")
     quality.add_argument("--output", type=Path, help="JSON with all figures")
     averaging = benches.add_parser("averaging")
     averaging.add_argument("--count", type=int, help="only average so many; used by itself")
@@ -128,9 +128,10 @@ def one_seed(
     yield from judged("greedy ensemble", greedy, data, nll)
     yield from judged("fast ensemble", members.select(data, max_members=2), data, nll)
     if options.teacher:
-        greedy.save(folder / "teacher.ckpt")
-        student = fit_member(root, seed, 0, runs, options, teacher=folder / "teacher.ckpt")
-        yield from judged("distilled student", Ensemble.from_file(student), data, float("nan"))
+        members.save(folder / "teacher.ckpt")
+        path = fit_member(root, seed, 0, runs, options, teacher=folder / "teacher.ckpt")
+        student = Ensemble.from_file(path)
+        yield from judged("distilled student", student, data, pooled_nll(student, data, pick))
 
 
 def fit_member(
