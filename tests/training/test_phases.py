@@ -335,6 +335,31 @@ def test_a_rehearsal_leaves_no_trace(colour_folder):
     assert all(parameter.grad is None for parameter in classifier.parameters())
 
 
+@pytest.mark.parametrize(
+    ("augmentation", "few", "rows"), [("light", 20, 4), ("none", 20, 1), ("light", 5, 1)]
+)
+def test_few_pictures_fit_the_final_layer_in_several_views_never_split_between_folds(
+    augmentation, few, rows, colour_folder, tmp_path, monkeypatch
+):
+    seen = {}
+
+    def fit_probe(features, labels, classes, **settings):
+        seen.update(features=features, labels=labels, groups=settings["groups"])
+        return whole(features, labels, classes, **settings)
+
+    whole = module.fit_probe
+    monkeypatch.setattr(module, "fit_probe", fit_probe)
+    monkeypatch.setattr(module, "FEW_A_CLASS", few)
+    fit, _, _ = run(colour_folder, tmp_path, "head", data={"augmentation": augmentation})
+    count = len(fit.datamodule.images("train"))  # 27, 9 a class
+    assert len(seen["features"]) == len(seen["labels"]) == rows * count
+    for view in range(1, rows):
+        own = slice(view * count, (view + 1) * count)
+        assert torch.equal(seen["labels"][own], seen["labels"][:count])
+        assert torch.equal(seen["groups"][own], seen["groups"][:count])
+        assert not torch.equal(seen["features"][own], seen["features"][:count])
+
+
 def test_a_phase_that_gains_nothing_stops_early(colour_folder, tmp_path):
     rates = Rates()
     settings = {"epochs": 12, "lr": 0.2, "label_smoothing": 0.1, "fit_options": {"patience": 2}}
