@@ -30,15 +30,17 @@ from torch.nn import functional
 
 from finetune import ImageFolderDataModule
 from finetune.data.images import decode_image
-from finetune.data.transforms import evaluation_transform
+from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.networks.factory import create_network
 from finetune.networks.freezing import apply_modes, freeze, split_at
 from finetune.preprocessing import Preprocessing
 from finetune.reporting.style import THEMES, add_legend, new_axes, to_png
 from finetune.training.intervals import wilson_interval
-from finetune.training.probe import fit_probe
+from finetune.training.phases import FEW_A_CLASS
+from finetune.training.probe import Probe, fit_probe
 
 BACKBONE = "tf_efficientnet_lite0"
+VIEWS = 3
 METHODS = ("fine-tuned", "frozen", "scratch")
 
 
@@ -189,15 +191,33 @@ class Curve:
         learn(network, small, groups, steps=steps, seed=seed, batch_norm="train")
         return answers(network, self.test.shrunk(self.scratch_pixels))
 
+    def fitted(self, pictures: Pictures, seed: int) -> Probe:
+        """The final layer, where pictures are few on random views as well: as ``finetune fit``."""
+        views = [pictures]
+        if len(pictures.labels) < FEW_A_CLASS * self.classes:
+            torch.manual_seed(seed)
+            size = pictures.images.shape[-1]
+            view = training_transform(Preprocessing(size), "light", to_float=False)
+            for _ in range(VIEWS):
+                images = torch.stack([view(image) for image in pictures.images])
+                views.append(Pictures(images, pictures.labels))
+        return fit_probe(
+            torch.cat([answers(self.bottom, each) for each in views]),
+            pictures.labels.repeat(len(views)),
+            self.classes,
+            groups=torch.arange(len(pictures.labels)).repeat(len(views)),
+            seed=seed,
+        )
+
     def frozen(self, pictures: Pictures, seed: int) -> Tensor:
         """Logits of a final layer fitted on the frozen backbone's features."""
-        probe = fit_probe(answers(self.bottom, pictures), pictures.labels, self.classes, seed=seed)
+        probe = self.fitted(pictures, seed)
         return probe.logits(self.test_features)
 
     def fine_tuned(self, pictures: Pictures, seed: int) -> Tensor:
         """Logits after all of the backbone learned too, from the fitted final layer on."""
         network = self.backbone()
-        probe = fit_probe(answers(self.bottom, pictures), pictures.labels, self.classes, seed=seed)
+        probe = self.fitted(pictures, seed)
         final = network.get_classifier()
         final.load_state_dict({"weight": probe.weight.float(), "bias": probe.bias.float()})
         freeze(network, ())
