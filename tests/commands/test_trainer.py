@@ -244,6 +244,11 @@ def test_a_broken_picture_stops_the_fit_before_it_starts(colour_folder, tmp_path
 
 
 @pytest.mark.slow
+def hear_ctrl_c() -> None:
+    """What runs in the background of a shell ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_stops_with_130_and_keeps_the_last_checkpoint(colour_folder, tmp_path) -> None:
     options = [option for option in SMALL if "max_epochs" not in option]
     process = subprocess.Popen(
@@ -255,6 +260,7 @@ def test_ctrl_c_stops_with_130_and_keeps_the_last_checkpoint(colour_folder, tmp_
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        preexec_fn=hear_ctrl_c,
     )
     last = tmp_path / "runs" / "test_resnet-1" / "checkpoints" / "last.ckpt"
     end = time.monotonic() + 120

@@ -62,6 +62,7 @@ def test_a_fit_stopped_at_any_moment_resumes_to_the_undisturbed_result(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background
     )
     epoch = random.Random(os.getpid()).randint(1, 3)
     for line in process.stdout:
