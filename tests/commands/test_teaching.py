@@ -102,6 +102,8 @@ def test_with_a_share_of_one_the_student_follows_its_teacher_and_not_the_labels(
         (["--model.teacher=nothing.ckpt"], "found nothing at nothing.ckpt"),
         (["--model.teacher={teacher}", "--model.strategy=head"], "head-then-all"),
         (["--model.teacher={teacher}", "--model.mixup_alpha=0.2"], "leave one out"),
+        (["--patience=-1"], "found -1; 0 stops no phase"),
+        (["--data.balanced=true", "--model.class_weights=balanced"], "twice; leave one out"),
     ],
 )
 def test_bad_input_is_one_clear_line(

@@ -151,6 +151,10 @@ def settle(cli: FinetuneCLI) -> tuple[Choice, ...]:
             "Expected --data.balanced or --model.class_weights, found both, which would weigh the "
             "rare classes twice; leave one out."
         )
+    if (cli.config.patience or 0) < 0:
+        raise UsageError(
+            f"Expected --patience of at least 0, found {cli.config.patience}; 0 stops no phase."
+        )
     facts = facts_about(
         cli.model,
         cli.datamodule,
@@ -301,5 +305,5 @@ def conclude(folder: Path) -> None:
         print(summary("val", figures, len(val["labels"])))
     print(f"\n{folder}:")
     for path, meaning in contents(folder):
-        print(f"  {path.relative_to(folder)!s:<22}  {meaning}")
+        print(f"  {path.relative_to(folder)!s:<27}  {meaning}")
     print(f"\nnext: finetune predict {best} PICTURE_OR_FOLDER...")

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
@@ -87,7 +86,7 @@ class FinetuneCLI(LightningCLI):
             )
             parser.add_argument(
                 "--patience",
-                type=NonNegativeInt | None,
+                type=int | None,
                 default=None,
                 help="Epochs without a better one after which a phase stops; 0: none stops.",
             )

@@ -221,7 +221,10 @@ class PhasedFit:
         """The last phase's epochs, in equal cycles where snapshots are asked for."""
         snapshots = self.classifier.hparams["snapshots"]
         self.classifier.cycles = snapshots
-        return whole_cycles(epochs, snapshots)
+        whole = whole_cycles(epochs, snapshots)
+        if whole != epochs:
+            self.say(f"{whole} epochs instead of {epochs}: {snapshots} equal cycles")
+        return whole
 
     def _train(
         self, index: int, phase: Phase, epochs: int, time_share: float, inside: Path | None
