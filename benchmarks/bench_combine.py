@@ -3,12 +3,14 @@
     python benchmarks/bench_combine.py quality DATA... --weights mobilenetv2_100.safetensors
     python benchmarks/bench_combine.py averaging
     python benchmarks/bench_combine.py heads
+    python benchmarks/bench_combine.py time FOLDER CHECKPOINT...
 
 quality    fits five members of two pretrained backbones for each seed and prints test accuracy,
            NLL and calibration error of the best member, the mean member, soups and ensembles.
            DATA holds one folder of pictures a class, perhaps below train, val and test.
 averaging  peak memory and time of averaging 2 and 20 checkpoints of resnet50.
 heads      time of one head and of ten heads on one frozen backbone.
+time       an ensemble over a folder against its members' forward passes and one decode a picture.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from finetune import ImageClassifier, ImageFolderDataModule, cli
 from finetune.combining.ensemble import Ensemble
@@ -35,7 +38,7 @@ from finetune.combining.heads import ensemble_of_heads
 from finetune.combining.roles import of_role
 from finetune.combining.selection import held_out_loss
 from finetune.combining.soups import average_checkpoints
-from finetune.prediction import predict
+from finetune.prediction import PictureViews, find_pictures, predict
 from finetune.reporting.evaluation import evaluate
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.probe import Probe
@@ -69,10 +72,18 @@ def main() -> None:
     heads = benches.add_parser("heads")
     heads.add_argument("--backbone", default="tf_efficientnet_lite0")
     heads.add_argument("--images", type=int, default=128)
+    times = benches.add_parser("time")
+    times.add_argument("pictures", type=Path)
+    times.add_argument("checkpoints", nargs="+")
+    times.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    {"quality": quality_bench, "averaging": averaging_bench, "heads": heads_bench}[options.bench](
-        options
-    )
+    bench = {
+        "quality": quality_bench,
+        "averaging": averaging_bench,
+        "heads": heads_bench,
+        "time": time_bench,
+    }
+    bench[options.bench](options)
 
 
 def quality_bench(options: argparse.Namespace) -> None:
@@ -288,6 +299,30 @@ def heads_bench(options: argparse.Namespace) -> None:
         seconds[count] = min(times)
         print(f"{count:2d} heads on one {options.backbone}: {seconds[count]:.3f} s")
     print(f"ratio {seconds[10] / seconds[1]:.3f}")
+
+
+def time_bench(options: argparse.Namespace) -> None:
+    ensemble = Ensemble.from_checkpoints(options.checkpoints)
+    members = [Ensemble.from_file(path) for path in options.checkpoints]
+    files = find_pictures(options.pictures)
+    rounds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(options.rounds):
+        start = time.perf_counter()
+        loader = DataLoader(PictureViews(files, ensemble.preprocessings), batch_size=32)
+        batches = [dict(zip(ensemble.preprocessings, views, strict=True)) for _, views in loader]
+        rounds["decode"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for member in members:
+                for views in batches:
+                    member.member_probabilities(views)
+        rounds["forward"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        predict(ensemble, files, num_workers=0)
+        rounds["ensemble"].append(time.perf_counter() - start)
+    middle = {name: statistics.median(values) for name, values in rounds.items()}
+    print({name: round(value, 2) for name, value in middle.items()})
+    print(f"ratio {middle['ensemble'] / (middle['decode'] + middle['forward']):.3f}")
 
 
 if __name__ == "__main__":
