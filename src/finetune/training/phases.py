@@ -189,7 +189,7 @@ class PhasedFit:
     def _views_of_few(self) -> int:
         """Random views for the final layer: where pictures are few, they show what does not matter.
 
-        With 5 flowers a class they gained 1 to 3 points; the more pictures, the less, and each view
+        With 5 flowers a class they gained 2 to 4 points; the more pictures, the less, and each view
         costs as much as the whole probe.
         """
         few = FEW_A_CLASS * len(self.classifier.class_names)
