@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from finetune.commands.allocator import keep_freed_memory
 from finetune.errors import FinetuneError, UsageError
 
 VERBS = {
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise UsageError(_unknown(verb))
+        keep_freed_memory()
         return int(import_module(f"finetune.commands.{verb}").main(rest))
     except FinetuneError as error:
         if debug:
