@@ -3,14 +3,16 @@
     python benchmarks/bench_curve.py DATA --output curve.png
 
 DATA holds ``train/<class>/`` and ``test/<class>/``. For every number of images a class, and for
-every repeat with other images drawn, three classifiers learn from the same pictures:
+every repeat with other images drawn, classifiers learn from the same pictures:
 
-scratch     ``baseline_cnn``, everything learned from nothing, on smaller pictures (time)
-frozen      a pretrained backbone, the final layer alone fitted on its features
-fine-tuned  the same, and then all of it at a low rate
+scratch       ``baseline_cnn``, everything learned from nothing, on smaller pictures (time)
+same network  the backbone's architecture, everything learned from nothing, on whole pictures
+frozen        a pretrained backbone, the final layer alone fitted on its features
+fine-tuned    the same, and then all of it at a low rate
 
-All are judged on the same, whole test set. Points are means over repeats; bars are 95 % Wilson
-intervals of that mean for the size of the test set.
+All are judged on the same test set, with ``--no-copies`` without the pictures of which a near copy
+is among the training pictures: whoever draws more of these knows more answers by heart. Points are
+means over repeats; bars are 95 % Wilson intervals of that mean for the size of the test set.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finetune import ImageFolderDataModule
+from finetune.commands.allocator import keep_freed_memory
+from finetune.data.duplicates import exact_duplicates, near_duplicates
+from finetune.data.folder import LabelledImage
 from finetune.data.images import decode_image
+from finetune.data.inspection import inspect_files
 from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.networks.factory import create_network
 from finetune.networks.freezing import apply_modes, freeze, split_at
@@ -41,7 +47,7 @@ from finetune.training.probe import Probe, fit_probe
 
 BACKBONE = "tf_efficientnet_lite0"
 VIEWS = 3
-METHODS = ("fine-tuned", "frozen", "scratch")
+METHODS = ("fine-tuned", "frozen", "scratch", "same network")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class Pictures:
 
     def normalised(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Float images about zero, for a backbone with mean and std of 0.5."""
-        return self.images[rows].float() / 127.5 - 1
+        scaled = self.images[rows].float() / 127.5 - 1
+        return scaled.contiguous(memory_format=torch.channels_last)
 
     def shrunk(self, size: int) -> Pictures:
         """The same pictures at another size, by area."""
@@ -89,7 +96,9 @@ class Result:
         return self.correct / self.total
 
 
-def load(root: str | Path, image_size: int) -> tuple[Pictures, Pictures, tuple[str, ...]]:
+def load(
+    root: str | Path, image_size: int, *, no_copies: bool = False
+) -> tuple[Pictures, Pictures, tuple[str, ...]]:
     """Training and test pictures of a folder, decoded once, and the class names."""
     half = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing(image_size, half, half, crop_fraction=1.0)
@@ -98,10 +107,22 @@ def load(root: str | Path, image_size: int) -> tuple[Pictures, Pictures, tuple[s
 
     def read(split: str) -> Pictures:
         entries = folder.images(split)
+        if split == "test" and no_copies:
+            copied = copies(entries, folder.images("train"), Path(root))
+            entries = [entry for entry in entries if entry.path not in copied]
         images = [transform(decode_image(entry.path)).mul(255).round().byte() for entry in entries]
         return Pictures(torch.stack(images), torch.tensor([entry.label for entry in entries]))
 
     return read("train"), read("test"), folder.class_names
+
+
+def copies(test: Sequence[LabelledImage], train: Sequence[LabelledImage], root: Path) -> set[Path]:
+    """Test pictures of which a copy or near copy is among the training pictures."""
+    paths = [entry.path for entry in [*test, *train]]
+    inspections = inspect_files(paths, root=root, perceptual=True, remember=False)
+    groups = [*near_duplicates(inspections), *exact_duplicates(inspections)]
+    shared = [group for group in groups if max(group) >= len(test)]
+    return {paths[index] for group in shared for index in group if index < len(test)}
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -170,7 +191,7 @@ class Curve:
         self.classes = int(train.labels.max()) + 1
         self.scratch_steps, self.epochs = scratch_steps, epochs
         self.scratch_size, self.scratch_pixels = scratch_size, scratch_pixels
-        bottom, _ = split_at(self.backbone(), "head")
+        bottom, _ = split_at(self.backbone().to(memory_format=torch.channels_last), "head")
         self.test_features = answers(bottom, test)
         self.bottom = bottom
 
@@ -184,12 +205,27 @@ class Curve:
         network = create_network(
             "baseline_cnn", self.classes, drop_rate=0.1, size=self.scratch_size
         )
+        small = pictures.shrunk(self.scratch_pixels)
+        self.learn_from_nothing(network, small, seed)
+        return answers(network, self.test.shrunk(self.scratch_pixels))
+
+    def same_network(self, pictures: Pictures, seed: int) -> Tensor:
+        """Logits for the test pictures of the backbone's architecture without its weights."""
+        torch.manual_seed(seed)
+        network = create_network(BACKBONE, self.classes, pretrained=False, drop_rate=0.1)
+        network.to(memory_format=torch.channels_last)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.1  # TensorFlow's 0.01 would not follow so few steps
+        self.learn_from_nothing(network, pictures, seed)
+        return answers(network, self.test)
+
+    def learn_from_nothing(self, network: nn.Module, pictures: Pictures, seed: int) -> None:
+        """Thirty epochs, within a quarter and the whole of ``scratch_steps``."""
         wanted = 30 * len(pictures.labels) // 32
         steps = max(self.scratch_steps // 4, min(wanted, self.scratch_steps))
         groups = [{"params": network.parameters(), "lr": 3e-3}]
-        small = pictures.shrunk(self.scratch_pixels)
-        learn(network, small, groups, steps=steps, seed=seed, batch_norm="train")
-        return answers(network, self.test.shrunk(self.scratch_pixels))
+        learn(network, pictures, groups, steps=steps, seed=seed, batch_norm="train")
 
     def fitted(self, pictures: Pictures, seed: int) -> Probe:
         """The final layer, where pictures are few on random views as well: as ``finetune fit``."""
@@ -216,7 +252,7 @@ class Curve:
 
     def fine_tuned(self, pictures: Pictures, seed: int) -> Tensor:
         """Logits after all of the backbone learned too, from the fitted final layer on."""
-        network = self.backbone()
+        network = self.backbone().to(memory_format=torch.channels_last)
         probe = self.fitted(pictures, seed)
         final = network.get_classifier()
         final.load_state_dict({"weight": probe.weight.float(), "bias": probe.bias.float()})
@@ -236,6 +272,7 @@ class Curve:
             "scratch": self.scratch,
             "frozen": self.frozen,
             "fine-tuned": self.fine_tuned,
+            "same network": self.same_network,
         }
         results = []
         for count in per_class:
@@ -275,7 +312,7 @@ def curve_figure(results: Sequence[Result], *, title: str = "") -> Figure:
         ]
         # A little aside, so that bars at the same count do not cover each other.
         places = [count * (1 + 0.025 * (index - 1)) for count in counts]
-        colour, marker = theme.palette[index], "osD"[index]
+        colour, marker = theme.palette[index], "osD^"[index]
         ax.errorbar(places, mean, bars, color=colour, marker=marker, capsize=3, label=method)
     ax.set_xscale("log")
     ax.set_xticks(counts, labels=[str(count) for count in counts])
@@ -298,10 +335,12 @@ def main() -> None:
     parser.add_argument("--scratch-steps", type=int, default=700)
     parser.add_argument("--scratch-pixels", type=int, default=64, help="its image size")
     parser.add_argument("--epochs", type=int, default=12, help="of fine-tuning")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:3])
+    parser.add_argument("--no-copies", action="store_true", help="judge without near copies")
     parser.add_argument("--output", type=Path, default=Path("curve.png"))
     given = parser.parse_args()
-    train, test, class_names = load(given.data, given.image_size)
+    keep_freed_memory()
+    train, test, class_names = load(given.data, given.image_size, no_copies=given.no_copies)
     curve = Curve(
         train,
         test,

@@ -27,6 +27,8 @@ from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.preprocessing import Preprocessing
 from finetune.training.feature_store import Activations, FeatureStore, kept_or_computed
 
+# Pictures a forward pass: on a processor, as many as its caches take.
+BATCH_SIZE = {"cpu": 8, "accelerator": 64}
 FORMAT = 1  # counts up whenever transforms or networks change what they compute
 
 
@@ -60,7 +62,7 @@ def frozen_features(
     boundary: str = "head",
     view: View | None = None,
     store: FeatureStore | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     num_workers: int = 0,
 ) -> Activations:
     """Activations at the boundary, in the order of ``dataset.images``.
@@ -71,7 +73,8 @@ def frozen_features(
         boundary: a stage's name; everything below it is run.
         view: which random view; None for the evaluation transform.
         store: where to look first and keep what was computed; None keeps it in memory only.
-        batch_size, num_workers: of the forward pass over what was not kept.
+        batch_size, num_workers: of the forward pass over what was not kept; a batch is 8 pictures
+            on a CPU and 64 on an accelerator where it is not given.
 
     Raises:
         ImageError: a picture that cannot be read.
@@ -79,12 +82,15 @@ def frozen_features(
     """
     paths = [image.path if isinstance(image, LabelledImage) else image for image in dataset.images]
     keys = [content_hash(path) for path in paths]
+    size = (
+        batch_size or BATCH_SIZE["cpu" if classifier.mean.device.type == "cpu" else "accelerator"]
+    )
 
     def compute(missing: list[int]) -> Iterator[np.ndarray]:
         draws: list[int | Draw] = [
             index if view is None else Draw(index, view.seed_for(keys[index])) for index in missing
         ]
-        return _forward(classifier, dataset, draws, boundary, batch_size, num_workers)
+        return _forward(classifier, dataset, draws, boundary, size, num_workers)
 
     return kept_or_computed(store, space_key(classifier, boundary, view), keys, compute)
 
