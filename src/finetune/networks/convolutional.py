@@ -89,9 +89,10 @@ class ConvolutionalBaseline(nn.Module):
             {"num_chs": width, "reduction": 2**index, "module": f"stages.{index}"}
             for index, width in enumerate(widths)
         ]
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-        pooled = self.num_features * self.global_pool.feat_mult()
-        self.hidden: nn.Module = hidden_layer(pooled, hidden_size) if hidden_size else nn.Identity()
+        self.hidden: nn.Module = nn.Identity()
+        pooled = self._pool_by(global_pool)
+        if hidden_size:
+            self.hidden = hidden_layer(pooled, hidden_size)
         self.head_hidden_size = hidden_size or pooled
         self.fc = final_layer(self.head_hidden_size, num_classes)
 
@@ -105,13 +106,35 @@ class ConvolutionalBaseline(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh final layer in place; 0 classes leave none, ``global_pool=""`` no pooling."""
+        """Put a fresh final layer in place; 0 classes leave none, ``global_pool=""`` no pooling.
+
+        Raises:
+            NetworkError: classes without pooling, or pooling to a width that the fully connected
+                layer before the final one does not take.
+        """
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(
-                pool_type=global_pool, flatten=bool(global_pool)
-            )
+            pooled = self._pool_by(global_pool)
+            if isinstance(self.hidden, nn.Identity):
+                self.head_hidden_size = pooled
         self.fc = final_layer(self.head_hidden_size, num_classes).to(next(self.parameters()).device)
+
+    def _pool_by(self, kind: str) -> int:
+        """Put the pooling at the end in place; values that it gives, of which some double them."""
+        if not kind and self.num_classes:
+            raise NetworkError(
+                f"Expected a global_pool before a final layer of {self.num_classes} classes, found "
+                'none; take "avg", or 0 classes.'
+            )
+        pool = SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind))
+        pooled: int = self.num_features * pool.feat_mult()
+        if isinstance(self.hidden, nn.Sequential) and pooled != self.hidden[0].in_features:
+            raise NetworkError(
+                f"Expected pooling to {self.hidden[0].in_features} values, as the hidden layer "
+                f"takes, found {kind!r}, which gives {pooled}; build the network with it."
+            )
+        self.global_pool = pool
+        return pooled
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, in_chans, H, W)`` to ``(B, num_features, H', W')``."""
