@@ -19,7 +19,10 @@ COLUMNS = ("layer", "kind", "output", "sees", "stride", "parameters", "connectio
 
 def parser() -> Parser:
     """Options of the verb."""
-    options = Parser(prog="finetune inspect", description=__doc__.partition(": ")[2])
+    options = Parser(
+        prog="finetune inspect",
+        description="Print a network's layers, what they see and cost; whether the data suffices.",
+    )
     options.add_argument("network", help="a backbone or baseline by name, or a checkpoint's path")
     options.add_argument("--image-size", type=int, help="pixels; default: the network's own")
     options.add_argument("--in-chans", type=int, help="channels of the images; default: 3")

@@ -8,7 +8,10 @@ from finetune.errors import UsageError
 
 def main(arguments: list[str]) -> int:
     """List names with parameters, image size and whether pretrained weights exist."""
-    parser = Parser(prog="finetune models", description=__doc__)
+    parser = Parser(
+        prog="finetune models",
+        description="List networks by name, with their size and whether weights are published.",
+    )
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'resnet*'")
     parser.add_argument("--pretrained", action="store_true", help="only those with weights")
     options = parser.parse_args(arguments)
