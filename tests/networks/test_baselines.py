@@ -141,6 +141,13 @@ def test_stochastic_depth_leaves_branches_out_only_while_training() -> None:
         ("baseline_cnn", {"kernel_size": 4}, "odd"),
         ("baseline_resnet", {"padding": "valid"}, "baseline_cnn"),
         ("baseline_inception", {"drop_path_rate": 0.1}, "baseline_resnet"),
+        ("baseline_cnn", {"pool": "mean"}, "'max', 'average', 'sum'"),
+        ("baseline_cnn", {"downsample": "strides"}, "'pool', 'stride'"),
+        ("baseline_cnn", {"padding": "none"}, "'same', 'valid'"),
+        ("baseline_inception", {"five_by_five": "2x3"}, "'single', 'two_3x3'"),
+        ("baseline_resnet", {"global_pool": "average"}, "global_pool to be one of"),
+        ("baseline_cnn", {"hidden_size": -1}, "at least 0, found -1"),
+        ("baseline_mlp", {"grid_size": 0}, "at least 1, found 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(name: str, options: dict, words: str) -> None:

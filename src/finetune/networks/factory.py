@@ -53,6 +53,7 @@ def create_network(
     """
     if num_classes < 1:
         raise NetworkError(f"Expected at least one class, found num_classes={num_classes}.")
+    _check_ranges(in_chans, drop_rate, drop_path_rate)
     check_name(name)
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
@@ -166,6 +167,14 @@ def check_name(name: str) -> None:
     raise UnknownBackboneError(
         f"Expected the name of a timm classifier or a baseline, found {name!r}; {hint}"
     )
+
+
+def _check_ranges(in_chans: int, drop_rate: float, drop_path_rate: float) -> None:
+    if in_chans < 1:
+        raise NetworkError(f"Expected in_chans of at least 1, found {in_chans}; 3 is colour.")
+    for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        if not 0 <= rate < 1:
+            raise NetworkError(f"Expected {option} to be at least 0 and below 1, found {rate}.")
 
 
 def _check_tag(name: str) -> None:
