@@ -77,6 +77,16 @@ def test_models_are_listed_by_pattern(capsys) -> None:
     assert cli.main(["models", "nothing-like-it"]) == 2
 
 
+def test_all_models_are_listed_without_building_them(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("timm.create_model", lambda name: pytest.fail(f"built {name}"))
+    assert cli.main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) > 1000
+    assert re.search(r"^resnet18 +224  yes$", shown, re.MULTILINE)
+    assert re.search(r"^baseline_cnn +64  no$", shown, re.MULTILINE)
+    assert "narrow the pattern" in shown
+
+
 def test_a_mistyped_option_names_the_nearest(capsys) -> None:
     assert cli.main(["predict", "x.ckpt", "a.jpg", "--outptu", "a.csv"]) == 2
     assert "did you mean --output?" in capsys.readouterr().err

@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
             batch_size=options.batch_size,
             test_time_augmentation=options.test_time_augmentation,
             on_bad_image=options.on_bad_image,
+            max_pixels=options.max_pixels,
             trainer=trainer,
             on_answer=on_answer if one_process else None,
         )
@@ -102,6 +103,12 @@ def _parser() -> Parser:
         choices=["error", "skip"],
         default="error",
         help="stop at files that cannot be read, or leave them out and say which",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number(1),
+        default=178_956_970,
+        help="refuse pictures with more pixels, at least 1",
     )
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... as Lightning says")
     parser.add_argument("--devices", default="auto", help="how many, or which")
