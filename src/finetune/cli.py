@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done; 1 failed, or ``check`` found something; 2 a wrong call; 130 stopped by Ctrl-C.
     """
+    _print_whatever_files_are_called()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -74,6 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except SystemExit as stop:  # parsers of arguments end this way, after their own message
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
+
+
+def _print_whatever_files_are_called() -> None:
+    """Escape letters that the terminal or the pipe has no code for, instead of failing there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _unknown(verb: str) -> str:

@@ -1,9 +1,13 @@
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from finetune import cli
+from finetune.commands import parsing
 from finetune.errors import CheckpointError, UsageError
 
 # What takes seconds to import.
@@ -73,6 +77,16 @@ def test_models_are_listed_by_pattern(capsys) -> None:
     assert cli.main(["models", "nothing-like-it"]) == 2
 
 
+def test_all_models_are_listed_without_building_them(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("timm.create_model", lambda name: pytest.fail(f"built {name}"))
+    assert cli.main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) > 1000
+    assert re.search(r"^resnet18 +224  yes$", shown, re.MULTILINE)
+    assert re.search(r"^baseline_cnn +64  no$", shown, re.MULTILINE)
+    assert "narrow the pattern" in shown
+
+
 def test_a_mistyped_option_names_the_nearest(capsys) -> None:
     assert cli.main(["predict", "x.ckpt", "a.jpg", "--outptu", "a.csv"]) == 2
     assert "did you mean --output?" in capsys.readouterr().err
@@ -82,3 +96,50 @@ def test_abbreviated_options_are_refused(capsys) -> None:
     assert cli.main(["predict", "x.ckpt", "a.jpg", "--out", "a.csv"]) == 2
     assert cli.main(["fit", "--data.root", ".", "--trainer.max_epoch", "3"]) == 2
     assert "--trainer.max_epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", ["--val-fraction", "--val_fraction"])
+@pytest.mark.parametrize("sign", ["=", " "])
+def test_dashes_and_underscores_are_the_same(spelling: str, sign: str) -> None:
+    parser = parsing.Parser(prog="p")
+    parser.add_argument("--val-fraction", type=float, help="a share")
+    parser.add_argument("rest", nargs="*", help="words")
+    parsed = parser.parse_args([*f"{spelling}{sign}0.1".split(), "some_file", "-"])
+    assert parsed.val_fraction == 0.1
+    assert parsed.rest == ["some_file", "-"]
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "x", "1.5", ""])
+def test_whole_numbers_out_of_range_say_what_is_expected(value: str, capsys) -> None:
+    assert cli.main(["check", ".", f"--max-pixels={value}"]) == 2
+    assert f"a whole number of at least 1, found {value!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["predict", "models", "check", "split", "inspect", "sample"])
+def test_help_says_what_each_option_means_and_no_defaults_that_say_nothing(
+    verb: str, capsys
+) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "(default: None)" not in shown
+    assert "(default: False)" not in shown
+    assert "``" not in shown
+    options = shown.partition("options:")[2].splitlines()
+    for line, following in zip(options, [*options[1:], ""], strict=True):
+        if line.startswith("  -"):  # its meaning beside it or below it
+            assert re.search(r"  -\S.*\S  +\S", line) or following.startswith(" " * 20), line
+
+
+def test_names_without_a_code_in_the_terminals_alphabet_are_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "日本"
+    folder.mkdir()
+    result = subprocess.run(
+        [sys.executable, "-m", "finetune", "check", str(folder)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert r"\u65e5\u672c" in result.stderr
+    assert "Traceback" not in result.stderr

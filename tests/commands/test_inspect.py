@@ -63,6 +63,7 @@ def test_a_checkpoint_brings_its_own_sizes_and_filters(
         (["baseline_cnn", "--sampels", "4"], 2, "--samples"),
         (["nothing.ckpt"], 1, "no file"),
         (["baseline_mlp", "--filters", "x.png"], 1, "convolutions"),
+        (["resnet18", "--filters", "x.png"], 1, "is set); leave out --filters, or name tf_"),
     ],
 )
 def test_wrong_calls(

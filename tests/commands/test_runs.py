@@ -57,3 +57,10 @@ def test_metrics_of_the_stages_stand_beside_each_other(tmp_path: Path) -> None:
     write_text(tmp_path / "note", "é")
     assert (tmp_path / "note").read_text(encoding="utf-8") == "é"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_runs_that_cannot_be_kept_name_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/runs"):
+        with pytest.raises(UsageError, match="name another with --runs"):
+            new_run_folder(tmp_path / place, "x")

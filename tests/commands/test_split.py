@@ -109,3 +109,11 @@ def test_bad_files_stop_it_or_are_left_out(root: Path) -> None:
 def test_wrong_calls_are_usage_errors(wrong: list[str], root: Path) -> None:
     with pytest.raises(UsageError):
         main([str(root), "--output", "split.csv", *wrong])
+
+
+def test_shares_are_checked_also_where_the_folder_decides(root: Path) -> None:
+    assert main([str(root), "--output", "split.csv"]) == 0
+    again = [str(root), "--manifest", "split.csv", "--output", "other.csv"]
+    for wrong in (["--val_fraction", "1.5"], ["--test_fraction", "-1"]):
+        with pytest.raises(UsageError, match="at least 0 and below 1"):
+            main([*again, *wrong])

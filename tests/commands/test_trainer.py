@@ -135,14 +135,19 @@ def test_no_training_image_is_ever_tested(own_run: Path, colour_folder: Path) ->
     assert {side[name] for name in tested} == {"test"}
 
 
-def test_a_checkpoint_alone_is_enough(run: Path, colour_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_alone_is_enough(
+    run: Path, colour_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = tmp_path / "alone.ckpt"
     shutil.copy(run / "checkpoints" / "best.ckpt", checkpoint)
     arguments = [f"--ckpt_path={checkpoint}", f"--data.root={colour_folder}"]
     assert main(["test", *arguments]) == 0
     assert figures(tmp_path / "runs" / "test-1")["test"]
-    output = tmp_path / "answers.csv"
-    assert main(["predict", str(checkpoint), str(colour_folder), "--output", str(output)]) == 0
+    output = tmp_path / "a new folder" / "answers.csv"
+    call = ["predict", str(checkpoint), str(colour_folder), "--output", str(output)]
+    assert main([*call, "--max-pixels=9"]) == 1
+    assert "at most 9 pixels" in capsys.readouterr().err
+    assert main(call) == 0
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 36

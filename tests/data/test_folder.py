@@ -94,13 +94,14 @@ def test_links_are_followed_once_and_loops_survived(paint: Painter, tmp_path: Pa
     (root / "a_link_to_cat").symlink_to(root / "cat", target_is_directory=True)
     (root / "dog").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "cat/file_link.jpg").symlink_to(tmp_path / "elsewhere/2.jpg")
+    (root / "cat/to_itself.jpg").symlink_to("to_itself.jpg")
     folder = scan_folder(root)
     assert [i.path.relative_to(root).as_posix() for i in folder.images] == [
         "cat/1.jpg",
         "cat/file_link.jpg",
         "dog/2.jpg",
     ]
-    assert set(reasons(root)) == {"cat/loop", "a_link_to_cat"}
+    assert set(reasons(root)) == {"cat/loop", "a_link_to_cat", "cat/to_itself.jpg"}
 
 
 def test_class_names_are_compared_in_composed_form(paint: Painter, tmp_path: Path) -> None:

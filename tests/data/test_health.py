@@ -260,3 +260,61 @@ def test_checking_does_without_the_heavy_libraries() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_what_was_opened_before_a_stop_is_remembered(
+    paint: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.data import inspection
+
+    paths = [paint(f"r/a/{number}.png") for number in range(8)]
+    opened: list[Path] = []
+    real = inspect_file
+
+    def stopping(path: Path, **options: object) -> Inspection:
+        opened.append(path)
+        if stop and path == paths[5]:
+            raise KeyboardInterrupt
+        return real(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(inspection, "inspect_file", stopping)
+    options = {"root": tmp_path / "r", "cache_dir": tmp_path / "cache"}
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        inspect_files(paths, **options)  # type: ignore[arg-type]
+    stop = False
+    opened.clear()
+    inspected = inspect_files(paths, **options)  # type: ignore[arg-type]
+    assert sorted(opened) == paths[5:]
+    assert [each.path for each in inspected] == paths
+
+
+@pytest.mark.parametrize(("highest", "said"), [(4095, True), (65535, False), (0, False)])
+def test_twelve_bits_in_a_16_bit_file_are_a_warning(
+    highest: int, said: bool, tmp_path: Path
+) -> None:
+    for number in range(3):
+        path = tmp_path / f"r/a/{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(number)
+        Image.fromarray(rng.integers(0, highest + 1, (40, 40), dtype=np.uint16)).save(path)
+    (tmp_path / "r/b").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "r/b/black.png")
+    found = check(tmp_path / "r", tmp_path / "cache").get("few_bits", [])
+    assert [finding.severity for finding in found] == ["warning"] * said
+    assert all("range: 3, the first 0.tif" in finding.problem for finding in found)
+
+
+def test_absolute_and_relative_paths_can_be_checked_together(
+    paint: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.data.manifest import read_manifest
+
+    paint("r/1.png")
+    other = paint("r/2.jpg")
+    (tmp_path / "l.csv").write_text(f"path,label\nr/1.png,a\n{other},b\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    folder = read_manifest("l.csv", "r")
+    inspections = [inspect_file(image.path) for image in folder.images]
+    kinds = [finding.kind for finding in check_folder(folder, inspections)]
+    assert "mixed_modes" in kinds

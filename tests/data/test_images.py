@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from finetune.data.dataset import ImageDataset
 from finetune.data.images import (
     ImageReader,
     content_hash,
@@ -21,7 +22,8 @@ from finetune.data.images import (
     shrink,
     shrunk_size,
 )
-from finetune.errors import ImageError
+from finetune.data.loading import make_loader
+from finetune.errors import ImageError, UsageError
 
 Painter = Callable[..., Path]
 
@@ -286,5 +288,10 @@ def test_threads_decode_side_by_side() -> None:
 
 
 def test_only_one_or_three_channels() -> None:
-    with pytest.raises(ValueError, match="in_chans"):
+    with pytest.raises(UsageError, match="in_chans"):
         decode_bytes(encoded(photograph(), "PNG"), name="x", in_chans=4)
+
+
+def test_less_than_no_workers_are_a_wrong_call() -> None:
+    with pytest.raises(UsageError, match="num_workers of at least 0, found -1"):
+        make_loader(ImageDataset([], torch.clone), batch_size=1, num_workers=-1, seed=0)

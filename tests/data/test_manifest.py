@@ -92,6 +92,8 @@ def test_paths_out_of_the_root_are_refused_unless_allowed(
         ("file,label\na,b\n", "add path"),
         ("path,label\n", "only a header"),
         ("path,label\nant/1.png,\n", "a label in line 2"),
+        ("path;label\nant/1.png;x\n", "found path;label; save it with commas"),
+        (f"path,label\n{'x' * 200_000},y\n", "field larger than field limit"),
         ("path,label\n,x\n", "a path in line 2"),
         ("path,label\nant/7.png,x\n", r"1 missing, the first .*7\.png"),
         ("path,label,split\nant/1.png,x,holdout\n", "found 'holdout'"),
@@ -106,6 +108,19 @@ def test_what_is_wrong_with_a_manifest_is_said(
         read_manifest(written(tmp_path / "l.csv", text), root)
     with pytest.raises(ManifestError, match="No such file"):
         read_manifest(tmp_path / "gone.csv", root)
+
+
+@pytest.mark.parametrize("content", ["path,label\nü,x\n".encode("utf-16"), bytes(range(256))])
+def test_other_encodings_and_other_files_are_named_in_one_printable_line(
+    content: bytes, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "l.csv").write_bytes(content)
+    with pytest.raises(ManifestError, match="save it as CSV with UTF-8") as caught:
+        read_manifest(tmp_path / "l.csv", root)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert message.encode("utf-8")
+    assert len(message) < 300
 
 
 def test_a_file_listed_twice_alike_is_used_once_and_said(root: Path, tmp_path: Path) -> None:

@@ -141,6 +141,13 @@ def test_stochastic_depth_leaves_branches_out_only_while_training() -> None:
         ("baseline_cnn", {"kernel_size": 4}, "odd"),
         ("baseline_resnet", {"padding": "valid"}, "baseline_cnn"),
         ("baseline_inception", {"drop_path_rate": 0.1}, "baseline_resnet"),
+        ("baseline_cnn", {"pool": "mean"}, "'max', 'average', 'sum'"),
+        ("baseline_cnn", {"downsample": "strides"}, "'pool', 'stride'"),
+        ("baseline_cnn", {"padding": "none"}, "'same', 'valid'"),
+        ("baseline_inception", {"five_by_five": "2x3"}, "'single', 'two_3x3'"),
+        ("baseline_resnet", {"global_pool": "average"}, "global_pool to be one of"),
+        ("baseline_cnn", {"hidden_size": -1}, "at least 0, found -1"),
+        ("baseline_mlp", {"grid_size": 0}, "at least 1, found 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(name: str, options: dict, words: str) -> None:
@@ -151,3 +158,45 @@ def test_options_that_cannot_work_are_refused(name: str, options: dict, words: s
 def test_there_are_no_pretrained_weights() -> None:
     with pytest.raises(PretrainedWeightsError, match="from scratch"):
         timm.create_model("baseline_cnn", pretrained=True)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("kind", ["avg", "max", "avgmax", "catavgmax"])
+def test_pooling_can_be_chosen_later_as_well_as_at_first(name: str, kind: str) -> None:
+    torch.manual_seed(0)
+    built = timm.create_model(name, size="tiny", num_classes=5, global_pool=kind).eval()
+    changed = timm.create_model(name, size="tiny", num_classes=3).eval()
+    changed.reset_classifier(5, kind)
+    changed.load_state_dict(built.state_dict())
+    images = torch.rand(2, 3, 20, 20)
+    assert changed.head_hidden_size == built.head_hidden_size == built.fc.in_features
+    assert torch.equal(changed(images), built(images))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_without_pooling_the_places_stay_and_classes_are_refused(name: str) -> None:
+    images = torch.rand(2, 3, 20, 20)
+    built = timm.create_model(name, size="tiny", num_classes=0, global_pool="")
+    reset = timm.create_model(name, size="tiny")
+    reset.reset_classifier(0, "")
+    assert built(images).shape == reset(images).shape == (2, 64, 5, 5)
+    with pytest.raises(NetworkError, match='take "avg", or 0 classes'):
+        timm.create_model(name, size="tiny", num_classes=5, global_pool="")
+
+
+def test_pooling_to_another_width_is_refused_before_a_hidden_layer() -> None:
+    network = timm.create_model("baseline_cnn", size="tiny", hidden_size=8, num_classes=5)
+    with pytest.raises(NetworkError, match=r"to 64 values.*gives 128"):
+        network.reset_classifier(5, "catavgmax")
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_timm_takes_features_of_every_stage(name: str, size: str) -> None:
+    network = timm.create_model(name, size=size, features_only=True).eval()
+    reductions = network.feature_info.reduction()
+    assert len(reductions) == {"tiny": 3, "small": 4}[size]
+    for reduction, channels, features in zip(
+        reductions, network.feature_info.channels(), network(torch.rand(1, 3, 64, 64)), strict=True
+    ):
+        assert features.shape == (1, channels, 64 // reduction, 64 // reduction)

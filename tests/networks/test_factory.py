@@ -1,4 +1,5 @@
 import importlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -169,9 +170,25 @@ def test_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"state_dict": Malicious()}, tmp_path / "evil.pth")
-    with pytest.raises(PretrainedWeightsError):
-        create_network("test_resnet", 2, pretrained=str(tmp_path / "evil.pth"))
-    assert not (tmp_path / "ran").exists()
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Malicious(), protocol=4))
+    for name in ("evil.pth", "bare.pth"):
+        with pytest.raises(PretrainedWeightsError, match="code beside them, which is") as caught:
+            create_network("test_resnet", 2, pretrained=str(tmp_path / name))
+        assert str(caught.value).isprintable()  # torch's own message has colours in it
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"in_chans": 0}, "in_chans of at least 1"),
+        ({"drop_rate": 1.0}, "drop_rate to be at least 0 and below 1"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate to be at least 0 and below 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options: dict, words: str) -> None:
+    with pytest.raises(NetworkError, match=words):
+        create_network("test_resnet", 2, **options)
 
 
 def test_without_network_the_error_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

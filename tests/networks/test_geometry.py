@@ -247,3 +247,23 @@ def test_a_gate_does_not_widen_what_a_place_sees_but_attention_does() -> None:
     rows = layer_table(timm.create_model("test_vit"), 160)
     assert rows[0].receptive_field == (16, 16)
     assert all(row.receptive_field is None for row in rows[2:])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MaxPool2d(3, stride=2, dilation=2),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.AvgPool2d(3, stride=1, ceil_mode=True),
+        nn.AdaptiveAvgPool2d(5),  # of 13: windows of 3 and 4
+        nn.AdaptiveMaxPool2d(8),
+    ],
+    ids=str,
+)
+def test_the_table_says_what_poolings_read(layer: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), layer)
+    (table,) = [row for row in layer_table(network, 13, in_chans=1) if row.name == "1"]
+    lit = torch.eye(13)[:, None, :, None].expand(13, 1, 13, 13)  # image i: row i alone is white
+    read = layer(lit)[:, 0, :, 0] > 0  # (image row, output row)
+    rows_read = [column.nonzero() for column in read.T]
+    assert max(int(rows.max() - rows.min()) + 1 for rows in rows_read) == table.receptive_field[0]

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.parsing import Parser
+from finetune.commands.parsing import Parser, whole_number
 
 if TYPE_CHECKING:
     from finetune.data.folder import ImageFolder
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", help="DIR/<class>/... or DIR/train|val|test/<class>/...")
     parser.add_argument("--manifest", help="CSV path,label[,split][,group] that decides instead")
     parser.add_argument(
-        "--allow_outside", action="store_true", help="accept files of the manifest outside DIR"
+        "--allow-outside", action="store_true", help="accept files of the manifest outside DIR"
     )
     parser.add_argument(
         "--duplicates",
@@ -70,23 +70,15 @@ def _parser() -> argparse.ArgumentParser:
         help="equal files only, or also pictures that look the same",
     )
     parser.add_argument(
-        "--max_pixels",
         "--max-pixels",
-        type=_positive,
+        type=whole_number(1),
         default=178_956_970,
-        help="refuse pictures with more pixels",
+        help="refuse pictures with more pixels, at least 1",
     )
-    parser.add_argument("--cache_dir", "--cache-dir", help="instead of the platform's cache folder")
+    parser.add_argument("--cache-dir", help="instead of the platform's cache folder")
     parser.add_argument("--all", action="store_true", help="print every finding, however many")
     parser.add_argument("--json", action="store_true", help="print the same for programs")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def _as_values(
@@ -161,7 +153,8 @@ def _print_report(
 
 def _headline(folder: ImageFolder, inspections: list[Inspection]) -> str:
     readable = [each for each in inspections if each.problem is None]
-    text = f"{len(folder.images)} pictures, {len(folder.class_names)} classes"
+    classes = len(folder.class_names)
+    text = f"{len(folder.images)} pictures, {classes} class{'es' * (classes != 1)}"
     if readable:
         shortest = sorted(min(each.width, each.height) for each in readable)
         text += (

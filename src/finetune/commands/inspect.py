@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.parsing import Parser
-from finetune.errors import UsageError
+from finetune.errors import PretrainedWeightsError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +19,10 @@ COLUMNS = ("layer", "kind", "output", "sees", "stride", "parameters", "connectio
 
 def parser() -> Parser:
     """Options of the verb."""
-    options = Parser(prog="finetune inspect", description=__doc__.partition(": ")[2])
+    options = Parser(
+        prog="finetune inspect",
+        description="Print a network's layers, what they see and cost; whether the data suffices.",
+    )
     options.add_argument("network", help="a backbone or baseline by name, or a checkpoint's path")
     options.add_argument("--image-size", type=int, help="pixels; default: the network's own")
     options.add_argument("--in-chans", type=int, help="channels of the images; default: 3")
@@ -91,13 +94,20 @@ def _open(given: Any) -> tuple[nn.Module, dict[str, int]]:
         }
     in_chans, classes = given.in_chans or 3, given.classes or 10
     # Only a picture of the filters needs the pretrained weights.
-    network = create_network(
-        given.network,
-        classes,
-        in_chans=in_chans,
-        image_size=given.image_size,
-        pretrained=given.filters is not None and not given.network.startswith("baseline_"),
-    )
+    pretrained = given.filters is not None and not given.network.startswith("baseline_")
+    try:
+        network = create_network(
+            given.network,
+            classes,
+            in_chans=in_chans,
+            image_size=given.image_size,
+            pretrained=pretrained,
+        )
+    except PretrainedWeightsError as error:  # whose ways out are options of `fit`
+        raise PretrainedWeightsError(
+            f"{str(error).partition('. ')[0].rstrip('.')}; leave out --filters, or name "
+            "tf_efficientnet_lite0 or a checkpoint."
+        ) from error
     preprocessing = preprocessing_of(given.network, in_chans=in_chans, image_size=given.image_size)
     return network, {
         "image_size": preprocessing.image_size,

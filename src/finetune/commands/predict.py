@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.parsing import Parser
-from finetune.errors import UsageError
+from finetune.commands.parsing import Parser, whole_number
 
 if TYPE_CHECKING:
     from finetune.prediction import Predictions
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Print the answers, or write them to ``--output`` as they come."""
     options = _parser().parse_args(arguments)
-    if options.topk < 1 or options.batch_size < 1:
-        raise UsageError("Expected --topk and --batch-size of at least 1; give larger numbers.")
     pictures = _from_standard_input(options.pictures)
     if options.output is not None:
         from finetune.answer_files import format_of
@@ -47,6 +44,8 @@ def main(arguments: list[str]) -> int:
     )
     with ExitStack() as stack:
         write: Callable[[dict[str, Any]], None] = _print
+        if options.output is not None and trainer.is_global_zero:
+            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         if options.output is not None and trainer.is_global_zero and trainer.world_size == 1:
             write = stack.enter_context(open_answer_file(options.output))
 
@@ -61,6 +60,7 @@ def main(arguments: list[str]) -> int:
             batch_size=options.batch_size,
             test_time_augmentation=options.test_time_augmentation,
             on_bad_image=options.on_bad_image,
+            max_pixels=options.max_pixels,
             trainer=trainer,
             on_answer=on_answer if one_process else None,
         )
@@ -78,18 +78,38 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="finetune predict", description=__doc__)
+    parser = Parser(
+        prog="finetune predict",
+        description="Name the class of pictures, on the screen or in a file.",
+    )
     parser.add_argument("checkpoint", help="a .ckpt file: classifier, average or ensemble")
     parser.add_argument(
         "pictures", nargs="+", help="files, folders, glob patterns; - reads names from a pipe"
     )
     parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
-    parser.add_argument("--topk", type=int, default=1, help="how many classes to name")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures a batch")
+    parser.add_argument("--topk", type=whole_number(1), default=1, help="how many classes to name")
     parser.add_argument(
-        "--test-time-augmentation", type=int, default=1, metavar="N", help="views averaged, 1 to 8"
+        "--batch-size", type=whole_number(1), default=32, help="pictures a batch, at least 1"
     )
-    parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error")
+    parser.add_argument(
+        "--test-time-augmentation",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="views averaged, 1 to 8",
+    )
+    parser.add_argument(
+        "--on-bad-image",
+        choices=["error", "skip"],
+        default="error",
+        help="stop at files that cannot be read, or leave them out and say which",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number(1),
+        default=178_956_970,
+        help="refuse pictures with more pixels, at least 1",
+    )
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... as Lightning says")
     parser.add_argument("--devices", default="auto", help="how many, or which")
     parser.add_argument("--precision", default="32-true", help="such as 16-mixed or bf16-mixed")
@@ -99,7 +119,7 @@ def _parser() -> Parser:
 def _from_standard_input(pictures: list[str]) -> list[str]:
     if "-" not in pictures:
         return pictures
-    listed = [line.strip() for line in sys.stdin if line.strip()]
+    listed = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     return [name for name in pictures if name != "-"] + listed
 
 

@@ -24,7 +24,13 @@ def new_run_folder(runs: Path, name: str) -> Path:
         raise UsageError(f"Expected a plain run name, found {name!r}; leave out slashes and dots.")
     if INHERITED in os.environ and "LOCAL_RANK" in os.environ:
         return Path(os.environ[INHERITED])
-    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"Expected a folder for runs at {runs}, found that it cannot be made "
+            f"({error.strerror}); name another with --runs."
+        ) from error
     for number in count(1):
         folder = runs / f"{name}-{number}"
         try:

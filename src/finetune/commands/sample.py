@@ -7,7 +7,10 @@ from finetune.commands.parsing import Parser
 
 def main(arguments: list[str]) -> int:
     """Write ``DIR/train|val|test/<material>/*.png``."""
-    parser = Parser(prog="finetune sample", description=__doc__)
+    parser = Parser(
+        prog="finetune sample",
+        description="Write the embedded sample folder: crops of 12 photographs.",
+    )
     parser.add_argument("folder", help="a new folder")
     options = parser.parse_args(arguments)
 

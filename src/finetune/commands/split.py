@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.parsing import Parser
+from finetune.commands.parsing import Parser, whole_number
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,31 +49,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace the CSV if it is there")
     parser.add_argument("--manifest", help="CSV path,label[,group] to split instead of the folder")
     parser.add_argument(
-        "--allow_outside", action="store_true", help="accept files of the manifest outside DIR"
+        "--allow-outside", action="store_true", help="accept files of the manifest outside DIR"
     )
     parser.add_argument(
         "--previous", help="an earlier CSV: its pictures keep their sides, new ones are added"
     )
-    parser.add_argument("--val_fraction", type=float, default=0.2, help="share held out as val")
-    parser.add_argument("--test_fraction", type=float, default=0.2, help="share held out as test")
+    for side in ("val", "test"):
+        parser.add_argument(
+            f"--{side}-fraction",
+            type=float,
+            default=0.2,
+            help=f"share held out as {side} where nothing says which, at least 0 and below 1",
+        )
     parser.add_argument(
-        "--folds", type=int, help="divide everything but test into this many folds as well"
+        "--folds",
+        type=whole_number(2),
+        help="divide everything but test into this many folds as well, at least 2",
     )
     parser.add_argument(
         "--group-by",
-        "--group_by",
         help="regular expression on the path below DIR, or the name of a column of --manifest: "
         "pictures with equal values stay on one side",
     )
     parser.add_argument(
-        "--on_bad_image",
         "--on-bad-image",
         choices=("error", "skip"),
         default="error",
         help="what to do with files that cannot be read",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another split")
-    parser.add_argument("--cache_dir", "--cache-dir", help="instead of the platform's cache folder")
+    parser.add_argument("--cache-dir", help="instead of the platform's cache folder")
     return parser
 
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split, normal_name
-from finetune.data.splits import fold_labels, held_out_by, split_labels
+from finetune.data.splits import check_fractions, fold_labels, held_out_by, split_labels
 from finetune.errors import ImageFolderError, UsageError
 
 
@@ -28,6 +28,7 @@ class SplitSettings:
     fold: int | None = None
 
     def __post_init__(self) -> None:
+        check_fractions(self.val_fraction, self.test_fraction)
         if self.folds is not None and self.folds < 2:
             raise UsageError(f"Expected at least 2 folds, found {self.folds}.")
         if self.folds is not None and self.fold is not None and not 0 <= self.fold < self.folds:

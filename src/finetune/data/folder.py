@@ -275,9 +275,9 @@ class _Walk:
         folders: list[str] = []
         links: list[str] = []
         files: list[str] = []
-        if not self._enter(folder):
-            return folders, files
         try:
+            if not self._enter(folder):
+                return folders, files
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=_entry_name)
         except OSError as error:
@@ -286,9 +286,11 @@ class _Walk:
         for entry in entries:
             if reason := _why_hidden(entry.name):
                 self.leave_out(entry.path, reason)
-            elif entry.is_dir():
+                continue
+            kind = _kind(entry)
+            if kind == "folder":
                 (links if entry.is_symlink() else folders).append(entry.path)
-            elif entry.is_file():
+            elif kind == "file":
                 files.append(entry.path)
             else:
                 self.leave_out(entry.path, "a broken link, or not a regular file")
@@ -306,6 +308,13 @@ class _Walk:
 
 def _entry_name(entry: os.DirEntry[str]) -> str:
     return entry.name
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "neither"]:
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "neither"
+    except OSError:  # a link to itself, or into a folder that must not be entered
+        return "neither"
 
 
 def _why_hidden(name: str) -> str | None:

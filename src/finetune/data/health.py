@@ -31,6 +31,7 @@ IMBALANCE = 10
 DRAWN_COLOURS = 16
 DRAWN_FLATNESS = 0.5
 DRAWN_RATIO = 10
+FEW_BITS_BRIGHTEST = 16  # of 255: what 12 bits of 16 come to, as microscopes and detectors write
 PHOTOGRAPHIC_COLOURS = 100  # a median below this: not a set of photographs, anything goes
 
 SUFFIXES_OF = {
@@ -164,6 +165,18 @@ def look_findings(inspections: Sequence[Inspection]) -> list[Finding]:
     if len(modes) > 1:
         listed = ", ".join(f"{number} {' '.join(key)}" for key, number in modes.most_common())
         findings.append(Finding(_common(inspections), "mixed_modes", "note", listed))
+    dark = [each for each in inspections if _uses_few_bits(each)]
+    if dark:
+        findings.append(
+            Finding(
+                _common(inspections),
+                "few_bits",
+                "warning",
+                f"pictures of 16 bits that use at most a sixteenth of their range: {len(dark)}, "
+                f"the first {dark[0].path.name}; the network sees them nearly black",
+                "scale them once for all pictures alike (12 bits: multiply by 16)",
+            )
+        )
     turned = sum(each.orientation != 1 for each in inspections)
     if turned:
         problem = f"pictures stored turned, and read upright: {turned}"
@@ -325,6 +338,10 @@ def _own_looks(each: Inspection, median_colours: float) -> Iterator[Finding]:
         )
 
 
+def _uses_few_bits(each: Inspection) -> bool:
+    return each.mode.startswith("I") and 0 < each.brightest <= FEW_BITS_BRIGHTEST
+
+
 def _looks_drawn(each: Inspection, median_colours: float) -> bool:
     return (
         median_colours >= PHOTOGRAPHIC_COLOURS
@@ -334,7 +351,10 @@ def _looks_drawn(each: Inspection, median_colours: float) -> bool:
 
 
 def _common(inspections: Sequence[Inspection]) -> Path:
-    return Path(os.path.commonpath([each.path for each in inspections]))
+    try:
+        return Path(os.path.commonpath([each.path for each in inspections]))
+    except ValueError:  # a manifest with relative and absolute paths, or several drives
+        return inspections[0].path.parent
 
 
 def _below(root: Path, path: Path) -> Path:

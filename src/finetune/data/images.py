@@ -29,7 +29,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from finetune.errors import ImageError
+from finetune.errors import ImageError, UsageError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb: 0.5 GB as RGB
 
@@ -98,7 +98,7 @@ def decode_bytes(
 ) -> Tensor:
     """:func:`decode_image` for a file already in memory; ``name`` is for the error message."""
     if in_chans not in (1, 3):
-        raise ValueError(f"Expected in_chans to be 1 or 3, found {in_chans}.")
+        raise UsageError(f"Expected in_chans to be 1 (grey) or 3 (colour), found {in_chans}.")
     with open_image(content, name=name, max_pixels=max_pixels) as image:
         try:
             pixels = _decode(image, "L" if in_chans == 1 else "RGB", short_side)

@@ -26,7 +26,7 @@ from finetune.data.workload import usable_cores
 from finetune.errors import ImageError
 
 LOOK_SIDE = 128  # short side, in pixels, at which a picture's looks are measured
-VERSION = 1  # of what is remembered; another number forgets everything
+VERSION = 2  # of what is remembered; another number forgets everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Inspection:
         orientation: EXIF's number, 1 for upright.
         colours: how many colours (of 32 768) it takes to cover 95 % of its area.
         flatness: share of pixels equal to their right and lower neighbours, in [0, 1].
+        brightest: the largest value of any channel, 0 to 255.
         perceptual_hash: 64 bits as 16 hexadecimal digits, nearly equal for pictures that look
             alike; empty unless asked for.
     """
@@ -59,6 +60,7 @@ class Inspection:
     orientation: int = 1
     colours: int = 0
     flatness: float = 0.0
+    brightest: int = 0
     perceptual_hash: str = ""
 
 
@@ -90,6 +92,7 @@ def inspect_file(
         known,
         colours=colours,
         flatness=flatness,
+        brightest=int(pixels.max()),
         perceptual_hash=_perceptual_hash(pixels) if perceptual else "",
     )
 
@@ -124,16 +127,20 @@ def inspect_files(
             results[path] = replace(known, path=path)
     new = [path for path in paths if path not in results]
     if new:
-        # Pillow and torch let go of the interpreter while they work: threads start at once.
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            inspected = pool.map(
-                lambda path: inspect_file(path, max_pixels=max_pixels, perceptual=perceptual), new
-            )
-            for inspection in _tracked(inspected, len(new), progress):
-                results[inspection.path] = inspection
-        if remember:
-            memory.update((os.path.abspath(path), results[path]) for path in new)
-            _remember(memory_path, memory)
+        try:
+            # Pillow and torch let go of the interpreter while they work: threads start at once.
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                inspected = pool.map(
+                    lambda path: inspect_file(path, max_pixels=max_pixels, perceptual=perceptual),
+                    new,
+                )
+                for inspection in _tracked(inspected, len(new), progress):
+                    results[inspection.path] = inspection
+        finally:
+            if remember:  # also what was found before Ctrl-C: the next check goes on there
+                found = [path for path in new if path in results]
+                memory.update((os.path.abspath(path), results[path]) for path in found)
+                _remember(memory_path, memory)
     return [results[path] for path in paths]
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from finetune.data.dataset import ImageDataset
 from finetune.data.workload import choose_num_workers
+from finetune.errors import UsageError
 
 
 def make_loader(
@@ -29,7 +30,14 @@ def make_loader(
         num_workers: reading processes; None chooses from cores and data size.
         seed: of what the loader itself draws.
         options: anything else that a DataLoader takes.
+
+    Raises:
+        UsageError: less than no workers.
     """
+    if num_workers is not None and num_workers < 0:
+        raise UsageError(
+            f"Expected num_workers of at least 0, found {num_workers}; 0 reads in this process."
+        )
     workers = choose_num_workers(dataset.paths) if num_workers is None else num_workers
     return DataLoader(
         dataset,

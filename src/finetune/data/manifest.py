@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -163,11 +164,20 @@ def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
         return list(csv.DictReader(file).fieldnames or [])
 
 
-def _opened(path: Path) -> TextIO:
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
     try:
-        return path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
+        file = path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise ManifestError(f"Expected a CSV manifest at {path}: {error.strerror}.") from error
+    with file:
+        try:
+            yield file
+        except csv.Error as error:
+            raise ManifestError(
+                f"Expected a CSV manifest at {path}, found something else ({error}); save it as "
+                "CSV with UTF-8."
+            ) from error
 
 
 def _read_rows(path: Path, root: Path, group_column: str) -> Iterable[_Row]:
@@ -178,7 +188,7 @@ def _read_rows(path: Path, root: Path, group_column: str) -> Iterable[_Row]:
         if lacking:
             raise ManifestError(
                 f"Expected the columns path,label[,split][,fold][,group] in {path}, found "
-                f"{','.join(columns) or 'an empty file'}; add {' and '.join(lacking)}."
+                f"{_shown(columns)}; {_remedy(columns, lacking)}."
             )
         base: Path | None = None
         for number, row in enumerate(reader, start=2):
@@ -186,6 +196,23 @@ def _read_rows(path: Path, root: Path, group_column: str) -> Iterable[_Row]:
                 raise ManifestError(f"Expected a path in line {number} of {path}, found none.")
             base = base or _base(path.parent, root, row["path"])
             yield _parse_row(row, base, group_column, f"line {number} of {path}")
+
+
+def _shown(columns: Sequence[str]) -> str:
+    """The first line, short, and without what no terminal can print."""
+    text = ",".join(columns).encode("ascii", "backslashreplace").decode()
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"{printable[:60]}..." if len(printable) > 60 else printable or "an empty file"
+
+
+def _remedy(columns: Sequence[str], lacking: Sequence[str]) -> str:
+    """What to do about a first line without the columns, as spreadsheets write it."""
+    line = ",".join(columns)
+    if any("\udc80" <= letter <= "\udcff" or letter == "\0" for letter in line):
+        return "save it as CSV with UTF-8"
+    if len(columns) == 1 and any(mark in line for mark in ";\t"):
+        return "save it with commas between the columns"
+    return f"add {' and '.join(lacking)}"
 
 
 def _base(csv_folder: Path, root: Path, first: str) -> Path:

@@ -44,6 +44,17 @@ def split_labels(
         previous: ``(N,)`` sides that are settled already; None for new pictures.
         seed: another seed deals out other pictures.
     """
+    check_fractions(val_fraction, test_fraction)
+    val, test = Fraction(str(val_fraction)), Fraction(str(test_fraction))
+    shares: dict[Split, Fraction] = {"train": 1 - val - test, "val": val, "test": test}
+    # Between val and test in the order of the hash, so that these two hardly ever swap pictures.
+    ordered: dict[Split, Fraction] = {side: shares[side] for side in ("val", "train", "test")}
+    dealer = _Dealer(labels, ordered, must_have="train")
+    return dealer.deal(_blocks(keys, groups, seed), previous)
+
+
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Refuse shares that are none, or that leave nothing to train on."""
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 <= share < 1:
             raise UsageError(f"Expected {name} to be at least 0 and below 1, found {share}.")
@@ -52,12 +63,6 @@ def split_labels(
             "Expected val_fraction and test_fraction to leave something for training, found "
             f"{val_fraction} + {test_fraction}; lower one of them."
         )
-    val, test = Fraction(str(val_fraction)), Fraction(str(test_fraction))
-    shares: dict[Split, Fraction] = {"train": 1 - val - test, "val": val, "test": test}
-    # Between val and test in the order of the hash, so that these two hardly ever swap pictures.
-    ordered: dict[Split, Fraction] = {side: shares[side] for side in ("val", "train", "test")}
-    dealer = _Dealer(labels, ordered, must_have="train")
-    return dealer.deal(_blocks(keys, groups, seed), previous)
 
 
 def fold_labels(

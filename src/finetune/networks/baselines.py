@@ -21,7 +21,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from finetune.errors import PretrainedWeightsError
-from finetune.networks.convolutional import ConvolutionalBaseline
+from finetune.networks.blocks import Size, check_choice
+from finetune.networks.convolutional import CONVOLUTIONAL_SIZES, ConvolutionalBaseline
 from finetune.networks.fully_connected import FullyConnectedBaseline
 
 
@@ -59,7 +60,16 @@ def _build(
             f"Expected a network with published weights, found {name}, which is trained from "
             "scratch; set pretrained to false, or to a checkpoint of your own."
         )
+    if network_class is ConvolutionalBaseline:
+        options = {"feature_cfg": _every_stage(options.get("size", "small")), **options}
     return build_model_with_cfg(network_class, name, pretrained, **options)
+
+
+def _every_stage(size: Size) -> dict[str, Any]:
+    """For timm's ``features_only``, which takes five stages for granted."""
+    check_choice("size", size, CONVOLUTIONAL_SIZES)
+    stages = len(CONVOLUTIONAL_SIZES[size][0])
+    return {"out_indices": tuple(range(stages)), "flatten_sequential": True}
 
 
 def _names_a_file(source: Any) -> bool:

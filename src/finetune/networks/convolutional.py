@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
@@ -31,6 +31,15 @@ CONVOLUTIONAL_SIZES: dict[Size, tuple[tuple[int, ...], int]] = {
     "small": ((32, 64, 128, 256), 1),
     "base": ((64, 128, 256, 512), 2),
 }
+Downsample = Literal["pool", "stride"]
+CHOICES: dict[str, tuple[str, ...]] = {
+    "size": tuple(CONVOLUTIONAL_SIZES),
+    "pool": get_args(PoolKind),
+    "downsample": get_args(Downsample),
+    "padding": get_args(Padding),
+    "five_by_five": get_args(FiveByFive),
+}
+GLOBAL_POOLS = ("", "avg", "max", "avgmax", "catavgmax")
 
 
 class ConvolutionalBaseline(nn.Module):
@@ -45,7 +54,11 @@ class ConvolutionalBaseline(nn.Module):
         hidden_size: width of a fully connected layer before the final one; 0 leaves it out.
         drop_rate: dropout before the final layer.
         drop_path_rate: chance to leave out a residual branch while training (residual only).
-        global_pool: timm's name of the pooling at the end, ``"avg"``, ``"max"``, ``"avgmax"``.
+        global_pool: timm's name of the pooling at the end, ``"avg"``, ``"max"``, ``"avgmax"``,
+            ``"catavgmax"``; ``""`` for none, with 0 classes.
+
+    Raises:
+        NetworkError: an option out of its range or choices, or two that do not go together.
     """
 
     def __init__(
@@ -57,7 +70,7 @@ class ConvolutionalBaseline(nn.Module):
         size: Size = "small",
         batch_norm: bool = True,
         pool: PoolKind = "max",
-        downsample: Literal["pool", "stride"] = "pool",
+        downsample: Downsample = "pool",
         padding: Padding = "same",
         kernel_size: int = 3,
         five_by_five: FiveByFive = "two_3x3",
@@ -67,7 +80,10 @@ class ConvolutionalBaseline(nn.Module):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        _check_options(block_kind, size, padding, kernel_size, drop_path_rate)
+        given = {"size": size, "pool": pool, "downsample": downsample}
+        for option, value in {**given, "padding": padding, "five_by_five": five_by_five}.items():
+            check_choice(option, value, CHOICES[option])
+        _check_options(block_kind, padding, kernel_size, hidden_size, drop_path_rate)
         style = LayerStyle(kernel_size, padding, batch_norm, drop_path_rate, five_by_five)
         widths, depth = CONVOLUTIONAL_SIZES[size]
         halving = pool if downsample == "pool" else None
@@ -89,9 +105,10 @@ class ConvolutionalBaseline(nn.Module):
             {"num_chs": width, "reduction": 2**index, "module": f"stages.{index}"}
             for index, width in enumerate(widths)
         ]
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-        pooled = self.num_features * self.global_pool.feat_mult()
-        self.hidden: nn.Module = hidden_layer(pooled, hidden_size) if hidden_size else nn.Identity()
+        self.hidden: nn.Module = nn.Identity()
+        pooled = self._pool_by(global_pool)
+        if hidden_size:
+            self.hidden = hidden_layer(pooled, hidden_size)
         self.head_hidden_size = hidden_size or pooled
         self.fc = final_layer(self.head_hidden_size, num_classes)
 
@@ -105,13 +122,36 @@ class ConvolutionalBaseline(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh final layer in place; 0 classes leave none, ``global_pool=""`` no pooling."""
+        """Put a fresh final layer in place; 0 classes leave none, ``global_pool=""`` no pooling.
+
+        Raises:
+            NetworkError: classes without pooling, or pooling to a width that the fully connected
+                layer before the final one does not take.
+        """
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(
-                pool_type=global_pool, flatten=bool(global_pool)
-            )
+            pooled = self._pool_by(global_pool)
+            if isinstance(self.hidden, nn.Identity):
+                self.head_hidden_size = pooled
         self.fc = final_layer(self.head_hidden_size, num_classes).to(next(self.parameters()).device)
+
+    def _pool_by(self, kind: str) -> int:
+        """Put the pooling at the end in place; values that it gives, of which some double them."""
+        check_choice("global_pool", kind, GLOBAL_POOLS)
+        if not kind and self.num_classes:
+            raise NetworkError(
+                f"Expected a global_pool before a final layer of {self.num_classes} classes, found "
+                'none; take "avg", or 0 classes.'
+            )
+        pool = SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind))
+        pooled: int = self.num_features * pool.feat_mult()
+        if isinstance(self.hidden, nn.Sequential) and pooled != self.hidden[0].in_features:
+            raise NetworkError(
+                f"Expected pooling to {self.hidden[0].in_features} values, as the hidden layer "
+                f"takes, found {kind!r}, which gives {pooled}; build the network with it."
+            )
+        self.global_pool = pool
+        return pooled
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, in_chans, H, W)`` to ``(B, num_features, H', W')``."""
@@ -131,9 +171,10 @@ class ConvolutionalBaseline(nn.Module):
 
 
 def _check_options(
-    kind: BlockKind, size: Size, padding: Padding, kernel_size: int, drop_path_rate: float
+    kind: BlockKind, padding: Padding, kernel_size: int, hidden_size: int, drop_path_rate: float
 ) -> None:
-    check_choice("size", size, CONVOLUTIONAL_SIZES)
+    if hidden_size < 0:
+        raise NetworkError(f"Expected a hidden_size of at least 0, found {hidden_size}; 0: none.")
     if kernel_size % 2 == 0 or kernel_size < 1:
         raise NetworkError(f"Expected an odd kernel_size, found {kernel_size}; take 3, 5 or 7.")
     if padding != "same" and kind != "plain":

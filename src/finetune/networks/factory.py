@@ -53,6 +53,7 @@ def create_network(
     """
     if num_classes < 1:
         raise NetworkError(f"Expected at least one class, found num_classes={num_classes}.")
+    _check_ranges(in_chans, drop_rate, drop_path_rate)
     check_name(name)
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
@@ -130,23 +131,30 @@ def network_names(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class NetworkFacts:
-    """What a list of networks shows of one."""
+    """What a list of networks shows of one; ``parameters`` is None where not counted."""
 
-    parameters: int
+    parameters: int | None
     image_size: int
     pretrained: bool
 
 
-def network_facts(name: str) -> NetworkFacts:
-    """Parameters with the published final layer, image size, and whether weights exist."""
+def network_facts(name: str, *, count_parameters: bool = True) -> NetworkFacts:
+    """Parameters with the published final layer, image size, and whether weights exist.
+
+    Args:
+        name: of a backbone or baseline.
+        count_parameters: builds the network, which takes a tenth of a second.
+    """
     check_name(name)
-    with torch.device("meta"):
-        network = timm.create_model(name)
-    config = network.pretrained_cfg
+    parameters = None
+    if count_parameters:
+        with torch.device("meta"):
+            parameters = sum(value.numel() for value in timm.create_model(name).parameters())
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     return NetworkFacts(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        image_size=config["input_size"][-1],
-        pretrained=bool(config.get("hf_hub_id") or config.get("url")),
+        parameters=parameters,
+        image_size=config.input_size[-1],
+        pretrained=bool(config.hf_hub_id or config.url),
     )
 
 
@@ -166,6 +174,14 @@ def check_name(name: str) -> None:
     raise UnknownBackboneError(
         f"Expected the name of a timm classifier or a baseline, found {name!r}; {hint}"
     )
+
+
+def _check_ranges(in_chans: int, drop_rate: float, drop_path_rate: float) -> None:
+    if in_chans < 1:
+        raise NetworkError(f"Expected in_chans of at least 1, found {in_chans}; 3 is colour.")
+    for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        if not 0 <= rate < 1:
+            raise NetworkError(f"Expected {option} to be at least 0 and below 1, found {rate}.")
 
 
 def _check_tag(name: str) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from finetune.networks.geometry import Field, Window, joined
+from finetune.networks.geometry import Field, Window, adaptive_kernel, joined
 
 # Height and width.
 Fields = tuple[Field, Field]
@@ -30,6 +30,7 @@ GLOBAL = {
 
 CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation")
 POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding")
+MAX_POOL_ARGUMENTS = (*POOL_ARGUMENTS, "dilation")  # where average pooling has ceil_mode
 
 
 class FieldWatch(TorchFunctionMode):
@@ -103,14 +104,17 @@ def _windows(
         stride = pair(given.get("stride", 1))
         return _window_pair(kernel, stride, padding, dilation)
     if func in (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d):
-        given = {**dict(zip(POOL_ARGUMENTS, args, strict=False)), **kwargs}
+        names = POOL_ARGUMENTS if func is functional.avg_pool2d else MAX_POOL_ARGUMENTS
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
         kernel = pair(given["kernel_size"])
         stride = pair(given.get("stride") or kernel)
-        return _window_pair(kernel, stride, pair(given.get("padding", 0)), (1, 1))
+        dilation = pair(given.get("dilation", 1))
+        return _window_pair(kernel, stride, pair(given.get("padding", 0)), dilation)
     if func in (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d):
         sizes = list(zip(source.shape[-2:], result.shape[-2:], strict=True))
         height, width = (
-            Window(-(-before // after), max(before // after, 1)) for before, after in sizes
+            Window(adaptive_kernel(before, after), max(before // after, 1))
+            for before, after in sizes
         )
         return height, width
     return None

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetune.errors import NetworkError
 from finetune.networks.blocks import Size, check_choice, final_layer, hidden_layer
 
 # Side of the grid that a picture is averaged to, and neurons of the layers.
@@ -40,7 +41,9 @@ class FullyConnectedBaseline(nn.Module):
         super().__init__()
         check_choice("size", size, FULLY_CONNECTED_SIZES)
         side, widths = FULLY_CONNECTED_SIZES[size]
-        side = grid_size or side
+        side = side if grid_size is None else grid_size
+        if side < 1:
+            raise NetworkError(f"Expected a grid_size of at least 1, found {side}.")
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grid = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
         self.stem = hidden_layer(in_chans * side * side, widths[0], batch_norm=batch_norm)

@@ -71,6 +71,16 @@ def same_size(size: int, stride: int) -> int:
     return math.ceil(size / stride)
 
 
+def adaptive_kernel(size: int, outputs: int) -> int:
+    """The widest window of adaptive pooling from ``size`` inputs to ``outputs``.
+
+    Output i reads the inputs from ``floor(i * size / outputs)`` to before
+    ``ceil((i + 1) * size / outputs)``: where the sizes do not divide, one or two more than
+    ``size // outputs``.
+    """
+    return max(-(-(i + 1) * size // outputs) - i * size // outputs for i in range(outputs))
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """What the outputs of a layer see of the image, along one axis, in pixels.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +102,8 @@ def _read_tensors(path: Path, backbone: str | None = None) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about protocols of files refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a stranger's bytes make the readers fail in every way
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):
@@ -131,10 +134,13 @@ def _read_tensors(path: Path, backbone: str | None = None) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> PretrainedWeightsError:
-    first_line = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error)
+    if isinstance(error, pickle.UnpicklingError):  # torch then tells how to run the code after all
+        reason = "no tensors, or code beside them, which is never run"
+    else:
+        reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
     return PretrainedWeightsError(
         f"Expected weights as .safetensors, .pth or .ckpt in {path}, found something else "
-        f"({first_line}); save the network's state_dict there."
+        f"({reason}); save the network's state_dict there."
     )
 
 
