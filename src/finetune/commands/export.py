@@ -32,30 +32,35 @@ def main(arguments: list[str]) -> int:
         require_packages()
     quiet_libraries()
     answerer = load_answerer(checkpoint_file(options.checkpoint))
-    for line in describe_exported(export(answerer, output, format=options.format)):
-        print(line)
+    exported = export(answerer, output, format=options.format)
+    if options.format in ("onnx", "torch"):
+        for line in describe_graph(exported):
+            print(line)
+    print(describe_parity(exported))
     print(f"exported to {options.output}, {_size(output)}")
     return 0
 
 
-def describe_exported(exported: Exported) -> list[str]:
-    """Inputs, output, and how far the answers are from the checkpoint's."""
+def describe_graph(exported: Exported) -> list[str]:
+    """What goes in and what comes out."""
     lines = []
     for name, preprocessing in exported.inputs.items():
         side = preprocessing.image_size
         lines.append(f"input   {name} (batch, {preprocessing.in_chans}, {side}, {side}) in [0, 1]")
-    lines.append(f"output  probabilities (batch, {len(exported.class_names)})")
+    return [*lines, f"output  probabilities (batch, {len(exported.class_names)})"]
+
+
+def describe_parity(exported: Exported) -> str:
+    """How far the answers are from the checkpoint's."""
     if exported.greatest_difference is None:
-        lines.append(
-            "answers not compared: onnxruntime is not installed; "
+        return (
+            "answers not compared with the checkpoint's: onnxruntime is not installed; "
             "run `pip install 'finetune[export]'`"
         )
-    else:
-        lines.append(
-            f"greatest difference to the checkpoint's probabilities on random pictures: "
-            f"{exported.greatest_difference:.1e}"
-        )
-    return lines
+    return (
+        "greatest difference to the checkpoint's probabilities on random pictures: "
+        f"{exported.greatest_difference:.2g}"
+    )
 
 
 def _size(path: Path) -> str:

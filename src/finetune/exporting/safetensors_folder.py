@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.ensemble_file import build_ensemble
@@ -54,7 +54,7 @@ def read_safetensors(path: str | Path) -> Ensemble:
         if not any(name.startswith("members.0.") for name in tensors):
             tensors = {f"{ALONE}{name}": tensor for name, tensor in tensors.items()}
         return build_ensemble(ensemble_entry(description), tensors, Ensemble, path / WEIGHTS)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ExportError(
             f"Expected {WEIGHTS} and {CONFIG} of an export in {path}, found other or damaged files "
             f"({type(error).__name__}: {error}); export the checkpoint again."

@@ -55,6 +55,8 @@ def written_beside(path: Path) -> Iterator[Path]:
         if beside.is_dir():
             path.mkdir(exist_ok=True)
             for file in sorted(beside.iterdir()):
+                # safetensors lets only the owner read; the folder knows what is usual here.
+                file.chmod(beside.stat().st_mode & 0o666)
                 file.replace(path / file.name)
         else:
             beside.replace(path)
