@@ -25,7 +25,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     generator = np.random.default_rng(0)
     paths = []
     for index, size in enumerate([(120, 90), (61, 200), (24, 30), (50, 50), (70, 131)]):
-        coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        colour = np.array([(40, 60, 200), (40, 180, 60), (200, 50, 40)][index % 3])
+        coarse = np.clip(colour + generator.normal(0, 25, (6, 6, 3)), 0, 255).astype(np.uint8)
         image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
         exif = Image.Exif()
         if index == 0:

@@ -24,7 +24,7 @@ def calibration() -> Calibration:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_classifier(calibration: Calibration) -> MakeClassifier:
     """A network with random weights; its logits are spread to about one."""
 
