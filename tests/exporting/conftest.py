@@ -42,9 +42,9 @@ def make_classifier(calibration: Calibration) -> MakeClassifier:
             class_names, backbone, pretrained=False, image_size=size, **options
         )
         preprocessing = classifier.preprocessing
-        images = torch.rand(8, preprocessing.in_chans, size, size)
+        images = torch.rand(4, preprocessing.in_chans, size, size)
         # Pictures that differ in brightness, so that their answers do.
-        images *= torch.linspace(0.1, 1, 8).view(-1, 1, 1, 1)
+        images *= torch.linspace(0.1, 1, 4).view(-1, 1, 1, 1)
         head = classifier.network.get_classifier()
         for _ in range(2):  # centre the logits, then spread them
             with torch.no_grad():

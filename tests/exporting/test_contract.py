@@ -81,7 +81,11 @@ def test_every_format_answers_as_the_classifier(
         pytest.param("resnet18", 64, {"in_chans": 1}, id="resnet18-grey"),
         pytest.param("mobilenetv3_small_050", 64, {}, id="mobilenetv3_small_050"),
         pytest.param(
-            "inception_v3", 299, {"network_options": {"aux_logits": True}}, id="inception_v3"
+            "inception_v3",
+            299,
+            {"network_options": {"aux_logits": True}},
+            id="inception_v3",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,7 +48,13 @@ def write_onnx(ensemble: Ensemble, path: Path) -> Reloaded | None:
     program = trace(ensemble)
     try:
         translated = torch.onnx.export(
-            program, input_names=names, output_names=[OUTPUT], dynamo=True, verbose=False
+            program,
+            input_names=names,
+            output_names=[OUTPUT],
+            # Free already; this names the one dimension of all, instead of the tracer's number.
+            dynamic_shapes={"views": ({0: BATCH}, *[None] * (len(names) - 1))},
+            dynamo=True,
+            verbose=False,
         )
     except Exception as error:  # each operator has a translation of its own
         raise ExportError(
@@ -57,7 +62,6 @@ def write_onnx(ensemble: Ensemble, path: Path) -> Reloaded | None:
             f"{type(error).__name__}: {first_line(error)}; use the format torch or safetensors."
         ) from error
     assert translated is not None
-    _name_batch(translated.model)
     for node in translated.model.graph.all_nodes():
         node.metadata_props.clear()  # traces into the files of this machine
     translated.model.metadata_props[METADATA_KEY] = as_json(describe_export(ensemble))
@@ -72,16 +76,6 @@ def _check_size(ensemble: Ensemble) -> None:
             f"Expected weights of at most 2 GiB for one ONNX file, found "
             f"{sum(sizes.values()) / 2**30:.1f} GiB; use the format torch or safetensors."
         )
-
-
-def _name_batch(model: Any) -> None:
-    """Call the free dimension what it is, instead of the tracer's number."""
-    import onnx_ir
-
-    dimensions = {str(value.shape[0]) for value in model.graph.inputs}
-    assert len(dimensions) == 1
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        value.shape = onnx_ir.Shape((BATCH, *value.shape[1:]))
 
 
 def _runtime(path: Path, names: tuple[str, ...]) -> Reloaded | None:
