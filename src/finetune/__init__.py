@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from finetune.combining.soups import average_checkpoints as average_checkpoints
     from finetune.data.datamodule import ImageFolderDataModule as ImageFolderDataModule
     from finetune.errors import FinetuneError as FinetuneError
+    from finetune.exporting.export import export as export
     from finetune.networks.factory import create_network as create_network
     from finetune.prediction import Predictions as Predictions
     from finetune.prediction import predict as predict
@@ -33,6 +34,7 @@ _HOMES = {
     "average_checkpoints": "finetune.combining.soups",
     "create_network": "finetune.networks.factory",
     "evaluate": "finetune.reporting.evaluation",
+    "export": "finetune.exporting.export",
     "predict": "finetune.prediction",
     "read_checkpoint": "finetune.training.checkpoints",
     "write_report": "finetune.reporting.report",

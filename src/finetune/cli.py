@@ -24,6 +24,7 @@ VERBS = {
     "average": "average the weights of several checkpoints into one",
     "ensemble": "combine the answers of several checkpoints in one file",
     "calibrate": "fit temperature, reject threshold and prediction sets",
+    "export": "write a checkpoint for other programs: ONNX, torch.export, safetensors, timm",
     "report": "write one HTML page about runs, checkpoints or predictions",
     "compare": "a leaderboard of runs that says which differences are real",
     "explain": "show where in a picture the answer comes from",

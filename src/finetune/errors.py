@@ -12,7 +12,8 @@
     ├── TrainingError              a fit that cannot go on: loss not finite, nothing trainable, ...
     ├── CheckpointError            a file that is no checkpoint of ours
     │   └── CheckpointMismatchError  checkpoints that cannot be combined
-    └── CalibrationError           held-out data that cannot calibrate
+    ├── CalibrationError           held-out data that cannot calibrate
+    └── ExportError                what a format cannot hold, or a file that answers otherwise
 
 Each message says what was expected, what was found, and what to do about it, in one line.
 """
@@ -68,3 +69,7 @@ class CheckpointMismatchError(CheckpointError):
 
 class CalibrationError(FinetuneError):
     """Held-out data that cannot calibrate a classifier."""
+
+
+class ExportError(FinetuneError):
+    """A classifier that a format cannot hold, or a file that would answer otherwise."""

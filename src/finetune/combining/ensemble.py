@@ -175,13 +175,14 @@ class Ensemble(nn.Module):
             views: images ``(N, C_i, S_i, S_i)``, one for each of :attr:`preprocessings`.
         """
         by_preprocessing = dict(zip(self.preprocessings, views, strict=True))
-        timed = self._timed(by_preprocessing, None)
-        probabilities = self.combine(torch.stack([answer for answer, _ in timed]))
+        probabilities = self.probabilities(by_preprocessing)
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Calibrated probabilities ``(N, C)``: an ensemble is a member of another one this way."""
-        return self.combine(self.member_probabilities(views, paths))
+        # Not by member_probabilities: inference mode would keep gradients and exports out.
+        answers = [answer for answer, _ in self._timed(views, paths)]
+        return self.combine(torch.stack(answers))
 
     def describe(self) -> dict[str, Any]:
         """Plain values from which, together with its tensors, it can be built again."""

@@ -102,7 +102,7 @@ def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
             roles=member.classifier.details.get("roles"),
         )
     try:
-        return _build(entry, content["state_dict"], ensemble_type, path)
+        return build_ensemble(entry, content["state_dict"], ensemble_type, path)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"Expected an ensemble in {path}, found the file damaged "
@@ -123,9 +123,15 @@ def save_ensemble(ensemble: Ensemble, path: str | Path) -> None:
     save_atomically(content, path)
 
 
-def _build(
+def build_ensemble(
     entry: Mapping[str, Any], tensors: Mapping[str, Tensor], ensemble_type: type[E], path: Path
 ) -> E:
+    """The ensemble that ``Ensemble.describe`` and ``state_dict`` tell of; ``path`` is for messages.
+
+    Raises:
+        CheckpointMismatchError: tensors that do not fit. KeyError, TypeError, ValueError: a
+            description that lacks something.
+    """
     members = []
     for index, described in enumerate(entry["members"]):
         prefix = f"members.{index}."
@@ -155,7 +161,7 @@ def _build_member(
     path: Path,
 ) -> Member:
     if described["kind"] == "ensemble":
-        return _build(described, tensors, ensemble_type, path)
+        return build_ensemble(described, tensors, ensemble_type, path)
     if described["kind"] == "predictions":
         return TableMember(
             described["name"], described["class_names"], described["paths"], tensors["table"]

@@ -1,0 +1,88 @@
+"""``finetune export``: a checkpoint as a file that other programs run, with proof that it fits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.commands.held_out import checked_output
+from finetune.commands.parsing import Parser
+
+if TYPE_CHECKING:
+    from finetune.exporting.export import Exported
+
+
+def main(arguments: list[str]) -> int:
+    """Write, compare answers, and say what goes in and what comes out."""
+    options = _parser().parse_args(arguments)
+    checked_output(options)
+
+    from finetune.exporting.targets import check_target
+
+    output = check_target(options.output, options.format)
+
+    from finetune.combining.ensemble_file import checkpoint_file
+    from finetune.commands.loading import load_answerer
+    from finetune.commands.trainer import quiet_libraries
+    from finetune.exporting.export import export
+    from finetune.exporting.onnx_file import require_packages
+
+    if options.format == "onnx":
+        require_packages()
+    quiet_libraries()
+    answerer = load_answerer(checkpoint_file(options.checkpoint))
+    exported = export(answerer, output, format=options.format)
+    if options.format in ("onnx", "torch"):
+        for line in describe_graph(exported):
+            print(line)
+    print(describe_parity(exported))
+    print(f"exported to {options.output}, {_size(output)}")
+    return 0
+
+
+def describe_graph(exported: Exported) -> list[str]:
+    """What goes in and what comes out."""
+    lines = []
+    for name, preprocessing in exported.inputs.items():
+        side = preprocessing.image_size
+        lines.append(f"input   {name} (batch, {preprocessing.in_chans}, {side}, {side}) in [0, 1]")
+    return [*lines, f"output  probabilities (batch, {len(exported.class_names)})"]
+
+
+def describe_parity(exported: Exported) -> str:
+    """How far the answers are from the checkpoint's."""
+    if exported.greatest_difference is None:
+        return (
+            "answers not compared with the checkpoint's: onnxruntime is not installed; "
+            "run `pip install 'finetune[export]'`"
+        )
+    return (
+        "greatest difference to the checkpoint's probabilities on random pictures: "
+        f"{exported.greatest_difference:.2g}"
+    )
+
+
+def _size(path: Path) -> str:
+    files = path.iterdir() if path.is_dir() else [path]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="finetune export",
+        description="Write a classifier, average or ensemble for programs without finetune. "
+        "Images in [0, 1] go in, probabilities come out; class names, preprocessing and "
+        "calibration go along as JSON.",
+    )
+    parser.add_argument("checkpoint", help="a checkpoint, an ensemble or a run folder")
+    parser.add_argument(
+        "--format",
+        choices=["onnx", "torch", "safetensors", "timm"],
+        default="onnx",
+        help="onnx and torch write one file, .onnx or .pt2; the others a folder of weights "
+        "and JSON",
+    )
+    parser.add_argument("--output", required=True, metavar="PATH", help="the file or folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    return parser

@@ -1,0 +1,92 @@
+"""ONNX: one file for runtimes that know nothing of torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from finetune.combining.ensemble import Ensemble
+from finetune.errors import ExportError
+from finetune.exporting.description import OUTPUT, as_json, describe_export, input_names
+from finetune.exporting.parity import Reloaded
+from finetune.exporting.tracing import BATCH, first_line, trace
+
+METADATA_KEY = "finetune"
+PACKAGES = ("onnx", "onnxscript")
+# A file of protocol buffers ends here; the graph itself needs a little of it.
+MOST_BYTES = 2**31 - 2**24
+
+
+def require_packages() -> None:
+    """Refuse to begin what cannot be ended.
+
+    Raises:
+        ExportError: a package is missing; with the command that installs it.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"Expected the packages {' and '.join(PACKAGES)} for the format onnx, found no "
+            f"{' and no '.join(missing)}; run `pip install 'finetune[export]'`."
+        )
+
+
+def write_onnx(ensemble: Ensemble, path: Path) -> Reloaded | None:
+    """Write a ``.onnx`` file with the description as its metadata ``finetune``.
+
+    Returns:
+        What answers from the file; None without onnxruntime.
+
+    Raises:
+        ExportError: no package for it, a network that cannot be translated, or one too large.
+    """
+    require_packages()
+    _check_size(ensemble)
+    names = input_names(ensemble)
+    program = trace(ensemble)
+    try:
+        translated = torch.onnx.export(
+            program,
+            input_names=names,
+            output_names=[OUTPUT],
+            # Free already; this names the one dimension of all, instead of the tracer's number.
+            dynamic_shapes={"views": ({0: BATCH}, *[None] * (len(names) - 1))},
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:  # each operator has a translation of its own
+        raise ExportError(
+            "Expected a network that torch.onnx can translate, found "
+            f"{type(error).__name__}: {first_line(error)}; use the format torch or safetensors."
+        ) from error
+    assert translated is not None
+    for node in translated.model.graph.all_nodes():
+        node.metadata_props.clear()  # traces into the files of this machine
+    translated.model.metadata_props[METADATA_KEY] = as_json(describe_export(ensemble))
+    translated.save(path, external_data=False)
+    return _runtime(path, names)
+
+
+def _check_size(ensemble: Ensemble) -> None:
+    sizes = {tensor.data_ptr(): tensor.nbytes for tensor in ensemble.state_dict().values()}
+    if sum(sizes.values()) > MOST_BYTES:
+        raise ExportError(
+            f"Expected weights of at most 2 GiB for one ONNX file, found "
+            f"{sum(sizes.values()) / 2**30:.1f} GiB; use the format torch or safetensors."
+        )
+
+
+def _runtime(path: Path, names: tuple[str, ...]) -> Reloaded | None:
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def answer(views: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        inputs = {name: view.numpy() for name, view in zip(names, views, strict=True)}
+        return torch.from_numpy(session.run([OUTPUT], inputs)[0])
+
+    return answer

@@ -1,0 +1,69 @@
+"""A folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetune.combining.ensemble import Ensemble
+from finetune.errors import ExportError
+from finetune.exporting.copying import only_classifier
+from finetune.exporting.description import describe_export
+from finetune.exporting.parity import Reloaded
+from finetune.networks.timm_folder import is_timms, read_timm_folder, write_timm_folder
+
+
+def write_timm(ensemble: Ensemble, path: Path) -> Reloaded:
+    """Write weights and configuration into a new folder, as timm does.
+
+    timm's networks answer with logits; a calibration's temperature is multiplied into the final
+    layer, so that the softmax of these logits is our answer.
+
+    Raises:
+        ExportError: several members, a network that timm does not know, or a temperature that has
+            no place.
+    """
+    classifier = only_classifier(ensemble)
+    if classifier is None:
+        raise ExportError(
+            f"Expected one classifier for the format timm, found an ensemble of "
+            f"{len(ensemble.parts)}; use the format onnx, torch or safetensors."
+        )
+    if not is_timms(classifier.network):
+        raise ExportError(
+            f"Expected a backbone of timm for the format timm, found {classifier.backbone}, which "
+            "only finetune knows; use the format onnx, torch or safetensors."
+        )
+    network = deepcopy(classifier.network)
+    if ensemble.calibration is not None:
+        _cool(network.get_classifier(), ensemble.calibration.temperature)
+    write_timm_folder(
+        network,
+        path,
+        class_names=classifier.class_names,
+        preprocessing=classifier.preprocessing,
+        notes={"finetune": describe_export(ensemble)},
+    )
+    other, mean, std = read_timm_folder(path)
+
+    def answer(views: tuple[Tensor, ...]) -> Tensor:
+        logits = other((views[0] - mean) / std)
+        logits = logits[0] if isinstance(logits, tuple) else logits  # Inception's auxiliary head
+        return logits.softmax(dim=-1)
+
+    return answer
+
+
+def _cool(layer: object, temperature: float) -> None:
+    """Divide the logits of a final layer by the temperature."""
+    if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+        raise ExportError(
+            "Expected one linear final layer that takes the temperature, found "
+            f"{type(layer).__name__}; use the format onnx, torch or safetensors."
+        )
+    with torch.no_grad():
+        for tensor in layer.parameters():
+            tensor.div_(temperature)
