@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from finetune.combining.averaging import average_state_dicts
+from finetune.combining.ensemble import Ensemble
 from finetune.combining.soups import average_checkpoints
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CheckpointError, CheckpointMismatchError, UsageError
@@ -184,6 +185,25 @@ def test_the_file_notes_which_pictures_picked_and_what_it_answered(
     with torch.no_grad():
         live = torch.cat([loaded(views[0]) for views, _ in loader])
     torch.testing.assert_close(details["val"]["logits"], live)
+
+
+def test_an_average_remembers_every_split_that_its_members_had(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    def fitted(seed: int, **data: object) -> Path:
+        return make_checkpoint(noise=0.1, noise_seed=seed, data={"folds": 3, **data})
+
+    alike = average_checkpoints([fitted(0, fold=1), fitted(1, fold=1, training_seed=7)])
+    assert "further_data" not in alike.entry
+    mixed = average_checkpoints([fitted(0, fold=1), fitted(1, fold=2)])
+    mixed.save(tmp_path / "mixed.ckpt")
+    again = average_checkpoints([fitted(2, fold=1), tmp_path / "mixed.ckpt"])
+    again.save(tmp_path / "again.ckpt")
+    for name in ("mixed.ckpt", "again.ckpt"):
+        ensemble = Ensemble.from_checkpoints([tmp_path / name])
+        assert {data["fold"] for data in ensemble.fitted_on} == {1, 2}
+        ensemble.save(tmp_path / "ensemble.ckpt")
+        assert Ensemble.from_file(tmp_path / "ensemble.ckpt").fitted_on == ensemble.fitted_on
 
 
 def other_classes(make: MakeCheckpoint) -> Path:

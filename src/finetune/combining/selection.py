@@ -10,20 +10,22 @@ them (the paper's bagging; among few members a half may hold only bad ones).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.combining.pooling import mean_probabilities
+from finetune.combining.pooling import fit_coefficients, mean_probabilities
 from finetune.errors import UsageError
 
 Metric = Literal["nll", "accuracy", "brier"]
 
+# Images' worth of belief in equal coefficients, against overfitting a small held-out set.
+LEARNED_PRIOR = 10.0
 SAME = 1e-12  # losses closer than this are a tie
 MANY_MEMBERS = 8  # from here on each bag sees half of the members
 
@@ -110,6 +112,30 @@ def select_members(
     )
 
 
+def choose_coefficients(
+    member_probabilities: Tensor,
+    labels: Tensor,
+    *,
+    method: Literal["greedy", "learned"],
+    max_members: int | None = None,
+    **settings: Any,
+) -> Sequence[float]:
+    """Coefficients ``(M,)``: of :func:`select_members`, whose settings follow, or learned ones.
+
+    Raises:
+        UsageError: a number of members with ``learned``, which keeps as many as it likes.
+    """
+    if method == "greedy":
+        return select_members(
+            member_probabilities, labels, max_members=max_members, **settings
+        ).coefficients
+    if max_members is not None:
+        raise UsageError(
+            "Expected max_members with method greedy only, found it with learned; leave it out."
+        )
+    return fit_coefficients(member_probabilities, labels, prior=LEARNED_PRIOR).tolist()
+
+
 def cross_validated_losses(
     member_probabilities: Tensor,
     labels: Tensor,
@@ -124,22 +150,58 @@ def cross_validated_losses(
     Each fold of the held-out images is answered by what the other folds select, so neither loss
     profits from the images that picked.
     """
+
+    def ensemble(members: Tensor, truth: Tensor) -> Sequence[float]:
+        return select_members(
+            members, truth, metric=metric, seed=seed, max_members=max_members
+        ).coefficients
+
+    def single(members: Tensor, truth: Tensor) -> Sequence[float]:
+        losses = _losses(members.double(), truth, metric)
+        return torch.nn.functional.one_hot(losses.argmin(), len(members)).double().tolist()
+
+    combined, alone = (
+        held_out_loss(
+            cross_validated_answers(member_probabilities, labels, choose, folds=folds, seed=seed),
+            labels,
+            metric,
+        )
+        for choose in (ensemble, single)
+    )
+    return combined, alone
+
+
+def cross_validated_answers(
+    member_probabilities: Tensor,
+    labels: Tensor,
+    choose: Callable[[Tensor, Tensor], Sequence[float]],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> Tensor:
+    """Pooled answers ``(N, C)`` of which none profits from the choice of the coefficients.
+
+    Args:
+        member_probabilities: ``(M, N, C)``, held out.
+        labels: ``(N,)``.
+        choose: coefficients ``(M,)`` from some images' answers ``(M, n, C)`` and labels ``(n,)``;
+            what it makes of the other folds answers for each fold.
+        folds: how many, of equal size.
+        seed: of the assignment to folds.
+
+    Raises:
+        UsageError: fewer than two images.
+    """
+    if len(labels) < 2:
+        raise UsageError(f"Expected two held-out images or more, found {len(labels)}.")
     order = np.random.default_rng(seed).permutation(len(labels))
-    combined = torch.empty_like(member_probabilities[0])
-    single = torch.empty_like(member_probabilities[0])
+    answers = torch.empty_like(member_probabilities[0])
     for fold in range(min(folds, len(labels))):
         inside = torch.from_numpy(np.sort(order[fold::folds]))
         outside = torch.from_numpy(np.setdiff1d(order, inside.numpy()))
-        chosen = select_members(
-            member_probabilities[:, outside],
-            labels[outside],
-            metric=metric,
-            seed=seed,
-            max_members=max_members,
-        )
-        combined[inside] = mean_probabilities(member_probabilities[:, inside], chosen.coefficients)
-        single[inside] = member_probabilities[chosen.best_member, inside]
-    return held_out_loss(combined, labels, metric), held_out_loss(single, labels, metric)
+        coefficients = choose(member_probabilities[:, outside], labels[outside])
+        answers[inside] = mean_probabilities(member_probabilities[:, inside], coefficients)
+    return answers
 
 
 class _Search:

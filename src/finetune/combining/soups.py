@@ -19,7 +19,7 @@ from finetune.combining.averaging import (
     interpolate_state_dicts,
     normalised_coefficients,
 )
-from finetune.combining.ingredients import Ingredient, read_ingredient, survey
+from finetune.combining.ingredients import Ingredient, read_ingredient, same_split, survey
 from finetune.combining.roles import Share, file_fingerprint
 from finetune.combining.selection import Metric
 from finetune.combining.tasting import Score, Taster, warn_of_barrier
@@ -276,8 +276,12 @@ class _Kitchen:
             for each, coefficient in zip(self.ingredients, coefficients, strict=True)
         ]
         details: dict[str, Any] = {"provenance": {"members": members, "batchnorm": batchnorm}}
-        if "data" in first.details:
-            details["data"] = first.details["data"]
+        splits = [data for each in self.ingredients for data in each.splits]
+        if splits:
+            details["data"] = splits[0]
+            # What was held out of one may have trained another: whoever judges later must know.
+            if further := [data for data in splits if not same_split(data, splits[0])]:
+                details["further_data"] = further
         roles = self._roles()
         if roles:
             details["roles"] = roles

@@ -22,6 +22,7 @@ from finetune.reporting.tables import read_predictions
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 
 TEST_ANSWERS = ("report/predictions.csv", "predictions.csv")
+FOLDS = "fold-*/checkpoints/best.ckpt"  # below a group that `fit --folds` has made
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 
 
@@ -58,10 +59,11 @@ class BadImage:
 
 
 def load_source(path: str | Path, *, root: Path | None = None) -> Source:
-    """Open a run folder, a checkpoint or a CSV of predictions.
+    """Open a run folder, a group of folds, a checkpoint or a CSV of predictions.
 
-    A run is judged by its test answers; before ``finetune test`` has been run, and for a
-    checkpoint alone, by the validation answers that the checkpoint keeps.
+    Of the folds of a cross-validation, each answers for the images that it held out. A run is
+    judged by its test answers; before ``finetune test`` has been run, and for a checkpoint alone,
+    by the validation answers that the checkpoint keeps.
 
     Args:
         path: the file or folder.
@@ -72,6 +74,9 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
         CheckpointError: a file that is no checkpoint.
     """
     path = Path(path)
+    if path.is_dir() and (folds := sorted(path.glob(FOLDS))):
+        merged = merge_folds({str(fold.parents[1].name): _held_out(fold, root) for fold in folds})
+        return replace(merged, name=path.resolve().name, stage="val")
     if path.is_dir():
         return _from_run(path, root)
     if not path.exists():
@@ -79,10 +84,7 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
     if path.suffix.lower() == ".csv":
         name = path.parent.name if path.stem == "predictions" and path.parent.name else path.stem
         return Source(name, "", read_evaluation(path), ReportDetails(root=root))
-    checkpoint = read_checkpoint(path, mmap=True)
-    evaluation = _of_checkpoint(checkpoint)
-    columns = _columns(checkpoint)
-    return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
+    return _held_out(path, root)
 
 
 def load_sources(paths: list[str], *, root: Path | None = None) -> dict[str, Source]:
@@ -173,6 +175,14 @@ def _from_run(folder: Path, root: Path | None) -> Source:
         )
     columns = {} if checkpoint is None else {**_columns(checkpoint), **_times(folder)}
     return Source(name, stage, evaluation, read_details(folder, root), columns, weights)
+
+
+def _held_out(path: Path, root: Path | None) -> Source:
+    """A checkpoint by the validation answers that it keeps."""
+    checkpoint = read_checkpoint(path, mmap=True)
+    evaluation = _of_checkpoint(checkpoint)
+    columns = _columns(checkpoint)
+    return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
 
 
 def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
