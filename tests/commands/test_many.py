@@ -101,6 +101,17 @@ def test_a_failed_member_stops_no_other_and_is_made_up_for(
     assert Path("runs/group-1/seed-0-1/metrics.json").is_file()
 
 
+def test_groups_without_members_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content, message in [('{"members": {"seed-0": []}}', "--resume"), ("{", "damaged")]:
+        (tmp_path / "members.json").write_text(content)
+        assert main(["ensemble", str(tmp_path), "--output", str(tmp_path / "new.ckpt")]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("options", [["--seeds=1"], ["--seeds", "x"], ["--seeds=2", "--folds=2"]])
 def test_wrong_numbers_are_refused(colour_folder: Path, options: list[str]) -> None:
     assert main(["fit", f"--data.root={colour_folder}", *SMALL, *options]) == 2

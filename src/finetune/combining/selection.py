@@ -4,7 +4,8 @@ Members are added one at a time, the same one as often as it helps, and their co
 coefficients (Caruana et al., Ensemble selection from libraries of models, 2004). Guards against
 overfitting a small held-out set: the search starts from the best few members together, and its
 answer is the mean over searches on resampled pictures, and among many members in random halves of
-them (the paper's bagging; among few members a half may hold only bad ones).
+them (the paper's bagging; among few members a half may hold only bad ones). Where that mean lies
+above the best member on the pictures that choose, as much of it stays as does not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ Metric = Literal["nll", "accuracy", "brier"]
 # Images' worth of belief in equal coefficients, against overfitting a small held-out set.
 LEARNED_PRIOR = 10.0
 SAME = 1e-12  # losses closer than this are a tie
+SHARES = tuple(1 - step / 20 for step in range(20))  # of the bags' answer
 MANY_MEMBERS = 8  # from here on each bag sees half of the members
 
 
@@ -38,7 +40,7 @@ class Selection:
         coefficients: 0 for a member that is left out.
         loss: of the selected members together, on the images that selected them.
         best_member: index of the best single member on those images.
-        best_loss: its loss; ``loss`` is never above it.
+        best_loss: its loss; ``loss`` is never above it, beyond rounding.
     """
 
     coefficients: tuple[float, ...]
@@ -94,14 +96,11 @@ def select_members(
             f"{members.shape[1]} images; select on labelled held-out images."
         )
     search = _Search(members, labels, metric, rounds, max_members or len(members))
-    everyone = range(len(members))
-    greedy = search.coefficients(everyone)
-    coefficients = greedy if bags == 0 else _bagged(search, bags, seed)
-    if search.loss(coefficients) > float(search.single.min()):
-        coefficients = greedy  # starts at the best single member, so it is no worse
-    coefficients = _prune(search, coefficients, relative_costs, min_gain)
     best = int(search.single.argmin())
-    if search.loss(coefficients) > float(search.single[best]):
+    greedy = search.coefficients(range(len(members)))
+    coefficients = greedy if bags == 0 else _as_bagged_as_allowed(search, greedy, bags, seed)
+    coefficients = _prune(search, coefficients, relative_costs, min_gain)
+    if not search.allows(coefficients):
         coefficients = torch.zeros(len(members), dtype=torch.float64)
         coefficients[best] = 1.0
     return Selection(
@@ -234,6 +233,14 @@ class _Search:
         """Of the members' mean with these coefficients."""
         return float(self._scores(mean_probabilities(self.members, coefficients).unsqueeze(0))[0])
 
+    def allows(self, coefficients: Tensor) -> bool:
+        """Whether the members' mean is no worse than the best single member; ties in the metric are
+        settled in favour of several members, which err less on other pictures.
+        """
+        pooled = mean_probabilities(self.members, coefficients).unsqueeze(0)
+        least = float(_losses(self.members, self.labels, self.metric).min())
+        return float(_losses(pooled, self.labels, self.metric)[0]) <= least + SAME
+
     def coefficients(self, allowed: Sequence[int]) -> Tensor:
         """Counts over additions, ``(M,)``, of the best prefix of one search among ``allowed``."""
         counts, total, best_loss = self._start(allowed)
@@ -267,6 +274,18 @@ class _Search:
         counts = torch.zeros(len(self.members), dtype=torch.float64)
         counts[order[:size]] = 1
         return counts, sums[size - 1], float(losses[size - 1])
+
+
+def _as_bagged_as_allowed(search: _Search, greedy: Tensor, bags: int, seed: int) -> Tensor:
+    """The bags' answer, or as much of it beside the plain search's as the best member allows.
+
+    Where few pictures choose, the best single member is best by chance too, and the bags' answer,
+    though better on other pictures, often lies a little above it. The plain search starts at that
+    member and is never above it.
+    """
+    bagged = _bagged(search, bags, seed)
+    mixtures = (share * bagged + (1 - share) * greedy for share in SHARES)
+    return next((mixture for mixture in mixtures if search.allows(mixture)), greedy)
 
 
 def _bagged(search: _Search, bags: int, seed: int) -> Tensor:

@@ -7,6 +7,7 @@ of zero-shot models, 2022 (interpolation); Izmailov et al., Averaging weights le
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,16 +225,27 @@ class _Kitchen:
         return average.result()
 
     def _finish(
-        self, averaged: dict[str, Tensor], members: int, score: Score | None = None
+        self, averaged: dict[str, Tensor], members: int, limit: Score | None = None
     ) -> tuple[dict[str, Tensor], Score, str]:
-        """The better of averaged and re-estimated batch-norm statistics, as far as allowed."""
+        """The better of averaged and re-estimated batch-norm statistics, as far as allowed.
+
+        With a limit, the averaged ones are known to reach it, and no others may fall below it.
+        """
         assert self.taster is not None
-        score = self.taster.taste(averaged) if score is None else score
+        score = self.taster.taste(averaged) if limit is None else limit
         if members < 2 or not self.may_update or self.batchnorm == "average":
             return averaged, score, "average"
         updated = self.taster.reestimated(averaged)
         self.picked |= self.batchnorm == "auto"
         updated_score = self.taster.taste(updated)
+        if limit is not None and not updated_score.no_worse_than(limit):
+            if self.batchnorm == "update":
+                warnings.warn(
+                    "Kept the averaged batch-norm statistics: with estimates from the training "
+                    "pictures the average would fall below its best member.",
+                    stacklevel=4,
+                )
+            return averaged, score, "average"
         if self.batchnorm == "update" or not score.no_worse_than(updated_score):
             return updated, updated_score, "update"
         return averaged, score, "average"

@@ -69,7 +69,7 @@ def fit_many(fits: ManyFits, group: Path) -> int:
             resume = [f"--resume={interrupted}"] if interrupted else []
             # An interrupted member has its settings in its own folder.
             fit.main(resume or [*fits.shared, *options, *place])
-        except (FinetuneError, RuntimeError) as error:
+        except (FinetuneError, RuntimeError, OSError, ValueError) as error:
             print(f"{name} failed: {error}", file=sys.stderr)
             failed.append(name)
         finally:
@@ -104,7 +104,13 @@ def member_files(path: str | Path) -> list[Path]:
     from finetune.training.checkpoints import read_checkpoint
 
     group = Path(path)
-    names = json.loads((group / MEMBERS).read_text(encoding="utf-8"))["members"]
+    try:
+        names = json.loads((group / MEMBERS).read_text(encoding="utf-8"))["members"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"Expected the members' names in {group / MEMBERS}, found the file damaged; "
+            "name the run folders instead."
+        ) from error
     files = [found for name in names if (found := _best(group, name)) is not None]
     if not files:
         raise UsageError(

@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 import yaml
 
+from finetune.combining.decisions import Calibration
 from finetune.errors import DataError, UsageError
 from finetune.reporting.curves import read_curves
 from finetune.reporting.evaluation import Evaluation, evaluate
 from finetune.reporting.report import ReportDetails
 from finetune.reporting.tables import read_predictions
-from finetune.training.checkpoints import Checkpoint, read_checkpoint
+from finetune.training.checkpoints import (
+    ENTRY,
+    Checkpoint,
+    as_checkpoint,
+    read_checkpoint,
+    read_content,
+)
 
 TEST_ANSWERS = ("report/predictions.csv", "predictions.csv")
 FOLDS = "fold-*/checkpoints/best.ckpt"  # below a group that `fit --folds` has made
@@ -179,7 +186,13 @@ def _from_run(folder: Path, root: Path | None) -> Source:
 
 def _held_out(path: Path, root: Path | None) -> Source:
     """A checkpoint by the validation answers that it keeps."""
-    checkpoint = read_checkpoint(path, mmap=True)
+    content = read_content(path, mmap=True)
+    if content[ENTRY]["kind"] == "ensemble":
+        raise DataError(
+            f"Expected kept answers in {path}, found an ensemble, which keeps none; "
+            f"`finetune test --ckpt_path {path} --data.root DIR` answers and writes its report."
+        )
+    checkpoint = as_checkpoint(content, path)
     evaluation = _of_checkpoint(checkpoint)
     columns = _columns(checkpoint)
     return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
@@ -211,7 +224,9 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
             f"Expected {checkpoint.path} to keep validation answers, found none; run "
             f"`finetune test --ckpt_path {checkpoint.path} --data.root DIR` and report on its run."
         )
-    probabilities = val["logits"].double().softmax(dim=-1).numpy()
+    calibration = checkpoint.details.get("calibration")
+    temperature = Calibration.from_dict(calibration).temperature if calibration else 1.0
+    probabilities = (val["logits"].double() / temperature).softmax(dim=-1).numpy()
     return evaluate(val["labels"].numpy(), probabilities, checkpoint.class_names, val["paths"])
 
 
