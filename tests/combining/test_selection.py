@@ -32,12 +32,19 @@ def library(
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("bags", [0, 6])
-@given(members=st.integers(1, 6), seed=st.integers(0, 10**6))
-@settings(max_examples=12, deadline=None)
+@given(
+    members=st.integers(1, 10),
+    images=st.integers(1, 30),
+    twins=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=15, deadline=None)
 def test_never_worse_than_the_best_member_on_the_images_that_select(
-    metric: Metric, bags: int, members: int, seed: int
+    metric: Metric, bags: int, members: int, images: int, twins: bool, seed: int
 ) -> None:
-    probabilities, labels = library(members, seed, images=30)
+    probabilities, labels = library(members, seed, images=images)
+    if twins:
+        probabilities = probabilities.repeat(2, 1, 1)
     chosen = select_members(probabilities, labels, metric=metric, bags=bags, rounds=15)
     single = [held_out_loss(member, labels, metric) for member in probabilities]
     assert chosen.best_loss == pytest.approx(min(single))
@@ -46,6 +53,35 @@ def test_never_worse_than_the_best_member_on_the_images_that_select(
     assert min(chosen.coefficients) >= 0
     pooled = mean_probabilities(probabilities.double(), chosen.coefficients)
     assert chosen.loss == pytest.approx(held_out_loss(pooled, labels, metric))
+
+
+def test_ties_in_accuracy_keep_several_members() -> None:
+    """All are right on the few images that choose; which is surest there says little."""
+    labels = torch.zeros(8).long()
+    generator = torch.Generator().manual_seed(0)
+    right = 0.75 + 0.2 * torch.rand(4, 8, generator=generator)
+    members = torch.stack([right, 1 - right], dim=-1)
+    chosen = select_members(members, labels, metric="accuracy")
+    assert chosen.loss == chosen.best_loss == 0
+    assert len(chosen.members) > 1
+
+
+def test_as_much_of_the_bags_answer_stays_as_the_best_member_allows() -> None:
+    """The bags find both members good; on the images as they are one of them is best by a hair."""
+    labels = torch.zeros(12).long()
+    first = torch.tensor([0.9] * 6 + [0.6] * 6)
+    second = torch.tensor([0.6] * 6 + [0.9] * 6)
+    useless = torch.full((12,), 0.5)
+    right = torch.stack([first, second, useless])
+    members = torch.stack([right, 1 - right], dim=-1)
+    chosen = select_members(members, labels)
+    assert chosen.members == (0, 1)
+    for seed in range(20):
+        probabilities, labels = library(5, seed, images=12)
+        bagged = select_members(probabilities, labels, seed=seed)
+        plain = select_members(probabilities, labels, bags=0)
+        assert plain.loss <= bagged.best_loss
+        assert len(bagged.members) >= len(plain.members)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,13 +1,18 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from finetune.combining.averaging import average_state_dicts
+from finetune.combining.ensemble import Ensemble
+from finetune.combining.roles import Share
+from finetune.combining.selection import Metric
 from finetune.combining.soups import average_checkpoints
+from finetune.combining.tasting import Taster
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CheckpointError, CheckpointMismatchError, UsageError
 from finetune.training.checkpoints import read_checkpoint
@@ -184,6 +189,83 @@ def test_the_file_notes_which_pictures_picked_and_what_it_answered(
     with torch.no_grad():
         live = torch.cat([loaded(views[0]) for views, _ in loader])
     torch.testing.assert_close(details["val"]["logits"], live)
+
+
+@pytest.mark.parametrize("metric", ["nll", "accuracy", "brier"])
+@pytest.mark.parametrize("share", ["half", "all"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_greedy_soup_is_never_below_its_best_member(
+    make_checkpoint: MakeCheckpoint,
+    datamodule: ImageFolderDataModule,
+    metric: Metric,
+    share: Share,
+    seed: int,
+) -> None:
+    noises = [[0.02, 0.3, 0.02], [0.4, 0.5, 0.6, 0.4], [0.1, 0.1, 2.0]][seed]
+    paths = [
+        make_checkpoint(noise=noise, noise_seed=10 * seed + number)
+        for number, noise in enumerate(noises)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some of them share no basin
+        soup = average_checkpoints(
+            paths, method="greedy", datamodule=datamodule, metric=metric, share=share
+        )
+    assert soup.score is not None
+    assert soup.score.loss <= min(score.loss for score in soup.member_scores)
+    assert sum(soup.coefficients) == pytest.approx(1)
+
+
+def test_equal_members_all_stay_and_change_nothing(
+    make_checkpoint: MakeCheckpoint, datamodule: ImageFolderDataModule
+) -> None:
+    path = make_checkpoint(noise=0.1)
+    one = average_checkpoints([path], method="greedy", datamodule=datamodule)
+    assert_equal(one.state_dict, weights(path))
+    four = average_checkpoints([path] * 4, method="greedy", datamodule=datamodule)
+    assert four.coefficients == (0.25,) * 4
+    assert_equal(four.state_dict, weights(path))
+
+
+def test_statistics_that_would_ruin_a_greedy_soup_are_not_taken(
+    make_checkpoint: MakeCheckpoint,
+    datamodule: ImageFolderDataModule,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths = [make_checkpoint(noise=0.02, noise_seed=seed, batchnorm="train") for seed in range(2)]
+
+    def ruined(self: Taster, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: tensor + 5 if name.endswith("running_mean") else tensor.clone()
+            for name, tensor in state_dict.items()
+        }
+
+    monkeypatch.setattr(Taster, "reestimated", ruined)
+    settings: dict[str, Any] = {"method": "greedy", "datamodule": datamodule}
+    with pytest.warns(UserWarning, match="below its best member"):
+        soup = average_checkpoints(paths * 2, batchnorm="update", **settings)
+    assert soup.batchnorm == "average"
+    assert soup.score is not None
+    assert soup.score.loss <= min(score.loss for score in soup.member_scores)
+
+
+def test_an_average_remembers_every_split_that_its_members_had(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    def fitted(seed: int, **data: object) -> Path:
+        return make_checkpoint(noise=0.1, noise_seed=seed, data={"folds": 3, **data})
+
+    alike = average_checkpoints([fitted(0, fold=1), fitted(1, fold=1, training_seed=7)])
+    assert "further_data" not in alike.entry
+    mixed = average_checkpoints([fitted(0, fold=1), fitted(1, fold=2)])
+    mixed.save(tmp_path / "mixed.ckpt")
+    again = average_checkpoints([fitted(2, fold=1), tmp_path / "mixed.ckpt"])
+    again.save(tmp_path / "again.ckpt")
+    for name in ("mixed.ckpt", "again.ckpt"):
+        ensemble = Ensemble.from_checkpoints([tmp_path / name])
+        assert {data["fold"] for data in ensemble.fitted_on} == {1, 2}
+        ensemble.save(tmp_path / "ensemble.ckpt")
+        assert Ensemble.from_file(tmp_path / "ensemble.ckpt").fitted_on == ensemble.fitted_on
 
 
 def other_classes(make: MakeCheckpoint) -> Path:

@@ -44,6 +44,9 @@ def test_selected_and_calibrated_in_one_go_then_predicted_with(
     assert "worse than the best member" not in shown.out
     assert "temperature" in shown.out
     assert "warning: Fitted a temperature on" in shown.err
+    assert "cross-validated accuracy of the ensemble" in shown.out
+    assert cli.main(["report", str(output)]) != 0
+    assert "finetune test --ckpt_path" in capsys.readouterr().err
     table = tmp_path / "answers.csv"
     pictures = str(colour_folder / "red")
     call = ["predict", str(output), pictures, "--output", str(table)]

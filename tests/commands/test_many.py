@@ -40,6 +40,40 @@ def test_folds_validate_on_different_images(colour_folder: Path) -> None:
     assert len(seen) == len(set(seen)) == 36, "every image is held out once"
 
 
+def test_an_ensemble_of_folds_is_judged_by_what_each_did_not_see(
+    colour_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", f"--data.root={colour_folder}", *SMALL, "--folds=3", "--name=f"]
+    assert main(arguments) == 0
+    right = 0
+    for fold in range(3):
+        val = read_checkpoint(Path(f"runs/f-1/fold-{fold}-1/checkpoints/best.ckpt")).details["val"]
+        right += int((val["logits"].argmax(-1) == val["labels"]).sum())
+    call = ["--data.root", str(colour_folder), "--data.cache", "off", "--output"]
+    capsys.readouterr()
+    assert main(["ensemble", "runs/f-1", *call, str(tmp_path / "all.ckpt")]) == 0
+    shown = capsys.readouterr().out
+    assert "runs/f-1 (3 folds)" in shown
+    assert f"accuracy of the ensemble {right / 36:.4f} (95 % interval" in shown
+    assert "36 out-of-fold answers" in shown
+    # The file knows its folds: another verb judges it by them as well.
+    saved = str(tmp_path / "all.ckpt")
+    assert main(["validate", "--ckpt_path", saved, *call[:4], "--runs", str(tmp_path)]) == 0
+    assert f"val: accuracy {right / 36:.3f}" in capsys.readouterr().out
+    assert main(["calibrate", saved, *call, str(tmp_path / "calibrated.ckpt")]) == 0
+    assert "not trained on it" in capsys.readouterr().out
+    # An average of folds has been trained on every picture.
+    assert main(["average", "runs/f-1", "--output", str(tmp_path / "soup.ckpt")]) == 0
+    soup = [str(tmp_path / "soup.ckpt"), *call, str(tmp_path / "refused.ckpt")]
+    assert main(["calibrate", *soup]) == 1
+    assert "trained on any of their pictures" in capsys.readouterr().err
+    # Folds stand in a comparison as one.
+    assert main([*arguments[:-1], "--name=g"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "runs/f-1", "runs/g-1"]) == 0
+    assert "on the 36 images that all have in common" in capsys.readouterr().out
+
+
 def test_a_failed_member_stops_no_other_and_is_made_up_for(
     colour_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -65,6 +99,17 @@ def test_a_failed_member_stops_no_other_and_is_made_up_for(
     assert main(["fit", "--resume", "runs/group-1"]) == 0
     assert torch.equal(weights(Path("runs/group-1/seed-1-1")), before)
     assert Path("runs/group-1/seed-0-1/metrics.json").is_file()
+
+
+def test_groups_without_members_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content, message in [('{"members": {"seed-0": []}}', "--resume"), ("{", "damaged")]:
+        (tmp_path / "members.json").write_text(content)
+        assert main(["ensemble", str(tmp_path), "--output", str(tmp_path / "new.ckpt")]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [["--seeds=1"], ["--seeds", "x"], ["--seeds=2", "--folds=2"]])

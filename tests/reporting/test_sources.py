@@ -156,3 +156,22 @@ def test_embeddings_are_what_enters_the_final_layer(tmp_path: Path) -> None:
 def test_metrics_json_of_a_source_is_plain(run: Path) -> None:
     figures = load_source(run).evaluation.to_dict()
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+
+
+def test_a_calibrated_checkpoint_is_judged_calibrated(tmp_path: Path) -> None:
+    val = {
+        "logits": torch.tensor([[2.0, 0.0], [0.0, 1.0]]),
+        "labels": torch.tensor([0, 1]),
+        "paths": ["1.jpg", "2.jpg"],
+    }
+    fit = {"temperature": 2.0, "nll_before": 0.2, "nll_after": 0.1, "images": 2}
+    write_checkpoint(
+        tmp_path / "sure.ckpt",
+        state_dict={},
+        hyper_parameters={},
+        entry=describe(
+            ("ant", "bee"), "test_resnet", Preprocessing(), val=val, calibration={"fit": fit}
+        ),
+    )
+    found = load_source(tmp_path / "sure.ckpt").evaluation.probabilities
+    np.testing.assert_allclose(found, (val["logits"] / 2).double().softmax(-1), rtol=1e-12)

@@ -34,12 +34,15 @@ class Calibration:
         reject: when to abstain, or None.
         conformal: how to build sets, or None.
         reused: whether pictures were used that had picked members: figures flatter then.
+        out_of_fold: whether each picture was answered by a fold that was not trained on it: the
+            whole ensemble is usually better than that, so its figures are on the safe side.
     """
 
     fit: TemperatureFit
     reject: RejectRule | None = None
     conformal: ConformalRule | None = None
     reused: bool = False
+    out_of_fold: bool = False
 
     @property
     def temperature(self) -> float:
@@ -74,6 +77,7 @@ class Calibration:
             reject=None if reject is None else RejectRule(**reject),
             conformal=None if conformal is None else ConformalRule(**conformal),
             reused=bool(values.get("reused", False)),
+            out_of_fold=bool(values.get("out_of_fold", False)),
         )
 
 
@@ -119,7 +123,6 @@ def fit_calibration(
     reject_risk: float | None = None,
     conformal_alpha: float | None = None,
     score: Score = "thr",
-    reused: bool = False,
 ) -> Calibration:
     """Calibrate pooled probabilities ``(N, C)`` of held-out pictures with labels ``(N,)``.
 
@@ -134,4 +137,4 @@ def fit_calibration(
     conformal = None
     if conformal_alpha is not None:
         conformal = fit_conformal(pooled, labels, alpha=conformal_alpha, score=score)
-    return Calibration(fit, reject, conformal, reused)
+    return Calibration(fit, reject, conformal)

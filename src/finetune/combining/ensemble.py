@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, assert_never
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.combining import ensemble_file
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.conformal import Score
 from finetune.combining.decisions import Answer, Calibration, decide, fit_calibration
-from finetune.combining.held_out import HeldOut, held_out_pictures
-from finetune.combining.members import (
-    ClassifierMember,
-    Member,
-    Paths,
-    Views,
-    align_classes,
-)
-from finetune.combining.pooling import Pooling, fit_coefficients, pool
+from finetune.combining.held_out import HeldOut
+from finetune.combining.members import Member, Paths, Views
+from finetune.combining.pooling import Pooling, pool
 from finetune.combining.roles import Roles, Share, of_role, refuse_reuse, with_role
-from finetune.combining.selection import Metric, select_members
-from finetune.combining.sharing import group_by_backbone, grouped_probabilities
-from finetune.errors import UsageError
-from finetune.preprocessing import Preprocessing
+from finetune.combining.selection import Metric, choose_coefficients
+from finetune.combining.side_by_side import DataModules, SideBySide
 
 Selecting = Literal["all", "greedy", "learned"]
-# Images' worth of belief in equal coefficients, against overfitting a small held-out set.
-LEARNED_PRIOR = 10.0
 
 
-class Ensemble(nn.Module):
+class Ensemble(SideBySide):
     """Fine-tuned classifiers that answer together.
 
     Members may differ in backbone, image size, channels and source; each gets pictures
-    preprocessed as it was trained, and members whose backbones are equal share one computation of
-    it. Members run one after another, so beside their weights only one's activations take memory.
-    (Stacking equal architectures with ``torch.func.vmap`` was measured: faster for ResNet-18,
-    slower for MobileNet and ViT on a processor; so there is one plain loop.)
+    preprocessed as it was trained, see :class:`finetune.combining.side_by_side.SideBySide`.
 
     Args:
         members: at least one; all must know the same class names, in any order.
@@ -63,21 +50,12 @@ class Ensemble(nn.Module):
         calibration: Calibration | None = None,
         roles: Roles | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(members, class_names=class_names)
         self.coefficients = tuple(normalised_coefficients(coefficients, len(members)))
         self.pooling: Pooling = pooling
-        self.class_names = tuple(class_names or members[0].class_names)
         self.calibration = calibration
         self.roles: Roles = dict(roles or {})
         self.name = "ensemble"
-        self._orders = [
-            align_classes(member.class_names, self.class_names, source=member.name)
-            for member in members
-        ]
-        self._groups = group_by_backbone(members)
-        self.members = nn.ModuleList(members)  # type: ignore[arg-type]
-        self._held_out: dict[str, HeldOut] = {}
-        self.eval()
 
     @classmethod
     def from_checkpoints(
@@ -117,51 +95,27 @@ class Ensemble(nn.Module):
         """Stay in ``eval``: an ensemble is not trained."""
         return super().train(False)
 
-    @property
-    def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """The distinct views of a picture that the members need, in the members' order."""
-        needed = (each for member in self.parts for each in member.preprocessings)
-        return tuple(dict.fromkeys(needed))
-
-    @property
-    def parts(self) -> tuple[Member, ...]:
-        """The members, typed."""
-        return tuple(self.members)  # type: ignore[arg-type]
-
-    @property
-    def member_names(self) -> tuple[str, ...]:
-        """Where each member came from."""
-        return tuple(member.name for member in self.parts)
-
-    @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
-        """How each classifier among the members, at any depth, had its pictures split."""
-        found: list[dict[str, Any]] = []
-        for member in self.parts:
-            if isinstance(member, Ensemble):
-                found.extend(member.fitted_on)
-            elif isinstance(member, ClassifierMember) and member.classifier.details.get("data"):
-                found.append(member.classifier.details["data"])
-        return tuple(found)
-
-    @torch.inference_mode()
-    def member_probabilities(self, views: Views, paths: Paths = None) -> Tensor:
-        """Every member's answer to one batch, ``(M, N, C)``.
-
-        Args:
-            views: images ``(N, C_i, S_i, S_i)`` in ``[0, 1]`` for each of :attr:`preprocessings`.
-            paths: of the pictures; only members made of saved predictions need them.
-        """
-        return torch.stack([answer for answer, _ in self._timed(views, paths)])
-
     def pool(self, member_probabilities: Tensor) -> Tensor:
         """``(M, N, C)`` into ``(N, C)``, before calibration."""
         return pool(member_probabilities, self.coefficients, method=self.pooling)
 
+    def pool_held_out(self, held_out: HeldOut, rows: Sequence[int] | None = None) -> Tensor:
+        """The pooled answers ``(N, C)`` to held-out pictures, or to some, before calibration.
+
+        Of a cross-validation each picture is answered by one member a recipe, the one that was not
+        trained on it: the whole ensemble, with all folds of a recipe, is usually a little better.
+        """
+        members = held_out.member_probabilities
+        members = members if rows is None else members[:, list(rows)]
+        return pool(members, held_out.of_rows(self.coefficients), method=self.pooling)
+
+    def calibrated(self, pooled: Tensor) -> Tensor:
+        """Pooled answers ``(N, C)`` after the temperature, where there is one."""
+        return pooled if self.calibration is None else self.calibration.probabilities(pooled)
+
     def combine(self, member_probabilities: Tensor) -> Tensor:
         """``(M, N, C)`` into ``(N, C)``, pooled and calibrated."""
-        pooled = self.pool(member_probabilities)
-        return pooled if self.calibration is None else self.calibration.probabilities(pooled)
+        return self.calibrated(self.pool(member_probabilities))
 
     def answer(self, member_probabilities: Tensor) -> Answer:
         """Pool ``(M, N, C)``, calibrate, and say how sure."""
@@ -197,28 +151,9 @@ class Ensemble(nn.Module):
             "roles": {role: list(ids) for role, ids in self.roles.items()},
         }
 
-    def held_out(self, datamodule: Any, split: str = "val") -> HeldOut:
-        """The members' answers to a split's pictures; computed once, then remembered."""
-        pictures = held_out_pictures(datamodule, split, self.class_names)
-        if pictures.key not in self._held_out:
-            loader = datamodule.evaluation_dataloader(split, preprocessings=self.preprocessings)
-            answers, seconds, start = [], [0.0] * len(self.parts), 0
-            with torch.inference_mode():
-                for batches, labels in loader:
-                    paths = pictures.paths[start : start + len(labels)]
-                    views = dict(zip(self.preprocessings, batches, strict=True))
-                    timed = self._timed(views, paths)
-                    answers.append(torch.stack([answer for answer, _ in timed]).cpu())
-                    seconds = [a + b for a, (_, b) in zip(seconds, timed, strict=True)]
-                    start += len(labels)
-            # Clones: tensors of inference mode could not be used in autograd or be changed.
-            found = pictures.with_answers(torch.cat(answers, dim=1).clone(), seconds)
-            self._held_out[pictures.key] = found
-        return self._held_out[pictures.key]
-
     def select(
         self,
-        datamodule: Any,
+        datamodule: DataModules,
         *,
         method: Selecting = "greedy",
         metric: Metric = "nll",
@@ -231,11 +166,13 @@ class Ensemble(nn.Module):
         """A new ensemble of the members that help, with their coefficients.
 
         Args:
-            datamodule: whose held-out pictures pick.
+            datamodule: whose held-out pictures pick; of a cross-validation one a fold,
+                ``{fold: datamodule}``: then recipes are picked, by their out-of-fold answers, and
+                the folds of one share its coefficient.
             method: ``greedy`` with replacement; ``learned`` coefficients on the simplex; ``all``
                 keeps every member at its present coefficient.
             metric: what ``greedy`` lowers.
-            max_members: most members of ``greedy``.
+            max_members: most members of ``greedy``; the folds of a recipe count as one.
             min_gain: least gain for which ``greedy`` keeps a member of average time.
             share: the picking ``half`` of the split, or ``all`` of it: then it cannot calibrate.
             split: ``val``, unless there is reason for another.
@@ -247,32 +184,22 @@ class Ensemble(nn.Module):
         rows = of_role(held_out.ids, held_out.labels.tolist(), "pick", share)
         ids = [held_out.ids[row] for row in rows]
         refuse_reuse(self.roles, ids, "pick")
-        members, labels = held_out.member_probabilities[:, rows], held_out.labels[rows]
-        match method:
-            case "greedy":
-                coefficients: Sequence[float] = select_members(
-                    members,
-                    labels,
-                    metric=metric,
-                    max_members=max_members,
-                    costs=[max(value, 1e-9) for value in held_out.seconds],
-                    min_gain=min_gain,
-                    seed=seed,
-                ).coefficients
-            case "learned":
-                if max_members is not None:
-                    raise UsageError(
-                        "Expected max_members with method greedy only, found it with learned; "
-                        "leave it out."
-                    )
-                coefficients = fit_coefficients(members, labels, prior=LEARNED_PRIOR).tolist()
-            case _:
-                assert_never(method)
-        return self._with_coefficients(coefficients, with_role(self.roles, "pick", ids))
+        coefficients = choose_coefficients(
+            held_out.member_probabilities[:, rows],
+            held_out.labels[rows],
+            method=method,
+            metric=metric,
+            max_members=max_members,
+            costs=[max(value, 1e-9) for value in held_out.seconds],
+            min_gain=min_gain,
+            seed=seed,
+        )
+        roles = with_role(self.roles, "pick", ids)
+        return self._with_coefficients(held_out.of_members(coefficients), roles)
 
     def calibrate(
         self,
-        datamodule: Any,
+        datamodule: DataModules,
         *,
         reject_risk: float | None = None,
         conformal: float | None = None,
@@ -284,7 +211,7 @@ class Ensemble(nn.Module):
         """A new ensemble with one temperature for its pooled answer, and rules on request.
 
         Args:
-            datamodule: whose held-out pictures calibrate.
+            datamodule: whose held-out pictures calibrate, or one a fold as for :meth:`select`.
             reject_risk: wanted share of wrong answers among the accepted.
             conformal: accepted share of prediction sets without the true class.
             score: how sets are built: ``thr``, ``aps`` or ``raps``.
@@ -300,13 +227,13 @@ class Ensemble(nn.Module):
         ids = [held_out.ids[row] for row in rows]
         reused = refuse_reuse(self.roles, ids, "calibrate", allow_reuse=allow_reuse)
         calibration = fit_calibration(
-            self.pool(held_out.member_probabilities[:, rows]),
+            self.pool_held_out(held_out, rows),
             held_out.labels[rows],
             reject_risk=reject_risk,
             conformal_alpha=conformal,
             score=score,
-            reused=reused,
         )
+        calibration = replace(calibration, reused=reused, out_of_fold=held_out.is_out_of_fold)
         roles = with_role(self.roles, "calibrate", ids)
         return self._copy(calibration=calibration, roles=roles)
 
@@ -334,19 +261,3 @@ class Ensemble(nn.Module):
         copy = type(self)(settings.pop("members"), **settings)
         copy._held_out = dict(self._held_out)
         return copy
-
-    def _timed(self, views: Views, paths: Paths) -> list[tuple[Tensor, float]]:
-        """Each member's probabilities in the ensemble's class order, and the seconds they took."""
-        found: dict[int, tuple[Tensor, float]] = {}
-        for group in self._groups:
-            start = time.perf_counter()
-            members = [self.parts[index] for index in group]
-            if isinstance(members[0], ClassifierMember):
-                answers = grouped_probabilities(members, views)  # type: ignore[arg-type]
-            else:
-                answers = [members[0].probabilities(views, paths)]
-            seconds = (time.perf_counter() - start) / len(group)
-            for index, answer in zip(group, answers, strict=True):
-                order = self._orders[index]
-                found[index] = (answer if order is None else answer[:, order], seconds)
-        return [found[index] for index in range(len(self.parts))]

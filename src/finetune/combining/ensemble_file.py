@@ -173,6 +173,6 @@ def _build_member(
         class_names=tuple(described["class_names"]),
         backbone=described["backbone"],
         preprocessing=Preprocessing.from_dict(described["preprocessing"]),
-        details={"data": described["data"]} if "data" in described else {},
+        details={key: described[key] for key in ("data", "further_data") if key in described},
     )
     return ClassifierMember.from_checkpoint(checkpoint, described["name"])

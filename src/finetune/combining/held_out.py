@@ -22,8 +22,10 @@ class HeldOut:
     Attributes:
         paths, ids: ``N`` file names and content fingerprints.
         labels: ``(N,)``, indexes into the members' class names.
-        member_probabilities: ``(M, N, C)``; empty as long as nothing was computed.
-        seconds: each member's time for all pictures.
+        member_probabilities: ``(M, N, C)``; empty as long as nothing was computed. Of a
+            cross-validation a row a recipe, whose folds share the work.
+        seconds: each row's time for all pictures.
+        columns: which members answered for each row, ``M`` tuples; empty: each member for itself.
     """
 
     paths: tuple[str, ...]
@@ -31,6 +33,28 @@ class HeldOut:
     labels: Tensor
     member_probabilities: Tensor
     seconds: tuple[float, ...] = ()
+    columns: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def is_out_of_fold(self) -> bool:
+        """Whether several members share a row, each for the pictures that it was not trained on."""
+        return bool(self.columns)
+
+    def of_rows(self, coefficients: Sequence[float]) -> list[float]:
+        """The members' coefficients ``(members,)`` added up for each row, ``(M,)``."""
+        if not self.columns:
+            return list(coefficients)
+        return [sum(coefficients[index] for index in column) for column in self.columns]
+
+    def of_members(self, coefficients: Sequence[float]) -> list[float]:
+        """The rows' coefficients ``(M,)``, dealt out equally to the members of each row."""
+        if not self.columns:
+            return list(coefficients)
+        dealt = [0.0] * sum(map(len, self.columns))
+        for coefficient, column in zip(coefficients, self.columns, strict=True):
+            for index in column:
+                dealt[index] = coefficient / len(column)
+        return dealt
 
     @property
     def key(self) -> str:
@@ -42,11 +66,17 @@ class HeldOut:
         return replace(self, member_probabilities=member_probabilities, seconds=tuple(seconds))
 
     def of(self, members: Sequence[int]) -> HeldOut:
-        """Only some members' answers."""
+        """Only some members' answers; rows that several share stay or go as a whole."""
+        rows, columns = list(members), self.columns
+        if columns:
+            position = {member: index for index, member in enumerate(members)}
+            rows = [row for row, column in enumerate(columns) if position.keys() >= {*column}]
+            columns = tuple(tuple(position[index] for index in columns[row]) for row in rows)
         return replace(
             self,
-            member_probabilities=self.member_probabilities[list(members)],
-            seconds=tuple(self.seconds[index] for index in members),
+            member_probabilities=self.member_probabilities[rows],
+            seconds=tuple(self.seconds[row] for row in rows),
+            columns=columns,
         )
 
 
@@ -81,30 +111,36 @@ def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -
     )
 
 
-def out_of_fold(folds: Sequence[HeldOut]) -> HeldOut:
+def out_of_fold(
+    folds: Sequence[HeldOut], *, columns: Sequence[Sequence[int]] | None = None
+) -> HeldOut:
     """Answers of the members of one cross-validation, each to the pictures that it did not see.
 
     The members of one recipe, one a fold, become one row of answers to all pictures. With one such
     row a recipe, :func:`finetune.combining.selection.select_members` picks among recipes.
 
     Args:
-        folds: one held-out part each, answered by the one member that was not trained on it.
+        folds: one held-out part each, answered by a member a recipe that was not trained on it.
+        columns: the members of each recipe; for None, one recipe with as many as there are folds.
 
     Raises:
-        CheckpointMismatchError: a picture is in two parts, or a part has several members' answers.
+        CheckpointMismatchError: a picture is in two parts, or parts have other numbers of answers.
     """
-    ids = [identity for fold in folds for identity in fold.ids]
-    twice = {identity for identity, count in Counter(ids).items() if count > 1}
+    parts_with = Counter(identity for fold in folds for identity in {*fold.ids})
+    twice = [identity for identity, count in parts_with.items() if count > 1]
+    columns = [range(len(folds))] if columns is None else columns
     members = {len(fold.member_probabilities) for fold in folds}
-    if twice or members != {1}:
+    if twice or members != {len(columns)}:
         raise CheckpointMismatchError(
-            f"Expected folds without common pictures and one member for each, found {len(twice)} "
-            f"common ones and {sorted(members)} members; give each fold its own member alone."
+            f"Expected folds without common pictures and {len(columns)} answers for each, found "
+            f"{len(twice)} common ones and {sorted(members)} answers; "
+            "give each fold its own members alone."
         )
     return HeldOut(
         paths=tuple(path for fold in folds for path in fold.paths),
-        ids=tuple(ids),
+        ids=tuple(identity for fold in folds for identity in fold.ids),
         labels=torch.cat([fold.labels for fold in folds]),
         member_probabilities=torch.cat([fold.member_probabilities for fold in folds], dim=1),
-        seconds=(sum(sum(fold.seconds) for fold in folds),),
+        seconds=tuple(map(sum, zip(*(fold.seconds for fold in folds), strict=True))),
+        columns=tuple(tuple(column) for column in columns),
     )

@@ -18,6 +18,16 @@ from finetune.preprocessing import Preprocessing
 from finetune.training.checkpoints import as_checkpoint, read_checkpoint, read_content
 
 PREFIX = "network."
+# Settings of the data that say on which side a picture stands.
+DECIDE_THE_SPLIT = (
+    "manifest",
+    "val_fraction",
+    "test_fraction",
+    "seed",
+    "folds",
+    "fold",
+    "group_by",
+)
 
 
 @dataclass(slots=True)
@@ -50,9 +60,20 @@ class Ingredient:
         return fitted_data(self.path, self.details)
 
     @property
+    def splits(self) -> list[dict[str, Any]]:
+        """As the file itself says: its fit's, and for an average those that differ from it."""
+        own = [self.details["data"]] if self.details.get("data") else []
+        return [*own, *self.details.get("further_data", ())]
+
+    @property
     def roles(self) -> Mapping[str, Sequence[str]]:
         """Which pictures picked or calibrated before."""
         return self.details.get("roles") or {}
+
+
+def same_split(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two fits of one folder held out the same pictures, by their settings."""
+    return all(one.get(name) == other.get(name) for name in DECIDE_THE_SPLIT)
 
 
 def survey(paths: Sequence[str | Path]) -> list[Ingredient]:

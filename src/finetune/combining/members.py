@@ -29,6 +29,10 @@ class Member(Protocol):
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """The views of a picture that it needs."""
 
+    @property
+    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+        """How the pictures of each fit in it were split; empty where that is not known."""
+
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Probabilities ``(N, C)`` for one batch, given as images in ``[0, 1]``, view by view."""
 
@@ -58,6 +62,13 @@ class ClassifierMember(nn.Module):
         """The one that the classifier was trained with."""
         return (self.classifier.preprocessing,)
 
+    @property
+    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+        """The split of its own fit, and for an average those of its members that differ."""
+        details = self.classifier.details
+        own = [details["data"]] if details.get("data") else []
+        return (*own, *details.get("further_data", ()))
+
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Probabilities ``(N, C)`` float32, those of the classifier alone bit for bit."""
         images = views[self.classifier.preprocessing]
@@ -70,9 +81,9 @@ class ClassifierMember(nn.Module):
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
         }
-        data = classifier.details.get("data")
-        if data is not None:  # how the pictures were split, so that a later test splits alike
-            entry["data"] = data
+        for key in ("data", "further_data"):  # so that a later test splits alike
+            if key in classifier.details:
+                entry[key] = classifier.details[key]
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}
 
 
@@ -131,6 +142,11 @@ class TableMember(nn.Module):
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """None: it looks at no picture."""
+        return ()
+
+    @property
+    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+        """Empty: a table does not say."""
         return ()
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:

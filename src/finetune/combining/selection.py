@@ -4,27 +4,31 @@ Members are added one at a time, the same one as often as it helps, and their co
 coefficients (Caruana et al., Ensemble selection from libraries of models, 2004). Guards against
 overfitting a small held-out set: the search starts from the best few members together, and its
 answer is the mean over searches on resampled pictures, and among many members in random halves of
-them (the paper's bagging; among few members a half may hold only bad ones).
+them (the paper's bagging; among few members a half may hold only bad ones). Where that mean lies
+above the best member on the pictures that choose, as much of it stays as does not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.combining.pooling import mean_probabilities
+from finetune.combining.pooling import fit_coefficients, mean_probabilities
 from finetune.errors import UsageError
 
 Metric = Literal["nll", "accuracy", "brier"]
 
+# Images' worth of belief in equal coefficients, against overfitting a small held-out set.
+LEARNED_PRIOR = 10.0
 SAME = 1e-12  # losses closer than this are a tie
+SHARES = tuple(1 - step / 20 for step in range(20))  # of the bags' answer
 MANY_MEMBERS = 8  # from here on each bag sees half of the members
 
 
@@ -36,7 +40,7 @@ class Selection:
         coefficients: 0 for a member that is left out.
         loss: of the selected members together, on the images that selected them.
         best_member: index of the best single member on those images.
-        best_loss: its loss; ``loss`` is never above it.
+        best_loss: its loss; ``loss`` is never above it, beyond rounding.
     """
 
     coefficients: tuple[float, ...]
@@ -92,14 +96,11 @@ def select_members(
             f"{members.shape[1]} images; select on labelled held-out images."
         )
     search = _Search(members, labels, metric, rounds, max_members or len(members))
-    everyone = range(len(members))
-    greedy = search.coefficients(everyone)
-    coefficients = greedy if bags == 0 else _bagged(search, bags, seed)
-    if search.loss(coefficients) > float(search.single.min()):
-        coefficients = greedy  # starts at the best single member, so it is no worse
-    coefficients = _prune(search, coefficients, relative_costs, min_gain)
     best = int(search.single.argmin())
-    if search.loss(coefficients) > float(search.single[best]):
+    greedy = search.coefficients(range(len(members)))
+    coefficients = greedy if bags == 0 else _as_bagged_as_allowed(search, greedy, bags, seed)
+    coefficients = _prune(search, coefficients, relative_costs, min_gain)
+    if not search.allows(coefficients):
         coefficients = torch.zeros(len(members), dtype=torch.float64)
         coefficients[best] = 1.0
     return Selection(
@@ -108,6 +109,30 @@ def select_members(
         best_member=best,
         best_loss=held_out_loss(members[best], labels, metric),
     )
+
+
+def choose_coefficients(
+    member_probabilities: Tensor,
+    labels: Tensor,
+    *,
+    method: Literal["greedy", "learned"],
+    max_members: int | None = None,
+    **settings: Any,
+) -> Sequence[float]:
+    """Coefficients ``(M,)``: of :func:`select_members`, whose settings follow, or learned ones.
+
+    Raises:
+        UsageError: a number of members with ``learned``, which keeps as many as it likes.
+    """
+    if method == "greedy":
+        return select_members(
+            member_probabilities, labels, max_members=max_members, **settings
+        ).coefficients
+    if max_members is not None:
+        raise UsageError(
+            "Expected max_members with method greedy only, found it with learned; leave it out."
+        )
+    return fit_coefficients(member_probabilities, labels, prior=LEARNED_PRIOR).tolist()
 
 
 def cross_validated_losses(
@@ -124,22 +149,58 @@ def cross_validated_losses(
     Each fold of the held-out images is answered by what the other folds select, so neither loss
     profits from the images that picked.
     """
+
+    def ensemble(members: Tensor, truth: Tensor) -> Sequence[float]:
+        return select_members(
+            members, truth, metric=metric, seed=seed, max_members=max_members
+        ).coefficients
+
+    def single(members: Tensor, truth: Tensor) -> Sequence[float]:
+        losses = _losses(members.double(), truth, metric)
+        return torch.nn.functional.one_hot(losses.argmin(), len(members)).double().tolist()
+
+    combined, alone = (
+        held_out_loss(
+            cross_validated_answers(member_probabilities, labels, choose, folds=folds, seed=seed),
+            labels,
+            metric,
+        )
+        for choose in (ensemble, single)
+    )
+    return combined, alone
+
+
+def cross_validated_answers(
+    member_probabilities: Tensor,
+    labels: Tensor,
+    choose: Callable[[Tensor, Tensor], Sequence[float]],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> Tensor:
+    """Pooled answers ``(N, C)`` of which none profits from the choice of the coefficients.
+
+    Args:
+        member_probabilities: ``(M, N, C)``, held out.
+        labels: ``(N,)``.
+        choose: coefficients ``(M,)`` from some images' answers ``(M, n, C)`` and labels ``(n,)``;
+            what it makes of the other folds answers for each fold.
+        folds: how many, of equal size.
+        seed: of the assignment to folds.
+
+    Raises:
+        UsageError: fewer than two images.
+    """
+    if len(labels) < 2:
+        raise UsageError(f"Expected two held-out images or more, found {len(labels)}.")
     order = np.random.default_rng(seed).permutation(len(labels))
-    combined = torch.empty_like(member_probabilities[0])
-    single = torch.empty_like(member_probabilities[0])
+    answers = torch.empty_like(member_probabilities[0])
     for fold in range(min(folds, len(labels))):
         inside = torch.from_numpy(np.sort(order[fold::folds]))
         outside = torch.from_numpy(np.setdiff1d(order, inside.numpy()))
-        chosen = select_members(
-            member_probabilities[:, outside],
-            labels[outside],
-            metric=metric,
-            seed=seed,
-            max_members=max_members,
-        )
-        combined[inside] = mean_probabilities(member_probabilities[:, inside], chosen.coefficients)
-        single[inside] = member_probabilities[chosen.best_member, inside]
-    return held_out_loss(combined, labels, metric), held_out_loss(single, labels, metric)
+        coefficients = choose(member_probabilities[:, outside], labels[outside])
+        answers[inside] = mean_probabilities(member_probabilities[:, inside], coefficients)
+    return answers
 
 
 class _Search:
@@ -171,6 +232,14 @@ class _Search:
     def loss(self, coefficients: Tensor) -> float:
         """Of the members' mean with these coefficients."""
         return float(self._scores(mean_probabilities(self.members, coefficients).unsqueeze(0))[0])
+
+    def allows(self, coefficients: Tensor) -> bool:
+        """Whether the members' mean is no worse than the best single member; ties in the metric are
+        settled in favour of several members, which err less on other pictures.
+        """
+        pooled = mean_probabilities(self.members, coefficients).unsqueeze(0)
+        least = float(_losses(self.members, self.labels, self.metric).min())
+        return float(_losses(pooled, self.labels, self.metric)[0]) <= least + SAME
 
     def coefficients(self, allowed: Sequence[int]) -> Tensor:
         """Counts over additions, ``(M,)``, of the best prefix of one search among ``allowed``."""
@@ -205,6 +274,18 @@ class _Search:
         counts = torch.zeros(len(self.members), dtype=torch.float64)
         counts[order[:size]] = 1
         return counts, sums[size - 1], float(losses[size - 1])
+
+
+def _as_bagged_as_allowed(search: _Search, greedy: Tensor, bags: int, seed: int) -> Tensor:
+    """The bags' answer, or as much of it beside the plain search's as the best member allows.
+
+    Where few pictures choose, the best single member is best by chance too, and the bags' answer,
+    though better on other pictures, often lies a little above it. The plain search starts at that
+    member and is never above it.
+    """
+    bagged = _bagged(search, bags, seed)
+    mixtures = (share * bagged + (1 - share) * greedy for share in SHARES)
+    return next((mixture for mixture in mixtures if search.allows(mixture)), greedy)
 
 
 def _bagged(search: _Search, bags: int, seed: int) -> Tensor:

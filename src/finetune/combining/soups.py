@@ -7,6 +7,7 @@ of zero-shot models, 2022 (interpolation); Izmailov et al., Averaging weights le
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from finetune.combining.averaging import (
     interpolate_state_dicts,
     normalised_coefficients,
 )
-from finetune.combining.ingredients import Ingredient, read_ingredient, survey
+from finetune.combining.ingredients import Ingredient, read_ingredient, same_split, survey
 from finetune.combining.roles import Share, file_fingerprint
 from finetune.combining.selection import Metric
 from finetune.combining.tasting import Score, Taster, warn_of_barrier
@@ -224,16 +225,27 @@ class _Kitchen:
         return average.result()
 
     def _finish(
-        self, averaged: dict[str, Tensor], members: int, score: Score | None = None
+        self, averaged: dict[str, Tensor], members: int, limit: Score | None = None
     ) -> tuple[dict[str, Tensor], Score, str]:
-        """The better of averaged and re-estimated batch-norm statistics, as far as allowed."""
+        """The better of averaged and re-estimated batch-norm statistics, as far as allowed.
+
+        With a limit, the averaged ones are known to reach it, and no others may fall below it.
+        """
         assert self.taster is not None
-        score = self.taster.taste(averaged) if score is None else score
+        score = self.taster.taste(averaged) if limit is None else limit
         if members < 2 or not self.may_update or self.batchnorm == "average":
             return averaged, score, "average"
         updated = self.taster.reestimated(averaged)
         self.picked |= self.batchnorm == "auto"
         updated_score = self.taster.taste(updated)
+        if limit is not None and not updated_score.no_worse_than(limit):
+            if self.batchnorm == "update":
+                warnings.warn(
+                    "Kept the averaged batch-norm statistics: with estimates from the training "
+                    "pictures the average would fall below its best member.",
+                    stacklevel=4,
+                )
+            return averaged, score, "average"
         if self.batchnorm == "update" or not score.no_worse_than(updated_score):
             return updated, updated_score, "update"
         return averaged, score, "average"
@@ -276,8 +288,12 @@ class _Kitchen:
             for each, coefficient in zip(self.ingredients, coefficients, strict=True)
         ]
         details: dict[str, Any] = {"provenance": {"members": members, "batchnorm": batchnorm}}
-        if "data" in first.details:
-            details["data"] = first.details["data"]
+        splits = [data for each in self.ingredients for data in each.splits]
+        if splits:
+            details["data"] = splits[0]
+            # What was held out of one may have trained another: whoever judges later must know.
+            if further := [data for data in splits if not same_split(data, splits[0])]:
+                details["further_data"] = further
         roles = self._roles()
         if roles:
             details["roles"] = roles

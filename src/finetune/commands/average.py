@@ -25,14 +25,16 @@ def main(arguments: list[str]) -> int:
 
     from finetune.combining.ingredients import survey
     from finetune.combining.soups import average_checkpoints
+    from finetune.commands.many import with_members
     from finetune.commands.trainer import quiet_libraries
 
     quiet_libraries()
     with warnings_in_one_line():
-        ingredients = survey(options.checkpoints)
+        ingredients = survey(with_members(options.checkpoints))
         datamodule = None
         if options.root is not None:
-            fitted_on = [data for each in ingredients if (data := each.fitted_on)]
+            further = [data for each in ingredients for data in each.splits[1:]]
+            fitted_on = [data for each in ingredients if (data := each.fitted_on)] + further
             datamodule = build_datamodule(options, fitted_on, ingredients[0].class_names)
         soup = average_checkpoints(
             [each.path for each in ingredients],
@@ -44,7 +46,8 @@ def main(arguments: list[str]) -> int:
             share=options.share,
         )
     soup.save(output)
-    for line in describe_soup(soup, options.checkpoints, options.metric):
+    names = [str(each.path) for each in ingredients]
+    for line in describe_soup(soup, names, options.metric):
         print(line)
     print(f"average written to {output}")
     return 0
@@ -82,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Average the weights of fits of one backbone, best from one common head. "
         "Different backbones go into `finetune ensemble`.",
     )
-    parser.add_argument("checkpoints", nargs="+", help="checkpoint files or run folders")
+    parser.add_argument(
+        "checkpoints", nargs="+", help="checkpoint files, run folders, or groups of them"
+    )
     parser.add_argument(
         "--method",
         choices=["uniform", "weighted", "greedy", "interpolate"],

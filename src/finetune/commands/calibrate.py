@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from finetune.commands.held_out import (
     add_data_options,
     add_output_options,
-    build_datamodule,
+    build_held_out,
     checked_output,
     warnings_in_one_line,
 )
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     path = checkpoint_file(options.checkpoint)
     with warnings_in_one_line():
         ensemble = Ensemble.from_file(path)
-        datamodule = build_datamodule(options, ensemble.fitted_on, ensemble.class_names)
+        datamodule = build_held_out(options, ensemble)
         calibrated = ensemble.calibrate(
             datamodule,
             reject_risk=options.reject_risk,
@@ -72,6 +72,11 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
         lines.append(
             f"prediction sets ({sets.score}) hold the true class in at least "
             f"{1 - sets.alpha:.0%} of pictures like these {sets.images}"
+        )
+    if calibration.out_of_fold:
+        lines.append(
+            "each picture was answered by the folds that were not trained on it: the whole "
+            "ensemble is usually a little better than these figures"
         )
     if calibration.reused:
         lines.append("these pictures had picked members: the figures flatter")

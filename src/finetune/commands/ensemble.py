@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.commands.held_out import (
     add_data_options,
     add_output_options,
-    build_datamodule,
+    build_held_out,
     checked_output,
     warnings_in_one_line,
 )
@@ -18,6 +18,8 @@ from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.held_out import HeldOut
 
@@ -40,6 +42,7 @@ def main(arguments: list[str]) -> int:
         )
 
     from finetune.combining.ensemble import Ensemble
+    from finetune.commands.many import with_members
     from finetune.commands.many_heads import heads_on_one_backbone
     from finetune.commands.trainer import quiet_libraries
 
@@ -49,11 +52,13 @@ def main(arguments: list[str]) -> int:
             whole = heads_on_one_backbone(options)
         else:
             whole = Ensemble.from_checkpoints(
-                options.checkpoints, coefficients=options.coefficients, pooling=options.pooling
+                with_members(options.checkpoints),
+                coefficients=options.coefficients,
+                pooling=options.pooling,
             )
         chosen = whole
         if options.root is not None:
-            datamodule = build_datamodule(options, whole.fitted_on, whole.class_names)
+            datamodule = build_held_out(options, whole)
             chosen = whole.select(
                 datamodule,
                 method=options.select,
@@ -64,8 +69,9 @@ def main(arguments: list[str]) -> int:
                 seed=options.seed,
             )
             held_out = whole.held_out(datamodule)
-            for line in describe_ensemble(whole, chosen, held_out):
+            for line in describe_ensemble(whole, chosen, held_out, chosen.held_out(datamodule)):
                 print(line)
+            print(honest_accuracy(chosen, held_out, options))
             if options.figure is not None:
                 write_diversity(Path(options.figure), whole, held_out)
             if calibrates:
@@ -92,41 +98,49 @@ def write_diversity(path: Path, whole: Ensemble, held_out: HeldOut) -> None:
     from finetune.reporting.style import save_png
 
     found = diversity(held_out.member_probabilities, held_out.labels)
-    save_png(diversity_figure(found, whole.member_names), path)
+    save_png(diversity_figure(found, row_names(whole, held_out)), path)
     print(f"diversity of the members in {path}")
 
 
-def describe_ensemble(whole: Ensemble, chosen: Ensemble, held_out: HeldOut) -> list[str]:
-    """A row a member, one for the ensemble, its diversity, and whether it beats the best."""
+def describe_ensemble(
+    whole: Ensemble, chosen: Ensemble, held_out: HeldOut, of_chosen: HeldOut
+) -> list[str]:
+    """A row a member or recipe, one for the ensemble, its diversity, and whether it is best.
+
+    Args:
+        whole, chosen: before and after the selection.
+        held_out, of_chosen: what they answered to the same pictures.
+    """
     from finetune.combining.diversity import diversity
-    from finetune.combining.roles import of_role
     from finetune.combining.selection import held_out_loss
 
-    # Before a selection no picture has picked: then all of them show the members.
-    picked = set(chosen.roles.get("pick", held_out.ids))
-    rows = [row for row, identity in enumerate(held_out.ids) if identity in picked]
-    rows = rows or of_role(held_out.ids, held_out.labels.tolist(), "pick", "all")
+    rows = picking_rows(chosen, held_out)
     labels, members = held_out.labels[rows], held_out.member_probabilities[:, rows]
-    kept = dict(zip(chosen.member_names, chosen.coefficients, strict=True))
-    names = whole.member_names
+    kept = [0.0] * len(whole.parts)
+    for position, value in zip(
+        _positions(whole.member_names, chosen.member_names), chosen.coefficients, strict=True
+    ):
+        kept[position] = value
+    names = row_names(whole, held_out)
     width = max(len("ensemble"), *map(len, names))
 
-    def figures(probabilities: object) -> str:
-        accuracy = 1 - held_out_loss(probabilities, labels, "accuracy")  # type: ignore[arg-type]
-        nll = held_out_loss(probabilities, labels, "nll")  # type: ignore[arg-type]
+    def figures(probabilities: Tensor) -> str:
+        accuracy = 1 - held_out_loss(probabilities, labels, "accuracy")
+        nll = held_out_loss(probabilities, labels, "nll")
         return f"accuracy {accuracy:.4f}  nll {nll:.4f}"
 
     lines = [
-        f"{name:<{width}}  {figures(member)}  coefficient {kept.get(name, 0.0):.3f}"
+        f"{name:<{width}}  {figures(member)}  coefficient {value:.3f}"
         f"  {1000 * seconds / max(len(held_out.ids), 1):.1f} ms a picture"
-        for name, member, seconds in zip(names, members, held_out.seconds, strict=True)
+        for name, member, value, seconds in zip(
+            names, members, held_out.of_rows(kept), held_out.seconds, strict=True
+        )
     ]
-    positions = _positions(names, chosen.member_names)
-    pooled = chosen.pool(members[positions])
+    pooled = chosen.pool_held_out(of_chosen, rows)
     lines.append(f"{'ensemble':<{width}}  {figures(pooled)}")
-    found = diversity(members[positions], labels, chosen.coefficients)
-    count = len(positions)
-    pairs = max(count * (count - 1), 1)
+    answers = of_chosen.member_probabilities[:, rows]
+    found = diversity(answers, labels, of_chosen.of_rows(chosen.coefficients))
+    pairs = max(len(answers) * (len(answers) - 1), 1)
     lines.append(
         f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
         f"one of them right {found.oracle_accuracy:.4f}; pooling gains {found.ambiguity:.4f} nll"
@@ -136,6 +150,59 @@ def describe_ensemble(whole: Ensemble, chosen: Ensemble, held_out: HeldOut) -> l
     verdict = "better than" if gain > 1e-9 else "equal to" if gain > -1e-9 else "worse than"
     lines.append(f"the ensemble is {verdict} the best member by held-out nll ({gain:+.4f})")
     return lines
+
+
+def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Namespace) -> str:
+    """The ensemble's accuracy with its interval, on answers that no selection has profited from."""
+    from finetune.combining.selection import choose_coefficients, cross_validated_answers
+    from finetune.training.intervals import wilson_interval
+
+    rows = picking_rows(chosen, held_out)
+    labels = held_out.labels[rows]
+    if options.select == "all":
+        kind, answers = "held-out", chosen.pool_held_out(held_out, rows)
+    elif len(rows) < 2:
+        return "too few held-out pictures to say how good the ensemble is"
+    else:
+        kind = "cross-validated"
+        answers = cross_validated_answers(
+            held_out.member_probabilities[:, rows],
+            labels,
+            lambda members, truth: choose_coefficients(
+                members,
+                truth,
+                method=options.select,
+                max_members=options.max_members,
+                metric=options.metric,
+            ),
+            seed=options.seed,
+        )
+    right = int((answers.argmax(dim=-1) == labels).sum())
+    low, high = wilson_interval(right, len(labels))
+    source = " out-of-fold answers" if held_out.is_out_of_fold else " pictures"
+    return (
+        f"{kind} accuracy of the ensemble {right / len(labels):.4f} "
+        f"(95 % interval {low:.3f} to {high:.3f}, {len(labels)}{source})"
+    )
+
+
+def picking_rows(chosen: Ensemble, held_out: HeldOut) -> list[int]:
+    """The pictures that picked; all of them where none has, for then all show the members."""
+    picked = set(chosen.roles.get("pick", held_out.ids))
+    rows = [row for row, identity in enumerate(held_out.ids) if identity in picked]
+    return rows or list(range(len(held_out.ids)))
+
+
+def row_names(whole: Ensemble, held_out: HeldOut) -> list[str]:
+    """The members' names; of several folds the group's, or the first one's."""
+    names = []
+    for column in held_out.columns or [(index,) for index in range(len(whole.parts))]:
+        name = whole.member_names[column[0]]
+        run = Path(name).parent.parent
+        if len(column) > 1:
+            name = f"{run.parent if run.name else name} ({len(column)} folds)"
+        names.append(name)
+    return names
 
 
 def _positions(names: Sequence[str], chosen: Sequence[str]) -> list[int]:
@@ -154,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Combine checkpoints of any backbones and sizes, other ensembles and saved "
         "predictions. Each picture is decoded once for all of them.",
     )
-    parser.add_argument("checkpoints", nargs="+", help="files or run folders")
+    parser.add_argument("checkpoints", nargs="+", help="files, run folders, or groups of them")
     parser.add_argument(
         "--select",
         choices=["all", "greedy", "learned"],
@@ -177,7 +244,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of one checkpoint: N final layers on its backbone, each fitted on a bootstrap sample",
     )
-    parser.add_argument("--max-members", type=int, help="keep at most so many")
+    parser.add_argument(
+        "--max-members",
+        type=int,
+        help="keep at most so many; the folds of one recipe count as one",
+    )
     parser.add_argument(
         "--min-gain",
         type=float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -120,7 +121,7 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     """An ensemble, or anything calibrated: each picture decoded once for all members."""
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.roles import refuse_reuse
-    from finetune.commands.held_out import build_datamodule, warnings_in_one_line
+    from finetune.commands.held_out import build_held_out, warnings_in_one_line
 
     options = _combined_parser(verb).parse_args(arguments)
     if options.root is None:
@@ -128,20 +129,23 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     stage: Stage = "val" if verb == "validate" else "test"
     with warnings_in_one_line():
         ensemble = Ensemble.from_file(options.ckpt_path)
-        datamodule = build_datamodule(options, ensemble.fitted_on, ensemble.class_names)
-        datamodule.setup(verb)
+        datamodule = build_held_out(options, ensemble)
+        modules = list(datamodule.values()) if isinstance(datamodule, dict) else [datamodule]
+        for module in modules:
+            module.setup(verb)
         started = time.perf_counter()
         held_out = ensemble.held_out(datamodule, stage)
         seconds = time.perf_counter() - started
         refuse_reuse(ensemble.roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
-    probabilities = ensemble.combine(held_out.member_probabilities.double())
+    exact = replace(held_out, member_probabilities=held_out.member_probabilities.double())
+    probabilities = ensemble.calibrated(ensemble.pool_held_out(exact))
     return Judged(
         probabilities.clamp(min=1e-30).log(),
         held_out.labels,
         tuple(ensemble.class_names),
         [Path(path) for path in held_out.paths],
         _folder_for(Path(options.ckpt_path), options.runs, options.name or verb),
-        datamodule.root,
+        modules[0].root,
         seconds,
     )
 
@@ -172,8 +176,6 @@ def _folder_for(checkpoint: Path, runs: str, name: str) -> Path:
 
 
 def _write_report(judged: Judged, name: str) -> Path:
-    from dataclasses import replace
-
     from finetune.reporting.evaluation import evaluate
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details

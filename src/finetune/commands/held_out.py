@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
+    from finetune.combining.ensemble import Ensemble
     from finetune.data.datamodule import ImageFolderDataModule
 
 # What decides on which side a picture stands.
@@ -61,6 +62,36 @@ def checked_output(options: argparse.Namespace) -> Path:
             f"Expected a folder to write {output.name} into, found no {output.parent}; create it."
         )
     return output
+
+
+def build_held_out(
+    options: argparse.Namespace, ensemble: Ensemble
+) -> ImageFolderDataModule | dict[int, ImageFolderDataModule]:
+    """The pictures that judge an ensemble: one data module, or of a cross-validation one a fold.
+
+    Raises:
+        UsageError: fits that were split differently.
+        CheckpointMismatchError: folds beside a fit that has seen the pictures of all of them.
+    """
+    from finetune.combining.folds import common_folds
+
+    fitted_on = ensemble.fitted_on
+    if options.manifest or len({data.get("fold") for data in fitted_on}) < 2:
+        return build_datamodule(options, fitted_on, ensemble.class_names)
+    common_split([_without_fold(data) for data in fitted_on], options.root)
+    return {
+        fold: build_datamodule(
+            options,
+            [data for data in fitted_on if data.get("fold") == fold],
+            ensemble.class_names,
+        )
+        for fold in common_folds(ensemble.parts)
+    }
+
+
+def _without_fold(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the fits of one cross-validation agree about; their ``split.csv`` each say else."""
+    return {name: value for name, value in data.items() if name not in ("fold", "manifest")}
 
 
 def build_datamodule(

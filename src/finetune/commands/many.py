@@ -69,7 +69,7 @@ def fit_many(fits: ManyFits, group: Path) -> int:
             resume = [f"--resume={interrupted}"] if interrupted else []
             # An interrupted member has its settings in its own folder.
             fit.main(resume or [*fits.shared, *options, *place])
-        except (FinetuneError, RuntimeError) as error:
+        except (FinetuneError, RuntimeError, OSError, ValueError) as error:
             print(f"{name} failed: {error}", file=sys.stderr)
             failed.append(name)
         finally:
@@ -80,27 +80,65 @@ def fit_many(fits: ManyFits, group: Path) -> int:
     print(f"\n{there} of {len(fits.members)} members in {group}")
     if failed:
         print(f"again for the others: finetune fit --resume {group}")
-    elif "fold-0" in fits.members:
-        print(f"next: finetune report {group}/fold-*-1 --folds --output folds.html")
     else:
-        members = f"{group}/seed-*-1{_fine_tuned(group)}"
-        print(f"next: finetune ensemble {members} --data.root DIR --output ensemble.ckpt")
+        if "fold-0" in fits.members:
+            print(f"next: finetune report {group}/fold-*-1 --folds --output folds.html")
+        print(f"next: finetune ensemble {group} --data.root DIR --output ensemble.ckpt")
     return 1 if failed else 0
 
 
-def _fine_tuned(group: Path) -> str:
-    """Where, below its run, each seed's fine-tuned checkpoint lies if the best are all probes.
+def is_group(path: str | Path) -> bool:
+    """Whether a folder holds the members of one ``fit --seeds N`` or ``--folds N``."""
+    return (Path(path) / MEMBERS).is_file()
 
-    Probes of one split are alike whatever their seed, so together they would bring nothing.
+
+def member_files(path: str | Path) -> list[Path]:
+    """The checkpoint of each member that is there, best fitted to be combined.
+
+    Where the best of every seed is the final layer alone, the fine-tuned ones: probes of one split
+    are alike whatever their seed, so together they would bring nothing.
+
+    Raises:
+        UsageError: there is none yet.
     """
     from finetune.training.checkpoints import read_checkpoint
 
-    runs = [run / "checkpoints" for run in group.glob("seed-*-1")]
-    phases = [read_checkpoint(run / "best.ckpt").details["fit"]["phase"] for run in runs]
-    if any(phases) or not all((run / "phase2.ckpt").is_file() for run in runs):
-        return ""
-    print("the final layer alone is the best of each, and alike; the fine-tuned ones differ")
-    return "/checkpoints/phase2.ckpt"
+    group = Path(path)
+    try:
+        names = json.loads((group / MEMBERS).read_text(encoding="utf-8"))["members"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"Expected the members' names in {group / MEMBERS}, found the file damaged; "
+            "name the run folders instead."
+        ) from error
+    files = [found for name in names if (found := _best(group, name)) is not None]
+    if not files:
+        raise UsageError(
+            f"Expected fitted members in {group}, found none; finish them with "
+            f"`finetune fit --resume {group}`."
+        )
+    tuned = [file.with_name("phase2.ckpt") for file in files]
+    of_seeds = any(name.startswith("seed-") for name in names)
+    if of_seeds and all(file.is_file() for file in tuned):
+        fits = [read_checkpoint(file, mmap=True).details["fit"] for file in files]
+        if not any(fit["phase"] for fit in fits):
+            print("the final layer alone is the best of each, and alike; took the fine-tuned ones")
+            return tuned
+    return files
+
+
+def with_members(paths: Sequence[str]) -> list[str]:
+    """The paths, each group of fits replaced by its members."""
+    return [
+        str(file)
+        for path in paths
+        for file in (member_files(path) if is_group(path) else [Path(path)])
+    ]
+
+
+def _best(group: Path, name: str) -> Path | None:
+    found = sorted(group.glob(f"{name}-*/checkpoints/best.ckpt"))
+    return found[-1] if found else None
 
 
 def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:

@@ -14,14 +14,22 @@ from typing import Any
 import numpy as np
 import yaml
 
+from finetune.combining.decisions import Calibration
 from finetune.errors import DataError, UsageError
 from finetune.reporting.curves import read_curves
 from finetune.reporting.evaluation import Evaluation, evaluate
 from finetune.reporting.report import ReportDetails
 from finetune.reporting.tables import read_predictions
-from finetune.training.checkpoints import Checkpoint, read_checkpoint
+from finetune.training.checkpoints import (
+    ENTRY,
+    Checkpoint,
+    as_checkpoint,
+    read_checkpoint,
+    read_content,
+)
 
 TEST_ANSWERS = ("report/predictions.csv", "predictions.csv")
+FOLDS = "fold-*/checkpoints/best.ckpt"  # below a group that `fit --folds` has made
 CHECKPOINTS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
 
 
@@ -58,10 +66,11 @@ class BadImage:
 
 
 def load_source(path: str | Path, *, root: Path | None = None) -> Source:
-    """Open a run folder, a checkpoint or a CSV of predictions.
+    """Open a run folder, a group of folds, a checkpoint or a CSV of predictions.
 
-    A run is judged by its test answers; before ``finetune test`` has been run, and for a
-    checkpoint alone, by the validation answers that the checkpoint keeps.
+    Of the folds of a cross-validation, each answers for the images that it held out. A run is
+    judged by its test answers; before ``finetune test`` has been run, and for a checkpoint alone,
+    by the validation answers that the checkpoint keeps.
 
     Args:
         path: the file or folder.
@@ -72,6 +81,9 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
         CheckpointError: a file that is no checkpoint.
     """
     path = Path(path)
+    if path.is_dir() and (folds := sorted(path.glob(FOLDS))):
+        merged = merge_folds({str(fold.parents[1].name): _held_out(fold, root) for fold in folds})
+        return replace(merged, name=path.resolve().name, stage="val")
     if path.is_dir():
         return _from_run(path, root)
     if not path.exists():
@@ -79,10 +91,7 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
     if path.suffix.lower() == ".csv":
         name = path.parent.name if path.stem == "predictions" and path.parent.name else path.stem
         return Source(name, "", read_evaluation(path), ReportDetails(root=root))
-    checkpoint = read_checkpoint(path, mmap=True)
-    evaluation = _of_checkpoint(checkpoint)
-    columns = _columns(checkpoint)
-    return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
+    return _held_out(path, root)
 
 
 def load_sources(paths: list[str], *, root: Path | None = None) -> dict[str, Source]:
@@ -175,6 +184,20 @@ def _from_run(folder: Path, root: Path | None) -> Source:
     return Source(name, stage, evaluation, read_details(folder, root), columns, weights)
 
 
+def _held_out(path: Path, root: Path | None) -> Source:
+    """A checkpoint by the validation answers that it keeps."""
+    content = read_content(path, mmap=True)
+    if content[ENTRY]["kind"] == "ensemble":
+        raise DataError(
+            f"Expected kept answers in {path}, found an ensemble, which keeps none; "
+            f"`finetune test --ckpt_path {path} --data.root DIR` answers and writes its report."
+        )
+    checkpoint = as_checkpoint(content, path)
+    evaluation = _of_checkpoint(checkpoint)
+    columns = _columns(checkpoint)
+    return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
+
+
 def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
     """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
     settings = _settings(folder / "config.yaml")
@@ -201,7 +224,9 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
             f"Expected {checkpoint.path} to keep validation answers, found none; run "
             f"`finetune test --ckpt_path {checkpoint.path} --data.root DIR` and report on its run."
         )
-    probabilities = val["logits"].double().softmax(dim=-1).numpy()
+    calibration = checkpoint.details.get("calibration")
+    temperature = Calibration.from_dict(calibration).temperature if calibration else 1.0
+    probabilities = (val["logits"].double() / temperature).softmax(dim=-1).numpy()
     return evaluate(val["labels"].numpy(), probabilities, checkpoint.class_names, val["paths"])
 
 

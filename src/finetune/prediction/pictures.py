@@ -1,0 +1,108 @@
+"""Pictures from files, folders and patterns, and the views of them that classifiers need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from finetune.data.folder import readable_suffixes
+from finetune.data.images import MAX_PIXELS, ImageReader
+from finetune.data.transforms import evaluation_transform
+from finetune.errors import DataError, ImageError
+from finetune.preprocessing import Preprocessing
+
+OnBadImage = Literal["error", "skip"]
+Picture = str | os.PathLike[str]
+
+
+def find_pictures(pictures: Picture | Iterable[Picture]) -> list[Path]:
+    """Files from pictures, folders (all pictures below) and glob patterns, in the order given.
+
+    Raises:
+        DataError: something does not exist, or there is no picture in the whole.
+    """
+    given = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
+    found = [file for item in given for file in _expand(os.fspath(item))]
+    if not found:
+        raise DataError(
+            f"Expected pictures, found none in {', '.join(map(str, given)) or 'an empty list'}."
+        )
+    return list(dict.fromkeys(found))
+
+
+def _expand(item: str) -> list[Path]:
+    path = Path(item)
+    if path.is_dir():
+        return list(_pictures_below(path))
+    if path.is_file():
+        return [path]
+    if has_magic(item):
+        return [file for match in sorted(glob(item, recursive=True)) for file in _expand(match)]
+    raise DataError(f"Expected a picture or a folder, found nothing at {item}; check the path.")
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    suffixes = readable_suffixes()
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name != "__MACOSX"
+        )
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+                yield Path(parent, name)
+
+
+class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):
+    """Index of a picture, and its view for each preprocessing, or why it could not be read."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        preprocessings: Sequence[Preprocessing],
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.paths = paths
+        self.views = [
+            (
+                preprocessing,
+                evaluation_transform(preprocessing),
+            )
+            for preprocessing in preprocessings
+        ]
+        # Decoded once a channel count, at the largest size that any member asks for.
+        self.readers = {
+            chans: ImageReader(
+                in_chans=chans,
+                short_side=max(p.resize_size for p in preprocessings if p.in_chans == chans),
+                max_pixels=max_pixels,
+            )
+            for chans in {p.in_chans for p in preprocessings}
+        }
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, list[Tensor] | str]:
+        """The picture's index with its views ``(C, S, S)``, or with the reader's message."""
+        try:
+            decoded = {chans: read(self.paths[index]) for chans, read in self.readers.items()}
+        except ImageError as error:
+            # Not raised here: from another process it would arrive with that one's traceback.
+            return index, str(error)
+        return index, [transform(decoded[p.in_chans]) for p, transform in self.views]
+
+
+Collated = tuple[list[int], list[Tensor], list[tuple[int, str]]]
+
+
+def collate_views(items: Sequence[tuple[int, list[Tensor] | str]]) -> Collated:
+    """Indexes of the readable pictures, their views in batches, and the others with the reason."""
+    good = [(index, views) for index, views in items if not isinstance(views, str)]
+    bad = [(index, reason) for index, reason in items if isinstance(reason, str)]
+    return [index for index, _ in good], default_collate([v for _, v in good]) if good else [], bad

@@ -1,0 +1,186 @@
+"""The run of a network, or of several, over pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from finetune.combining.augmented import View, chosen_views, mean_over_views
+from finetune.data.datamodule import choose_num_workers
+from finetune.data.images import MAX_PIXELS
+from finetune.errors import ImageError
+from finetune.prediction.answerers import Answerer, SingleClassifier
+from finetune.prediction.pictures import (
+    Collated,
+    OnBadImage,
+    Picture,
+    PictureViews,
+    collate_views,
+    find_pictures,
+)
+from finetune.prediction.predictions import Predictions
+from finetune.training.classifier import ImageClassifier
+
+
+def predict(
+    classifier: ImageClassifier | Answerer,
+    pictures: Picture | Iterable[Picture],
+    *,
+    batch_size: int = 32,
+    test_time_augmentation: int | Sequence[str] = 1,
+    num_workers: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    max_pixels: int = MAX_PIXELS,
+    trainer: Trainer | None = None,
+    on_answer: Callable[[Path, Predictions], None] | None = None,
+) -> Predictions:
+    """Answer for pictures, folders or glob patterns.
+
+    Each picture is decoded once and transformed once for each preprocessing that a member needs.
+
+    Args:
+        classifier: a fine-tuned classifier, or an ensemble.
+        pictures: one or several of files, folders (all pictures below) and glob patterns.
+        batch_size: pictures a batch; the answers do not depend on it beyond rounding.
+        test_time_augmentation: views of each picture whose probabilities are averaged: how many,
+            or their names (:data:`finetune.combining.augmented.VIEWS`).
+        num_workers: processes that decode; by default chosen from cores and data size.
+        on_bad_image: "error" refuses a picture that cannot be read, "skip" leaves it out and lists
+            it in ``skipped``.
+        max_pixels: most pixels of a picture; more is refused as a decompression bomb.
+        trainer: a Lightning trainer with devices and precision of your own.
+        on_answer: called with its path and its answer alone as each picture is answered.
+
+    Raises:
+        DataError: no pictures. ImageError: one that cannot be read, with ``on_bad_image="error"``.
+    """
+    answerer = (
+        SingleClassifier(classifier) if isinstance(classifier, ImageClassifier) else classifier
+    )
+    views = chosen_views(test_time_augmentation)
+    paths = find_pictures(pictures)
+    workers = choose_num_workers(paths) if num_workers is None else num_workers
+    loader = DataLoader(
+        PictureViews(paths, answerer.preprocessings, max_pixels),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate_views,
+    )
+    collected = _Collector(paths, answerer, on_answer, on_bad_image)
+    trainer = trainer or _quiet_trainer()
+    trainer.callbacks.append(collected)  # type: ignore[attr-defined]
+    try:
+        trainer.predict(_Answering(answerer, views), loader, return_predictions=False)
+    finally:
+        trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
+    return collected.predictions()
+
+
+class _Answering(LightningModule):
+    """Lets Lightning's trainer place members and batches on devices."""
+
+    def __init__(self, answerer: Any, views: Sequence[View]) -> None:
+        super().__init__()
+        self.answerer = answerer.eval()
+        self.views = views
+
+    def predict_step(self, batch: Collated, batch_idx: int) -> Tensor:
+        indexes, views, _ = batch
+        if not indexes:
+            return torch.empty(0)  # Lightning warns of None
+        paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
+        by_preprocessing = dict(zip(self.answerer.preprocessings, views, strict=True))
+        return mean_over_views(
+            lambda images: self.answerer.member_probabilities(images, paths),
+            by_preprocessing,
+            self.views,
+        )
+
+
+class _Collector(Callback):
+    """Keeps the members' answers by the picture's index, whichever process gave them."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        answerer: Answerer,
+        on_answer: Callable[[Path, Predictions], None] | None,
+        on_bad_image: OnBadImage,
+    ) -> None:
+        self.paths = paths
+        self.answerer = answerer
+        self.on_answer = on_answer
+        self.on_bad_image = on_bad_image
+        self.answers: dict[int, Tensor] = {}
+        self.bad: dict[int, str] = {}
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Collated,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        indexes, _, bad = batch
+        if bad and self.on_bad_image == "error":
+            raise ImageError(bad[0][1])
+        self.bad.update(bad)
+        if not indexes:
+            return
+        members = outputs.cpu()
+        for position, index in enumerate(indexes):
+            self.answers[index] = members[:, position]
+            if self.on_answer is not None:
+                alone = self._answered([index], members[:, position : position + 1])
+                self.on_answer(self.paths[index], alone)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        gathered: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, (self.answers, self.bad))
+        for answers, bad in gathered:
+            self.answers.update(answers)
+            self.bad.update(bad)
+
+    def predictions(self) -> Predictions:
+        order = sorted(self.answers)
+        if not order:
+            raise ImageError(
+                f"Expected at least one readable picture, found none of {len(self.paths)}: "
+                f"{next(iter(self.bad.values()))}"
+            )
+        members = torch.stack([self.answers[index] for index in order], dim=1)
+        skipped = tuple((self.paths[index], self.bad[index]) for index in sorted(self.bad))
+        return replace(self._answered(order, members), skipped=skipped)
+
+    def _answered(self, indexes: Sequence[int], members: Tensor) -> Predictions:
+        answer = self.answerer.answer(members)
+        return Predictions(
+            paths=tuple(self.paths[index] for index in indexes),
+            probabilities=answer.probabilities,
+            class_names=tuple(self.answerer.class_names),
+            member_probabilities=members,
+            disagreement=answer.uncertainty.disagreement,
+            rejected=answer.rejected,
+            prediction_sets=answer.prediction_sets,
+        )
+
+
+def _quiet_trainer() -> Trainer:
+    return Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
