@@ -7,7 +7,9 @@ import pytest
 from finetune.commands.runs import (
     link_latest,
     new_run_folder,
+    read_metrics,
     run_folder_of,
+    timed_fit,
     write_metrics,
     write_text,
 )
@@ -57,3 +59,23 @@ def test_metrics_of_the_stages_stand_beside_each_other(tmp_path: Path) -> None:
     write_text(tmp_path / "note", "é")
     assert (tmp_path / "note").read_text(encoding="utf-8") == "é"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_fits_seconds_add_up_over_its_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 130.5, 500.0, 512.0, 0.0, 1.0])
+    monkeypatch.setattr("finetune.commands.runs.time.monotonic", lambda: next(clock))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    write_metrics(tmp_path, "val", {"accuracy": 0.5})
+    with pytest.raises(KeyboardInterrupt), timed_fit(tmp_path):
+        raise KeyboardInterrupt
+    assert read_metrics(tmp_path)["fit"] == {"seconds": 30.5, "finished": False}
+    with timed_fit(tmp_path):
+        pass
+    assert read_metrics(tmp_path)["fit"] == {"seconds": 42.5, "finished": True}
+    assert read_metrics(tmp_path)["val"] == {"accuracy": 0.5}
+    with timed_fit(tmp_path / "nothing kept"):
+        pass
+    assert not (tmp_path / "nothing kept").exists()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from finetune import ImageClassifier
 from finetune.cli import main
@@ -118,9 +119,28 @@ def test_another_folder_does_not_overwrite_the_test_of_the_first(
         assert after["test"] == first
         assert after["test-others"]["pictures"] == str(other.resolve())
         assert after["test-others"]["ms_per_picture"] > 0
-        assert set(after) == {"val", "test", "test-others"}
+        assert set(after) == {"fit", "val", "test", "test-others"}
     assert (own_run / "report" / "index.html").read_bytes() == page
     assert (own_run / "report-others" / "index.html").is_file()
+
+
+def test_a_test_lists_a_picture_of_no_class_among_the_first_suspects(
+    own_run: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "with a placeholder"
+    shutil.copytree(colour_folder, pictures / "test")
+    Image.effect_mandelbrot((48, 48), (-3, -2.5, 2, 2.5), 100).save(pictures / "test/red/no.png")
+    for name in ("blue", "green", "red"):
+        (pictures / "train" / name).mkdir(parents=True)
+        shutil.copy(colour_folder / name / "00.png", pictures / "train" / name / "other.png")
+    best = f"--ckpt_path={own_run}/checkpoints/best.ckpt"
+    assert main(["test", best, f"--data.root={pictures}", "--trainer.accelerator=cpu"]) == 0
+    (report,) = own_run.glob("report*")
+    with (report / "suspects.csv").open(newline="") as file:
+        first = list(csv.DictReader(file))[:5]
+    (suspect,) = [row for row in first if Path(row["path"]).name == "no.png"]
+    assert suspect["reason"] == "no class"
+    assert (report / "figures" / "embedding.png").is_file()
 
 
 def test_no_training_image_is_ever_tested(own_run: Path, colour_folder: Path) -> None:

@@ -73,8 +73,8 @@ def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
         log_every_n_steps=1,
     )
     trainer.fit(classifier, datamodule)
-    track_best(trainer.loggers, classifier, datamodule)
-    finish_tracking(folder / "checkpoints" / "best.ckpt")
+    track_best(trainer.loggers, folder / "checkpoints" / "best.ckpt")
+    finish_tracking(folder)
     wandb.teardown()  # its writing process ends, so the file is complete
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
     return classifier, log
