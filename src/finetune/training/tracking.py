@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.metrics import figures_of
@@ -113,6 +113,8 @@ def track_best(loggers: Sequence[Logger], best: Path) -> None:
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_metrics(figures)
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()  # the trainer has closed its file: this is a new one
         if isinstance(logger, WandbLogger):
             _send_tables(logger, checkpoint, val)
 
