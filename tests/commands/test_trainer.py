@@ -143,6 +143,14 @@ def test_a_test_lists_a_picture_of_no_class_among_the_first_suspects(
     assert (report / "figures" / "embedding.png").is_file()
 
 
+def test_a_limited_test_reports_on_what_it_saw(own_run: Path, colour_folder: Path) -> None:
+    best = f"--ckpt_path={own_run}/checkpoints/best.ckpt"
+    limited = ["--data.batch_size=4", "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu"]
+    assert main(["test", best, f"--data.root={colour_folder}", *limited]) == 0
+    with (own_run / "report" / "predictions.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
 def test_no_training_image_is_ever_tested(own_run: Path, colour_folder: Path) -> None:
     checkpoint = own_run / "checkpoints" / "best.ckpt"
     main(["test", f"--ckpt_path={checkpoint}", f"--data.root={colour_folder}"])

@@ -98,7 +98,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         logits.double().log_softmax(dim=-1),
         labels,
         cli.model.class_names,
-        [image.path for image in cli.datamodule.images(stage)],
+        # Fewer answers than images where the trainer limits its batches.
+        [image.path for image in cli.datamodule.images(stage)[: len(labels)]],
         _folder_for(cli.checkpoint.path, cli.config.runs, cli.config.name or verb),
         cli.datamodule.root,
         seconds,
