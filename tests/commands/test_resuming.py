@@ -31,7 +31,7 @@ def test_no_run_to_resume(arguments):
 def test_the_log_keeps_its_earlier_epochs(tmp_path):
     log = tmp_path / "metrics.csv"
     log.write_text("epoch,a\n0,1\n1,2\n")
-    with keep_earlier_epochs(log):
+    with keep_earlier_epochs(tmp_path):
         assert not log.exists()
         log.write_text("epoch,b\n2,5\n")
     with log.open(newline="") as file:

@@ -7,7 +7,9 @@ import pytest
 from finetune.commands.runs import (
     link_latest,
     new_run_folder,
+    read_metrics,
     run_folder_of,
+    timed_fit,
     write_metrics,
     write_text,
 )
@@ -64,3 +66,23 @@ def test_runs_that_cannot_be_kept_name_the_way_out(tmp_path: Path) -> None:
     for place in ("file", "file/runs"):
         with pytest.raises(UsageError, match="name another with --runs"):
             new_run_folder(tmp_path / place, "x")
+
+
+def test_a_fits_seconds_add_up_over_its_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 130.5, 500.0, 512.0, 0.0, 1.0])
+    monkeypatch.setattr("finetune.commands.runs.time.monotonic", lambda: next(clock))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    write_metrics(tmp_path, "val", {"accuracy": 0.5})
+    with pytest.raises(KeyboardInterrupt), timed_fit(tmp_path):
+        raise KeyboardInterrupt
+    assert read_metrics(tmp_path)["fit"] == {"seconds": 30.5, "finished": False}
+    with timed_fit(tmp_path):
+        pass
+    assert read_metrics(tmp_path)["fit"] == {"seconds": 42.5, "finished": True}
+    assert read_metrics(tmp_path)["val"] == {"accuracy": 0.5}
+    with timed_fit(tmp_path / "nothing kept"):
+        pass
+    assert not (tmp_path / "nothing kept").exists()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from finetune import ImageClassifier
 from finetune.cli import main
@@ -86,7 +87,7 @@ def test_a_second_identical_fit_makes_the_next_run(colour_folder: Path, capsys) 
     first, second = fit(colour_folder), fit(colour_folder)
     assert [first.name, second.name] == ["test_resnet-1", "test_resnet-2"]
     assert (first / "config.yaml").is_file()
-    assert figures(first) == figures(second), "the same seed gives other figures"
+    assert figures(first)["val"] == figures(second)["val"], "the same seed gives other figures"
 
 
 def test_validate_and_test_write_beside_the_fit(own_run: Path, colour_folder: Path) -> None:
@@ -118,9 +119,36 @@ def test_another_folder_does_not_overwrite_the_test_of_the_first(
         assert after["test"] == first
         assert after["test-others"]["pictures"] == str(other.resolve())
         assert after["test-others"]["ms_per_picture"] > 0
-        assert set(after) == {"val", "test", "test-others"}
+        assert set(after) == {"fit", "val", "test", "test-others"}
     assert (own_run / "report" / "index.html").read_bytes() == page
     assert (own_run / "report-others" / "index.html").is_file()
+
+
+def test_a_test_lists_a_picture_of_no_class_among_the_first_suspects(
+    own_run: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "with a placeholder"
+    shutil.copytree(colour_folder, pictures / "test")
+    Image.effect_mandelbrot((48, 48), (-3, -2.5, 2, 2.5), 100).save(pictures / "test/red/no.png")
+    for name in ("blue", "green", "red"):
+        (pictures / "train" / name).mkdir(parents=True)
+        shutil.copy(colour_folder / name / "00.png", pictures / "train" / name / "other.png")
+    best = f"--ckpt_path={own_run}/checkpoints/best.ckpt"
+    assert main(["test", best, f"--data.root={pictures}", "--trainer.accelerator=cpu"]) == 0
+    (report,) = own_run.glob("report*")
+    with (report / "suspects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert "no.png" in {Path(row["path"]).name for row in rows[:5]}
+    assert "no class" in {row["reason"] for row in rows[:5]}
+    assert (report / "figures" / "embedding.png").is_file()
+
+
+def test_a_limited_test_reports_on_what_it_saw(own_run: Path, colour_folder: Path) -> None:
+    best = f"--ckpt_path={own_run}/checkpoints/best.ckpt"
+    limited = ["--data.batch_size=4", "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu"]
+    assert main(["test", best, f"--data.root={colour_folder}", *limited]) == 0
+    with (own_run / "report" / "predictions.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
 
 
 def test_no_training_image_is_ever_tested(own_run: Path, colour_folder: Path) -> None:
@@ -184,7 +212,7 @@ def test_the_saved_configuration_makes_the_same_run(run: Path, colour_folder: Pa
     assert config["model"]["backbone"] == "test_resnet"
     assert config["data"]["root"] == str(colour_folder)
     assert main(["fit", f"--config={run / 'config.yaml'}"]) == 0
-    assert figures(Path("runs/test_resnet-1")) == figures(run)
+    assert figures(Path("runs/test_resnet-1"))["val"] == figures(run)["val"]
 
 
 def test_paths_and_numpy_numbers_as_settings_load_again(tmp_path: Path) -> None:

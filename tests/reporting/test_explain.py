@@ -1,5 +1,6 @@
 """Grad-CAM against captum and by what it must do; overlays at the picture's own size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,16 @@ def test_the_seen_part_is_what_the_transform_keeps() -> None:
     assert seen_part((100, 300), preprocessing) == (10, 110, 90, 190)
     whole = Preprocessing(image_size=80, crop_fraction=1.0)
     assert seen_part((50, 70), whole) == (0, 10, 50, 60)
+
+
+def test_a_long_name_leaves_room_for_its_figure(photograph: Path) -> None:
+    (one,) = explain(classifier(), photograph, ["red"])
+    sheets = [
+        np.asarray(panels([[replace(one, class_name=f"{'W' * 60}{end}", probability=share)]]))
+        for end, share in (("a", 0.1), ("b", 0.1), ("a", 0.2))
+    ]
+    np.testing.assert_array_equal(sheets[0][:26], sheets[1][:26], "the name's end is cut off")
+    assert (sheets[0][:26] != sheets[2][:26]).any(), "the probability is not"
 
 
 def test_panels_keep_every_pictures_size(photograph: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs, checkpoints and CSVs as evaluations."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.combining.ensemble import Ensemble
+from finetune.combining.members import ClassifierMember
 from finetune.errors import DataError, UsageError
 from finetune.preprocessing import Preprocessing
-from finetune.reporting.embeddings import embed
+from finetune.reporting.embeddings import embed, recorded_features
 from finetune.reporting.evaluation import Evaluation, evaluate
 from finetune.reporting.sources import load_source, load_sources, merge_folds
 from finetune.reporting.tables import write_predictions
 from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
+from finetune.training.features import live_features
 
 Make = Callable[..., Evaluation]
 NAMES = ["ant", "bee"]
@@ -71,6 +75,14 @@ def test_a_tested_run_is_judged_by_its_test(run: Path, make_evaluation: Make) ->
     link = run.parent / "latest"
     link.symlink_to(run.name)
     assert load_source(link).name == "resnet-1"
+
+
+def test_the_times_of_a_run_are_those_that_it_wrote_down(run: Path) -> None:
+    assert not {"fit minutes", "ms a picture"} & set(load_source(run).columns)
+    stages = {"fit": {"seconds": 90, "finished": True}, "test": {"ms_per_picture": 4.5}}
+    (run / "metrics.json").write_text(json.dumps(stages))
+    columns = load_source(run).columns
+    assert (columns["fit minutes"], columns["ms a picture"]) == (1.5, 4.5)
 
 
 def test_a_checkpoint_and_a_table_alone(run: Path, tmp_path: Path, make_evaluation: Make) -> None:
@@ -149,8 +161,30 @@ def test_embeddings_are_what_enters_the_final_layer(tmp_path: Path) -> None:
     answer = head(embeddings)
     from finetune.prediction import predict
 
-    predictions = predict(classifier, [tmp_path / path for path in paths], num_workers=0)
+    files = [tmp_path / path for path in paths]
+    with recorded_features(classifier) as features:
+        predictions = predict(classifier, files, num_workers=0, batch_size=2)
     torch.testing.assert_close(answer.softmax(dim=-1), predictions.probabilities)
+    torch.testing.assert_close(torch.cat(features), embeddings)
+    assert not head._forward_pre_hooks
+
+
+def test_the_features_of_an_ensemble_are_those_of_its_weightiest_classifier() -> None:
+    torch.manual_seed(0)
+    one = ImageClassifier(NAMES, "test_resnet", pretrained=False, image_size=32).eval()
+    two = ImageClassifier(NAMES, "test_vit", pretrained=False, image_size=32).eval()
+    twin = copy.deepcopy(two)  # shares its backbone, which then runs once for both
+    with torch.no_grad():
+        twin.network.get_classifier().weight.add_(1)
+    members = [ClassifierMember(c, str(i)) for i, c in enumerate((one, two, twin))]
+    ensemble = Ensemble(members, coefficients=[0.3, 0.3, 0.4])
+    images = torch.rand(4, 3, 32, 32)
+    views = dict.fromkeys(ensemble.preprocessings, images)
+    with recorded_features(ensemble) as features:
+        ensemble.member_probabilities(views)
+    torch.testing.assert_close(torch.cat(features), live_features(two, images))
+    with recorded_features(object()) as nothing:
+        assert nothing == []
 
 
 def test_metrics_json_of_a_source_is_plain(run: Path) -> None:

@@ -72,3 +72,21 @@ def test_per_class_leaves_undefined_figures_empty(tmp_path: Path) -> None:
         a, b = csv.DictReader(file)
     assert (a["class"], a["recall"], a["support"]) == ("a", "1.0", "2")
     assert (b["recall"], b["precision"], b["few_images"]) == ("", "", "True")
+
+
+def test_a_large_table_is_small_and_gives_the_same_figures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 200, 1100), rng.normal(size=(1100, 200))
+    logits[np.arange(1100), labels] += 4
+    logits[0] = 0  # every class alike
+    logits[1] = np.where(np.arange(200) == labels[1], 0, -800)  # exactly 0 and 1
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    before = evaluate(labels, probabilities, [f"class {i}" for i in range(200)])
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, before)
+    assert path.stat().st_size < 8.2 * probabilities.size
+    table = read_predictions(path)
+    after = evaluate(table.labels, table.probabilities, table.class_names)
+    np.testing.assert_array_equal(after.predictions, before.predictions)
+    assert after.nll == pytest.approx(before.nll, rel=1e-3)
+    assert after.calibration_error == pytest.approx(before.calibration_error, abs=1e-3)

@@ -91,9 +91,9 @@ def test_a_fit_stopped_at_any_moment_resumes_to_the_undisturbed_result(
     for name, state in expected.items():
         for key, value in state.items():
             assert bool((found[name][key] == value).all()), (name, key, epoch)
-    assert json.loads((undisturbed / "metrics.json").read_text()) == json.loads(
-        (stopped / "metrics.json").read_text()
-    )
+    one, other = (json.loads((run / "metrics.json").read_text()) for run in (undisturbed, stopped))
+    assert one["val"] == other["val"]
+    assert other["fit"]["finished"]
 
 
 SCRIPT = """

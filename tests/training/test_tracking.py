@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from finetune import ImageClassifier, ImageFolderDataModule
 from finetune.cli import main
+from finetune.training.phases import PhasedFit
 from finetune.training.tracking import finish_tracking, track_best, with_csv_logger
 
 BLOCK = 32 * 1024
@@ -73,8 +74,8 @@ def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
         log_every_n_steps=1,
     )
     trainer.fit(classifier, datamodule)
-    track_best(trainer.loggers, classifier, datamodule)
-    finish_tracking(folder / "checkpoints" / "best.ckpt")
+    track_best(trainer.loggers, folder / "checkpoints" / "best.ckpt")
+    finish_tracking(folder)
     wandb.teardown()  # its writing process ends, so the file is complete
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
     return classifier, log
@@ -118,9 +119,64 @@ def test_a_test_adds_its_figures_and_report_to_the_run_of_the_fit(colour_folder:
     assert len(set(ids)) == 1, "one run, gone on with"
     logged = history(second)
     assert logged["test/classes/nrows"] == [3]
+    (shown,) = logged["test/errors/nrows"]
+    wrong = 7 * (1 - json.loads(Path("runs/run-1/metrics.json").read_text())["test"]["accuracy"])
+    assert shown == round(wrong)
+    assert logged["test/suspects/nrows"] == [7]
     assert "test/confusion/path" in logged
     names = [r.artifact.name for r in records(second) if r.WhichOneof("record_type") == "artifact"]
     assert f"{ids[0]}-report" in names
+
+
+@pytest.mark.filterwarnings("ignore:.*protobuf.*", "ignore::DeprecationWarning")
+def test_a_stopped_fit_sends_its_tables_and_a_resumed_one_goes_on_with_its_run(
+    colour_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [f"--data.root={colour_folder}", "--data.cache=off", "--trainer.accelerator=cpu"]
+    small = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.image_size=32"]
+    logger = "lightning.pytorch.loggers.WandbLogger"
+    tracked = [f"--trainer.logger={logger}", "--trainer.logger.offline=true"]
+    whole = PhasedFit.run
+
+    def stopped(fit: PhasedFit, resume: Path | None = None) -> None:
+        whole(fit, resume)
+        raise SystemExit(130)  # Lightning's answer to Ctrl-C
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PhasedFit, "run", stopped)
+        assert main(["fit", *data, *small, *tracked, "--model.strategy=head", "--name=run"]) == 130
+    assert main(["fit", "--resume=runs/run-1"]) == 0
+    wandb.teardown()
+    first, second = sorted(Path("runs/run-1/wandb").glob("offline-run-*/*.wandb"))
+    assert "val/worst_predictions/nrows" in history(first)
+    assert "best/accuracy" in history(first)
+    assert first.stem == second.stem, "one run there"
+
+
+def test_tensorboard_is_chosen_by_configuration_alone(colour_folder: Path) -> None:
+    data = [f"--data.root={colour_folder}", "--data.cache=off", "--trainer.accelerator=cpu"]
+    small = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.image_size=32"]
+    chosen = ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=board"]
+    fit_options = ["--model.strategy=all", "--trainer.max_epochs=2", "--name=run"]
+    assert main(["fit", *data, *small, *chosen, *fit_options]) == 0
+    logged = [pair for path in sorted(Path("board").rglob("*tfevents*")) for pair in scalars(path)]
+    names = [name for name, _ in logged]
+    assert names.count("val/nll") == names.count("train/loss") == 2
+    figures = json.loads(Path("runs/run-1/metrics.json").read_text())["val"]
+    assert dict(logged)["best/nll"] == pytest.approx(figures["nll"], rel=1e-5)
+    assert Path("runs/run-1/metrics.csv").is_file(), "the CSV log is always there"
+
+
+def scalars(path: Path) -> Iterator[tuple[str, float]]:
+    """Names and values of an event file: records of a length, its sum, the content, its sum."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    content, position = path.read_bytes(), 0
+    while position < len(content):
+        (length,) = struct.unpack_from("<Q", content, position)
+        event = Event.FromString(content[position + 12 : position + 12 + length])
+        yield from ((value.tag, value.simple_value) for value in event.summary.value)
+        position += length + 16
 
 
 @pytest.mark.filterwarnings("ignore:.*protobuf.*", "ignore::DeprecationWarning")

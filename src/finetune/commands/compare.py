@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from finetune.reporting.comparison import Leaderboard
 
 
+# Columns of what runs alone know, and their format.
+EXTRA = {"parameters": ",", "MB on disk": ".1f", "fit minutes": ".2f", "ms a picture": ".1f"}
+
+
 def main(arguments: list[str]) -> int:
     """Print the leaderboard and every pair's verdict; write a page with ``--output``."""
     options = _parser().parse_args(arguments)
@@ -48,16 +52,7 @@ def leaderboard_lines(
     """The leaderboard as aligned text, then one verdict a pair, the real differences first."""
     best = next(iter(board.evaluations))
     images = len(board.evaluations[best].labels)
-    header = [
-        "",
-        "accuracy",
-        "95 % interval",
-        "macro F1",
-        "NLL",
-        "parameters",
-        "MB",
-        "ms a picture",
-    ]
+    header = ["", "accuracy", "95 % interval", "macro F1", "NLL", *EXTRA]
     rows = [header]
     for name, e in board.evaluations.items():
         low, high = e.accuracy_wilson
@@ -69,9 +64,7 @@ def leaderboard_lines(
                 f"[{100 * low:.1f}, {100 * high:.1f}]",
                 f"{100 * e.macro_f1:.1f} %",
                 f"{e.nll:.4f}",
-                f"{known['parameters']:,}" if "parameters" in known else "",
-                f"{known['MB on disk']:.1f}" if "MB on disk" in known else "",
-                f"{known['ms a picture']:.1f}" if "ms a picture" in known else "",
+                *(format(known[t], form) if t in known else "" for t, form in EXTRA.items()),
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,8 @@ from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
@@ -22,7 +23,10 @@ Stage = Literal["val", "test"]
 
 
 class Judged(NamedTuple):
-    """The answers to a stage's images, and where they are to be kept."""
+    """The answers to a stage's images, and where they are to be kept.
+
+    ``features`` is what entered the final layer, ``(B, D)`` a batch; empty where it is not known.
+    """
 
     log_probabilities: Tensor
     labels: Tensor
@@ -31,6 +35,7 @@ class Judged(NamedTuple):
     folder: Path
     root: Path
     seconds: float
+    features: list[Tensor]
 
     @property
     def ms_per_picture(self) -> float:
@@ -78,13 +83,15 @@ def _is_combined(path: str) -> bool:
 def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.reporting.embeddings import recorded_features
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
     cli.model.load_weights(cli.checkpoint.state_dict, source=str(cli.checkpoint.path))
     cli.datamodule.setup(verb)
     started = time.perf_counter()
-    _run_trainer(cli, verb)
+    with recorded_features(cli.model) as features:
+        _run_trainer(cli, verb)
     seconds = time.perf_counter() - started
     stage: Stage = "val" if verb == "validate" else "test"
     logits, labels = cli.model.answers[stage]
@@ -92,10 +99,12 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         logits.double().log_softmax(dim=-1),
         labels,
         cli.model.class_names,
-        [image.path for image in cli.datamodule.images(stage)],
+        # Fewer answers than images where the trainer limits its batches.
+        [image.path for image in cli.datamodule.images(stage)[: len(labels)]],
         _folder_for(cli.checkpoint.path, cli.config.runs, cli.config.name or verb),
         cli.datamodule.root,
         seconds,
+        features,
     )
 
 
@@ -122,6 +131,7 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.roles import refuse_reuse
     from finetune.commands.held_out import build_held_out, warnings_in_one_line
+    from finetune.reporting.embeddings import recorded_features
 
     options = _combined_parser(verb).parse_args(arguments)
     if options.root is None:
@@ -134,7 +144,8 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         for module in modules:
             module.setup(verb)
         started = time.perf_counter()
-        held_out = ensemble.held_out(datamodule, stage)
+        with recorded_features(ensemble) as features:
+            held_out = ensemble.held_out(datamodule, stage)
         seconds = time.perf_counter() - started
         refuse_reuse(ensemble.roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
     exact = replace(held_out, member_probabilities=held_out.member_probabilities.double())
@@ -147,6 +158,7 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         _folder_for(Path(options.ckpt_path), options.runs, options.name or verb),
         modules[0].root,
         seconds,
+        features,
     )
 
 
@@ -184,7 +196,10 @@ def _write_report(judged: Judged, name: str) -> Path:
         judged.labels, judged.log_probabilities.exp(), judged.class_names, judged.paths
     )
     details = replace(
-        read_details(judged.folder), root=judged.root, environment=describe_environment()
+        read_details(judged.folder),
+        root=judged.root,
+        embeddings=_embeddings(judged),
+        environment=describe_environment(),
     )
     title = f"Test of {judged.folder.resolve().name}"
     page = write_report(judged.folder / name, evaluation, details, title=title)
@@ -192,15 +207,22 @@ def _write_report(judged: Judged, name: str) -> Path:
     return page
 
 
+def _embeddings(judged: Judged) -> NDArray[np.float32] | None:
+    """The features ``(N, D)``, unless several processes have shared the images out."""
+    import torch
+
+    complete = sum(map(len, judged.features)) == len(judged.labels)
+    return torch.cat(judged.features).numpy() if complete else None
+
+
 def _track(run_folder: Path, report: Path, evaluation: Evaluation) -> None:
     """Add the report to the Weights & Biases run of the fit, where there is one."""
-    from finetune.commands.runs import TRACKED
-
-    if not (run_folder / TRACKED).is_file():
-        return
     from finetune.reporting.tracking import track_report
+    from finetune.training.tracking import tracked_run
 
-    tracked = json.loads((run_folder / TRACKED).read_text(encoding="utf-8"))
+    tracked = tracked_run(run_folder)
+    if tracked is None:
+        return
     if not track_report(tracked, run_folder, report, evaluation):
         print("not sent to Weights & Biases: there is no key; `wandb login` stores one")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,7 @@ def parse_time(text: str | None) -> float | None:
 def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
     from finetune.commands.resuming import keep_earlier_epochs
-    from finetune.commands.runs import TRACKED, link_latest, write_text
+    from finetune.commands.runs import link_latest, timed_fit, write_text
     from finetune.training.tracking import finish_tracking
 
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -110,19 +110,17 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
         write_text(folder / "config.yaml", notes + cli.config_yaml())
         cli.datamodule.write_records(folder)
     epochs = next(choice.value for choice in recipe if choice.name == "epochs")
-    if cli.model.teacher is not None:
-        teach(cli, cli.model.teacher)
-    with keep_earlier_epochs(folder / "metrics.csv"):
+    with timed_fit(folder) if is_first else nullcontext(), keep_earlier_epochs(folder):
         try:
+            if cli.model.teacher is not None:
+                teach(cli, cli.model.teacher)
             run_phases(cli, folder, epochs, deadline=deadline, say=print if is_first else _silent)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
             if is_first and (folder / "checkpoints" / "last.ckpt").is_file():
                 print(f"stopped; go on with: finetune fit --resume {folder}")
             raise KeyboardInterrupt from stop
         finally:
-            tracked = finish_tracking(folder / "checkpoints" / "best.ckpt")
-            if tracked is not None and is_first:
-                write_text(folder / TRACKED, json.dumps(tracked))
+            finish_tracking(folder)
             if is_first and any((folder / "checkpoints").glob("*.ckpt")):
                 link_latest(folder)
     if is_first:
@@ -224,7 +222,7 @@ def run_phases(
     resume = None if cli.config.ckpt_path is None else Path(cli.config.ckpt_path)
     if resume is not None:
         copy_best(resume.parent, checkpoints)
-    PhasedFit(
+    phased_fit = PhasedFit(
         cli.model,
         cli.datamodule,
         checkpoints,
@@ -236,9 +234,12 @@ def run_phases(
         store=_store(cli),
         deadline=deadline,
         say=say,
-    ).run(resume)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        track_best(loggers, cli.model, cli.datamodule)
+    )
+    try:
+        phased_fit.run(resume)
+    finally:  # nobody may ever go on with a fit that was stopped
+        if os.environ.get("LOCAL_RANK", "0") == "0" and phased_fit.best.is_file():
+            track_best(loggers, phased_fit.best)
 
 
 def _store(cli: FinetuneCLI) -> FeatureStore | None:

@@ -152,8 +152,11 @@ def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
 
 
 def finished(group: Path, name: str) -> bool:
-    """Whether a member's fit came to its end, which leaves its figures."""
-    return any((run / "metrics.json").is_file() for run in group.glob(f"{name}-*"))
+    """Whether a member's fit came to its end."""
+    from finetune.commands.runs import read_metrics
+
+    runs = group.glob(f"{name}-*")
+    return any(read_metrics(run).get("fit", {}).get("finished") for run in runs)
 
 
 def _interrupted(group: Path, name: str) -> Path | None:

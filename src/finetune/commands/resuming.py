@@ -47,8 +47,9 @@ def copy_best(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def keep_earlier_epochs(log: Path) -> Iterator[None]:
+def keep_earlier_epochs(folder: Path) -> Iterator[None]:
     """Put the rows that ``metrics.csv`` had before in front of those written meanwhile."""
+    log = folder / "metrics.csv"
     earlier = _rows(log)
     log.unlink(missing_ok=True)
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,6 @@ from finetune.errors import UsageError
 # Processes that Lightning starts for distributed training run the command again: they must not
 # open a run folder of their own.
 INHERITED = "FINETUNE_RUN_FOLDER"
-# Which Weights & Biases run is about this one, so that its test can be added there.
-TRACKED = "tracking.json"
 
 
 def new_run_folder(runs: Path, name: str) -> Path:
@@ -66,13 +66,14 @@ def free_stage(folder: Path, stage: str, pictures: str) -> str:
     for count_up in count(1):
         suffix = "" if count_up == 1 else f"-{Path(pictures).name}"
         suffix += "" if count_up < 3 else f"-{count_up - 1}"
-        known = _read_metrics(folder).get(stage + suffix, {})
+        known = read_metrics(folder).get(stage + suffix, {})
         if known.get("pictures", pictures) == pictures:
             return stage + suffix
     raise AssertionError("count() does not end")
 
 
-def _read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What ``metrics.json`` holds, by stage; empty before the first figures."""
     path = folder / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -80,8 +81,26 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
 def write_metrics(folder: Path, stage: str, figures: Mapping[str, float | str]) -> None:
     """Put the figures of one stage into ``metrics.json``, beside those of the others."""
     path = folder / "metrics.json"
-    known = _read_metrics(folder)
+    known = read_metrics(folder)
     write_text(path, json.dumps({**known, stage: dict(figures)}, indent=2) + "\n")
+
+
+@contextmanager
+def timed_fit(folder: Path) -> Iterator[None]:
+    """Add the seconds within to those that ``metrics.json`` has, also when the fit is stopped.
+
+    What a killed process spent is not known. Without a checkpoint there is nothing to go on with,
+    and nothing is written.
+    """
+    earlier = float(read_metrics(folder).get("fit", {}).get("seconds", 0.0))
+    started, finished = time.monotonic(), False
+    try:
+        yield
+        finished = True
+    finally:
+        if any((folder / "checkpoints").glob("*.ckpt")):
+            seconds = round(earlier + time.monotonic() - started, 2)
+            write_metrics(folder, "fit", {"seconds": seconds, "finished": finished})
 
 
 def write_text(path: Path, text: str) -> None:

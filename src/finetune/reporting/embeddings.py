@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from finetune.data.images import ImageReader
 from finetune.data.transforms import evaluation_transform
+from finetune.reporting.explain import weighted_classifiers
 from finetune.reporting.thumbnails import locate
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features import live_features
+
+
+@contextmanager
+def recorded_features(answerer: Any) -> Iterator[list[Tensor]]:
+    """Keep what enters the final layer, ``(B, D)`` a batch in turn, while pictures are judged.
+
+    Of an ensemble, the classifier that counts most is listened to. The list stays empty where
+    there is no classifier, or none with a final layer of its own.
+    """
+    features: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        features.append(arguments[0].detach().flatten(1).float().cpu())
+
+    classifiers = weighted_classifiers(answerer)
+    heads = [
+        classifier.network.get_classifier()
+        for classifier, _ in sorted(classifiers, key=lambda pair: -pair[1])[:1]
+    ]
+    handles = [
+        head.register_forward_pre_hook(keep) for head in heads if isinstance(head, nn.Module)
+    ]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def embed(

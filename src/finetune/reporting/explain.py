@@ -84,7 +84,12 @@ def explain(
         UsageError: an unknown class.
         ImageError: a picture that cannot be read.
     """
-    members = _members(answerer)
+    members = weighted_classifiers(answerer)
+    if sum(share for _, share in members) < 0.999:
+        raise UsageError(
+            "Expected a classifier, or an ensemble of classifiers, to explain, found "
+            f"{type(answerer).__name__}; answers from files cannot be explained."
+        )
     needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
     pixels = {in_chans: decode_image(picture, in_chans=in_chans) for in_chans in needed}
     names = tuple(answerer.class_names)
@@ -110,6 +115,23 @@ def explain(
             )
         )
     return explained
+
+
+def weighted_classifiers(answerer: Any) -> list[tuple[ImageClassifier, float]]:
+    """The classifiers inside, at any depth, with their shares in the answer.
+
+    The shares add up to 1, unless part of the answer comes from files.
+    """
+    if isinstance(answerer, ImageClassifier):
+        return [(answerer, 1.0)]
+    if (classifier := getattr(answerer, "classifier", None)) is not None:
+        return weighted_classifiers(classifier)
+    parts, shares = getattr(answerer, "parts", ()), getattr(answerer, "coefficients", ())
+    return [
+        (classifier, share * inner)
+        for part, share in zip(parts, shares, strict=True)
+        for classifier, inner in weighted_classifiers(part)
+    ]
 
 
 def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
@@ -159,26 +181,6 @@ def _joint_heat(
     strongest = heat.max()
     smallest = min(parts, key=lambda part: part[2] - part[0])
     return (heat / strongest if strongest > 0 else heat).numpy(), smallest
-
-
-def _members(answerer: Any) -> list[tuple[ImageClassifier, float]]:
-    """The classifiers inside, with their shares, which add up to 1."""
-    if isinstance(answerer, ImageClassifier):
-        return [(answerer, 1.0)]
-    if (classifier := getattr(answerer, "classifier", None)) is not None:
-        return _members(classifier)
-    parts, shares = getattr(answerer, "parts", ()), getattr(answerer, "coefficients", ())
-    found = [
-        (classifier, share * inner)
-        for part, share in zip(parts, shares, strict=True)
-        for classifier, inner in _members(part)
-    ]
-    if not found:
-        raise UsageError(
-            "Expected a classifier, or an ensemble of classifiers, to explain, found "
-            f"{type(answerer).__name__}; answers from files alone cannot be explained."
-        )
-    return found
 
 
 def _activations_and_gradients(

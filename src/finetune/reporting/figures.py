@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import PercentFormatter
 
 from finetune.reporting.evaluation import ClassScores, Evaluation
 from finetune.reporting.scores import ConfidenceBins, Floats
@@ -17,8 +19,10 @@ from finetune.reporting.style import (
     THEMES,
     ThemeName,
     display_names,
+    names_width,
     new_axes,
     set_names,
+    set_title,
 )
 from finetune.training.intervals import wilson_interval
 
@@ -40,39 +44,57 @@ def confusion_figure(
         matrix = np.divide(matrix, support, out=np.zeros_like(matrix), where=support > 0)
     n_classes = len(matrix)
     names = display_names(evaluation.class_names, limit=24 if n_classes <= MANY else 18)
-    side = float(np.clip(0.34 * n_classes + 2, 4.2, 9.5))
-    figure, (ax,) = new_axes(theme, side + 0.9, side)
+    size = 9 if n_classes <= 20 else 7.5
+    flat = n_classes <= 8 and max(map(len, names)) <= 10
+    side = float(np.clip(0.4 * n_classes, 2.4, 7.5))
+    room = names_width(names, size)
+    listed = 2.2 if n_classes > MANY else 0.0  # inches of text below
+    below = (0.3 if flat else room) + listed
+    figure, (ax,) = new_axes(theme, side + room + 1.7, side + below + 1.1)
     colours = THEMES[theme]
     # Single errors stay visible beside hundreds of right answers.
-    norm = PowerNorm(0.5, vmin=0, vmax=max(matrix.max(), 1e-9))
+    highest = 1.0 if normalise else max(matrix.max(), 1.0)
+    norm = PowerNorm(0.5, vmin=0, vmax=highest)
     image = ax.imshow(matrix, cmap=colours.colormap, norm=norm, interpolation="nearest")
-    bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
-    bar.ax.tick_params(colors=colours.text, labelsize=8)
-    bar.outline.set_edgecolor(colours.grid)
+    _colour_bar(figure, ax, image, normalise=normalise, theme=theme)
     every = math.ceil(n_classes / MANY)
     shown = list(range(0, n_classes, every))
-    size = 9 if n_classes <= 20 else 7.5
-    set_names(ax.xaxis, shown, [names[i] for i in shown], fontsize=size, rotation=90)
+    rotation = 0 if flat else 90
+    set_names(ax.xaxis, shown, [names[i] for i in shown], fontsize=size, rotation=rotation)
     set_names(ax.yaxis, shown, [names[i] for i in shown], fontsize=size)
-    if n_classes <= 8 and max(map(len, names)) <= 10:
-        ax.tick_params(axis="x", rotation=0)
     if n_classes <= NUMBERS_IN_CELLS:
-        _write_numbers(ax, matrix, normalise, theme)
+        _write_numbers(ax, matrix, highest, normalise, theme)
     what = "share of the label's images" if normalise else "images"
-    ax.set(xlabel="prediction", ylabel="label", title=f"Confusion matrix ({what})")
+    ax.set(xlabel="prediction", ylabel="label")
+    set_title(figure, theme, f"Confusion matrix ({what})")
     if n_classes > MANY:
         _circle_confusions(ax, evaluation, theme)
     return figure
 
 
-def _write_numbers(ax: Axes, matrix: Floats, normalise: bool, theme: ThemeName) -> None:
+def _colour_bar(
+    figure: Figure, ax: Axes, image: AxesImage, *, normalise: bool, theme: ThemeName
+) -> None:
+    """With few ticks, for a root scale crowds them at its upper end."""
+    ticks = [share * float(image.get_clim()[1] or 1) for share in (0, 0.1, 0.4, 1)]
+    if not normalise:
+        ticks = sorted({float(round(tick)) for tick in ticks})
+    bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02, ticks=ticks)
+    bar.ax.tick_params(colors=THEMES[theme].text, labelsize=8)
+    if normalise:
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    bar.outline.set_edgecolor(THEMES[theme].grid)
+
+
+def _write_numbers(
+    ax: Axes, matrix: Floats, highest: float, normalise: bool, theme: ThemeName
+) -> None:
     colours = THEMES[theme]
-    strongest = max(matrix.max(), 1e-9)
     size = 10 if len(matrix) <= 8 else 7.5
     for row, column in np.argwhere(matrix > 0):
         value = matrix[row, column]
         text = f"{100 * value:.0f} %" if normalise else f"{value:.0f}"
-        on_strong = math.sqrt(value / strongest) > 0.62
+        on_strong = math.sqrt(value / highest) > 0.62
         colour = colours.background if on_strong else colours.text
         ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
@@ -139,13 +161,13 @@ def coverage_risk_figure(evaluation: Evaluation, *, theme: ThemeName = "light") 
         100 * evaluation.coverage, 100 * evaluation.risk, where="post", color=colours.blue, lw=2
     )
     ax.axhline(100 * (1 - evaluation.accuracy), color=colours.muted, linewidth=1, linestyle="--")
-    ax.text(
-        1,
-        100 * (1 - evaluation.accuracy),
+    ax.annotate(
         f"error rate of all answers: {100 * (1 - evaluation.accuracy):.1f} %",
+        (1, 100 * (1 - evaluation.accuracy)),
+        xytext=(0, 4),
+        textcoords="offset points",
         color=colours.muted,
         fontsize=8.5,
-        va="bottom",
     )
     top = max(100 * evaluation.risk.max(), 1) * 1.15
     ax.set(
@@ -174,11 +196,9 @@ def per_class_figure(evaluation: Evaluation, *, theme: ThemeName = "light") -> F
     set_names(ax.yaxis, range(len(worst)), names)
     ax.set_ylim(len(worst) - 0.4, -0.6)
     count = f"the {len(worst)} worst of {len(with_images)} classes"
-    ax.set(
-        xlim=(-2, 102),
-        xlabel="% (bars: 95 % interval of recall; in brackets: test images)",
-        title=f"Recall and precision, {count if len(worst) < len(with_images) else 'by class'}",
-    )
+    ax.set(xlim=(-2, 102), xlabel="%")
+    which = count if len(worst) < len(with_images) else "by class"
+    set_title(figure, theme, f"Recall and precision, {which} (with its images)")
     ax.grid(axis="x", color=THEMES[theme].grid, linewidth=0.7)
     _legend_below(figure, theme)
     return figure
@@ -193,7 +213,12 @@ def _class_row(ax: Axes, row: int, scores: ClassScores, theme: ThemeName, *, lab
     low, high = scores.recall_interval
     ax.plot([100 * low, 100 * high], [row, row], color=colours.blue, linewidth=2.4, alpha=0.5)
     ax.scatter(
-        100 * scores.recall, row, s=34, color=colours.blue, zorder=3, label="recall" * label or None
+        100 * scores.recall,
+        row,
+        s=34,
+        color=colours.blue,
+        zorder=3,
+        label="recall with 95 % interval" * label or None,
     )
     if not math.isnan(scores.precision):
         ax.scatter(
@@ -239,7 +264,7 @@ def class_balance_figure(
         set_names(ax.yaxis, positions.tolist(), display_names(order))
         ax.set_ylim(len(order) - 0.4, -0.6)
         ax.set_xlabel("images")
-    ax.set_title(f"Class balance ({', '.join(counts)})")
+    set_title(figure, theme, f"Class balance ({', '.join(counts)})")
     if len(counts) > 1:
         _legend_below(figure, theme)
     return figure
@@ -257,6 +282,7 @@ def leaderboard_figure(
         ax.scatter(100 * evaluation.accuracy, row, s=40, color=colours.blue, zorder=3)
     set_names(ax.yaxis, range(len(evaluations)), display_names(list(evaluations), limit=36))
     ax.set_ylim(len(evaluations) - 0.4, -0.6)
-    ax.set(xlabel="accuracy (%), with 95 % interval", title="Accuracy")
+    ax.set(xlabel="%")
+    set_title(figure, theme, "Accuracy with 95 % interval")
     ax.grid(axis="x", color=colours.grid, linewidth=0.7)
     return figure

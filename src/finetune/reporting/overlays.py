@@ -54,23 +54,23 @@ def panels(rows: Sequence[Sequence[Explanation]]) -> Image.Image:
 
 def _row(explanations: Sequence[Explanation]) -> Image.Image:
     first = explanations[0]
-    pictures = [(first.path.name, first.picture)]
+    pictures = [(first.path.name, "", first.picture)]
     for e in explanations:
-        nothing = "" if e.heat.any() else ", nothing speaks for it"
-        text = f"{e.class_name} {100 * e.probability:.1f} %{nothing}"
-        pictures.append((text, overlay(e)))
+        nothing = "" if e.heat.any() else ", no evidence"
+        pictures.append((e.class_name, f" {100 * e.probability:.1f} %{nothing}", overlay(e)))
     height, width = first.picture.shape[:2]
     step = max(width, NARROWEST) + GAP
     row = Image.new("RGB", (step * len(pictures) - GAP, height + CAPTION), "white")
     draw = ImageDraw.Draw(row)
-    for column, (text, pixels) in enumerate(pictures):
+    for column, (name, figure, pixels) in enumerate(pictures):
         left = column * step
         row.paste(Image.fromarray(pixels), (left, CAPTION))
-        draw.text((left + 2, 4), _shortened(text, step - GAP), fill="black", font=_font())
+        room = step - GAP - 4 - _font().getlength(figure)
+        draw.text((left + 2, 4), _shortened(name, room) + figure, fill="black", font=_font())
     return row
 
 
-def _shortened(text: str, width: int) -> str:
+def _shortened(text: str, width: float) -> str:
     text = " ".join(text.split())
     while len(text) > 1 and _font().getlength(text) > width:
         text = text[:-2].rstrip("…") + "…"

@@ -205,7 +205,13 @@ def _scores(evaluation: Evaluation) -> list[dict[str, str]]:
 
 
 def _score(name: str, value: str, interval: Interval | None = None) -> dict[str, str]:
-    ends = "" if interval is None else f"[{percentage(interval[0])}, {percentage(interval[1])}]"
+    # A bootstrap of right answers alone has no width; that is no certainty, so it is not shown.
+    known = interval is not None and interval[0] < interval[1]
+    ends = (
+        ""
+        if interval is None or not known
+        else f"[{percentage(interval[0])}, {percentage(interval[1])}]"
+    )
     return {"name": name, "value": value, "interval": ends}
 
 

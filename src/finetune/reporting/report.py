@@ -30,6 +30,7 @@ from finetune.reporting import figures, galleries
 from finetune.reporting.comparison import Leaderboard
 from finetune.reporting.curves import Curve
 from finetune.reporting.evaluation import Evaluation
+from finetune.reporting.figures import NUMBERS_IN_CELLS
 from finetune.reporting.page import PageBoard, PageFigure, PageSection, render_page
 from finetune.reporting.style import MANY, ThemeName, to_png
 from finetune.reporting.tables import write_per_class, write_predictions
@@ -148,9 +149,15 @@ def describe_environment() -> dict[str, str]:
 def draw_all(evaluation: Evaluation, details: ReportDetails) -> list[PageFigure]:
     """Every figure that the data allows, in both themes."""
     return [
-        _drawn(name, caption, draw, wide=name == "learning_curves")
+        _drawn(name, caption, draw, wide=_is_wide(name, evaluation))
         for name, caption, draw in _drawings(evaluation, details)
     ]
+
+
+def _is_wide(name: str, evaluation: Evaluation) -> bool:
+    """Whether a figure needs the page's whole width to be read."""
+    many = len(evaluation.class_names) > NUMBERS_IN_CELLS
+    return name == "learning_curves" or (many and name.startswith("confusion"))
 
 
 def _write_into(folder: Path, evaluation: Evaluation, details: ReportDetails, title: str) -> None:

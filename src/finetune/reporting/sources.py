@@ -6,7 +6,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -237,19 +236,17 @@ def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
 
 
 def _times(folder: Path) -> dict[str, float]:
-    """How long the fit took, and how long an answer takes.
-
-    The fit's time runs from its settings, written before it, to its last checkpoint.
-    """
+    """How long the fit took, and how long an answer takes, as far as ``metrics.json`` tells."""
+    try:
+        stages = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    fit, test = stages.get("fit", {}), stages.get("test", {})
     times = {}
-    with suppress(OSError):
-        start = (folder / "config.yaml").stat().st_mtime
-        minutes = ((folder / "checkpoints" / "last.ckpt").stat().st_mtime - start) / 60
-        if minutes > 0:  # copying can lose the times
-            times["fit minutes"] = minutes
-    with suppress(OSError, ValueError):
-        figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        times["ms a picture"] = float(figures.get("test", {}).get("ms_per_picture", "none"))
+    if "seconds" in fit:
+        times["fit minutes"] = float(fit["seconds"]) / 60
+    if "ms_per_picture" in test:
+        times["ms a picture"] = float(test["ms_per_picture"])
     return times
 
 

@@ -7,6 +7,7 @@ state, no window, safe in threads and on machines without a display.
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -116,6 +117,18 @@ def add_legend(ax: Axes, theme: ThemeName, **options: Any) -> None:
         text.set_fontfamily(font_families())
 
 
+def set_title(figure: Figure, theme: ThemeName, text: str) -> None:
+    """A title over the whole figure, which long names beside the axes do not push out of it."""
+    title = figure.suptitle(text, color=THEMES[theme].text, fontsize=12)
+    title.set_fontfamily(font_families())
+
+
+def names_width(names: Sequence[str], fontsize: float) -> float:
+    """Inches that the widest of some names takes, roughly; East Asian characters take two."""
+    widest = max(sum(_columns(character) for character in name) for name in names)
+    return widest * fontsize * 0.54 / 72
+
+
 def set_names(axis: Any, positions: Sequence[float], names: Sequence[str], **options: Any) -> None:
     """Put names at the positions of ``ax.xaxis`` or ``ax.yaxis``, in fonts that have them."""
     axis.set_ticks(positions, labels=names)
@@ -143,7 +156,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def display_names(names: Sequence[str], *, limit: int = 24) -> list[str]:
-    """Names that can be drawn: one line, at most ``limit`` characters, still all different.
+    """Names that can be drawn: one line, at most ``limit`` columns wide, still all different.
 
     Characters that no installed font has become ``□``. A name that lost characters and would look
     like another one gets its number.
@@ -163,9 +176,21 @@ def escape_math(text: str) -> str:
 def _drawable(name: str, limit: int) -> str:
     known = _known_characters()
     line = " ".join(name.split()) or "(empty)"
-    if len(line) > limit:
-        line = f"{line[: limit // 2]}…{line[-(limit - limit // 2 - 1) :]}"
+    if sum(map(_columns, line)) > limit:
+        line = f"{_start(line, limit // 2)}…{_start(line[::-1], limit - limit // 2 - 1)[::-1]}"
     return escape_math("".join(c if ord(c) in known else MISSING_GLYPH for c in line))
+
+
+def _start(text: str, columns: int) -> str:
+    """As many characters as fit into so many columns."""
+    for end in range(len(text), 0, -1):
+        if sum(map(_columns, text[:end])) <= columns:
+            return text[:end]
+    return ""
+
+
+def _columns(character: str) -> int:
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 @cache

@@ -50,7 +50,8 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "prediction", "confidence", *(PREFIX + n for n in names)])
         for image, label, prediction, row in rows:
-            numbers = [written(value) for value in row]
+            close = 0.9 * row[prediction]  # rounded, these could overtake the answer
+            numbers = [_exact(value) if value > close else written(value) for value in row]
             writer.writerow([image, names[label], names[prediction], numbers[prediction], *numbers])
 
 
@@ -132,7 +133,10 @@ def _exact(probability: float) -> str:
 
 
 def _short(probability: float) -> str:
-    return f"{probability:.4g}" if probability >= 1e-3 else f"{probability:.2g}"
+    """Digits where they count, four for answers and two for next to nothing; no leading zero."""
+    if probability < 1e-3:
+        return f"{probability:.2g}".replace("e-0", "e-")
+    return f"{probability:.{4 if probability >= 0.1 else 3}g}".removeprefix("0")
 
 
 def _rounded(value: Any) -> Any:

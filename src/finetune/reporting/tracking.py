@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.reporting.evaluation import Evaluation
+from finetune.reporting.galleries import most_confident_errors
+from finetune.reporting.thumbnails import read_thumbnail
 from finetune.training.tracking import has_account
+
+PICTURES = 32  # of each table
 
 
 def track_report(
@@ -15,11 +20,12 @@ def track_report(
 ) -> bool:
     """Add a report to the run that tracked the fit; false where that would ask for a key.
 
-    The run gets the figures as its summary, each drawing as an image, the table of classes, and
-    the folder as an artifact. A fit that was logged offline stays offline: ``wandb sync`` sends it.
+    The run gets the figures as its summary, each drawing as an image, the tables of classes, of
+    confused pairs, of the surest errors and of suspects with their pictures, and the folder as an
+    artifact. A fit that was logged offline stays offline: ``wandb sync`` sends it.
 
     Args:
-        tracked: what ``finish_tracking`` returned in the end of the fit.
+        tracked: what ``tracked_run`` has found in the run folder.
         run_folder: of the fit.
         report: the report folder in it, which names what is sent: ``report`` or ``report-other``.
         evaluation: what the report is about.
@@ -34,15 +40,49 @@ def track_report(
     for name, value in evaluation.to_dict().items():
         if isinstance(value, int | float):
             run.summary[f"{stage}/{name}"] = value
-    rows = [[c.name, c.precision, c.recall, c.f1, c.support] for c in evaluation.per_class]
-    columns = ["class", "precision", "recall", "f1", "support"]
     drawings = {
         f"{stage}/{path.stem}": wandb.Image(str(path))
         for path in sorted((report / "figures").glob("*.png"))
     }
-    run.log({f"{stage}/classes": wandb.Table(columns=columns, data=rows), **drawings})
+    tables = {f"{stage}/{name}": table for name, table in _tables(report, evaluation).items()}
+    run.log({**tables, **drawings})
     artifact = wandb.Artifact(f"{run.id}-{report.name}", type="report")
     artifact.add_dir(str(report))
     run.log_artifact(artifact)
     run.finish()
     return True
+
+
+def _tables(report: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """The page's tables, as Weights & Biases shows them."""
+    import wandb
+
+    def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+        return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+    def picture(path: str) -> Any:
+        pixels = read_thumbnail(path)
+        return None if pixels is None else wandb.Image(pixels)
+
+    names, classes = evaluation.class_names, [c.to_dict() for c in evaluation.per_class]
+    pairs = [(p.label, p.prediction, p.count, p.share) for p in evaluation.confused_pairs()]
+    errors = [
+        (
+            picture(evaluation.paths[i]),
+            evaluation.paths[i],
+            names[evaluation.labels[i]],
+            names[evaluation.predictions[i]],
+            float(evaluation.confidences[i]),
+        )
+        for i in most_confident_errors(evaluation, PICTURES).tolist()
+    ]
+    with (report / "suspects.csv").open(encoding="utf-8", newline="") as file:
+        suspects = list(csv.DictReader(file))[:PICTURES]
+    return {
+        "classes": table(list(classes[0]), [list(c.values()) for c in classes]),
+        "confused": table(["label", "prediction", "images", "share"], pairs),
+        "errors": table(["picture", "path", "label", "prediction", "confidence"], errors),
+        "suspects": table(
+            ["picture", *suspects[0]], [(picture(s["path"]), *s.values()) for s in suspects]
+        ),
+    }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.metrics import figures_of
+
+# In a run folder: which Weights & Biases run is about it, so that a resumed fit and a test go on
+# with that one.
+TRACKED = "tracking.json"
 
 WORST_PREDICTIONS = 32
 THUMBNAIL_PIXELS = 160
@@ -39,6 +45,10 @@ def _settle(logger: WandbLogger, folder: Path) -> None:
     if settings.get("dir") in (None, "."):
         settings["dir"] = str(folder)
         logger._save_dir = str(folder)
+    earlier = tracked_run(folder)
+    if earlier is not None and settings.get("id") is None:
+        settings |= {"id": earlier["id"], "resume": "allow"}
+        logger._id = earlier["id"]
     if not logger._offline and not has_account():
         print("No Weights & Biases key: logging offline; `wandb sync` sends it later.")
         logger._offline = True
@@ -54,56 +64,67 @@ def has_account() -> bool:
     return bool(os.environ.get("WANDB_MODE") or wandb.api.api_key)
 
 
-def finish_tracking(best: Path | None = None) -> dict[str, Any] | None:
+def tracked_run(folder: Path) -> dict[str, Any] | None:
+    """Arguments of ``wandb.init`` that open a run folder's tracked run again; None without one."""
+    path = folder / TRACKED
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def finish_tracking(folder: Path) -> None:
     """End the Weights & Biases run, so that the next fit of this process gets its own.
 
-    Args:
-        best: a finished checkpoint that the run keeps as its artifact.
+    The run keeps the best checkpoint as its artifact, and the folder keeps which run it was.
 
-    Returns:
-        Arguments of ``wandb.init`` that open the run again; None where there was none.
+    Args:
+        folder: the run folder.
     """
     wandb = sys.modules.get("wandb")
     run = None if wandb is None else getattr(wandb, "run", None)
     if wandb is None or run is None:
-        return None
-    if best is not None and best.is_file():
+        return
+    best = folder / "checkpoints" / "best.ckpt"
+    if best.is_file():
         artifact = wandb.Artifact(f"{run.id}-best", type="model")
         artifact.add_file(str(best), policy="immutable")  # no second copy on this disk
         run.log_artifact(artifact)
     mode = "offline" if run.offline else "online"
     known = {"id": run.id, "project": run.project, "entity": run.entity or None, "mode": mode}
     wandb.finish()
-    return known
+    beside = folder / f".{TRACKED}"
+    beside.write_text(json.dumps(known), encoding="utf-8")
+    beside.replace(folder / TRACKED)
 
 
-def track_best(loggers: Sequence[Logger], classifier: Any, datamodule: Any) -> None:
+def track_best(loggers: Sequence[Logger], best: Path) -> None:
     """Send what the best of a fit answers: figures to every logger, tables to Weights & Biases.
 
     A fit of the final layer alone has no epochs, so these are its only figures.
 
     Args:
         loggers: of the fit; the CSV log, which is about epochs, is left alone.
-        classifier: with the best weights and their answers.
-        datamodule: whose ``val`` pictures they are about.
+        best: the checkpoint, with its answers to the ``val`` pictures.
     """
-    if "val" not in classifier.answers:
+    checkpoint = read_checkpoint(best, mmap=True)
+    val: Mapping[str, Any] | None = checkpoint.details.get("val")
+    if val is None or len(val["labels"]) == 0:
         return
-    logits, labels = classifier.answers["val"]
-    figures = {f"best/{name}": value for name, value in figures_of(logits, labels).items()}
+    answers = figures_of(val["logits"], val["labels"])
+    figures = {f"best/{name}": value for name, value in answers.items()}
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_metrics(figures)
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()  # the trainer has closed its file: this is a new one
         if isinstance(logger, WandbLogger):
-            _send_tables(logger, classifier, datamodule)
+            _send_tables(logger, checkpoint, val)
 
 
-def _send_tables(logger: WandbLogger, classifier: Any, datamodule: Any) -> None:
+def _send_tables(logger: WandbLogger, checkpoint: Checkpoint, val: Mapping[str, Any]) -> None:
     import wandb
 
-    logits, labels = classifier.answers["val"]
-    names = list(classifier.class_names)
-    paths = [image.path for image in datamodule.images("val")]
+    logits, labels = val["logits"], val["labels"]
+    names = list(checkpoint.class_names)
+    paths = [Path(path) for path in val["paths"]]
     logger.experiment.log(
         {
             "val/confusion_matrix": wandb.plot.confusion_matrix(
@@ -121,18 +142,13 @@ def worst_predictions(
 ) -> Any:
     """A table of the images with the highest loss, worst first, with thumbnails."""
     import wandb
-    from PIL import Image
 
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     confidences, predictions = logits.softmax(dim=-1).max(dim=-1)
     table = wandb.Table(columns=["image", "path", "label", "prediction", "confidence", "loss"])
     for index in losses.argsort(descending=True)[:WORST_PREDICTIONS].tolist():
-        with Image.open(paths[index]) as picture:
-            thumbnail = picture.convert("RGB")
-            thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            shown = wandb.Image(thumbnail)
         table.add_data(
-            shown,
+            _thumbnail(paths[index]),
             str(paths[index]),
             class_names[int(labels[index])],
             class_names[int(predictions[index])],
@@ -140,3 +156,17 @@ def worst_predictions(
             float(losses[index]),
         )
     return table
+
+
+def _thumbnail(path: Path) -> Any:
+    """The upright picture, small; None if it has gone, for a table must not end a fit."""
+    import wandb
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as picture:
+            thumbnail = ImageOps.exif_transpose(picture).convert("RGB")
+    except OSError:
+        return None
+    thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    return wandb.Image(thumbnail)
