@@ -50,6 +50,9 @@ from finetune.errors import ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
 
 OnBadImage = Literal["error", "skip"]
+# What counts where nothing is given and no recipe has chosen.
+BATCH_SIZE = 32
+AUGMENTATION: Augmentation = "light"
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -69,10 +72,11 @@ class ImageFolderDataModule(LightningDataModule):
         manifest: CSV with ``path,label[,split][,fold][,group]`` that decides instead of folders.
         preprocessing: image size and interpolation; by default the trained network's own.
         class_names: the vocabulary; by default the checkpoint's, or else the folder's.
-        augmentation: random views of training pictures: none, light, medium or strong.
+        augmentation: random views of training pictures: none, light, medium or strong; "auto" is
+            light unless a recipe chooses.
         balanced: draw every class equally often in an epoch, rare pictures several times, instead
             of each picture once; the final layer fitted in closed form weighs them likewise.
-        batch_size: pictures a batch.
+        batch_size: pictures a batch; 32 where it is not given and no recipe chooses.
         num_workers: processes that read pictures; by default chosen from cores and data size.
         val_fraction: share held out for validation where the folder has no such split; 0: none.
         test_fraction: share held out for testing where the folder has no such split; 0: none.
@@ -95,9 +99,9 @@ class ImageFolderDataModule(LightningDataModule):
         manifest: str | Path | None = None,
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
-        augmentation: Augmentation = "light",
+        augmentation: Augmentation | Literal["auto"] = "auto",
         balanced: bool = False,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
@@ -116,18 +120,17 @@ class ImageFolderDataModule(LightningDataModule):
         root, manifest, cache_dir = str(root), _text(manifest), _text(cache_dir)
         # The two left out are the model's: Lightning refuses to log one key with two values.
         self.save_hyperparameters(ignore=["class_names", "preprocessing"])
-        _check_choice("augmentation", augmentation, get_args(Augmentation))
         _check_choice("cache", cache, get_args(CacheMode))
         _check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
-        if batch_size < 1:
-            raise UsageError(f"Expected batch_size to be at least 1, found {batch_size}.")
         if folds is not None and fold is None:
             raise UsageError(f"Expected fold, 0 ... {folds - 1}, together with folds={folds}.")
         self.root = Path(root)
         self.manifest = manifest
-        self.augmentation: Augmentation = augmentation
+        self.settle(
+            augmentation=AUGMENTATION if augmentation == "auto" else augmentation,
+            batch_size=BATCH_SIZE if batch_size is None else batch_size,
+        )
         self.balanced = balanced
-        self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed if training_seed is None else training_seed
         self.max_pixels = max_pixels
@@ -145,6 +148,15 @@ class ImageFolderDataModule(LightningDataModule):
         # A teacher's probabilities for the training pictures, (N, C), as train batches' third
         # tensor.
         self.soft_labels: Tensor | None = None
+
+    def settle(self, *, augmentation: Augmentation, batch_size: int) -> None:
+        """Take over settings that a recipe has chosen."""
+        _check_choice("augmentation", augmentation, get_args(Augmentation))
+        if batch_size < 1:
+            raise UsageError(f"Expected batch_size to be at least 1, found {batch_size}.")
+        self.augmentation: Augmentation = augmentation
+        self.batch_size = batch_size
+        self.hparams.update(augmentation=augmentation, batch_size=batch_size)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -204,6 +216,12 @@ class ImageFolderDataModule(LightningDataModule):
         """Pictures of each class in a split, zeros included, in the order of the vocabulary."""
         counts = Counter(image.label for image in self.images(split))
         return {name: counts[label] for label, name in enumerate(self.class_names)}
+
+    @property
+    def median_short_side(self) -> int:
+        """Of the readable pictures, in pixels; 0 where there are none."""
+        sides = [min(seen.width, seen.height) for seen in self._inspect() if not seen.problem]
+        return sorted(sides)[(len(sides) - 1) // 2] if sides else 0
 
     @property
     def findings(self) -> list[Finding]:
