@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from finetune.commands.trainer import FinetuneCLI
     from finetune.training.feature_store import FeatureStore
-    from finetune.training.phases import TrainerSettings
+    from finetune.training.gradient_phases import TrainerSettings
 
 
 def main(arguments: list[str]) -> int:
@@ -144,7 +144,7 @@ def data_errors(cli: FinetuneCLI) -> list[str]:
 def teach(cli: FinetuneCLI, teacher: str) -> None:
     """Ask the teacher about the training pictures, once; its answers become soft labels."""
     from finetune.commands.teaching import teacher_probabilities
-    from finetune.training.phases import linear_head
+    from finetune.training.probe_phase import linear_head
 
     if cli.model.hparams["strategy"] == "head" and linear_head(cli.model.network) is not None:
         raise UsageError(

@@ -59,7 +59,7 @@ def settle(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Choice, .
     Raises:
         UsageError: settings that exclude each other or are out of their range.
     """
-    from finetune.training.phases import linear_head
+    from finetune.training.probe_phase import linear_head
     from finetune.training.recipe import RULES, choose_recipe, facts_about
 
     _refuse_what_cannot_be(cli)
