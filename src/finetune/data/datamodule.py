@@ -23,19 +23,13 @@ from finetune.data.dataset import (
     balancing_weights,
     shuffled_order,
 )
-from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split, scan_folder
-from finetune.data.groups import groups_by_pattern, groups_with_duplicates
-from finetune.data.health import (
-    Finding,
-    check_folder,
-    readable_folder,
-    unreadable_files,
-    write_findings,
-)
+from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
+from finetune.data.groups import groups_with_duplicates
+from finetune.data.health import Finding, write_findings
 from finetune.data.images import MAX_PIXELS, ImageReader
-from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.loading import make_loader, silence_worker_advice
-from finetune.data.manifest import read_manifest, write_manifest
+from finetune.data.manifest import write_manifest
+from finetune.data.pictures import OnBadImage, Pictures
 from finetune.data.preview import MOST, write_batch_picture
 from finetune.data.transforms import (
     Augmentation,
@@ -49,7 +43,6 @@ from finetune.data.workload import reading_seconds
 from finetune.errors import ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
 
-OnBadImage = Literal["error", "skip"]
 # What counts where nothing is given and no recipe has chosen.
 BATCH_SIZE = 32
 AUGMENTATION: Augmentation = "light"
@@ -134,15 +127,20 @@ class ImageFolderDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed if training_seed is None else training_seed
         self.max_pixels = max_pixels
-        self.allow_outside = allow_outside
         self.split_settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
         self._given_preprocessing = preprocessing
         self._given_class_names = None if class_names is None else tuple(class_names)
         self._cache: tuple[CacheMode, str | None] = (cache, cache_dir)
-        self._on_bad_image: OnBadImage = on_bad_image
-        self._group_by = group_by
-        self._found: ImageFolder | None = None
-        self._inspections: list[Inspection] | None = None
+        self._pictures = Pictures(
+            self.root,
+            manifest=manifest,
+            allow_outside=allow_outside,
+            group_by=group_by,
+            max_pixels=max_pixels,
+            on_bad_image=on_bad_image,
+            cache_dir=cache_dir,
+            remember=cache != "off",
+        )
         self._assigned: ImageFolder | None = None
         self._readers: dict[ImageReader, Reader] = {}
         # A teacher's probabilities for the training pictures, (N, C), as train batches' third
@@ -164,8 +162,8 @@ class ImageFolderDataModule(LightningDataModule):
         own = self._given_class_names or self._of_classifier("class_names")
         if own:
             return tuple(own)
-        check_classes_in_train(self._find())
-        return self._find().class_names
+        check_classes_in_train(self._pictures.found)
+        return self._pictures.found.class_names
 
     @property
     def num_classes(self) -> int:
@@ -186,7 +184,7 @@ class ImageFolderDataModule(LightningDataModule):
     def folder(self) -> ImageFolder:
         """Every picture with its label in :attr:`class_names` and its side."""
         if self._assigned is None or self._assigned.class_names != self.class_names:
-            found = self._readable()
+            found = self._pictures.readable()
             if self._given_class_names or self._of_classifier("class_names"):
                 found = found.with_class_names(self.class_names)
             self._assigned = assign_splits(
@@ -220,19 +218,17 @@ class ImageFolderDataModule(LightningDataModule):
     @property
     def median_short_side(self) -> int:
         """Of the readable pictures, in pixels; 0 where there are none."""
-        sides = [min(seen.width, seen.height) for seen in self._inspect() if not seen.problem]
-        return sorted(sides)[(len(sides) - 1) // 2] if sides else 0
+        return self._pictures.median_short_side
 
     @property
     def findings(self) -> list[Finding]:
         """What :mod:`finetune.data.health` has to say about the folder, errors first."""
-        found = self._find()
-        return check_folder(found, self._inspect())
+        return self._pictures.findings
 
     @property
     def bad_images(self) -> list[Finding]:
         """The files that cannot be read; with ``on_bad_image="skip"`` they are left out."""
-        return unreadable_files(self._inspect())
+        return self._pictures.bad_images
 
     def setup(self, stage: str) -> None:
         """Find and open the pictures and put each on a side; called by Lightning.
@@ -312,34 +308,6 @@ class ImageFolderDataModule(LightningDataModule):
         bad = len(self.bad_images)
         return f"{text}; {bad} unreadable files left out, see bad_images.csv" if bad else text
 
-    def _find(self) -> ImageFolder:
-        if self._found is None:
-            if self.manifest is None:
-                self._found = scan_folder(self.root)
-            else:
-                self._found = read_manifest(
-                    self.manifest, self.root, allow_outside=self.allow_outside
-                )
-            if self._group_by:
-                self._found = groups_by_pattern(self._found, self._group_by)
-        return self._found
-
-    def _inspect(self) -> list[Inspection]:
-        if self._inspections is None:
-            self._inspections = inspect_files(
-                [image.path for image in self._find().images],
-                root=self.root,
-                max_pixels=self.max_pixels,
-                cache_dir=self._cache[1],
-                remember=self._cache[0] != "off",
-                progress=True,
-            )
-        return self._inspections
-
-    def _readable(self) -> ImageFolder:
-        """The folder without its bad images, with every content's hash."""
-        return readable_folder(self._find(), self._inspect(), on_bad_image=self._on_bad_image)
-
     def _of_classifier(self, attribute: str) -> Any:
         trainer = self.trainer
         return None if trainer is None else getattr(trainer.lightning_module, attribute, None)
@@ -381,7 +349,7 @@ class ImageFolderDataModule(LightningDataModule):
         """One reader for all loaders that decode alike, so that they share what is kept."""
         if reader not in self._readers:
             mode, cache_dir = self._cache
-            paths = [image.path for image in self._find().images]
+            paths = self._pictures.paths
             self._readers[reader] = caching_reader(
                 reader,
                 self.root,
