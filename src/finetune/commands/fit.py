@@ -214,6 +214,8 @@ def build_trainer(
 
     settings = cli.config_init["trainer"].as_dict()
     watched = on_terminal() and settings["enable_progress_bar"] is not False
+    given = settings["callbacks"] or []
+    theirs = given if isinstance(given, list) else [given]  # one alone is no list
     ours: list[Callback] = [
         *phase.callbacks,
         LearningRateMonitor("epoch"),
@@ -222,7 +224,7 @@ def build_trainer(
     accumulate = phase.accumulate_grad_batches * (settings["accumulate_grad_batches"] or 1)
     return cli.build_trainer(
         logger=loggers,
-        callbacks=[*(settings["callbacks"] or []), *ours],
+        callbacks=[*theirs, *ours],
         default_root_dir=str(folder),
         enable_progress_bar=watched,
         max_epochs=phase.max_epochs,

@@ -188,7 +188,9 @@ def _smoothing(facts: Facts, settled: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def _augmentation(facts: Facts, settled: Mapping[str, Any]) -> tuple[str, str]:
-    return "light", "crops and mirror images"
+    """Light, also from scratch: in a thousand steps on flowers12 medium stayed behind it."""
+    more = "" if facts.pretrained else "; more of it pays in longer fits only"
+    return "light", f"crops and mirror images{more}"
 
 
 def _class_weights(facts: Facts, settled: Mapping[str, Any]) -> tuple[str, str]:
