@@ -92,7 +92,7 @@ class ImageFolderDataModule(LightningDataModule):
         manifest: str | Path | None = None,
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
-        augmentation: Augmentation | Literal["auto"] = "auto",
+        augmentation: Literal["auto", Augmentation] = "auto",
         balanced: bool = False,
         batch_size: int | None = None,
         num_workers: int | None = None,

@@ -99,7 +99,7 @@ class ImageClassifier(LightningModule):
         warmup_fraction: float = 0.1,
         snapshots: int = 1,
         label_smoothing: float | None = None,
-        class_weights: ClassWeights | Literal["auto"] = "auto",
+        class_weights: Literal["auto", ClassWeights] = "auto",
         focal_gamma: float = 0.0,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
