@@ -42,8 +42,8 @@ from finetune.networks.freezing import apply_modes, freeze, split_at
 from finetune.preprocessing import Preprocessing
 from finetune.reporting.style import THEMES, add_legend, new_axes, to_png
 from finetune.training.intervals import wilson_interval
-from finetune.training.phases import FEW_A_CLASS
 from finetune.training.probe import Probe, fit_probe
+from finetune.training.probe_phase import FEW_A_CLASS
 
 BACKBONE = "tf_efficientnet_lite0"
 VIEWS = 3

@@ -1,5 +1,8 @@
 """``fit --model.teacher``: one network learns what a teacher says of the training pictures."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,44 @@ def test_with_a_share_of_one_the_student_follows_its_teacher_and_not_the_labels(
     agreeing = sum(a == b for a, b in zip(taught, learned, strict=True))
     assert agreeing >= 0.9 * len(pictures)
     assert "teacher" not in student.hparams, "a student's file needs no teacher"
+
+
+KEEP = """
+import torch
+from lightning.pytorch.callbacks import Callback
+
+class Keep(Callback):
+    def on_fit_end(self, trainer, pl_module):
+        torch.save(pl_module.state_dict(), f"rank{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_from_one_teacher(
+    contrary_teacher: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keep.py").write_text(KEEP)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "finetune", "fit", f"--data.root={colour_folder}", *SMALL),
+            *("--model.backbone=test_resnet", "--model.strategy=partial:1", "--model.lr=0.01"),
+            *("--trainer.max_epochs=20", "--trainer.devices=2", "--trainer.strategy=ddp"),
+            *("--trainer.callbacks=keep.Keep", f"--model.teacher={contrary_teacher}"),
+        ],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+    )
+    first, second = (torch.load(tmp_path / f"rank{n}.pt", weights_only=True) for n in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Each process gets its part of the pictures with the teacher's rows for these.
+    student = ImageClassifier.from_checkpoint(tmp_path / "runs/student-1/checkpoints/last.ckpt")
+    pictures = sorted(colour_folder.rglob("*.png"))
+    taught = predict(load_answerer(contrary_teacher), pictures).labels
+    learned = predict(student, pictures).labels
+    assert sum(a == b for a, b in zip(taught, learned, strict=True)) >= 0.9 * len(pictures)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from finetune.data import cache
-from finetune.data.cache import CachedReader, MemoryReader, caching_reader, evict
+from finetune.data.cache import CachedReader, MemoryReader, caching_reader
 from finetune.data.dataset import ImageDataset
 from finetune.data.images import ImageReader
+from finetune.data.packs import evict
 from finetune.errors import ImageError
 
 Painter = Callable[..., Path]

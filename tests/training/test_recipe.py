@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from finetune.training.recipe import Facts, choose_recipe
+from finetune.training.recipe import OF_CLOSED_FORM, RULES, Facts, choose_image_size, choose_recipe
 from finetune.training.strategies import epochs_of, phases_of
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
@@ -12,7 +12,6 @@ FACTS = Facts(
     stages=STAGES,
     can_keep=True,
     on_cpu=True,
-    batch_size=32,
 )
 
 
@@ -28,9 +27,14 @@ def test_every_choice_has_a_reason_and_can_be_run():
         replace(FACTS, class_counts=[5, 4]),
         replace(FACTS, can_keep=False),
         replace(FACTS, class_counts=[40_000, 30_000]),
+        replace(FACTS, class_counts=[400, 1]),
+        replace(FACTS, balanced=True),
+        replace(FACTS, seconds=5.0),
     ):
         recipe = choose_recipe(facts, {"strategy": "auto"})
         assert all(choice.reason for choice in recipe)
+        whole = RULES if recipe[0].value != "head" else OF_CLOSED_FORM
+        assert {choice.name for choice in recipe} == set(whole)
         found = {choice.name: choice.value for choice in recipe}
         phases = phases_of(found["strategy"], STAGES)
         assert sum(epochs_of(phases, found["epochs"])) >= (found["strategy"] != "head")
@@ -44,6 +48,9 @@ def test_every_choice_has_a_reason_and_can_be_run():
         ({"can_keep": False}, "head-then-all"),
         ({"pretrained": False}, "all"),
         ({"class_counts": [9, 10]}, "head"),
+        ({"seconds": 20.0}, "head"),
+        ({"seconds": 20.0, "pretrained": False}, "all"),
+        ({"seconds": 600.0}, "partial:2"),
     ],
 )
 def test_strategy(change, strategy):
@@ -65,8 +72,78 @@ def test_little_data_gets_more_epochs_and_the_steps_stay_in_bounds():
     assert few > many >= 3
 
 
+@pytest.mark.parametrize(
+    ("counts", "on_cpu", "size"),
+    [
+        ([98, 98], True, 32),  # the usual, from about six steps an epoch
+        ([60] * 12, True, 32),
+        ([60, 60], True, 16),
+        ([12, 12], True, 8),
+        ([2, 1], True, 8),
+        ([98, 98], False, 32),
+        ([15_000, 15_000], True, 32),
+        ([15_000, 15_000], False, 64),
+    ],
+)
+def test_batch_size(counts, on_cpu, size):
+    facts = replace(FACTS, class_counts=counts, on_cpu=on_cpu)
+    assert values(facts, strategy="all")["batch_size"] == size
+
+
+def test_a_batch_size_by_hand_decides_the_epochs():
+    large, small = values(FACTS, batch_size=64), values(FACTS, batch_size=8)
+    assert large["batch_size"] == 64
+    assert large["epochs"] * -(-198 // 64) == pytest.approx(100, abs=4)
+    assert small["epochs"] * -(-198 // 8) == pytest.approx(100, abs=25)
+
+
+@pytest.mark.parametrize(
+    ("short_side", "size"),
+    [(200, 64), (64, 64), (63, 32), (48, 32), (32, 32), (28, 32), (None, 64)],
+)
+def test_a_network_from_scratch_sees_no_enlarged_pictures(short_side, size):
+    choice = choose_image_size(64, pretrained=False, short_side=short_side)
+    assert (choice.name, choice.value) == ("image_size", size)
+
+
+def test_a_pretrained_network_keeps_the_size_it_knows():
+    assert choose_image_size(224, pretrained=True, short_side=48).value == 224
+
+
+def test_a_network_made_for_less_than_a_step_keeps_its_size():
+    assert choose_image_size(28, pretrained=False, short_side=20).value == 28
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, "no class is much rarer"),
+        ({"class_counts": [50, 10]}, "no class is much rarer"),
+        ({"class_counts": [60, 10]}, "6 to 1"),
+        ({"class_counts": [60, 0]}, "60 to 1"),
+        ({"class_counts": [600, 10], "balanced": True}, "drawn equally often"),
+    ],
+)
+def test_class_weights_are_left_to_the_user_and_the_reason_told(change, reason):
+    recipe = {choice.name: choice for choice in choose_recipe(replace(FACTS, **change), {})}
+    assert recipe["class_weights"].value == "none"
+    assert reason in recipe["class_weights"].reason
+    assert values(replace(FACTS, **change), class_weights="balanced")["class_weights"] == "balanced"
+
+
+def test_auto_means_not_given():
+    recipe = choose_recipe(FACTS, dict.fromkeys(RULES, "auto"))
+    assert recipe == choose_recipe(FACTS, {})
+
+
+def test_a_time_limit_is_told_where_it_shortens():
+    (epochs,) = (c for c in choose_recipe(replace(FACTS, seconds=300), {}) if c.name == "epochs")
+    assert "fewer" in epochs.reason
+
+
 def test_a_closed_form_needs_no_rates():
-    assert set(values(replace(FACTS, class_counts=[3, 3]))) == {"strategy", "epochs"}
+    found = values(replace(FACTS, class_counts=[3, 3]))
+    assert set(found) == {"strategy", "epochs", "augmentation", "class_weights"}
 
 
 def test_a_final_layer_without_closed_form_gets_epochs():

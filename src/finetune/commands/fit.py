@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from finetune.commands.trainer import FinetuneCLI
     from finetune.training.feature_store import FeatureStore
-    from finetune.training.phases import TrainerSettings
-    from finetune.training.recipe import Choice
+    from finetune.training.gradient_phases import TrainerSettings
 
 
 def main(arguments: list[str]) -> int:
@@ -97,11 +96,12 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
     """Train into the run folder, then put the best epoch's figures beside it."""
     from finetune.commands.resuming import keep_earlier_epochs
     from finetune.commands.runs import link_latest, timed_fit, write_text
+    from finetune.commands.settling import does_the_data_suffice, settle
     from finetune.training.tracking import finish_tracking
 
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     cli.datamodule.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
-    recipe = settle(cli)
+    recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
         print(cli.datamodule.summary(), *data_errors(cli), sep="\n")
@@ -139,45 +139,10 @@ def data_errors(cli: FinetuneCLI) -> list[str]:
     return [*lines, f"! see finetune check {cli.datamodule.root}"] if lines else []
 
 
-def settle(cli: FinetuneCLI) -> tuple[Choice, ...]:
-    """Choose what was not given, and write it into classifier and configuration."""
-    from finetune.training.phases import linear_head
-    from finetune.training.recipe import choose_recipe, facts_about
-
-    if cli.datamodule.balanced and cli.model.hparams["class_weights"] != "none":
-        raise UsageError(
-            "Expected --data.balanced or --model.class_weights, found both, which would weigh the "
-            "rare classes twice; leave one out."
-        )
-    if (cli.config.patience or 0) < 0:
-        raise UsageError(
-            f"Expected --patience of at least 0, found {cli.config.patience}; 0 stops no phase."
-        )
-    facts = facts_about(
-        cli.model,
-        cli.datamodule,
-        pretrained=bool(cli.config.model.pretrained) or cli.checkpoint is not None,
-        on_cpu=_on_cpu(cli),
-        closed_form=linear_head(cli.model.network) is not None,
-    )
-    names = ("strategy", "lr", "backbone_lr_factor", "label_smoothing")
-    given = {name: cli.model.hparams[name] for name in names}
-    given["epochs"] = cli.config.trainer.max_epochs
-    given["patience"] = cli.config.patience
-    recipe = choose_recipe(facts, given)
-    settled = {choice.name: choice.value for choice in recipe}
-    cli.config.trainer.max_epochs = settled.pop("epochs")
-    cli.config.patience = settled.pop("patience", None)
-    for name, value in settled.items():
-        cli.config.model[name] = value
-    cli.model.settle(**settled)
-    return recipe
-
-
 def teach(cli: FinetuneCLI, teacher: str) -> None:
     """Ask the teacher about the training pictures, once; its answers become soft labels."""
     from finetune.commands.teaching import teacher_probabilities
-    from finetune.training.phases import linear_head
+    from finetune.training.probe_phase import linear_head
 
     if cli.model.hparams["strategy"] == "head" and linear_head(cli.model.network) is not None:
         raise UsageError(
@@ -187,20 +152,6 @@ def teach(cli: FinetuneCLI, teacher: str) -> None:
     cli.datamodule.soft_labels = teacher_probabilities(teacher, cli.datamodule, _store(cli))
 
 
-def does_the_data_suffice(cli: FinetuneCLI) -> str:
-    """How what learns, in the strategy's widest phase, compares with the training pictures."""
-    from finetune.networks.capacity import data_advice
-    from finetune.networks.freezing import network_stages
-    from finetune.training.strategies import phases_of
-
-    network, counts = cli.model.network, cli.datamodule.class_counts("train")
-    stages = network_stages(network)
-    lowest = phases_of(cli.model.hparams["strategy"], list(stages))[-1].boundary
-    learning = list(stages)[list(stages).index(lowest) :]
-    parameters = sum(network.get_parameter(name).numel() for s in learning for name in stages[s])
-    return data_advice(parameters, sum(counts.values()), len(counts)).comparison
-
-
 def run_phases(
     cli: FinetuneCLI, folder: Path, epochs: int, *, deadline: float | None, say: Any
 ) -> None:
@@ -208,10 +159,11 @@ def run_phases(
     import torch
 
     from finetune.commands.resuming import copy_best
+    from finetune.commands.settling import on_cpu
     from finetune.training.phases import PhasedFit
     from finetune.training.tracking import track_best, with_csv_logger
 
-    if not _on_cpu(cli):
+    if not on_cpu(cli):
         cli.model.to(torch.accelerator.current_accelerator())
     loggers = with_csv_logger(cli.config_init["trainer"].as_dict()["logger"], folder)
 
@@ -263,6 +215,8 @@ def build_trainer(
 
     settings = cli.config_init["trainer"].as_dict()
     watched = on_terminal() and settings["enable_progress_bar"] is not False
+    given = settings["callbacks"] or []
+    theirs = given if isinstance(given, list) else [given]  # one alone is no list
     ours: list[Callback] = [
         *phase.callbacks,
         LearningRateMonitor("epoch"),
@@ -271,20 +225,13 @@ def build_trainer(
     accumulate = phase.accumulate_grad_batches * (settings["accumulate_grad_batches"] or 1)
     return cli.build_trainer(
         logger=loggers,
-        callbacks=[*(settings["callbacks"] or []), *ours],
+        callbacks=[*theirs, *ours],
         default_root_dir=str(folder),
         enable_progress_bar=watched,
         max_epochs=phase.max_epochs,
         accumulate_grad_batches=accumulate,
         max_time=settings["max_time"],
     )
-
-
-def _on_cpu(cli: FinetuneCLI) -> bool:
-    import torch
-
-    accelerator = cli.config_init["trainer"].as_dict()["accelerator"]
-    return accelerator == "cpu" or not torch.accelerator.is_available()
 
 
 def _silent(line: str) -> None:

@@ -16,10 +16,12 @@ from typing_extensions import override
 
 from finetune.commands.held_out import SPLIT_SETTINGS
 from finetune.commands.parsing import explain
+from finetune.commands.settling import choose_size_from_scratch
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import FinetuneError, UsageError
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
+from finetune.training.recipe import Choice
 
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
@@ -56,6 +58,7 @@ class FinetuneCLI(LightningCLI):
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.verb = verb
         self.checkpoint: Checkpoint | None = None
+        self.image_size: Choice | None = None  # where it had to be chosen before the build
         super().__init__(
             ImageClassifier,
             ImageFolderDataModule,
@@ -138,6 +141,8 @@ class FinetuneCLI(LightningCLI):
                 )
         if self.checkpoint is not None:
             follow_the_fits_split(self.config, self.checkpoint)
+        elif self.verb == "fit":
+            self.image_size = choose_size_from_scratch(self.config)
 
     @override
     def instantiate_classes(self) -> None:

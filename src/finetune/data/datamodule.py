@@ -23,19 +23,13 @@ from finetune.data.dataset import (
     balancing_weights,
     shuffled_order,
 )
-from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split, scan_folder
-from finetune.data.groups import groups_by_pattern, groups_with_duplicates
-from finetune.data.health import (
-    Finding,
-    check_folder,
-    readable_folder,
-    unreadable_files,
-    write_findings,
-)
+from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
+from finetune.data.groups import groups_with_duplicates
+from finetune.data.health import Finding, write_findings
 from finetune.data.images import MAX_PIXELS, ImageReader
-from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.loading import make_loader, silence_worker_advice
-from finetune.data.manifest import read_manifest, write_manifest
+from finetune.data.manifest import write_manifest
+from finetune.data.pictures import OnBadImage, Pictures
 from finetune.data.preview import MOST, write_batch_picture
 from finetune.data.transforms import (
     Augmentation,
@@ -49,7 +43,9 @@ from finetune.data.workload import reading_seconds
 from finetune.errors import ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
 
-OnBadImage = Literal["error", "skip"]
+# What counts where nothing is given and no recipe has chosen.
+BATCH_SIZE = 32
+AUGMENTATION: Augmentation = "light"
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -69,10 +65,11 @@ class ImageFolderDataModule(LightningDataModule):
         manifest: CSV with ``path,label[,split][,fold][,group]`` that decides instead of folders.
         preprocessing: image size and interpolation; by default the trained network's own.
         class_names: the vocabulary; by default the checkpoint's, or else the folder's.
-        augmentation: random views of training pictures: none, light, medium or strong.
+        augmentation: random views of training pictures: none, light, medium or strong; "auto" is
+            light unless a recipe chooses.
         balanced: draw every class equally often in an epoch, rare pictures several times, instead
             of each picture once; the final layer fitted in closed form weighs them likewise.
-        batch_size: pictures a batch.
+        batch_size: pictures a batch; 32 where it is not given and no recipe chooses.
         num_workers: processes that read pictures; by default chosen from cores and data size.
         val_fraction: share held out for validation where the folder has no such split; 0: none.
         test_fraction: share held out for testing where the folder has no such split; 0: none.
@@ -95,9 +92,9 @@ class ImageFolderDataModule(LightningDataModule):
         manifest: str | Path | None = None,
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
-        augmentation: Augmentation = "light",
+        augmentation: Literal["auto", Augmentation] = "auto",
         balanced: bool = False,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
@@ -116,35 +113,48 @@ class ImageFolderDataModule(LightningDataModule):
         root, manifest, cache_dir = str(root), _text(manifest), _text(cache_dir)
         # The two left out are the model's: Lightning refuses to log one key with two values.
         self.save_hyperparameters(ignore=["class_names", "preprocessing"])
-        _check_choice("augmentation", augmentation, get_args(Augmentation))
         _check_choice("cache", cache, get_args(CacheMode))
         _check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
-        if batch_size < 1:
-            raise UsageError(f"Expected batch_size to be at least 1, found {batch_size}.")
         if folds is not None and fold is None:
             raise UsageError(f"Expected fold, 0 ... {folds - 1}, together with folds={folds}.")
         self.root = Path(root)
         self.manifest = manifest
-        self.augmentation: Augmentation = augmentation
+        self.settle(
+            augmentation=AUGMENTATION if augmentation == "auto" else augmentation,
+            batch_size=BATCH_SIZE if batch_size is None else batch_size,
+        )
         self.balanced = balanced
-        self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed if training_seed is None else training_seed
         self.max_pixels = max_pixels
-        self.allow_outside = allow_outside
         self.split_settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
         self._given_preprocessing = preprocessing
         self._given_class_names = None if class_names is None else tuple(class_names)
         self._cache: tuple[CacheMode, str | None] = (cache, cache_dir)
-        self._on_bad_image: OnBadImage = on_bad_image
-        self._group_by = group_by
-        self._found: ImageFolder | None = None
-        self._inspections: list[Inspection] | None = None
+        self._pictures = Pictures(
+            self.root,
+            manifest=manifest,
+            allow_outside=allow_outside,
+            group_by=group_by,
+            max_pixels=max_pixels,
+            on_bad_image=on_bad_image,
+            cache_dir=cache_dir,
+            remember=cache != "off",
+        )
         self._assigned: ImageFolder | None = None
         self._readers: dict[ImageReader, Reader] = {}
         # A teacher's probabilities for the training pictures, (N, C), as train batches' third
         # tensor.
         self.soft_labels: Tensor | None = None
+
+    def settle(self, *, augmentation: Augmentation, batch_size: int) -> None:
+        """Take over settings that a recipe has chosen."""
+        _check_choice("augmentation", augmentation, get_args(Augmentation))
+        if batch_size < 1:
+            raise UsageError(f"Expected batch_size to be at least 1, found {batch_size}.")
+        self.augmentation: Augmentation = augmentation
+        self.batch_size = batch_size
+        self.hparams.update(augmentation=augmentation, batch_size=batch_size)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -152,8 +162,8 @@ class ImageFolderDataModule(LightningDataModule):
         own = self._given_class_names or self._of_classifier("class_names")
         if own:
             return tuple(own)
-        check_classes_in_train(self._find())
-        return self._find().class_names
+        check_classes_in_train(self._pictures.found)
+        return self._pictures.found.class_names
 
     @property
     def num_classes(self) -> int:
@@ -174,7 +184,7 @@ class ImageFolderDataModule(LightningDataModule):
     def folder(self) -> ImageFolder:
         """Every picture with its label in :attr:`class_names` and its side."""
         if self._assigned is None or self._assigned.class_names != self.class_names:
-            found = self._readable()
+            found = self._pictures.readable()
             if self._given_class_names or self._of_classifier("class_names"):
                 found = found.with_class_names(self.class_names)
             self._assigned = assign_splits(
@@ -206,15 +216,19 @@ class ImageFolderDataModule(LightningDataModule):
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
     @property
+    def median_short_side(self) -> int:
+        """Of the readable pictures, in pixels; 0 where there are none."""
+        return self._pictures.median_short_side
+
+    @property
     def findings(self) -> list[Finding]:
         """What :mod:`finetune.data.health` has to say about the folder, errors first."""
-        found = self._find()
-        return check_folder(found, self._inspect())
+        return self._pictures.findings
 
     @property
     def bad_images(self) -> list[Finding]:
         """The files that cannot be read; with ``on_bad_image="skip"`` they are left out."""
-        return unreadable_files(self._inspect())
+        return self._pictures.bad_images
 
     def setup(self, stage: str) -> None:
         """Find and open the pictures and put each on a side; called by Lightning.
@@ -294,34 +308,6 @@ class ImageFolderDataModule(LightningDataModule):
         bad = len(self.bad_images)
         return f"{text}; {bad} unreadable files left out, see bad_images.csv" if bad else text
 
-    def _find(self) -> ImageFolder:
-        if self._found is None:
-            if self.manifest is None:
-                self._found = scan_folder(self.root)
-            else:
-                self._found = read_manifest(
-                    self.manifest, self.root, allow_outside=self.allow_outside
-                )
-            if self._group_by:
-                self._found = groups_by_pattern(self._found, self._group_by)
-        return self._found
-
-    def _inspect(self) -> list[Inspection]:
-        if self._inspections is None:
-            self._inspections = inspect_files(
-                [image.path for image in self._find().images],
-                root=self.root,
-                max_pixels=self.max_pixels,
-                cache_dir=self._cache[1],
-                remember=self._cache[0] != "off",
-                progress=True,
-            )
-        return self._inspections
-
-    def _readable(self) -> ImageFolder:
-        """The folder without its bad images, with every content's hash."""
-        return readable_folder(self._find(), self._inspect(), on_bad_image=self._on_bad_image)
-
     def _of_classifier(self, attribute: str) -> Any:
         trainer = self.trainer
         return None if trainer is None else getattr(trainer.lightning_module, attribute, None)
@@ -363,7 +349,7 @@ class ImageFolderDataModule(LightningDataModule):
         """One reader for all loaders that decode alike, so that they share what is kept."""
         if reader not in self._readers:
             mode, cache_dir = self._cache
-            paths = [image.path for image in self._find().images]
+            paths = self._pictures.paths
             self._readers[reader] = caching_reader(
                 reader,
                 self.root,

@@ -61,7 +61,8 @@ class ImageClassifier(LightningModule):
         label_smoothing: probability taken from the label and spread over all classes, in [0, 1);
             likewise.
         class_weights: "balanced" weighs each class by the inverse of its number of images,
-            "effective" more gently, by their effective number.
+            "effective" more gently, by their effective number; "auto" is "none" unless a recipe
+            chooses.
         focal_gamma: above 0, focal loss: pictures answered well count less.
         mixup_alpha, cutmix_alpha: above 0, pictures of a batch are mixed; metrics stay with the
             hard labels.
@@ -98,7 +99,7 @@ class ImageClassifier(LightningModule):
         warmup_fraction: float = 0.1,
         snapshots: int = 1,
         label_smoothing: float | None = None,
-        class_weights: ClassWeights = "none",
+        class_weights: Literal["auto", ClassWeights] = "auto",
         focal_gamma: float = 0.0,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
@@ -112,9 +113,12 @@ class ImageClassifier(LightningModule):
         super().__init__()
         if batchnorm == "auto":
             batchnorm = "eval" if pretrained else "train"
+        if class_weights == "auto":
+            class_weights = "none"
         # What is needed only at birth is no hyperparameter: a reloaded checkpoint fetches nothing.
         self.save_hyperparameters(ignore=["pretrained", "teacher", "compile_backend"])
-        self.hparams.update(plain({**self.hparams, "batchnorm": batchnorm}))
+        resolved = {"batchnorm": batchnorm, "class_weights": class_weights}
+        self.hparams.update(plain({**self.hparams, **resolved}))
         self.class_names = _checked_class_names(class_names)
         self.backbone = str(backbone)
         self.network = create_network(

@@ -1,0 +1,198 @@
+"""The phases that learn by gradient steps: their callbacks, and what memory and time allow."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from finetune.training.candidates import figure, higher_is_better
+from finetune.training.classifier import ImageClassifier
+from finetune.training.keeping_alive import (
+    L2SP,
+    EpochSeed,
+    StopOnNonFiniteLoss,
+    StopWhenNotBetter,
+)
+from finetune.training.snapshots import Snapshots
+from finetune.training.time_limit import Deadline, epochs_within
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """What a phase asks of its trainer; everything else is the caller's."""
+
+    max_epochs: int
+    callbacks: list[Callback]
+    accumulate_grad_batches: int = 1
+
+
+@dataclass(slots=True)
+class GradientPhases:
+    """Runs one phase after the other, each with a trainer of its own.
+
+    Attributes:
+        classifier: is changed in place.
+        datamodule: whose batch size is halved where memory does not suffice.
+        folder: of the checkpoints; ``best.ckpt`` there is what a phase has to better.
+        new_trainer: makes the trainer of one phase.
+        monitor, patience, deadline, say: as in :class:`finetune.training.phases.PhasedFit`.
+        trainer: of the last phase.
+    """
+
+    classifier: ImageClassifier
+    datamodule: Any
+    folder: Path
+    new_trainer: Callable[[TrainerSettings], Trainer]
+    monitor: str
+    patience: int
+    deadline: float | None
+    say: Callable[[str], None]
+    trainer: Trainer | None = field(default=None, init=False)
+    _penalty: L2SP | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.classifier.hparams["l2_sp"] > 0:
+            self._penalty = L2SP(self.classifier.hparams["l2_sp"])
+
+    def run(
+        self, index: int, data: Any, epochs: int, *, seconds: float | None, inside: Path | None
+    ) -> Path:
+        """Fit once, in smaller batches where these are too large, and name the best checkpoint.
+
+        Args:
+            index: of the phase, from 0.
+            data: the data module, or activations kept of its pictures.
+            epochs: at most.
+            seconds: that may be used; None: as long as it takes.
+            inside: a checkpoint of this phase to go on from.
+
+        Raises:
+            KeyboardInterrupt: the trainer was interrupted; ``last.ckpt`` is there.
+        """
+        start = {name: value.clone() for name, value in self.classifier.state_dict().items()}
+        whole_batch, accumulate = self.datamodule.batch_size, 1
+        while True:
+            best, last = self._checkpoints(index)
+            stopper = self._stopper()
+            callbacks = [*self._guards(epochs), best, last, *stopper]
+            self.trainer = self.new_trainer(TrainerSettings(epochs, callbacks, accumulate))
+            try:
+                if seconds is not None and self.trainer.world_size == 1:
+                    self._shorten(self.trainer, data, epochs, seconds)
+                self.classifier.train()  # Lightning begins in whatever mode it finds
+                with _expected_warnings_off():
+                    self.trainer.fit(
+                        self.classifier, datamodule=data, ckpt_path=inside, weights_only=True
+                    )
+                break
+            except RuntimeError as error:
+                if not _out_of_memory(error) or self.datamodule.batch_size == 1:
+                    raise
+                error.__traceback__ = None  # its frames hold the batch that did not fit
+                accumulate = self._halve_batches(whole_batch)
+                self.classifier.load_state_dict(start)
+        if self.trainer.interrupted:
+            raise KeyboardInterrupt
+        if any(each.stopped_epoch for each in stopper):
+            self.say(f"stopped early: nothing better for {self.patience} epochs")
+        return Path(best.best_model_path)
+
+    def _guards(self, epochs: int) -> list[Callback]:
+        """What keeps a phase repeatable, alive, in time and near where it began."""
+        guards: list[Callback] = [EpochSeed(self.datamodule.seed), StopOnNonFiniteLoss()]
+        if self._penalty is not None:
+            guards.insert(0, self._penalty)
+        if self.deadline is not None:
+            guards.append(Deadline(self.deadline))
+        if self.classifier.cycles > 1:
+            guards.append(Snapshots(self.folder, epochs // self.classifier.cycles))
+        return guards
+
+    def _checkpoints(self, index: int) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+        """Two callbacks: Lightning's save_last writes only when there is a new best."""
+        has_val = bool(self.datamodule.images("val"))
+        best = ModelCheckpoint(
+            dirpath=self.folder,
+            filename="best" if index == 0 else f"phase{index + 1}",
+            monitor=self._watched if has_val else None,
+            mode="max" if higher_is_better(self.monitor) else "min",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        last = ModelCheckpoint(
+            dirpath=self.folder,
+            filename="last",
+            every_n_epochs=1,
+            monitor="epoch" if has_val else "step",  # a monitor of its own tells the two apart
+            mode="max",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        return best, last
+
+    def _stopper(self) -> list[StopWhenNotBetter]:
+        if not self.patience or self.classifier.cycles > 1 or not self.datamodule.images("val"):
+            return []
+        best = self.folder / "best.ckpt"
+        return [
+            StopWhenNotBetter(
+                self._watched,
+                higher_is_better=higher_is_better(self.monitor),
+                patience=self.patience,
+                best=figure(best, self.monitor) if best.is_file() else None,
+            )
+        ]
+
+    @property
+    def _watched(self) -> str:
+        """The figure by which epochs are told apart.
+
+        What label smoothing does to the confidence is put right in the end, so it counts neither
+        for nor against an epoch.
+        """
+        smoothed = self.classifier.setting("label_smoothing")
+        return "val/nll_rescaled" if smoothed and self.monitor == "val/nll" else self.monitor
+
+    def _shorten(self, trainer: Trainer, data: Any, epochs: int, seconds: float) -> None:
+        """Fewer epochs where the time does not suffice for all; the checkpoints say so."""
+        fitting = epochs_within(seconds, self.classifier, data, epochs)
+        if fitting < epochs and self.classifier.cycles == 1:
+            self.say(f"there is time for {fitting} of {epochs} epochs")
+            trainer.fit_loop.max_epochs = fitting
+            self.classifier.details["fit"]["shortened"] = {"from": epochs, "to": fitting}
+
+    def _halve_batches(self, whole_batch: int) -> int:
+        """Half of the pictures a batch, and how many batches make a step as large as before."""
+        self.datamodule.batch_size = max(1, self.datamodule.batch_size // 2)
+        accumulate = -(-whole_batch // self.datamodule.batch_size)
+        self.say(
+            f"out of memory: again with batches of {self.datamodule.batch_size}, "
+            f"{accumulate} of them a step"
+        )
+        return accumulate
+
+
+@contextmanager
+def _expected_warnings_off() -> Iterator[None]:
+    """Frozen parts are in eval mode, and the folder holds earlier phases: both are meant."""
+    with warnings.catch_warnings():
+        for message in (
+            "Found .* module\\(s\\) in eval mode",
+            "Checkpoint directory .* exists and is not empty",
+            "The dirpath has changed",
+            "Total length of `list` across ranks is zero",  # nothing is held out
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
