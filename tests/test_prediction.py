@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from torch.testing import assert_close
 from finetune import ImageClassifier, predict
 from finetune.data.images import decode_image
 from finetune.data.transforms import evaluation_transform
-from finetune.errors import DataError, ImageError
+from finetune.errors import DataError, ImageError, UsageError
 from finetune.prediction import find_pictures
 
 CLASSES = ("blue", "green", "red")
@@ -44,7 +46,8 @@ def test_pictures_are_found_in_the_order_given(colour_folder: Path, tmp_path: Pa
     assert found[0] == red
     assert [path.name for path in found[1:3]] == ["01.png", "02.png"]
     assert len(found) == 15
-    assert find_pictures([red, red]) == [red]
+    assert find_pictures([red, red]) == [red, red]  # answers line up with what was asked
+    assert len(find_pictures([red, colour_folder / "red"])) == 12
     with pytest.raises(DataError, match="found nothing at"):
         find_pictures([tmp_path / "absent.jpg"])
     with pytest.raises(DataError, match="found none"):
@@ -87,3 +90,28 @@ def test_tables_are_written_in_both_formats(classifier, colour_folder, tmp_path:
     predictions.to_csv(tmp_path / "a.csv")
     predictions.to_parquet(tmp_path / "a.parquet")
     assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "a.parquet"}
+
+
+def test_wrong_arguments_are_refused_by_name(classifier, colour_folder: Path) -> None:
+    red = colour_folder / "red" / "03.png"
+    with pytest.raises(UsageError, match="one of error, skip, found 'ignore'"):
+        predict(classifier, red, on_bad_image="ignore")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="batch_size of at least 1"):
+        predict(classifier, red, batch_size=0)
+    with pytest.raises(UsageError, match="found str; open a file with ImageClassifier"):
+        predict("best.ckpt", red)  # type: ignore[arg-type]
+
+
+def test_nothing_is_printed_in_a_notebook(classifier, colour_folder: Path) -> None:
+    script = (
+        "from finetune import ImageClassifier, predict\n"
+        "classifier = ImageClassifier(('a', 'b'), 'test_resnet', pretrained=False, image_size=32)\n"
+        f"predict(classifier, {str(colour_folder / 'red' / '03.png')!r}, num_workers=0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_dots_in_a_tables_name_stay(classifier, colour_folder: Path, tmp_path: Path) -> None:
+    predict(classifier, colour_folder / "red" / "03.png").to_csv(tmp_path / "v1.2")
+    assert [path.name for path in tmp_path.iterdir()] == ["v1.2.csv"]

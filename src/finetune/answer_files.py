@@ -50,7 +50,9 @@ def open_answer_file(path: str | Path) -> Iterator[Callable[[Row], None]]:
     path = Path(path)
     opened = {"csv": _csv, "parquet": _parquet, "jsonl": _json_lines}[format_of(path)]
     if not path.parent.is_dir():
-        raise UsageError(f"Expected a folder to write {path.name} into, found no {path.parent}.")
+        raise UsageError(
+            f"Expected a folder to write {path.name} into, found no {path.parent}; create it."
+        )
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with opened(beside) as write:

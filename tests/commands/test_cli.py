@@ -143,3 +143,29 @@ def test_names_without_a_code_in_the_terminals_alphabet_are_escaped(tmp_path: Pa
     assert result.returncode == 1
     assert r"\u65e5\u672c" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit"], "Expected --data.root, found none"),
+        (["split", "."], "Expected --output, found none"),
+        (["--data.batch_size", "x"], "--data.batch_size to be a whole number or null, found 'x'"),
+        (["--data.val_fraction", "x"], "Expected --data.val_fraction to be a number, found 'x'"),
+        (["--data.augmentation", "x"], "one of 'auto', 'none', 'light', 'medium', 'strong', found"),
+        (["--model.strategy", "haed"], "did you mean head?"),
+        (["--model.lr", "-1"], "Expected a learning rate above 0, found -1"),
+        (["--trainer.max_epochs", "0"], "Expected --trainer.max_epochs of at least 1, found 0"),
+    ],
+)
+def test_wrong_values_are_told_in_words(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], colour_folder: Path
+) -> None:
+    if arguments[0].startswith("--"):
+        small = ["--model.backbone", "test_resnet", "--model.pretrained", "false"]
+        arguments = ["fit", "--data.root", str(colour_folder), *small, *arguments]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "class '" not in error

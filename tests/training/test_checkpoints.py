@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune import Ensemble, ImageClassifier
 from finetune.errors import CheckpointError
 from finetune.preprocessing import Preprocessing
 from finetune.training.checkpoints import (
@@ -124,3 +126,23 @@ def test_values_without_a_plain_form_are_refused() -> None:
 
 def test_preprocessing_survives_the_round_trip() -> None:
     assert Preprocessing.from_dict(plain(PREPROCESSING.to_dict())) == PREPROCESSING
+
+
+def test_the_checkpoint_decides_how_pictures_are_prepared(tmp_path: Path) -> None:
+    """timm may change its mind about a backbone's statistics; a fitted network must not."""
+    classifier = ImageClassifier(("a", "b"), "test_resnet", pretrained=False, image_size=32).eval()
+    then = replace(classifier.preprocessing, mean=(0.1, 0.2, 0.3), crop_fraction=0.5)
+    path = tmp_path / "best.ckpt"
+    write_checkpoint(
+        path,
+        state_dict=classifier.state_dict(),
+        hyper_parameters=dict(classifier.hparams),
+        entry=describe(classifier.class_names, classifier.backbone, then),
+    )
+    reloaded = ImageClassifier.from_checkpoint(path)
+    assert reloaded.preprocessing == then
+    images = torch.rand(2, 3, 32, 32)
+    shift = (torch.tensor(then.mean) - torch.tensor(classifier.preprocessing.mean)).view(3, 1, 1)
+    torch.testing.assert_close(reloaded(images), classifier(images - shift))
+    (member,) = Ensemble.from_checkpoints([path]).parts
+    assert member.preprocessings == (then,)

@@ -52,10 +52,7 @@ class ClassifierMember(nn.Module):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, name: str) -> ClassifierMember:
         """Build the network of a checkpoint and load its weights strictly."""
-        classifier = ImageClassifier(**{**checkpoint.hyper_parameters, "pretrained": False})
-        classifier.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
-        classifier.details = checkpoint.details
-        return cls(classifier, name)
+        return cls(ImageClassifier.rebuilt(checkpoint), name)
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:

@@ -87,7 +87,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
-    cli.model.load_weights(cli.checkpoint.state_dict, source=str(cli.checkpoint.path))
+    cli.model.take_over(cli.checkpoint)
     cli.datamodule.setup(verb)
     started = time.perf_counter()
     with recorded_features(cli.model) as features:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.commands.parsing import whole_number
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data.manifest", dest="manifest", help="a CSV that decides on the split instead"
     )
-    group.add_argument("--data.batch_size", dest="batch_size", type=int, default=32)
+    group.add_argument(
+        "--data.batch_size",
+        dest="batch_size",
+        type=whole_number(1),
+        default=32,
+        help="pictures a forward pass",
+    )
     group.add_argument("--data.num_workers", dest="num_workers", type=int, help="by default chosen")
     group.add_argument("--data.cache", dest="cache", default="auto", help="off, memory, disk, auto")
     group.add_argument("--data.cache_dir", dest="cache_dir", help="instead of the platform's")

@@ -65,13 +65,44 @@ def whole_number(least: int) -> Callable[[str], int]:
     return convert
 
 
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
+
+
+def _in_our_words(line: str) -> str:
+    """Names of options as they are typed, names of types as one says them."""
+    missing = re.fullmatch(r"the following arguments are required: (.+)", line)
+    if missing:
+        names = (f"--{name.lstrip('-')}" for name in missing[1].split(", "))
+        return f"Expected {', '.join(names)}, found none"
+    wrong = re.fullmatch(r'Parser key "([^"]+)": (.*?)(?: Given value: (.*))?', line)
+    if wrong is None:
+        return line
+    name, what, value = wrong.groups()
+    expected = re.findall(r"Expected a <class '(\w+)'>", what)
+    given = re.search(r"Got value: (\S+)", what)
+    value = value or (given[1] if given else None)
+    choices = re.fullmatch(r"Expected a typing.Literal\[(.*)\]. Got value: .*", what)
+    if choices and value:
+        return f"Expected --{name} to be one of {choices[1]}, found {value!r}"
+    if expected and value and what.count("Expected") == len(expected):
+        wanted = " or ".join(TYPES.get(each, each) for each in dict.fromkeys(expected))
+        return f"Expected --{name} to be {wanted}, found {value!r}"
+    return f"--{name}: {what}" + (f" Given value: {value}" if value else "")
+
+
 def _dashed(option: str) -> str:
     return option.replace("_", "-")
 
 
 def explain(message: str, program: str, options: Iterable[str]) -> str:
     """A parser's message in one line, with the nearest option where one was mistyped."""
-    line = re.sub(r"\s+", " ", message).strip().rstrip(".")
+    line = _in_our_words(re.sub(r"\s+", " ", message).strip().rstrip("."))
     wrong = re.search(
         r"(?:unrecognized arguments:|does not accept (?:option|nested key)) *'?([^ =']+)", line
     )

@@ -23,6 +23,12 @@ from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.recipe import Choice
 
+PURPOSES = {
+    "fit": "Fine-tune a classifier on --data.root DIR; everything else has a default. Options of "
+    "--data and --model stand behind Lightning's own, those of --trainer.",
+    "validate": "Judge a checkpoint on the validation images.",
+    "test": "Judge a checkpoint on the test images, and write a report.",
+}
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
@@ -67,7 +73,11 @@ class FinetuneCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             parser_class=OneLineParser,
-            parser_kwargs={"allow_abbrev": False, "prog": f"finetune {verb}"},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": f"finetune {verb}",
+                "description": PURPOSES[verb],
+            },
             args=list(arguments),
             run=False,
         )
@@ -203,7 +213,7 @@ def _seed_number(seed: int | bool) -> int:
 def checkpoint_option(arguments: Sequence[str]) -> str | None:
     """``ckpt_path`` from the options or a configuration file, before anything is parsed."""
     found = None
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for option, value in zip(arguments, [*arguments, ""][1:], strict=True):
         name, _, attached = option.partition("=")
         value = attached or value
         if name == "--ckpt_path":

@@ -197,6 +197,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     def images(self, split: Split) -> tuple[LabelledImage, ...]:
         """The pictures of a split, in the order of its unshuffled loader."""
+        _check_choice("split", split, get_args(Split))
         return self.folder.of_split(split)
 
     @property

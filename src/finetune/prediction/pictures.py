@@ -24,16 +24,22 @@ Picture = str | os.PathLike[str]
 def find_pictures(pictures: Picture | Iterable[Picture]) -> list[Path]:
     """Files from pictures, folders (all pictures below) and glob patterns, in the order given.
 
+    A file named twice is there twice, so that answers line up with what was asked; what a folder or
+    pattern brings is left out where it is there already.
+
     Raises:
         DataError: something does not exist, or there is no picture in the whole.
     """
-    given = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
-    found = [file for item in given for file in _expand(os.fspath(item))]
+    given = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures or ())
+    found: list[Path] = []
+    for item in (os.fspath(each) for each in given):
+        there = set() if os.path.isfile(item) else set(found)
+        found += [file for file in _expand(item) if file not in there]
     if not found:
         raise DataError(
             f"Expected pictures, found none in {', '.join(map(str, given)) or 'an empty list'}."
         )
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _expand(item: str) -> list[Path]:
@@ -43,7 +49,8 @@ def _expand(item: str) -> list[Path]:
     if path.is_file():
         return [path]
     if has_magic(item):
-        return [file for match in sorted(glob(item, recursive=True)) for file in _expand(match)]
+        matches = sorted(glob(item, recursive=True))  # "**" names a folder and what is in it
+        return list(dict.fromkeys(file for match in matches for file in _expand(match)))
     raise DataError(f"Expected a picture or a folder, found nothing at {item}; check the path.")
 
 

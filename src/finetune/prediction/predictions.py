@@ -69,17 +69,23 @@ class Predictions:
             yield row
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the rows as CSV; the file appears when it is complete."""
-        self._write(Path(path).with_suffix(".csv"))
+        """Write the rows as CSV, with that ending; the file appears when it is complete."""
+        self._write(_ending_in(".csv", path))
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write the rows as Parquet; the file appears when it is complete."""
-        self._write(Path(path).with_suffix(".parquet"))
+        """Write the rows as Parquet, with that ending; the file appears when it is complete."""
+        self._write(_ending_in(".parquet", path))
 
     def _write(self, path: Path) -> None:
         with open_answer_file(path) as write:
             for row in self.rows():
                 write(row)
+
+
+def _ending_in(suffix: str, path: str | Path) -> Path:
+    """The path with the ending, which it may have already; other dots belong to its name."""
+    path = Path(path)
+    return path if path.suffix.lower() == suffix else path.with_name(path.name + suffix)
 
 
 def answer_row(

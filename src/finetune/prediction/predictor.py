@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning import LightningModule, Trainer
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader
 from finetune.combining.augmented import View, chosen_views, mean_over_views
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.images import MAX_PIXELS
-from finetune.errors import ImageError
+from finetune.errors import ImageError, UsageError
 from finetune.prediction.answerers import Answerer, SingleClassifier
 from finetune.prediction.pictures import (
     Collated,
@@ -61,7 +64,9 @@ def predict(
 
     Raises:
         DataError: no pictures. ImageError: one that cannot be read, with ``on_bad_image="error"``.
+        UsageError: another kind of argument.
     """
+    _check_arguments(classifier, batch_size, on_bad_image)
     answerer = (
         SingleClassifier(classifier) if isinstance(classifier, ImageClassifier) else classifier
     )
@@ -75,13 +80,33 @@ def predict(
         collate_fn=collate_views,
     )
     collected = _Collector(paths, answerer, on_answer, on_bad_image)
-    trainer = trainer or _quiet_trainer()
+    answering = _Answering(answerer, views)
+    if trainer is None:
+        with _lightning_quiet():
+            trainer = _plain_trainer(collected)
+            trainer.predict(answering, loader, return_predictions=False)
+        return collected.predictions()
     trainer.callbacks.append(collected)  # type: ignore[attr-defined]
     try:
-        trainer.predict(_Answering(answerer, views), loader, return_predictions=False)
+        trainer.predict(answering, loader, return_predictions=False)
     finally:
         trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
     return collected.predictions()
+
+
+def _check_arguments(classifier: Any, batch_size: int, on_bad_image: str) -> None:
+    if not isinstance(classifier, torch.nn.Module):
+        raise UsageError(
+            f"Expected a classifier or an ensemble, found {type(classifier).__name__}; open a file "
+            "with ImageClassifier.from_checkpoint or Ensemble.from_file."
+        )
+    if batch_size < 1:
+        raise UsageError(f"Expected batch_size of at least 1, found {batch_size}.")
+    if on_bad_image not in get_args(OnBadImage):
+        raise UsageError(
+            f"Expected on_bad_image to be one of {', '.join(get_args(OnBadImage))}, found "
+            f"{on_bad_image!r}."
+        )
 
 
 class _Answering(LightningModule):
@@ -177,8 +202,24 @@ class _Collector(Callback):
         )
 
 
-def _quiet_trainer() -> Trainer:
+@contextmanager
+def _lightning_quiet() -> Iterator[None]:
+    """Nothing about devices and products; what the caller has set is given back."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _plain_trainer(collected: Callback) -> Trainer:
     return Trainer(
+        callbacks=[collected],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -15,6 +15,7 @@ optimizer's state) with one entry more, ``finetune``, made of plain values and t
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,9 @@ def read_content(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CheckpointError(f"Expected a checkpoint, found no file {path}; check the path.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the pickle protocol of strangers
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
     except Exception as error:  # a stranger's bytes make the reader fail in every way
         raise CheckpointError(
             f"Expected a checkpoint in {path}, found a file that is none or holds code, "

@@ -14,12 +14,19 @@ from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
 from finetune.networks.factory import create_network, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
-from finetune.training.checkpoints import ENTRY, describe, plain, read_checkpoint
+from finetune.training.checkpoints import (
+    ENTRY,
+    Checkpoint,
+    describe,
+    plain,
+    read_checkpoint,
+)
 from finetune.training.distillation import check_teaching, distillation_loss
 from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
 from finetune.training.metrics import classification_metrics
 from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
 from finetune.training.rescaling import rescaled_nll
+from finetune.training.strategies import parse_strategy
 
 # Images and labels; a third tensor holds a teacher's probabilities (B, C).
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -76,6 +83,7 @@ class ImageClassifier(LightningModule):
             live pictures; the first ones take a minute, so it pays on accelerators and long fits.
     """
 
+    preprocessing: Preprocessing
     mean: Tensor
     std: Tensor
 
@@ -111,6 +119,9 @@ class ImageClassifier(LightningModule):
         compile_backend: str | None = None,
     ) -> None:
         super().__init__()
+        parse_strategy(strategy)  # before weights are looked for, which may take a while
+        if lr is not None and not lr > 0:
+            raise UsageError(f"Expected a learning rate above 0, found {lr}.")
         if batchnorm == "auto":
             batchnorm = "eval" if pretrained else "train"
         if class_weights == "auto":
@@ -131,12 +142,7 @@ class ImageClassifier(LightningModule):
             drop_path_rate=drop_path_rate,
             **(network_options or {}),
         )
-        self.preprocessing: Preprocessing = preprocessing_of(
-            self.backbone, in_chans=in_chans, image_size=image_size
-        )
-        for name in ("mean", "std"):
-            statistics = torch.tensor(getattr(self.preprocessing, name)).view(1, -1, 1, 1)
-            self.register_buffer(name, statistics, persistent=False)
+        self._see_by(preprocessing_of(self.backbone, in_chans=in_chans, image_size=image_size))
         if batchnorm == "frozen":
             freeze(self.network, (), batch_norm="frozen")
         self.mix = batch_mixing(
@@ -173,11 +179,26 @@ class ImageClassifier(LightningModule):
             CheckpointError: the file is no checkpoint of ours.
             CheckpointMismatchError: its weights do not fit the network that it names.
         """
-        checkpoint = read_checkpoint(path)
+        return cls.rebuilt(read_checkpoint(path))
+
+    @classmethod
+    def rebuilt(cls, checkpoint: Checkpoint) -> ImageClassifier:
+        """The same from what was read of a file."""
         classifier = cls(**{**checkpoint.hyper_parameters, "pretrained": False})
-        classifier.load_weights(checkpoint.state_dict, source=str(path))
+        classifier.take_over(checkpoint)
         classifier.details = checkpoint.details
         return classifier.eval()
+
+    def take_over(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint's weights, and how its pictures were prepared, whatever timm says today."""
+        self.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
+        self._see_by(checkpoint.preprocessing.with_image_size(self.hparams["image_size"]))
+
+    def _see_by(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        for name in ("mean", "std"):
+            statistics = torch.tensor(getattr(preprocessing, name)).view(1, -1, 1, 1)
+            self.register_buffer(name, statistics, persistent=False)
 
     def load_weights(self, state_dict: dict[str, Tensor], *, source: str) -> None:
         """Load all of the tensors, or none.
