@@ -43,7 +43,7 @@ from finetune.preprocessing import Preprocessing
 from finetune.reporting.style import THEMES, add_legend, new_axes, to_png
 from finetune.training.intervals import wilson_interval
 from finetune.training.probe import Probe, fit_probe
-from finetune.training.probe_phase import FEW_A_CLASS
+from finetune.training.probe_phase import views_of_few
 
 BACKBONE = "tf_efficientnet_lite0"
 VIEWS = 3
@@ -230,13 +230,11 @@ class Curve:
     def fitted(self, pictures: Pictures, seed: int) -> Probe:
         """The final layer, where pictures are few on random views as well: as ``finetune fit``."""
         views = [pictures]
-        if len(pictures.labels) < FEW_A_CLASS * self.classes:
-            torch.manual_seed(seed)
-            size = pictures.images.shape[-1]
-            view = training_transform(Preprocessing(size), "light", to_float=False)
-            for _ in range(VIEWS):
-                images = torch.stack([view(image) for image in pictures.images])
-                views.append(Pictures(images, pictures.labels))
+        torch.manual_seed(seed)
+        view = training_transform(Preprocessing(pictures.images.shape[-1]), "light", to_float=False)
+        for _ in range(views_of_few(len(pictures.labels) / self.classes, VIEWS)):
+            images = torch.stack([view(image) for image in pictures.images])
+            views.append(Pictures(images, pictures.labels))
         return fit_probe(
             torch.cat([answers(self.bottom, each) for each in views]),
             pictures.labels.repeat(len(views)),

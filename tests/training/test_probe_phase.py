@@ -13,7 +13,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("augmentation", "few", "rows"), [("light", 20, 4), ("none", 20, 1), ("light", 5, 1)]
+    ("augmentation", "few", "rows"), [("light", 20, 8), ("none", 20, 1), ("light", 5, 1)]
 )
 def test_few_pictures_fit_the_final_layer_in_several_views_never_split_between_folds(
     run, augmentation, few, rows, colour_folder, tmp_path, monkeypatch
@@ -35,6 +35,23 @@ def test_few_pictures_fit_the_final_layer_in_several_views_never_split_between_f
         assert torch.equal(seen["labels"][own], seen["labels"][:count])
         assert torch.equal(seen["groups"][own], seen["groups"][:count])
         assert not torch.equal(seen["features"][own], seen["features"][:count])
+
+
+@pytest.mark.parametrize(
+    ("pictures_a_class", "views", "expected"),
+    [
+        (0.5, 3, 8),
+        (2, 3, 8),
+        (10, 3, 6),
+        (19, 3, 3),
+        (19, 5, 5),
+        (20, 3, 0),
+        (2, 0, 0),
+        (2, 12, 12),
+    ],
+)
+def test_the_fewer_the_pictures_the_more_their_views(pictures_a_class, views, expected):
+    assert module.views_of_few(pictures_a_class, views) == expected
 
 
 def test_balanced_draws_reach_the_probe(data_of, classifier_of, colour_folder, monkeypatch):
