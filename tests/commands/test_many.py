@@ -115,3 +115,22 @@ def test_groups_without_members_are_one_line(
 @pytest.mark.parametrize("options", [["--seeds=1"], ["--seeds", "x"], ["--seeds=2", "--folds=2"]])
 def test_wrong_numbers_are_refused(colour_folder: Path, options: list[str]) -> None:
     assert main(["fit", f"--data.root={colour_folder}", *SMALL, *options]) == 2
+
+
+def test_members_run_at_the_same_time_where_there_are_several_accelerators(
+    colour_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", f"--data.root={colour_folder}", *SMALL, "--seeds=2"]
+    assert main([*arguments, "--name=after"]) == 0
+    # There is no second accelerator here: both places are the processor.
+    monkeypatch.setattr(
+        "finetune.commands.many.device_options", lambda _: [["--trainer.devices=1"]] * 2
+    )
+    capsys.readouterr()
+    assert main([*arguments, "--name=beside"]) == 0
+    assert "seed-0: val: accuracy" in (shown := capsys.readouterr().out)
+    assert "seed-1: val: accuracy" in shown
+    for name in ("seed-0-1", "seed-1-1"):
+        after, beside = (weights(Path(f"runs/{group}-1/{name}")) for group in ("after", "beside"))
+        assert torch.equal(after, beside)
+    assert main([*arguments, "--model.focal_gamma=-1", "--name=wrong"]) != 0

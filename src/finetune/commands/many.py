@@ -7,11 +7,17 @@ frozen features, and differ in order, random views and initial weights; or one f
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.commands.side_by_side import (
+    device_options,
+    fit_in_a_process,
+    run_side_by_side,
+)
 from finetune.errors import FinetuneError, UsageError
 
 MEMBERS = "members.json"
@@ -48,34 +54,29 @@ def many_fits(arguments: Sequence[str]) -> ManyFits | None:
 
 
 def fit_many(fits: ManyFits, group: Path) -> int:
-    """Fit the members that are not there yet, one after the other; one that fails stops no other.
+    """Fit the members that are not there yet; one that fails stops no other.
+
+    They follow each other, or run at the same time where there are several accelerators.
 
     Returns:
         0 if all members are there in the end, else 1.
     """
-    from finetune.commands import fit
-    from finetune.commands.runs import INHERITED, write_text
+    from finetune.commands.runs import write_text
 
     write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": fits.shared}))
-    failed = []
+    calls = {}
     for name, options in fits.members.items():
         if finished(group, name):
             print(f"{name}: there already")
             continue
-        print(f"\n{name}", flush=True)
-        place = [f"--runs={group}", f"--name={name}"]
-        try:
-            interrupted = _interrupted(group, name)
-            resume = [f"--resume={interrupted}"] if interrupted else []
-            # An interrupted member has its settings in its own folder.
-            fit.main(resume or [*fits.shared, *options, *place])
-        except (FinetuneError, RuntimeError, OSError, ValueError) as error:
-            print(f"{name} failed: {error}", file=sys.stderr)
-            failed.append(name)
-        finally:
-            import os
-
-            os.environ.pop(INHERITED, None)
+        interrupted = _interrupted(group, name)
+        # An interrupted member has its settings in its own folder.
+        resume = [f"--resume={interrupted}"] if interrupted else []
+        calls[name] = resume or [*fits.shared, *options, f"--runs={group}", f"--name={name}"]
+    problems = _fit_all(calls, device_options(fits.shared))
+    failed = [name for name, problem in problems.items() if problem is not None]
+    for name in failed:
+        print(f"{name} failed: {problems[name]}", file=sys.stderr)
     there = len(fits.members) - len(failed)
     print(f"\n{there} of {len(fits.members)} members in {group}")
     if failed:
@@ -85,6 +86,33 @@ def fit_many(fits: ManyFits, group: Path) -> int:
             print(f"next: finetune report {group}/fold-*-1 --folds --output folds.html")
         print(f"next: finetune ensemble {group} --data.root DIR --output ensemble.ckpt")
     return 1 if failed else 0
+
+
+def _fit_all(
+    calls: Mapping[str, Sequence[str]], devices: Sequence[list[str]]
+) -> dict[str, str | None]:
+    """Why each member failed, or None."""
+    if len(devices) == 1:
+        return {name: _fit_here(name, arguments) for name, arguments in calls.items()}
+    jobs = {
+        name: lambda options, name=name: fit_in_a_process(name, [*calls[name], *options])
+        for name in calls
+    }
+    return run_side_by_side(jobs, devices)
+
+
+def _fit_here(name: str, arguments: Sequence[str]) -> str | None:
+    from finetune.commands import fit
+    from finetune.commands.runs import INHERITED
+
+    print(f"\n{name}", flush=True)
+    try:
+        fit.main(list(arguments))
+    except (FinetuneError, RuntimeError, OSError, ValueError) as error:
+        return str(error)
+    finally:
+        os.environ.pop(INHERITED, None)
+    return None
 
 
 def is_group(path: str | Path) -> bool:

@@ -54,10 +54,12 @@ class Split(NamedTuple):
         bottom: normalised images ``(B, C, H, W)`` to activations ``(B, ...)``; always in eval
             mode and without gradients, whatever the network's mode, which is left as it was.
         top: activations to logits ``(B, classes)``, in the network's own mode, with gradients.
+        features: activations to what enters the final layer ``(B, D)``; as the bottom does it.
     """
 
     bottom: Callable[[Tensor], Tensor]
     top: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor], Tensor]
 
 
 def split_at_parameters(network: Any, boundary: str, first_parameters: Sequence[str]) -> Split:
@@ -85,7 +87,11 @@ def split_at_parameters(network: Any, boundary: str, first_parameters: Sequence[
     def top(activations: Tensor) -> Tensor:
         return network.forward_head(_run(steps[cut:], activations))
 
-    return Split(bottom, top)
+    def features(activations: Tensor) -> Tensor:
+        with evaluating(network):
+            return network.forward_head(_run(steps[cut:], activations), pre_logits=True)
+
+    return Split(bottom, top, features)
 
 
 @contextmanager
@@ -119,7 +125,7 @@ def _split_at_head(network: Any) -> Split:
         dropped = functional.dropout(features, drop_rate, network.training)
         return network.get_classifier()(dropped)
 
-    return Split(bottom, top)
+    return Split(bottom, top, lambda features: features)
 
 
 def _forward_steps(network: Any) -> list[Step]:

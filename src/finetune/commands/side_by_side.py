@@ -1,0 +1,65 @@
+"""Members of a group at the same time, one on each accelerator, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeVar
+
+Place = TypeVar("Place")
+Outcome = TypeVar("Outcome")
+
+
+def device_options(arguments: Sequence[str]) -> list[list[str]]:
+    """The options that give a member an accelerator of its own, one entry an accelerator.
+
+    One entry without options, for members that follow each other, where there are not several or
+    where the settings say which are to be used.
+    """
+    import torch
+
+    count = torch.accelerator.device_count()
+    if count < 2:
+        return [[]]
+    from finetune.commands.trainer import FinetuneCLI
+
+    trainer = FinetuneCLI("fit", arguments).config.trainer
+    if trainer.accelerator == "cpu" or trainer.devices != "auto":
+        return [[]]
+    return [[f"--trainer.devices=[{number}]"] for number in range(count)]
+
+
+def run_side_by_side(
+    jobs: Mapping[str, Callable[[Place], Outcome]], places: Sequence[Place]
+) -> dict[str, Outcome]:
+    """Run every job on a place that is free, one at a time on each; outcomes by the jobs' names."""
+    free: SimpleQueue[Place] = SimpleQueue()
+    for place in places:
+        free.put(place)
+
+    def run(job: Callable[[Place], Outcome]) -> Outcome:
+        place = free.get()
+        try:
+            return job(place)
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        return dict(zip(jobs, pool.map(run, jobs.values()), strict=True))
+
+
+def fit_in_a_process(name: str, arguments: Sequence[str]) -> str | None:
+    """Fit one member, its lines printed behind its name; why it failed, or None."""
+    command = [sys.executable, "-m", "finetune", "fit", *arguments]
+    said = ""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"{name}: {line}", end="", flush=True)
+            said = line.strip() or said
+    return None if process.returncode == 0 else said.removeprefix("finetune: ")
