@@ -23,7 +23,7 @@ from finetune.training.logistic import LogisticProblem, logistic_problem, solve_
 # Penalties on the sum of the losses (scikit-learn's 1 / C), from strong to weak.
 L2_GRID = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
 # Beyond this many rows the penalty is chosen on a stratified part, and fitted on everything.
-MAX_ROWS_FOR_CROSS_VALIDATION = 4000
+MAX_ROWS_FOR_CROSS_VALIDATION = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class _Folds:
         for fold, problem in self.problems.items():
             # Far looser than the final fit: the NLL is flat around the optimum.
             coefficients = solve_logistic(
-                problem, l2, tolerance=1e-4, start=self.solutions.get(fold)
+                problem, l2, tolerance=3e-3, start=self.solutions.get(fold)
             )
             self.solutions[fold] = coefficients
             out = self.fold_of == fold
