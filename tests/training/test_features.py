@@ -12,16 +12,9 @@ from finetune.data.dataset import ImageDataset
 from finetune.data.folder import LabelledImage
 from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.networks.factory import create_network
-from finetune.networks.freezing import network_stages
 from finetune.preprocessing import Preprocessing
 from finetune.training.feature_store import FeatureStore
-from finetune.training.features import (
-    View,
-    features_above,
-    frozen_features,
-    live_features,
-    space_key,
-)
+from finetune.training.features import View, frozen_features, live_features, space_key
 
 SIZE = 64
 
@@ -97,18 +90,6 @@ def test_cached_activations_give_the_logits_of_a_live_forward(
     with torch.no_grad():
         logits = split_at(classifier.network.eval(), boundary).top(found)
     torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
-def test_the_rest_of_the_way_from_a_boundary_gives_the_final_layers_input(name, dataset):
-    classifier = classifier_of(name) if name != "test_vit" else vit_classifier()
-    classifier.network.train()
-    boundary = list(network_stages(classifier.network))[-2]
-    kept = frozen_features(classifier, dataset, boundary=boundary)
-    wanted = frozen_features(classifier, dataset, boundary="head").tensor()
-    found = features_above(classifier, kept, boundary)
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert classifier.network.training, "the mode is given back"
 
 
 def vit_classifier():

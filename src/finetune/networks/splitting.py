@@ -54,12 +54,10 @@ class Split(NamedTuple):
         bottom: normalised images ``(B, C, H, W)`` to activations ``(B, ...)``; always in eval
             mode and without gradients, whatever the network's mode, which is left as it was.
         top: activations to logits ``(B, classes)``, in the network's own mode, with gradients.
-        features: activations to what enters the final layer ``(B, D)``; as the bottom does it.
     """
 
     bottom: Callable[[Tensor], Tensor]
     top: Callable[[Tensor], Tensor]
-    features: Callable[[Tensor], Tensor]
 
 
 def split_at_parameters(network: Any, boundary: str, first_parameters: Sequence[str]) -> Split:
@@ -87,11 +85,7 @@ def split_at_parameters(network: Any, boundary: str, first_parameters: Sequence[
     def top(activations: Tensor) -> Tensor:
         return network.forward_head(_run(steps[cut:], activations))
 
-    def features(activations: Tensor) -> Tensor:
-        with evaluating(network):
-            return network.forward_head(_run(steps[cut:], activations), pre_logits=True)
-
-    return Split(bottom, top, features)
+    return Split(bottom, top)
 
 
 @contextmanager
@@ -125,7 +119,7 @@ def _split_at_head(network: Any) -> Split:
         dropped = functional.dropout(features, drop_rate, network.training)
         return network.get_classifier()(dropped)
 
-    return Split(bottom, top, lambda features: features)
+    return Split(bottom, top)
 
 
 def _forward_steps(network: Any) -> list[Step]:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from finetune.errors import NetworkError
 from finetune.networks.freezing import split_at, stages_below
 from finetune.training.classifier import ImageClassifier
 from finetune.training.feature_store import Activations, FeatureStore
-from finetune.training.features import (
-    View,
-    activation_shape,
-    features_above,
-    frozen_features,
-    pictures_of,
-)
+from finetune.training.features import View, activation_shape, frozen_features, pictures_of
 from finetune.training.kept_data import KeptData
 
 
@@ -37,9 +29,6 @@ class KeptActivations:
     datamodule: Any
     store: FeatureStore | None
     say: Callable[[str], None]
-    _passed_on: dict[tuple[str, str, View | None], Activations] = field(
-        default_factory=dict, init=False, repr=False
-    )
 
     def at(self, boundary: str, split: str, view: View | None = None) -> Activations:
         """Those of a split's pictures below a stage; without a view, of the plain pictures."""
@@ -62,54 +51,21 @@ class KeptActivations:
 
     def data_for(self, boundary: str, epochs: int) -> KeptData | None:
         """Batches for a phase above the boundary, or None where pictures have to run live."""
-        if not self._can_keep(boundary):
-            return None
-        views = self._views_of(epochs)
-        if not self._fits(boundary, len(views) + 1):
-            self.say("the activations would take too much room: pictures run live")
-            return None
-        val = self._once(boundary, "val") if self.datamodule.images("val") else None
-        train = [self._once(boundary, "train", view) for view in (None, *views)]
-        return KeptData(self.datamodule, train, val)
-
-    def views_for(self, boundary: str, epochs: int) -> list[View] | None:
-        """The random views that :meth:`data_for` will keep; None where pictures run live."""
-        views = self._views_of(epochs)
-        return views if self._can_keep(boundary) and self._fits(boundary, len(views) + 1) else None
-
-    def features(self, split: str, view: View | None = None, *, through: str | None) -> Tensor:
-        """What enters the final layer, ``(N, D)``.
-
-        Args:
-            split, view: as in :meth:`at`.
-            through: a lower boundary at which a later phase wants activations anyway: these are
-                kept, and the rest of the way is run from there.
-        """
-        if through is None:
-            return self.at("head", split, view).tensor()
-        kept = self.at(through, split, view)
-        if self.store is None:
-            self._passed_on[through, split, view] = kept
-        return features_above(self.classifier, kept, through)
-
-    def _once(self, boundary: str, split: str, view: View | None = None) -> Activations:
-        """As :meth:`at`, or what :meth:`features` has computed where nothing is stored."""
-        passed_on = self._passed_on.pop((boundary, split, view), None)
-        return self.at(boundary, split, view) if passed_on is None else passed_on
-
-    def _can_keep(self, boundary: str) -> bool:
         network = self.classifier.network
         if not stages_below(network, boundary) or self.classifier.mix is not None:
-            return False
+            return None
         try:
             split_at(network, boundary)
         except NetworkError:
-            return False
-        return True
-
-    def _views_of(self, epochs: int) -> list[View]:
-        """As many passes over the frozen part as there are views: never more than live epochs."""
-        return self.views(min(self.classifier.hparams["views"], epochs - 1))
+            return None
+        # As many passes over the frozen part as there are views: never more than live epochs.
+        views = self.views(min(self.classifier.hparams["views"], epochs - 1))
+        if not self._fits(boundary, len(views) + 1):
+            self.say("the activations would take too much room: pictures run live")
+            return None
+        val = self.at(boundary, "val") if self.datamodule.images("val") else None
+        train = [self.at(boundary, "train", view) for view in (None, *views)]
+        return KeptData(self.datamodule, train, val)
 
     def _fits(self, boundary: str, views: int) -> bool:
         pictures = views * len(self.datamodule.images("train"))

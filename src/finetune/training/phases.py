@@ -10,7 +10,7 @@ as if it had never been disturbed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from finetune.training.feature_store import FeatureStore
 from finetune.training.going_on import START, Place, place_of
 from finetune.training.gradient_phases import GradientPhases, TrainerSettings
 from finetune.training.kept_activations import KeptActivations
-from finetune.training.probe_phase import Later, fit_final_layer, linear_head
+from finetune.training.probe_phase import fit_final_layer, linear_head
 from finetune.training.snapshots import whole_cycles
 from finetune.training.strategies import Phase, epochs_of, phases_of
 
@@ -98,7 +98,7 @@ class PhasedFit:
                 break
             self.classifier.details["fit"] = {"strategy": self.strategy, "phase": index}
             if phases[index].kind == "probe":
-                self._probe(index, self._later(phases, counts, index))
+                self._probe(index)
                 continue
             epochs, share = counts[index], counts[index] / sum(counts[index:])
             if index == len(phases) - 1:
@@ -121,16 +121,8 @@ class PhasedFit:
         rest = (replace(phase, share=phase.share * 0.75) for phase in phases[1:])
         return (head, *rest)
 
-    def _later(self, phases: Sequence[Phase], counts: Sequence[int], index: int) -> Later | None:
-        """What the phase after a probe keeps anyway, if it is to come and keeps something."""
-        if index + 1 == len(phases) or self._remaining() == 0:
-            return None
-        boundary = phases[index + 1].boundary
-        views = self._kept.views_for(boundary, counts[index + 1])
-        return None if views is None else Later(boundary, views)
-
-    def _probe(self, index: int, later: Later | None) -> None:
-        fitted = fit_final_layer(self._kept, later)
+    def _probe(self, index: int) -> None:
+        fitted = fit_final_layer(self._kept)
         self.classifier.details["fit"] |= {"done": True, "probe": fitted.details}
         self._write(self.best)
         self._write(self.folder / "last.ckpt")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from finetune.errors import NetworkError
 from finetune.networks.freezing import split_at
-from finetune.training.features import View
 from finetune.training.kept_activations import KeptActivations
 from finetune.training.losses import class_weights
 from finetune.training.metrics import figures_of
@@ -69,20 +68,7 @@ def linear_head(network: Any) -> nn.Linear | None:
     return layer
 
 
-@dataclass(frozen=True, slots=True)
-class Later:
-    """What a later phase computes anyway, so that it costs the probe little.
-
-    Attributes:
-        boundary: at which it keeps activations.
-        views: random views of which it keeps them.
-    """
-
-    boundary: str
-    views: Sequence[View]
-
-
-def fit_final_layer(kept: KeptActivations, later: Later | None = None) -> FittedLayer:
+def fit_final_layer(kept: KeptActivations) -> FittedLayer:
     """Fit the classifier's final layer to the training pictures, in place.
 
     The classifier's held-out answers are those of the fitted layer afterwards.
@@ -91,11 +77,9 @@ def fit_final_layer(kept: KeptActivations, later: Later | None = None) -> Fitted
     classifier, datamodule = kept.classifier, kept.datamodule
     layer = linear_head(classifier.network)
     assert layer is not None
-    through = None if later is None else later.boundary
     pictures_a_class = len(datamodule.images("train")) / len(classifier.class_names)
-    of_few = kept.views(views_of_few(pictures_a_class, classifier.hparams["views"]))
-    views = (None, *max(of_few, [] if later is None else later.views, key=len))
-    features = [kept.features("train", view, through=through) for view in views]
+    views = (None, *kept.views(views_of_few(pictures_a_class, classifier.hparams["views"])))
+    features = [kept.at("head", "train", view).tensor() for view in views]
     images = datamodule.images("train")
     labels, count = _labels(images), len(views)
     weights = sample_weights(classifier, datamodule, labels)
@@ -110,7 +94,7 @@ def fit_final_layer(kept: KeptActivations, later: Later | None = None) -> Fitted
     with torch.no_grad():
         layer.weight.copy_(probe.weight)
         layer.bias.copy_(probe.bias)
-    figures = _judge(kept, layer, through)
+    figures = _judge(kept, layer)
     return FittedLayer(probe, len(labels), count, figures, time.monotonic() - started)
 
 
@@ -141,11 +125,11 @@ def views_of_few(pictures_a_class: float, views: int) -> int:
     return max(views, min(MOST_VIEWS, round(enough)))
 
 
-def _judge(kept: KeptActivations, layer: nn.Linear, through: str | None) -> dict[str, float] | None:
+def _judge(kept: KeptActivations, layer: nn.Linear) -> dict[str, float] | None:
     images = kept.datamodule.images("val")
     if not images:
         return None
-    features = kept.features("val", through=through)
+    features = kept.at("head", "val").tensor()
     with torch.no_grad():
         logits = layer(features.to(layer.weight.device)).float().cpu()
     kept.classifier.answers["val"] = logits, _labels(images)
