@@ -51,7 +51,7 @@ def test_by_hand_wins(colour_folder: Path, tmp_path: Path) -> None:
     assert cli.model.preprocessing.image_size == 96
 
 
-@pytest.mark.parametrize(("side", "size"), [(80, 64), (48, 32)])
+@pytest.mark.parametrize(("side", "size"), [(80, 64), (56, 64), (36, 32)])
 def test_a_baseline_is_built_for_the_size_of_the_pictures(
     side, size, colour_folder: Path, tmp_path: Path
 ) -> None:
@@ -86,7 +86,7 @@ def test_choices_are_printed_saved_and_repeated(colour_folder: Path, capsys) -> 
     run = Path("runs/baseline_cnn-1")
     text = (run / "config.yaml").read_text()
     config = yaml.safe_load(text)
-    expected = {"model.image_size": 32, "model.class_weights": "none", "data.batch_size": 8}
+    expected = {"model.image_size": 64, "model.class_weights": "none", "data.batch_size": 8}
     for place, value in expected.items():
         section, name = place.split(".")
         assert config[section][name] == value
@@ -96,7 +96,7 @@ def test_choices_are_printed_saved_and_repeated(colour_folder: Path, capsys) -> 
     assert config["data"]["augmentation"] in ("light", "medium")
     best = read_checkpoint(run / "checkpoints" / "best.ckpt")
     assert best.details["data"]["batch_size"] == 8
-    assert best.hyper_parameters["image_size"] == 32
+    assert best.hyper_parameters["image_size"] == 64
     assert main(["fit", f"--config={run / 'config.yaml'}"]) == 0
     again = yaml.safe_load(Path("runs/baseline_cnn-2/config.yaml").read_text())
     assert again == {**config, "ckpt_path": None}

@@ -107,13 +107,11 @@ def choose_image_size(own: int, *, pretrained: bool, short_side: int | None = No
     """
     if pretrained:
         return Choice("image_size", own, "what the backbone was pretrained on")
-    if short_side is None or short_side >= own:
+    size = own if short_side is None else max(1, round(short_side / SIZE_STEP)) * SIZE_STEP
+    if size >= own:
         return Choice("image_size", own, "what the network is made for")
-    size = max(SIZE_STEP, short_side // SIZE_STEP * SIZE_STEP)
-    reason = (
-        f"half of the pictures are no larger than {short_side}: nothing is enlarged for nothing"
-    )
-    return Choice("image_size", min(own, size), reason)
+    reason = f"half of the pictures are no larger than {short_side}: little is gained by more"
+    return Choice("image_size", size, reason)
 
 
 def _strategy(facts: Facts, settled: Mapping[str, Any]) -> tuple[str, str]:
