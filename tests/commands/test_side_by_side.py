@@ -23,6 +23,7 @@ def test_as_many_jobs_run_at_once_as_there_are_places() -> None:
     assert sorted(outcomes.values()) == ["first", "first", "second", "second"]
 
 
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 @pytest.mark.parametrize(
     ("count", "options", "expected"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.commands.held_out import (
     add_data_options,
@@ -59,36 +59,48 @@ def main(arguments: list[str]) -> int:
         chosen = whole
         if options.root is not None:
             datamodule = build_held_out(options, whole)
-            chosen = whole.select(
-                datamodule,
-                method=options.select,
-                metric=options.metric,
-                max_members=options.max_members,
-                min_gain=options.min_gain,
-                share=options.share,
-                seed=options.seed,
-            )
-            held_out = whole.held_out(datamodule)
-            for line in describe_ensemble(whole, chosen, held_out, chosen.held_out(datamodule)):
-                print(line)
-            print(honest_accuracy(chosen, held_out, options))
-            if options.figure is not None:
-                write_diversity(Path(options.figure), whole, held_out)
+            chosen = select_and_show(whole, datamodule, options)
             if calibrates:
-                chosen = chosen.calibrate(
-                    datamodule,
-                    reject_risk=options.reject_risk,
-                    conformal=options.conformal,
-                    share=options.share,
-                    allow_reuse=options.allow_reuse,
-                )
-                from finetune.commands.calibrate import describe_calibration
-
-                for line in describe_calibration(chosen.calibration):
-                    print(line)
+                chosen = calibrate_and_show(chosen, datamodule, options)
     chosen.save(output)
     print(f"ensemble of {len(chosen.parts)} written to {output}")
     return 0
+
+
+def select_and_show(whole: Ensemble, datamodule: Any, options: argparse.Namespace) -> Ensemble:
+    """The members that help, and what each is worth on held-out pictures."""
+    chosen = whole.select(
+        datamodule,
+        method=options.select,
+        metric=options.metric,
+        max_members=options.max_members,
+        min_gain=options.min_gain,
+        share=options.share,
+        seed=options.seed,
+    )
+    held_out = whole.held_out(datamodule)
+    for line in describe_ensemble(whole, chosen, held_out, chosen.held_out(datamodule)):
+        print(line)
+    print(honest_accuracy(chosen, held_out, options))
+    if options.figure is not None:
+        write_diversity(Path(options.figure), whole, held_out)
+    return chosen
+
+
+def calibrate_and_show(chosen: Ensemble, datamodule: Any, options: argparse.Namespace) -> Ensemble:
+    """The ensemble with a temperature, and with the rules that were asked for."""
+    from finetune.commands.calibrate import describe_calibration
+
+    calibrated = chosen.calibrate(
+        datamodule,
+        reject_risk=options.reject_risk,
+        conformal=options.conformal,
+        share=options.share,
+        allow_reuse=options.allow_reuse,
+    )
+    for line in describe_calibration(calibrated.calibration):
+        print(line)
+    return calibrated
 
 
 def write_diversity(path: Path, whole: Ensemble, held_out: HeldOut) -> None:

@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
 
 def _open(given: Any) -> tuple[nn.Module, dict[str, int]]:
     """The network, and the sizes at which to look at it."""
+    from finetune.networks.baselines import is_baseline
     from finetune.networks.factory import create_network, preprocessing_of
     from finetune.training.classifier import ImageClassifier
 
@@ -94,7 +95,7 @@ def _open(given: Any) -> tuple[nn.Module, dict[str, int]]:
         }
     in_chans, classes = given.in_chans or 3, given.classes or 10
     # Only a picture of the filters needs the pretrained weights.
-    pretrained = given.filters is not None and not given.network.startswith("baseline_")
+    pretrained = given.filters is not None and not is_baseline(given.network)
     try:
         network = create_network(
             given.network,

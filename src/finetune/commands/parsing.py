@@ -74,11 +74,12 @@ TYPES = {
 }
 
 
-def _in_our_words(line: str) -> str:
+def _in_our_words(line: str, options: Iterable[str]) -> str:
     """Names of options as they are typed, names of types as one says them."""
     missing = re.fullmatch(r"the following arguments are required: (.+)", line)
     if missing:
-        names = (f"--{name.lstrip('-')}" for name in missing[1].split(", "))
+        typed = {option.lstrip("-"): option for option in options}  # what stands alone is no option
+        names = (typed.get(name.lstrip("-"), name) for name in missing[1].split(", "))
         return f"Expected {', '.join(names)}, found none"
     wrong = re.fullmatch(r'Parser key "([^"]+)": (.*?)(?: Given value: (.*))?', line)
     if wrong is None:
@@ -102,13 +103,14 @@ def _dashed(option: str) -> str:
 
 def explain(message: str, program: str, options: Iterable[str]) -> str:
     """A parser's message in one line, with the nearest option where one was mistyped."""
-    line = _in_our_words(re.sub(r"\s+", " ", message).strip().rstrip("."))
+    options = list(options)
+    line = _in_our_words(re.sub(r"\s+", " ", message).strip().rstrip("."), options)
     wrong = re.search(
         r"(?:unrecognized arguments:|does not accept (?:option|nested key)) *'?([^ =']+)", line
     )
     hint = ""
     if wrong:
         name = "--" + wrong.group(1).lstrip("-")
-        nearest = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
+        nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{line}; {hint}See {program} --help."

@@ -27,6 +27,8 @@ def choose_size_from_scratch(config: Namespace) -> Choice | None:
     None where the size was given or is the backbone's own; else it is written into the
     configuration. The pictures are looked at for it, which is remembered.
     """
+    from finetune.networks.baselines import is_baseline
+
     model = config.model
     if model.image_size is not None or model.pretrained or not is_baseline(model.backbone):
         return None
@@ -42,11 +44,6 @@ def choose_size_from_scratch(config: Namespace) -> Choice | None:
     )
     model.image_size = choice.value
     return choice
-
-
-def is_baseline(backbone: str) -> bool:
-    """Whether this is one of our own networks, which take pictures of any size."""
-    return backbone.startswith("baseline_")
 
 
 def settle(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Choice, ...]:

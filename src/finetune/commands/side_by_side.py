@@ -56,7 +56,11 @@ def fit_in_a_process(name: str, arguments: Sequence[str]) -> str | None:
     command = [sys.executable, "-m", "finetune", "fit", *arguments]
     said = ""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="backslashreplace",
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

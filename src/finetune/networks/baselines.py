@@ -26,6 +26,11 @@ from finetune.networks.convolutional import CONVOLUTIONAL_SIZES, ConvolutionalBa
 from finetune.networks.fully_connected import FullyConnectedBaseline
 
 
+def is_baseline(name: str) -> bool:
+    """Whether a name is that of one of our own networks, which learn from scratch."""
+    return name.startswith("baseline_")
+
+
 def baseline_mlp(pretrained: bool = False, **options: Any) -> nn.Module:
     """Fully connected layers alone; options of :class:`FullyConnectedBaseline`."""
     return _build(FullyConnectedBaseline, "baseline_mlp", pretrained, options)

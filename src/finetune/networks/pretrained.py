@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import PretrainedWeightsError
+from finetune.networks.baselines import is_baseline
 
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 WAYS_OUT = (
@@ -44,7 +45,7 @@ def find_weights(name: str, pretrained: bool | str | Path) -> PretrainedWeights:
     """
     if pretrained is not True:
         return _from_file(name, Path(str(pretrained)).expanduser())
-    if name.startswith("baseline_"):
+    if is_baseline(name):
         raise PretrainedWeightsError(
             f"Expected a backbone with pretrained weights, found {name}, which is trained from "
             "scratch; add --model.pretrained false."

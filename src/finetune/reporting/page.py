@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from finetune.reporting.comparison import Leaderboard
 from finetune.reporting.evaluation import Evaluation, Interval
 from finetune.reporting.galleries import most_confident_errors
 from finetune.reporting.thumbnails import thumbnail_uris
-from finetune.reporting.triage import rank_suspects
+from finetune.reporting.triage import LabelSuspect
 
 MAX_ERRORS = 400  # cards in a gallery; predictions.csv has them all
 MAX_SUSPECTS = 24
@@ -48,7 +46,7 @@ class PageSection:
 
     Attributes:
         root: folder that relative paths of images start from.
-        embeddings: pooled features ``(N, D)``, with which pictures of no class are found.
+        suspects: of wrong labels, ranked; the suspected ones among the first are shown.
         settings, environment: nested mappings of plain values.
         findings: objects with ``path``, ``problem`` and ``remedy``.
     """
@@ -57,7 +55,7 @@ class PageSection:
     evaluation: Evaluation
     figures: Sequence[PageFigure] = ()
     root: Path | None = None
-    embeddings: NDArray[np.floating] | None = None
+    suspects: Sequence[LabelSuspect] = ()
     settings: Mapping[str, Any] | None = None
     findings: Sequence[Any] | None = None
     environment: Mapping[str, Any] | None = None
@@ -139,8 +137,7 @@ def _png_uri(content: bytes) -> str:
 
 def _section(section: PageSection, budget: int) -> dict[str, Any]:
     evaluation = section.evaluation
-    ranked = rank_suspects(evaluation, MAX_SUSPECTS, embeddings=section.embeddings)
-    suspects = [s for s in ranked if s.suspected]
+    suspects = [s for s in section.suspects[:MAX_SUSPECTS] if s.suspected]
     chosen = most_confident_errors(evaluation, MAX_ERRORS).tolist()
     wanted = [*(s.path for s in suspects), *(evaluation.paths[i] for i in chosen)]
     uris = thumbnail_uris(wanted, root=section.root, budget=budget)

@@ -171,13 +171,13 @@ def _write_into(folder: Path, evaluation: Evaluation, details: ReportDetails, ti
     ):
         content = to_png(draw(evaluation, root=details.root))
         (folder / "figures" / f"{name}.png").write_bytes(content)
-    suspects = rank_suspects(evaluation, MAX_SUSPECT_ROWS, embeddings=details.embeddings)
-    write_suspects(folder / "suspects.csv", suspects)
+    section = _page_section(title, evaluation, details, drawn)
+    write_suspects(folder / "suspects.csv", section.suspects)
     write_per_class(folder / "per_class.csv", evaluation.per_class)
     write_predictions(folder / "predictions.csv", evaluation)
     metrics = json.dumps(evaluation.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
     (folder / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
-    page = render_page(title, [_page_section(title, evaluation, details, drawn)])
+    page = render_page(title, [section])
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
@@ -189,7 +189,7 @@ def _page_section(
         evaluation=evaluation,
         figures=drawn,
         root=details.root,
-        embeddings=details.embeddings,
+        suspects=rank_suspects(evaluation, MAX_SUSPECT_ROWS, embeddings=details.embeddings),
         settings=details.settings,
         findings=details.findings,
         environment=describe_environment() if details.environment is None else details.environment,
