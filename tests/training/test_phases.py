@@ -6,8 +6,10 @@ from lightning.pytorch.callbacks import Callback
 
 import finetune.training.probe_phase as module
 from finetune.networks.freezing import network_stages, stages_below
+from finetune.training import interpolation, phases
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
+from finetune.training.interpolation import take_best_between
 from finetune.training.metrics import figures_of
 from finetune.training.phases import PhasedFit
 
@@ -109,6 +111,45 @@ def test_a_helpful_fine_tuning_is_delivered_with_honest_confidence(
         logits = torch.cat([again(images[0]) for images, _ in loader])
     stored = read_checkpoint(best).details["val"]["logits"]
     torch.testing.assert_close(logits, stored, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["head-then-all", "partial:1"])
+def test_points_between_two_phases_are_judged_as_their_ends_were(
+    run, strategy, colour_folder, tmp_path, monkeypatch
+):
+    looks = []
+
+    def look(earlier, later, answer, **options):
+        for path in (earlier, later):
+            end = read_checkpoint(path)
+            looks.append((answer(end.state_dict), end.details["val"]["logits"]))
+        return take_best_between(earlier, later, answer, **options)
+
+    monkeypatch.setattr(phases, "take_best_between", look)
+    run(colour_folder, tmp_path, strategy, epochs=2, lr=3e-3, label_smoothing=0.1)
+    assert len(looks) == 2
+    for answered, stored in looks:
+        torch.testing.assert_close(answered, stored, atol=1e-3, rtol=1e-3)
+
+
+def test_a_point_between_two_phases_is_delivered(run, colour_folder, tmp_path, monkeypatch):
+    weak = partial(module.fit_probe, l2=1e5)
+    monkeypatch.setattr(module, "fit_probe", weak)
+    held_out = {"val_fraction": 0.4}
+    options = {"data": held_out, "epochs": 2, "lr": 1e-3, "label_smoothing": 0.0}
+    monkeypatch.setattr(interpolation, "SHARES", ())
+    run(colour_folder, tmp_path / "end", "head-then-all", **options)
+    # Colours are learned so steadily that the better point lies behind the end of two epochs.
+    monkeypatch.setattr(interpolation, "SHARES", (0.5, 1.5))
+    fit, _, said = run(colour_folder, tmp_path / "between", "head-then-all", **options)
+    best = tmp_path / "between" / "best.ckpt"
+    share = read_checkpoint(best).details["fit"]["share"]
+    assert share == 1.5
+    assert any("150% of the way" in line for line in said)
+    assert nll_of(best) < nll_of(tmp_path / "end" / "best.ckpt")
+    found = fit.classifier.state_dict()
+    for name, value in read_checkpoint(best).state_dict.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_a_past_deadline_leaves_the_probe(data_of, classifier_of, run, colour_folder, tmp_path):

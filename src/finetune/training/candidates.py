@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +19,13 @@ HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"
 def higher_is_better(monitor: str) -> bool:
     """Whether a figure such as ``val/accuracy`` is meant to rise."""
     return monitor.split("/")[-1] in HIGHER_IS_BETTER
+
+
+def standing(logits: Tensor, labels: Tensor, monitor: str) -> tuple[float, float]:
+    """Where answers stand by a figure, the NLL telling ties: the higher the better."""
+    figures = figures_of(logits, labels)
+    value = figures.get(monitor.split("/")[-1], figures["nll"])
+    return (value if higher_is_better(monitor) else -value, -figures["nll"])
 
 
 def figure(path: Path, monitor: str) -> float | None:
@@ -44,9 +51,7 @@ def clearly_better(path: Path, simpler: Path, monitor: str) -> bool:
     if after is None or before is None:
         return True
     if higher_is_better(monitor):
-        later, earlier = figures_of(*after), figures_of(*before)
-        name = monitor.split("/")[-1]
-        return (later[name], -later["nll"]) > (earlier[name], -earlier["nll"])
+        return standing(*after, monitor) > standing(*before, monitor)
     gains = _losses(*before) - _losses(*after)
     if len(gains) < 2:
         return bool(gains.sum() > 0)
@@ -63,24 +68,36 @@ def _losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def rescale(path: Path, head: Iterable[str]) -> None:
-    """Undo what label smoothing does to the confidence: one factor on the final layer.
-
-    Args:
-        path: a checkpoint, rewritten in place with weights and held-out answers that agree.
-        head: names of the final layer's parameters in the network.
-    """
+    """Put a checkpoint's confidence right, in place; see :func:`rescaled`."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     val = content[ENTRY].get("val")
     if val is None or not len(val["labels"]):
         return
-    temperature = best_temperature(val["logits"], val["labels"])
-    state = content["state_dict"]
-    for name in head:
-        state[f"network.{name}"] = state[f"network.{name}"] / temperature
-    val["logits"] = val["logits"] / temperature
+    state, val["logits"] = rescaled(content["state_dict"], val["logits"], val["labels"], head)
     write_checkpoint(
         path,
         state_dict=state,
         hyper_parameters=content["hyper_parameters"],
         entry=content[ENTRY],
     )
+
+
+def rescaled(
+    state: Mapping[str, Tensor], logits: Tensor, labels: Tensor, head: Iterable[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Undo what label smoothing does to the confidence: one factor on the final layer.
+
+    Args:
+        state: a classifier's weights.
+        logits, labels: its answers to held-out pictures, ``(N, C)`` and ``(N,)``.
+        head: names of the final layer's parameters in the network.
+
+    Returns:
+        Weights and answers that agree.
+    """
+    temperature = best_temperature(logits, labels)
+    names = {f"network.{name}" for name in head}
+    scaled = {
+        name: value / temperature if name in names else value for name, value in state.items()
+    }
+    return scaled, logits / temperature

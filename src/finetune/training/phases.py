@@ -1,17 +1,19 @@
 """Runs a strategy: its phases one after the other, the best of them kept.
 
 After every phase ``checkpoints/best.ckpt`` is the best so far by held-out NLL (or the figure that
-was asked for), so fine-tuning never delivers a worse classifier than the probe it started from. A
-phase that does not clearly better it stays beside it as ``phase2.ckpt`` and so on, which an
-ensemble can use. ``checkpoints/last.ckpt`` is the end of the last epoch, from which a fit goes on
-as if it had never been disturbed.
+was asked for), so fine-tuning never delivers a worse classifier than the probe it started from.
+What a phase offers is its best epoch, or a point between that and the best so far. A phase that
+does not clearly better it stays beside it as ``phase2.ckpt`` and so on, which an ensemble can use.
+``checkpoints/last.ckpt`` is the end of the last epoch, from which a fit goes on as if it had never
+been disturbed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from finetune.training.classifier import ImageClassifier
 from finetune.training.feature_store import FeatureStore
 from finetune.training.going_on import START, Place, place_of
 from finetune.training.gradient_phases import GradientPhases, TrainerSettings
+from finetune.training.interpolation import held_out_answers, take_best_between
 from finetune.training.kept_activations import KeptActivations
 from finetune.training.probe_phase import fit_final_layer, linear_head
 from finetune.training.snapshots import whole_cycles
@@ -154,21 +157,26 @@ class PhasedFit:
         how = "" if kept is None else f", on activations kept in {len(kept.views)} views"
         self.say(f"phase {index + 1}: {what} for {epochs} epochs{how}")
         try:
+            device = classifier.device
             found = self._gradient_phases.run(
                 index, kept or self.datamodule, epochs, seconds=seconds, inside=at.checkpoint
             )
+            classifier.to(device)  # Lightning leaves it on the processor
+            self._keep_better(found, kept or self.datamodule)
         finally:
             classifier.upper = None
             network.to(memory_format=torch.contiguous_format)
-        self._keep_better(found)
 
-    def _keep_better(self, found: Path) -> None:
-        """Make the phase's best epoch ``best.ckpt`` if it is better than what is there."""
+    def _keep_better(self, found: Path, data: Any) -> None:
+        """Make what the phase has found ``best.ckpt`` if it is better than what is there."""
         assert self.trainer is not None
         if self.trainer.is_global_zero and found.is_file():
-            if self.classifier.setting("label_smoothing"):
-                rescale(found, network_stages(self.classifier.network)["head"])
+            smoothed = self.classifier.setting("label_smoothing")
+            head = network_stages(self.classifier.network)["head"] if smoothed else ()
+            if head:
+                rescale(found, head)
             if found.absolute() != self.best.absolute():
+                self._look_between(found, data, head)
                 if clearly_better(found, self.best, self.monitor):
                     found.replace(self.best)
                 else:
@@ -177,6 +185,26 @@ class PhasedFit:
                         f"this one is kept in {found.name}"
                     )
         self.trainer.strategy.barrier()
+
+    def _look_between(self, found: Path, data: Any, head: Iterable[str]) -> None:
+        """Put the best point between the earlier phases and this one into this one's file."""
+        val = read_checkpoint(found, mmap=True).details.get("val")
+        answered = 0 if val is None else len(val["labels"])
+        # Where the trainer limits its batches, nobody has answered all of the pictures.
+        if not answered or answered < len(self.datamodule.images("val")) or self._remaining() == 0:
+            return
+        share = take_best_between(
+            self.best,
+            found,
+            partial(held_out_answers, self.classifier, data.val_dataloader()),
+            monitor=self.monitor,
+            rescaled_head=head,
+        )
+        if share != 1:
+            self.say(
+                f"better on held-out pictures than the end of this phase: {share:.0%} of the way "
+                "to it from the earlier one"
+            )
 
     def _write(self, path: Path) -> None:
         write_checkpoint(

@@ -1,0 +1,98 @@
+"""Between two phases: the classifiers whose weights lie on the line from one to the other.
+
+Fine-tuning leaves what the pretrained features knew for what the training pictures show; a point on
+the way often answers held-out pictures better than either end.
+
+Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (WiSE-FT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from finetune.training.candidates import rescaled, standing
+from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
+
+StateDict = Mapping[str, Tensor]
+
+# Of the later phase. Each costs a pass over the held-out pictures, a few percent of an epoch.
+SHARES = (0.25, 0.5, 0.75)
+
+
+def interpolate(earlier: StateDict, later: StateDict, share: float) -> dict[str, Tensor]:
+    """The weights at ``share`` of the way; integer buffers are the later ones."""
+    return {
+        name: torch.lerp(earlier[name], value, share) if value.is_floating_point() else value
+        for name, value in later.items()
+    }
+
+
+def take_best_between(
+    earlier: Path,
+    later: Path,
+    answer: Callable[[StateDict], Tensor],
+    *,
+    monitor: str,
+    rescaled_head: Iterable[str] = (),
+) -> float:
+    """Replace the later checkpoint by the best point between the two, where that is better.
+
+    Args:
+        earlier, later: checkpoints of one network, with answers to the same held-out pictures.
+        answer: logits ``(N, C)`` of these pictures with the given weights.
+        monitor: the held-out figure that decides, such as ``val/nll``.
+        rescaled_head: names of the final layer's parameters, where the confidence of each point
+            is to be put right as that of the later checkpoint was.
+
+    Returns:
+        The later phase's share in what the file holds now: 1 where no point is better.
+    """
+    start, end = (read_content(path) for path in (earlier, later))
+    head, labels = list(rescaled_head), end[ENTRY]["val"]["labels"]
+    best_share, best_state, best_logits = 1.0, end["state_dict"], end[ENTRY]["val"]["logits"]
+    for share in SHARES:
+        state = interpolate(start["state_dict"], end["state_dict"], share)
+        logits = answer(state)
+        if head:
+            state, logits = rescaled(state, logits, labels, head)
+        if standing(logits, labels, monitor) > standing(best_logits, labels, monitor):
+            best_share, best_state, best_logits = share, state, logits
+    if best_share != 1:
+        entry = end[ENTRY]
+        entry["val"]["logits"] = best_logits
+        entry["fit"] = {**entry.get("fit", {}), "share": best_share}
+        write_checkpoint(
+            later,
+            state_dict=best_state,
+            hyper_parameters=end["hyper_parameters"],
+            entry=entry,
+        )
+    return best_share
+
+
+def held_out_answers(classifier: Any, batches: Iterable[Any], state: StateDict) -> Tensor:
+    """Logits ``(N, C)`` that a classifier would give with other weights; its own stay.
+
+    Args:
+        classifier: an ``ImageClassifier``; is in ``eval`` mode afterwards.
+        batches: images, or activations where the classifier runs its upper half alone, first.
+        state: a state dict of this classifier, on any device.
+    """
+    classifier.eval()
+    # Where, and in the memory format in which, the classifier has its own.
+    placed = {
+        name: torch.empty_like(own).copy_(state[name])
+        for name, own in classifier.state_dict().items()
+    }
+    with torch.no_grad():
+        logits = [
+            functional_call(classifier, placed, (images.to(classifier.device),)).float().cpu()
+            for images, *_ in batches
+        ]
+    return torch.cat(logits)
