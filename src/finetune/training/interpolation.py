@@ -56,13 +56,15 @@ def take_best_between(
     start, end = (read_content(path) for path in (earlier, later))
     head, labels = list(rescaled_head), end[ENTRY]["val"]["labels"]
     best_share, best_state, best_logits = 1.0, end["state_dict"], end[ENTRY]["val"]["logits"]
+    highest = standing(best_logits, labels, monitor)
     for share in SHARES:
         state = interpolate(start["state_dict"], end["state_dict"], share)
         logits = answer(state)
         if head:
             state, logits = rescaled(state, logits, labels, head)
-        if standing(logits, labels, monitor) > standing(best_logits, labels, monitor):
-            best_share, best_state, best_logits = share, state, logits
+        reached = standing(logits, labels, monitor)
+        if reached > highest:
+            best_share, best_state, best_logits, highest = share, state, logits, reached
     if best_share != 1:
         entry = end[ENTRY]
         entry["val"]["logits"] = best_logits

@@ -156,8 +156,8 @@ class PhasedFit:
         what = f"{phase.boundary} and above" if frozen else "everything"
         how = "" if kept is None else f", on activations kept in {len(kept.views)} views"
         self.say(f"phase {index + 1}: {what} for {epochs} epochs{how}")
+        device = classifier.device
         try:
-            device = classifier.device
             found = self._gradient_phases.run(
                 index, kept or self.datamodule, epochs, seconds=seconds, inside=at.checkpoint
             )
