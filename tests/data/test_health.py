@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 from finetune.data.datamodule import ImageFolderDataModule
+from finetune.data.findings import Finding, write_findings
 from finetune.data.folder import scan_folder
-from finetune.data.health import Finding, check_folder, write_findings
+from finetune.data.health import check_folder
 from finetune.data.inspection import Inspection, inspect_file, inspect_files
+from finetune.data.looks import look_findings
 from finetune.errors import ImageError, ImageFolderError
 
 Painter = Callable[..., Path]
@@ -140,13 +143,7 @@ def test_a_placeholder_among_photographs_is_found_without_its_name(tmp_path: Pat
 
 def test_drawings_among_drawings_are_nothing_special() -> None:
     drawings = [Inspection(Path(f"{n}.png"), colours=4, flatness=0.9) for n in range(9)]
-    assert not [f for f in check_looks(drawings) if f.kind == "drawn"]
-
-
-def check_looks(inspections: list[Inspection]) -> list[Finding]:
-    from finetune.data.health import look_findings
-
-    return look_findings(inspections)
+    assert not [f for f in look_findings(drawings) if f.kind == "drawn"]
 
 
 def test_duplicates_are_named_for_what_they_do(paint: Painter, tmp_path: Path) -> None:
@@ -231,6 +228,8 @@ def test_unchanged_files_are_not_opened_again(
     assert len(opened) == 4
     paths[0].unlink()
     assert inspect()[0].problem == "cannot be opened: No such file or directory"
+    noted = {Path(json.loads(line)["path"]).name for line in memory.read_text().splitlines()}
+    assert noted == {"1.png", "2.png", "3.png"}
 
 
 def test_the_pixel_limit_is_a_problem_of_the_file(paint: Painter) -> None:

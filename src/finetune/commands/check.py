@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from finetune.commands.parsing import Parser, whole_number
 
 if TYPE_CHECKING:
+    from finetune.data.findings import Finding
     from finetune.data.folder import ImageFolder
-    from finetune.data.health import Finding
     from finetune.data.inspection import Inspection
 
 ALL_WELL, SOMETHING_WRONG = 0, 1

@@ -23,9 +23,9 @@ from finetune.data.dataset import (
     balancing_weights,
     shuffled_order,
 )
+from finetune.data.findings import Finding, write_findings
 from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
 from finetune.data.groups import groups_with_duplicates
-from finetune.data.health import Finding, write_findings
 from finetune.data.images import MAX_PIXELS, ImageReader
 from finetune.data.loading import make_loader, silence_worker_advice
 from finetune.data.manifest import write_manifest

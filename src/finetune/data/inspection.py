@@ -140,7 +140,9 @@ def inspect_files(
             if remember:  # also what was found before Ctrl-C: the next check goes on there
                 found = [path for path in new if path in results]
                 memory.update((os.path.abspath(path), results[path]) for path in found)
-                _remember(memory_path, memory)
+                # What has been deleted or moved since is forgotten, or the memory would only grow.
+                there = {key: seen for key, seen in memory.items() if os.path.exists(key)}
+                _remember(memory_path, there)
     return [results[path] for path in paths]
 
 

@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from finetune.data.findings import Finding
 from finetune.data.folder import ImageFolder, scan_folder
 from finetune.data.groups import groups_by_pattern
-from finetune.data.health import Finding, check_folder, readable_folder, unreadable_files
+from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.images import MAX_PIXELS
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.manifest import read_manifest

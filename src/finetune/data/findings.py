@@ -1,0 +1,39 @@
+"""One thing worth knowing about a folder of pictures, and many of them as a table.
+
+Three severities: an *error* would make a figure wrong (a file that cannot be read, a leak between
+splits, a class missing from train), a *warning* deserves a look, a *note* is only said.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing worth knowing about a file or (``path`` a folder) about a class or the whole.
+
+    ``kind`` is a short, stable word for programs; ``problem`` and ``remedy`` are for people.
+    """
+
+    path: Path
+    kind: str
+    severity: Severity
+    problem: str
+    remedy: str = ""
+
+
+def write_findings(path: str | os.PathLike[str], findings: Iterable[Finding]) -> None:
+    """Write findings as a CSV (``bad_images.csv`` of a run folder)."""
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "kind", "severity", "problem", "remedy"))
+        for each in findings:
+            writer.writerow((each.path, each.kind, each.severity, each.problem, each.remedy))
