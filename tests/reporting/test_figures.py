@@ -1,6 +1,7 @@
 """Figures say what the evaluation says, at 2 and at 200 classes, whatever the names."""
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,20 @@ def test_the_map_keeps_classes_apart(projection: galleries.Projection, n_classes
         embeddings, labels, [f"c{i}" for i in range(n_classes)], projection=projection
     )
     style.to_png(figure, dpi=40)
+
+
+def test_classes_with_one_middle_are_all_named_on_a_map_and_not_across_each_other() -> None:
+    """Twelve rings around one middle: every name but the first moves out along its own ring."""
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points = np.concatenate([(1 + radius) * ring for radius in range(12)])
+    names = [f"class {i}" for i in range(12)]
+    figure = galleries.embedding_figure(points, np.repeat(np.arange(12), 40), names)
+    places = {text.get_text(): np.array(text.get_position()) for text in figure.axes[0].texts}
+    assert set(places) == set(names)
+    extent = np.ptp(points, axis=0)
+    for one, other in itertools.combinations(places.values(), 2):
+        assert (np.abs(one - other) / extent >= (0.16, 0.035)).any()
 
 
 def test_a_map_of_two_images_works_and_of_one_is_refused() -> None:

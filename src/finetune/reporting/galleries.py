@@ -185,16 +185,26 @@ def _picture(
 def _name_middles(
     ax: Axes, points: Floats, labels: Integers, names: list[str], theme: ThemeName
 ) -> None:
-    """Names at the middle of their class, where they do not cover the name of another."""
+    """Names at the middle of their class, or else at the picture of it that is the nearest to the
+    middle and still has room; none where the whole class lies under other names.
+    """
     colours = THEMES[theme]
     room = np.ptp(points, axis=0) * (0.16, 0.035)  # what a name takes, roughly
     placed: list[Floats] = []
     for index in np.unique(labels):
-        middle = np.median(points[labels == index], axis=0)
-        if any((np.abs(middle - other) < room).all() for other in placed):
+        own = points[labels == index]
+        middle = np.median(own, axis=0)
+        outwards = own[np.linalg.norm(own - middle, axis=1).argsort(kind="stable")]
+        free = (
+            place
+            for place in (middle, *outwards)
+            if not any((np.abs(place - other) < room).all() for other in placed)
+        )
+        place = next(free, None)
+        if place is None:
             continue
-        placed.append(middle)
-        x, y = middle
+        placed.append(place)
+        x, y = place
         ax.text(
             x,
             y,
