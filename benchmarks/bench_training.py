@@ -74,7 +74,7 @@ def run_fits(options: argparse.Namespace) -> None:
             "finetune default": lambda n: run_ours(ours, folder, n),
         }
         print(f"{options.data.name}, {options.backbone}")
-        print(f"{'':<22}{'accuracy':>9}{'process s':>11}{'training s':>11}")
+        print(f"{'':<22}{'accuracy':>9}{'process s':>11}{'training s':>11}   each round")
         for name, run in rows.items():
             if options.only and name not in options.only:
                 continue
@@ -82,7 +82,8 @@ def run_fits(options: argparse.Namespace) -> None:
             middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
             print(
                 f"{name:<22}{middle['accuracy']:>9.4f}{middle['process']:>11.1f}"
-                f"{middle['training']:>11.1f}",
+                f"{middle['training']:>11.1f}"
+                f"   {' '.join(format(one['accuracy'], '.4f') for one in found)}",
                 flush=True,
             )
 
