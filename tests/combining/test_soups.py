@@ -9,8 +9,8 @@ from torch import Tensor
 
 from finetune.combining.averaging import average_state_dicts
 from finetune.combining.ensemble import Ensemble
+from finetune.combining.losses import Metric
 from finetune.combining.roles import Share
-from finetune.combining.selection import Metric
 from finetune.combining.soups import average_checkpoints
 from finetune.combining.tasting import Taster
 from finetune.data.datamodule import ImageFolderDataModule

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,31 @@ def test_selected_and_calibrated_in_one_go_then_predicted_with(
     assert cli.main([*call, "--test-time-augmentation", "2"]) == 0
     header = table.read_text().splitlines()[0].split(",")
     assert "prediction_set" in header
+
+
+@pytest.mark.parametrize(
+    ("pooling", "metric", "worth"), [("geometric", "nll", "nll"), ("vote", "accuracy", "accuracy")]
+)
+def test_members_are_chosen_and_shown_as_they_are_pooled(
+    write_probe: WriteCheckpoint,
+    colour_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    pooling: str,
+    metric: str,
+    worth: str,
+) -> None:
+    paths = [str(write_probe(f"p{seed}", noise=2.0, seed=seed)) for seed in range(3)]
+    output = tmp_path / "ensemble.ckpt"
+    call = ["ensemble", *paths, "--select", "greedy", "--data.root", str(colour_folder)]
+    call += ["--data.cache", "off", "--pooling", pooling, "--metric", metric]
+    assert cli.main([*call, "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "worse than the best member" not in shown
+    assert f"the best member by held-out {worth}" in shown
+    [row] = re.findall(r"^ensemble +(accuracy .*)$", shown, re.MULTILINE)
+    assert ("nll" in row) == (worth == "nll")
+    assert Ensemble.from_file(output).pooling == pooling
 
 
 def test_many_heads_share_the_backbone_of_one_fit_and_its_file(

@@ -15,10 +15,11 @@ from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.conformal import Score
 from finetune.combining.decisions import Answer, Calibration, decide, fit_calibration
 from finetune.combining.held_out import HeldOut
+from finetune.combining.losses import Metric
 from finetune.combining.members import Member, Paths, Views
 from finetune.combining.pooling import Pooling, pool
 from finetune.combining.roles import Roles, Share, of_role, refuse_reuse, with_role
-from finetune.combining.selection import Metric, choose_coefficients
+from finetune.combining.selection import choose_coefficients
 from finetune.combining.side_by_side import DataModules, SideBySide
 
 Selecting = Literal["all", "greedy", "learned"]
@@ -171,7 +172,8 @@ class Ensemble(SideBySide):
                 the folds of one share its coefficient.
             method: ``greedy`` with replacement; ``learned`` coefficients on the simplex; ``all``
                 keeps every member at its present coefficient.
-            metric: what ``greedy`` lowers.
+            metric: what ``greedy`` lowers, by the answers as this ensemble pools them; of a
+                ``vote`` it must be the accuracy.
             max_members: most members of ``greedy``; the folds of a recipe count as one.
             min_gain: least gain for which ``greedy`` keeps a member of average time.
             share: the picking ``half`` of the split, or ``all`` of it: then it cannot calibrate.
@@ -189,6 +191,7 @@ class Ensemble(SideBySide):
             held_out.labels[rows],
             method=method,
             metric=metric,
+            pooling=self.pooling,
             max_members=max_members,
             costs=[max(value, 1e-9) for value in held_out.seconds],
             min_gain=min_gain,

@@ -21,8 +21,8 @@ from finetune.combining.averaging import (
     normalised_coefficients,
 )
 from finetune.combining.ingredients import Ingredient, read_ingredient, same_split, survey
+from finetune.combining.losses import Metric
 from finetune.combining.roles import Share, file_fingerprint
-from finetune.combining.selection import Metric
 from finetune.combining.tasting import Score, Taster, warn_of_barrier
 from finetune.errors import UsageError
 from finetune.training.checkpoints import describe, write_checkpoint

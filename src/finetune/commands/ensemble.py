@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.held_out import HeldOut
+    from finetune.combining.losses import Metric
 
 
 def main(arguments: list[str]) -> int:
@@ -123,8 +124,7 @@ def describe_ensemble(
         whole, chosen: before and after the selection.
         held_out, of_chosen: what they answered to the same pictures.
     """
-    from finetune.combining.diversity import diversity
-    from finetune.combining.selection import held_out_loss
+    from finetune.combining.losses import held_out_loss
 
     rows = picking_rows(chosen, held_out)
     labels, members = held_out.labels[rows], held_out.member_probabilities[:, rows]
@@ -136,10 +136,14 @@ def describe_ensemble(
     names = row_names(whole, held_out)
     width = max(len("ensemble"), *map(len, names))
 
-    def figures(probabilities: Tensor) -> str:
-        accuracy = 1 - held_out_loss(probabilities, labels, "accuracy")
-        nll = held_out_loss(probabilities, labels, "nll")
-        return f"accuracy {accuracy:.4f}  nll {nll:.4f}"
+    def figures(probabilities: Tensor, votes: bool = False) -> str:
+        accuracy = f"accuracy {1 - held_out_loss(probabilities, labels, 'accuracy'):.4f}"
+        # Shares of votes are no probabilities: their likelihood says nothing.
+        return (
+            accuracy
+            if votes
+            else f"{accuracy}  nll {held_out_loss(probabilities, labels, 'nll'):.4f}"
+        )
 
     lines = [
         f"{name:<{width}}  {figures(member)}  coefficient {value:.3f}"
@@ -149,19 +153,35 @@ def describe_ensemble(
         )
     ]
     pooled = chosen.pool_held_out(of_chosen, rows)
-    lines.append(f"{'ensemble':<{width}}  {figures(pooled)}")
+    metric: Metric = "accuracy" if chosen.pooling == "vote" else "nll"
+    lines.append(f"{'ensemble':<{width}}  {figures(pooled, votes=metric == 'accuracy')}")
     answers = of_chosen.member_probabilities[:, rows]
-    found = diversity(answers, labels, of_chosen.of_rows(chosen.coefficients))
-    pairs = max(len(answers) * (len(answers) - 1), 1)
     lines.append(
-        f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
-        f"one of them right {found.oracle_accuracy:.4f}; pooling gains {found.ambiguity:.4f} nll"
+        describe_diversity(answers, pooled, labels, of_chosen.of_rows(chosen.coefficients), metric)
     )
-    best = min(held_out_loss(member, labels, "nll") for member in members)
-    gain = best - held_out_loss(pooled, labels, "nll")
+    best = min(held_out_loss(member, labels, metric) for member in members)
+    gain = best - held_out_loss(pooled, labels, metric)
     verdict = "better than" if gain > 1e-9 else "equal to" if gain > -1e-9 else "worse than"
-    lines.append(f"the ensemble is {verdict} the best member by held-out nll ({gain:+.4f})")
+    lines.append(f"the ensemble is {verdict} the best member by held-out {metric} ({gain:+.4f})")
     return lines
+
+
+def describe_diversity(
+    answers: Tensor, pooled: Tensor, labels: Tensor, coefficients: Sequence[float], metric: Metric
+) -> str:
+    """How differently the members ``(M, N, C)`` err, and what pooling them ``(N, C)`` gains."""
+    from finetune.combining.diversity import diversity
+    from finetune.combining.losses import held_out_loss
+
+    found = diversity(answers, labels)
+    pairs = max(len(answers) * (len(answers) - 1), 1)
+    alone = [held_out_loss(member, labels, metric) for member in answers]
+    members = sum(c * loss for c, loss in zip(coefficients, alone, strict=True)) / sum(coefficients)
+    gain = members - held_out_loss(pooled, labels, metric)
+    return (
+        f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
+        f"one of them right {found.oracle_accuracy:.4f}; pooling gains {gain:.4f} {metric}"
+    )
 
 
 def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Namespace) -> str:
@@ -184,9 +204,11 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
                 members,
                 truth,
                 method=options.select,
-                max_members=options.max_members,
                 metric=options.metric,
+                pooling=chosen.pooling,
+                max_members=options.max_members,
             ),
+            pooling=chosen.pooling,
             seed=options.seed,
         )
     right = int((answers.argmax(dim=-1) == labels).sum())
