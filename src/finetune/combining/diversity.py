@@ -7,12 +7,15 @@ ensembles, 2003.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from finetune.combining.pooling import Coefficients, mean_probabilities
+from finetune.combining.averaging import normalised_coefficients
+from finetune.combining.losses import Metric, held_out_loss, held_out_losses
+from finetune.combining.pooling import Pooling, pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Diversity:
         q_statistic: Yule's Q of two members' correctness, in [-1, 1]; 0 where it is undefined.
         divergence: symmetric Kullback-Leibler divergence, mean over images, in nats.
         oracle_accuracy: share of the images that at least one member gets right.
-        ambiguity: the members' mean NLL less the ensemble's, at least 0: what pooling gained.
+        ambiguity: the members' mean loss less the ensemble's: what pooling gained.
     """
 
     disagreement: Tensor
@@ -41,9 +44,17 @@ class Diversity:
 
 
 def diversity(
-    member_probabilities: Tensor, labels: Tensor, coefficients: Coefficients = None
+    member_probabilities: Tensor,
+    labels: Tensor,
+    coefficients: Sequence[float] | None = None,
+    *,
+    pooling: Pooling = "mean",
+    metric: Metric = "nll",
 ) -> Diversity:
-    """Measure the members ``(M, N, C)`` against each other and the true labels ``(N,)``."""
+    """Measure the members ``(M, N, C)`` against each other and the true labels ``(N,)``.
+
+    Coefficients, pooling and metric are those of the ``ambiguity``.
+    """
     predicted = member_probabilities.argmax(dim=-1)
     correct = predicted == labels
     return Diversity(
@@ -53,7 +64,9 @@ def diversity(
         q_statistic=q_statistic(correct),
         divergence=pairwise_divergence(member_probabilities),
         oracle_accuracy=float(correct.any(dim=0).double().mean()),
-        ambiguity=ambiguity(member_probabilities, labels, coefficients),
+        ambiguity=ambiguity(
+            member_probabilities, labels, coefficients, pooling=pooling, metric=metric
+        ),
     )
 
 
@@ -102,11 +115,20 @@ def pairwise_divergence(member_probabilities: Tensor) -> Tensor:
 
 
 def ambiguity(
-    member_probabilities: Tensor, labels: Tensor, coefficients: Coefficients = None
+    member_probabilities: Tensor,
+    labels: Tensor,
+    coefficients: Sequence[float] | None = None,
+    *,
+    pooling: Pooling = "mean",
+    metric: Metric = "nll",
 ) -> float:
-    """The members' (weighted) mean NLL less the NLL of their mean, in nats; at least 0."""
-    images = torch.arange(len(labels))
-    true = member_probabilities.double()[:, images, labels].clamp_min(1e-300)
-    member_nll = mean_probabilities(-true.log().unsqueeze(-1), coefficients).mean()
-    pooled = mean_probabilities(true.unsqueeze(-1), coefficients)
-    return max(float(member_nll + pooled.log().mean()), 0.0)
+    """The members' (weighted) mean loss less the loss of their pooled answer.
+
+    At least 0 for the NLL, in nats, of a mean or a geometric pool, and for the Brier score of a
+    mean (Jensen); the accuracy may fall. Votes have an accuracy only.
+    """
+    members = member_probabilities.double()
+    weights = torch.tensor(normalised_coefficients(coefficients, len(members))).double()
+    alone = float(weights @ held_out_losses(members, labels, metric))
+    gain = alone - held_out_loss(pool(members, coefficients, method=pooling), labels, metric)
+    return max(gain, 0.0) if metric == "nll" else gain  # equal members gain 0, not its rounding

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
+from finetune.combining.calibration import log_of
 
 Pooling = Literal["mean", "geometric", "vote"]
 Coefficients = Sequence[float] | Tensor | None
@@ -60,11 +61,7 @@ def geometric_mean(member_probabilities: Tensor, coefficients: Coefficients = No
     values = _values(coefficients, len(member_probabilities))
     if (alone := _only_member(values)) is not None:
         return member_probabilities[alone]
-    # The smallest positive number of the type, so that a probability of 0 stays finite.
-    smallest = torch.finfo(member_probabilities.dtype).tiny
-    return mean_logits(member_probabilities.clamp_min(smallest).double().log(), values).to(
-        member_probabilities.dtype
-    )
+    return mean_logits(log_of(member_probabilities), values).to(member_probabilities.dtype)
 
 
 def mean_logits(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:

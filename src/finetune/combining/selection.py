@@ -81,18 +81,9 @@ def select_members(
         UsageError: other numbers of labels or costs than images or members, or a metric of
             probabilities for votes.
     """
-    if pooling == "vote" and metric != "accuracy":
-        raise UsageError(
-            f"Expected metric accuracy for a vote, whose shares are no probabilities, found "
-            f"{metric}; select by accuracy, or pool by mean or geometric."
-        )
+    _check(member_probabilities, labels, metric, pooling)
     members = member_probabilities.double()
     relative_costs = _relative_costs(costs, len(members))
-    if len(labels) != members.shape[1] or len(labels) == 0:
-        raise UsageError(
-            f"Expected a label for each of at least one image, found {len(labels)} labels for "
-            f"{members.shape[1]} images; select on labelled held-out images."
-        )
     search = Search(
         members,
         labels,
@@ -107,6 +98,7 @@ def select_members(
     best = int(search.single.argmin())
     best_loss = held_out_loss(members[best], labels, metric)
     loss = held_out_loss(pool(members, coefficients, method=pooling), labels, metric)
+    # Pruning may lose what a member gave, and the search settles tied votes only nearly so.
     if loss > best_loss + SAME:
         alone = torch.tensor(best)
         coefficients, loss = torch.nn.functional.one_hot(alone, len(members)), best_loss
@@ -182,6 +174,20 @@ def cross_validated_answers(
         inner = member_probabilities[:, inside]
         answers[inside] = pool(inner, coefficients, method=pooling)
     return answers
+
+
+def _check(member_probabilities: Tensor, labels: Tensor, metric: Metric, pooling: Pooling) -> None:
+    if pooling == "vote" and metric != "accuracy":
+        raise UsageError(
+            f"Expected metric accuracy for a vote, whose shares are no probabilities, found "
+            f"{metric}; select by accuracy, or pool by mean or geometric."
+        )
+    images = member_probabilities.shape[1]
+    if len(labels) != images or images == 0:
+        raise UsageError(
+            f"Expected a label for each of at least one image, found {len(labels)} labels for "
+            f"{images} images; select on labelled held-out images."
+        )
 
 
 def _relative_costs(costs: Sequence[float] | None, members: int) -> Tensor:

@@ -124,6 +124,7 @@ def describe_ensemble(
         whole, chosen: before and after the selection.
         held_out, of_chosen: what they answered to the same pictures.
     """
+    from finetune.combining.diversity import diversity
     from finetune.combining.losses import held_out_loss
 
     rows = picking_rows(chosen, held_out)
@@ -156,32 +157,24 @@ def describe_ensemble(
     metric: Metric = "accuracy" if chosen.pooling == "vote" else "nll"
     lines.append(f"{'ensemble':<{width}}  {figures(pooled, votes=metric == 'accuracy')}")
     answers = of_chosen.member_probabilities[:, rows]
+    found = diversity(
+        answers,
+        labels,
+        of_chosen.of_rows(chosen.coefficients),
+        pooling=chosen.pooling,
+        metric=metric,
+    )
+    pairs = max(len(answers) * (len(answers) - 1), 1)
     lines.append(
-        describe_diversity(answers, pooled, labels, of_chosen.of_rows(chosen.coefficients), metric)
+        f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
+        f"one of them right {found.oracle_accuracy:.4f}; "
+        f"pooling gains {found.ambiguity:.4f} {metric}"
     )
     best = min(held_out_loss(member, labels, metric) for member in members)
     gain = best - held_out_loss(pooled, labels, metric)
     verdict = "better than" if gain > 1e-9 else "equal to" if gain > -1e-9 else "worse than"
     lines.append(f"the ensemble is {verdict} the best member by held-out {metric} ({gain:+.4f})")
     return lines
-
-
-def describe_diversity(
-    answers: Tensor, pooled: Tensor, labels: Tensor, coefficients: Sequence[float], metric: Metric
-) -> str:
-    """How differently the members ``(M, N, C)`` err, and what pooling them ``(N, C)`` gains."""
-    from finetune.combining.diversity import diversity
-    from finetune.combining.losses import held_out_loss
-
-    found = diversity(answers, labels)
-    pairs = max(len(answers) * (len(answers) - 1), 1)
-    alone = [held_out_loss(member, labels, metric) for member in answers]
-    members = sum(c * loss for c, loss in zip(coefficients, alone, strict=True)) / sum(coefficients)
-    gain = members - held_out_loss(pooled, labels, metric)
-    return (
-        f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
-        f"one of them right {found.oracle_accuracy:.4f}; pooling gains {gain:.4f} {metric}"
-    )
 
 
 def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Namespace) -> str:
