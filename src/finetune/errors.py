@@ -13,7 +13,8 @@
     ├── CheckpointError            a file that is no checkpoint of ours
     │   └── CheckpointMismatchError  checkpoints that cannot be combined
     ├── CalibrationError           held-out data that cannot calibrate
-    └── ExportError                what a format cannot hold, or a file that answers otherwise
+    ├── ExportError                what a format cannot hold, or a file that answers otherwise
+    └── OutputError                a file that cannot be written: a full disk, one that exists, ...
 
 Each message says what was expected, what was found, and what to do about it, in one line.
 """
@@ -73,3 +74,7 @@ class CalibrationError(FinetuneError):
 
 class ExportError(FinetuneError):
     """A classifier that a format cannot hold, or a file that would answer otherwise."""
+
+
+class OutputError(FinetuneError, OSError):
+    """A file that cannot be written; also an ``OSError``, since caches go on without it."""

@@ -1,0 +1,105 @@
+"""The one place that writes files: beside the target, synced, renamed; whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from finetune.errors import OutputError
+
+
+@contextmanager
+def atomic_write(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
+    """A new, empty file beside the target, which takes the target's place if the block ends well.
+
+    Readers see the old file or the new one, never a part of it, also after a power cut. The name
+    beside is random and is created by this process alone, so it follows no link that lies there and
+    collides with no other process or host. Whatever fails, nothing of it stays behind.
+
+    Close every map of the target before the block ends: Windows cannot replace a mapped file.
+
+    Args:
+        path: the target; a link there is replaced, not followed.
+        exclusive: refuse a target that has come into being meanwhile instead of replacing it.
+
+    Yields:
+        The path to write to, with the ending of the target.
+
+    Raises:
+        OutputError: the folder does not exist or cannot be written, the disk is full, or, where
+            ``exclusive``, the target exists.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.stem[:80]}-{secrets.token_hex(8)}{path.suffix}")
+    try:
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield beside
+        sync(beside)
+        if exclusive:
+            _publish_once(beside, path)
+        else:
+            os.replace(beside, path)
+        _sync_folder(path.parent)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"Expected to write {path}, found that it cannot be written "
+            f"({error.strerror or error}); make room, or name another place."
+        ) from error
+    finally:
+        with suppress(OSError):  # a folder that has vanished took the file along
+            beside.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes, *, exclusive: bool = False) -> None:
+    """Write a whole file; see :func:`atomic_write`."""
+    with atomic_write(path, exclusive=exclusive) as beside:
+        beside.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str, *, exclusive: bool = False) -> None:
+    """Write a whole file in UTF-8 with the line ends of the text; see :func:`atomic_write`.
+
+    Lone surrogates, which stand for bytes of file names that are no UTF-8, are written as those
+    bytes.
+    """
+    write_bytes(path, text.encode("utf-8", errors="surrogateescape"), exclusive=exclusive)
+
+
+def sync(path: str | Path) -> None:
+    """Have the disk hold what was written to a file."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish_once(beside: Path, path: Path) -> None:
+    """Give the file its name unless somebody has it."""
+    try:
+        os.link(beside, path)  # unlike a rename, never replaces
+        return
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not os.path.lexists(path):
+            os.replace(beside, path)
+            return
+    raise OutputError(
+        f"Expected no file yet at {path}, found one; name another, or overwrite it knowingly."
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk hold the new name too, where folders can be opened."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
