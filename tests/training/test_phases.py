@@ -9,7 +9,7 @@ from finetune.networks.freezing import network_stages, stages_below
 from finetune.training import interpolation, phases
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
-from finetune.training.interpolation import take_best_between
+from finetune.training.interpolation import best_between
 from finetune.training.metrics import figures_of
 from finetune.training.phases import PhasedFit
 
@@ -120,12 +120,11 @@ def test_points_between_two_phases_are_judged_as_their_ends_were(
     looks = []
 
     def look(earlier, later, answer, **options):
-        for path in (earlier, later):
-            end = read_checkpoint(path)
-            looks.append((answer(end.state_dict), end.details["val"]["logits"]))
-        return take_best_between(earlier, later, answer, **options)
+        for end in (earlier, later):
+            looks.append((answer(end.state_dict), end.outputs[0]))
+        return best_between(earlier, later, answer, **options)
 
-    monkeypatch.setattr(phases, "take_best_between", look)
+    monkeypatch.setattr(phases, "best_between", look)
     run(colour_folder, tmp_path, strategy, epochs=2, lr=3e-3, label_smoothing=0.1)
     assert len(looks) == 2
     for answered, stored in looks:
