@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 def check_monitor(cli: FinetuneCLI) -> None:
     """Refuse a figure that no validation gives, before an epoch is spent."""
-    from finetune.training.metrics import classification_metrics
+    from finetune.evaluation.metrics import classification_metrics
 
     known = [
         "val/loss",
@@ -242,8 +242,8 @@ def conclude(folder: Path) -> None:
     """Write the best epoch's figures and say what lies where."""
     from finetune.commands.evaluation import summary
     from finetune.commands.runs import contents, write_metrics
+    from finetune.evaluation.metrics import figures_of
     from finetune.training.checkpoints import read_checkpoint
-    from finetune.training.metrics import figures_of
 
     best = folder / "checkpoints" / "best.ckpt"
     val: dict[str, Any] | None = read_checkpoint(best).details.get("val")
