@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from finetune.evaluation.metrics import figures_of
 from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
-from finetune.training.metrics import figures_of
-from finetune.training.rescaling import best_temperature, rescaled_nll
+from finetune.training.rescaling import rescaled, rescaled_nll
 
 HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
 WINSORISED = 0.02  # of the gains at either end, and at least one
@@ -164,24 +164,3 @@ def exceeds_its_error(gains: Tensor) -> bool:
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits.double(), labels, reduction="none")
-
-
-def rescaled(
-    state: Mapping[str, Tensor], logits: Tensor, labels: Tensor, head: Iterable[str]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Undo what label smoothing does to the confidence: one factor on the final layer.
-
-    Args:
-        state: a classifier's weights.
-        logits, labels: its answers to held-out pictures, ``(N, C)`` and ``(N,)``.
-        head: names of the final layer's parameters in the network.
-
-    Returns:
-        Weights and answers that agree.
-    """
-    temperature = best_temperature(logits, labels)
-    names = {f"network.{name}" for name in head}
-    scaled = {
-        name: value / temperature if name in names else value for name, value in state.items()
-    }
-    return scaled, logits / temperature

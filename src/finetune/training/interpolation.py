@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from finetune.training.candidates import Candidate, rescaled, standing
+from finetune.training.candidates import Candidate, standing
+from finetune.training.rescaling import rescaled
 
 StateDict = Mapping[str, Tensor]
 
