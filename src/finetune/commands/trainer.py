@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from finetune.commands.held_out import SPLIT_SETTINGS
 from finetune.commands.parsing import explain
+from finetune.commands.resuming import keep_settings
 from finetune.commands.settling import choose_size_from_scratch
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import FinetuneError, UsageError
@@ -52,8 +54,9 @@ class OneLineParser(LightningArgumentParser):
 class FinetuneCLI(LightningCLI):
     """Parses and builds classifier, data and trainer of one verb; runs nothing.
 
-    With ``--ckpt_path`` the checkpoint's settings are the defaults, and options given beside it
-    win; the classes come from the data only in ``fit``.
+    With ``--ckpt_path`` the checkpoint's settings are the defaults. Options given beside it win in
+    ``test`` and ``validate``; ``fit`` goes on as it was begun, and refuses what cannot have an
+    effect. The classes come from the data only in ``fit``.
     """
 
     datamodule: ImageFolderDataModule
@@ -63,6 +66,7 @@ class FinetuneCLI(LightningCLI):
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.verb = verb
         self.checkpoint: Checkpoint | None = None
+        self.as_given: Namespace | None = None  # before a fit's checkpoint has decided
         self.image_size: Choice | None = None  # where it had to be chosen before the build
         super().__init__(
             ImageClassifier,
@@ -139,7 +143,7 @@ class FinetuneCLI(LightningCLI):
         # The weights are in the checkpoint: pretrained ones are not fetched again.
         settings["pretrained"] = False
         defaults = {f"model.{key}": value for key, value in settings.items()}
-        return defaults | split_defaults(checkpoint)
+        return defaults | split_defaults(checkpoint, all_settings=self.verb == "fit")
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -149,6 +153,9 @@ class FinetuneCLI(LightningCLI):
                     f"Expected --{name} on the command line, found it in a file; give it there."
                 )
         if self.checkpoint is not None:
+            if self.verb == "fit":
+                self.as_given = self.config.clone()
+                keep_settings(self.config, self.checkpoint)
             follow_the_fits_split(self.config, self.checkpoint)
         elif self.verb == "fit":
             self.image_size = choose_size_from_scratch(self.config)
@@ -162,22 +169,34 @@ class FinetuneCLI(LightningCLI):
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
+        if self.verb == "fit" and self.checkpoint is not None:
+            # Checkpoints go on saying what was given, not that the fit's own split was followed.
+            given = self.checkpoint.details.get("data", {})
+            self.datamodule.hparams["manifest"] = given.get("manifest")
 
     def build_trainer(self, **settings: Any) -> Trainer:
         """The trainer that the configuration describes, with some of its settings replaced."""
         return Trainer(**{**self.config_init["trainer"].as_dict(), **settings})
 
-    def config_yaml(self) -> str:
-        """Every resolved setting, ready for ``--config``."""
-        config = self.config.clone()
+    def config_yaml(self, *, as_given: bool = False) -> str:
+        """Every resolved setting, ready for ``--config``; or as a resumed fit was given them."""
+        config = (self.as_given if as_given and self.as_given else self.config).clone()
         config.ckpt_path = None  # the same run again begins at the beginning
         return str(self.parser.dump(config, skip_none=False, skip_link_targets=True))
 
 
-def split_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How the fit split its images, as defaults of the ``data`` options."""
+def split_defaults(checkpoint: Checkpoint, *, all_settings: bool = False) -> dict[str, Any]:
+    """How the fit split its images, or all it knows of them, as defaults of the ``data`` options.
+
+    Where they lie is asked for, and how the fit's own split is followed stands below.
+    """
     data = checkpoint.details.get("data", {})
-    return {f"data.{key}": data[key] for key in SPLIT_SETTINGS if key in data}
+    known = set(signature(ImageFolderDataModule).parameters) - {"root", "manifest", "training_seed"}
+    names = known if all_settings else SPLIT_SETTINGS
+    defaults = {f"data.{key}": data[key] for key in names if key in data}
+    if all_settings and data.get("training_seed") is not None:
+        defaults["seed_everything"] = data["training_seed"]
+    return defaults
 
 
 def follow_the_fits_split(config: Namespace, checkpoint: Checkpoint) -> None:
@@ -237,8 +256,6 @@ def quiet_libraries() -> None:
     for message in (
         "LightningCLI's args parameter",
         ".*does not have many workers",
-        "Experiment logs directory .* exists and is not empty",
-        "Checkpoint directory .* exists and is not empty",
         ".*treespec, LeafSpec.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
     ):

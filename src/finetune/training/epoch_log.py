@@ -32,6 +32,9 @@ class EpochLog(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not self._rates:
+            # The first epoch here: what a killed fit has written from it on is written anew.
+            cut_back(self.path, phase=self.phase, epochs=trainer.current_epoch)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._rates = {f"lr-{number}": group["lr"] for number, group in enumerate(groups, start=1)}
 
