@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,3 +104,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def remove_left_behind(folder: str | Path) -> None:
+    """Remove what processes that were killed were writing into a folder that is ours alone."""
+    for path in Path(folder).glob(".*"):
+        if _BESIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+_BESIDE = re.compile(r"\..*-[0-9a-f]{16}(\.[^.]*)?", re.DOTALL)  # the names of atomic_write

@@ -15,7 +15,8 @@ from finetune.combining.sharing import head_names
 from finetune.errors import CheckpointMismatchError
 from finetune.networks.factory import create_network
 from finetune.preprocessing import Preprocessing
-from finetune.training.checkpoints import as_checkpoint, read_checkpoint, read_content
+from finetune.training.checkpoints import ENTRY, as_checkpoint, read_checkpoint, read_content
+from finetune.training.checksums import verify
 
 PREFIX = "network."
 # Settings of the data that say on which side a picture stands.
@@ -128,6 +129,7 @@ def read_ingredient(ingredient: Ingredient, class_names: Sequence[str]) -> dict[
 def _look_at(path: Path) -> Ingredient:
     content = read_content(path, mmap=True)
     checkpoint = as_checkpoint(content, path)
+    verify(content, ENTRY, path, parts=("state_dict",))  # mapped, so not when it was read
     if not checkpoint.state_dict:
         raise CheckpointMismatchError(
             f"Expected weights in {path}, found none; give a file that `finetune fit` wrote."

@@ -18,6 +18,7 @@ from finetune.commands.recording import (
 )
 from finetune.commands.resuming import Resumed, new_fit_from
 from finetune.errors import UsageError
+from finetune.files import remove_left_behind
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -58,6 +59,8 @@ def main(arguments: list[str]) -> int:
     check_monitor(cli)
     cli.datamodule.setup("fit")
     if resumed is not None:
+        for place in (resumed.run, resumed.run / "checkpoints"):
+            remove_left_behind(place)
         fit(cli, resumed.run, deadline=deadline, resumed=resumed)
         return 0
     folder = new_run_folder(Path(cli.config.runs), cli.config.name or _name(cli.model.backbone))
@@ -140,8 +143,9 @@ def fit(
         print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
         if resumed is None or cli.checkpoint is None:
             cli.datamodule.write_records(folder)
-            # The last of the records: a run with it can be resumed.
-            write_config(folder, lines.splitlines(), cli.config_yaml())
+            if resumed is None or resumed.beside:
+                # The last of the records: a run with it can be resumed.
+                write_config(folder, lines.splitlines(), cli.config_yaml())
     epochs = next(choice.value for choice in recipe if choice.name == "epochs")
     with timed_fit(folder) if is_first else nullcontext():
         try:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def write_config(folder: Path, notes: Iterable[str], config: str) -> None:
-    """Write ``config.yaml``, with notes as comments above it."""
-    write_text(folder / "config.yaml", "".join(f"# {line}\n" for line in notes) + config)
+    """Write ``config.yaml``, with notes that it has not yet as comments above it."""
+    known = set(config.splitlines())
+    comments = "".join(f"# {line}\n" for line in notes if f"# {line}" not in known)
+    write_text(folder / "config.yaml", comments + config)
 
 
 def notes_of(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from finetune.evaluation.metrics import figures_of
 from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
+from finetune.training.checksums import CHECKSUMS
 from finetune.training.rescaling import rescaled, rescaled_nll
 
 HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
@@ -59,8 +60,9 @@ class Candidate:
             CheckpointError: no file, or no checkpoint.
         """
         content = read_content(path)
-        entry = content[ENTRY]
-        return cls(content["state_dict"], content["hyper_parameters"], {"fit": {}, **entry})
+        entry = {name: v for name, v in content[ENTRY].items() if name != CHECKSUMS}
+        entry.setdefault("fit", {})
+        return cls(content["state_dict"], content["hyper_parameters"], entry)
 
     def write(self, path: Path) -> None:
         """Write it as a checkpoint that needs nothing else."""

@@ -103,7 +103,5 @@ def _pieces(value: Any) -> Iterator[Any]:
         case str():
             text = value.encode("utf-8", errors="surrogatepass")
             yield f"text {len(text)};".encode() + text
-        case bytes():
-            yield f"bytes {len(value)};".encode() + value
         case _:  # such as a set, whose order is not that of the file
             yield f"{type(value).__name__};".encode()
