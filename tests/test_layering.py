@@ -8,10 +8,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 
-FLOOR = {"errors", "files", "preprocessing", "spec"}
+FLOOR = {"cache_dir", "errors", "files", "preprocessing", "spec"}
 ALLOWED = {
     "errors": set(),
     "preprocessing": set(),
+    "cache_dir": set(),
     "files": {"errors"},
     "spec": {"errors", "preprocessing"},
     "answer_files": FLOOR,

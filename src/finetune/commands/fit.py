@@ -201,7 +201,7 @@ def _store(cli: FinetuneCLI) -> FeatureStore | None:
     cache_dir = cli.config.data.cache_dir
     if cli.config.data.cache == "off":
         return None
-    return FeatureStore(None if cache_dir is None else Path(str(cache_dir)) / "features")
+    return FeatureStore(None if cache_dir is None else str(cache_dir))
 
 
 def build_trainer(
