@@ -16,8 +16,8 @@ def files(tmp_path: Path) -> CachedFiles:
 
 
 def write(files: CachedFiles, content: bytes, used: float, group: str = GROUP) -> Path:
-    path, file = files.create(group, ".rows")
-    with file:
+    path = files.new_path(group, ".rows")
+    with files.create(path) as file:
         file.write(content)
     os.utime(path, (used, used))
     return path
@@ -79,7 +79,7 @@ def test_the_longest_unused_go_first_whatever_else_was_deleted(files: CachedFile
     write(files, bytes(100), 3).unlink()  # changes the folder's time, not any file's
     files.used(used)
     size = 100 + HEADER_BYTES
-    assert files.evict(3 * size, keep=[kept.stem]) == 2 * size
+    assert files.evict(3 * size, keep=kept.stem) == 2 * size
     assert [path.exists() for path in (old, used, new, kept)] == [False, True, False, True]
 
 
@@ -104,7 +104,7 @@ def test_folders_that_are_links_are_not_entered(
     assert files.listed(GROUP, ".rows") == []
     assert files.evict(0) == 0
     with pytest.raises(OSError, match=NAME):
-        files.create(GROUP, ".rows")
+        files.create(files.new_path(GROUP, ".rows"))
     assert tree(tmp_path) == before
     assert path.exists()
 
@@ -132,7 +132,7 @@ def test_a_folder_of_our_name_that_is_not_ours_is_left_alone(
         (files.root / TAG).write_bytes(tag)
     before = tree(tmp_path)
     with pytest.raises(OSError, match=NAME):
-        files.create(GROUP, ".rows")
+        files.create(files.new_path(GROUP, ".rows"))
     assert tree(tmp_path) == before
 
 
@@ -159,7 +159,7 @@ def test_files_of_other_owners_count_only_where_the_folder_is_shared(
     monkeypatch.setattr("finetune.cache_dir._user", lambda: owner + 1)
     assert files.listed(GROUP, ".rows") == []  # the folder is another user's
     with pytest.raises(PermissionError):
-        files.create(GROUP, ".rows")
+        files.create(files.new_path(GROUP, ".rows"))
     files.root.chmod(0o777)  # a trap may be open to all as well
     status = files.root.stat()
     real = os.lstat
@@ -189,6 +189,6 @@ def test_no_place_is_no_bytes(files: CachedFiles, tmp_path: Path) -> None:
     files.root.parent.write_text("a file where the folder should be")
     assert files.free_bytes() == 0
     with pytest.raises(OSError, match="named by the user"):
-        files.create(GROUP, ".rows")
+        files.create(files.new_path(GROUP, ".rows"))
     assert files.listed(GROUP, ".rows") == []
     assert files.evict(0) == 0

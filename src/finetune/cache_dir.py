@@ -16,9 +16,9 @@ import os
 import re
 import shutil
 import stat
+import time
 import uuid
 from collections import defaultdict
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +29,9 @@ NAME = "finetune-cache"
 TAG = "CACHEDIR.TAG"
 SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # of https://bford.info/cachedir/
 TAG_TEXT = SIGNATURE + b"\n# What finetune can compute again; it may be deleted at any time.\n"
+OUR_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\.[a-z]+")
 HEADER_BYTES = 64
+CLOCK_STEP_NS = 20_000_000  # twice the longest that systems have
 SHARED = stat.S_IWGRP | stat.S_IWOTH
 # Planted links are not followed, and a FIFO is not waited for; where the system knows these.
 _SAFE = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -44,6 +46,22 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 def short_hash(text: str) -> str:
     """16 hexadecimal digits that name a file after a text."""
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """What changes whenever a file's content does: size, times of change, inode, device.
+
+    Of the two times the second cannot be set back. It counts in steps of the system's clock: a
+    file that was changed just now is waited for, so that its next change shows.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = os.stat(path)
+    if 0 <= time.time_ns() - found.st_ctime_ns < CLOCK_STEP_NS:
+        time.sleep(CLOCK_STEP_NS / 1e9)
+        found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
 
 
 class CachedFiles:
@@ -62,7 +80,7 @@ class CachedFiles:
 
     def listed(self, group: str, ending: str) -> list[Path]:
         """Files that may be a group's, by their names; :meth:`open` decides."""
-        return [path for path in self._candidates() if path.match(f"{group}-*{ending}")]
+        return self._candidates(f"{group}-", ending)
 
     def open(self, path: Path) -> BinaryIO:
         """A file of ours, to be read from behind its header.
@@ -80,14 +98,17 @@ class CachedFiles:
             raise
         return file
 
-    def create(self, group: str, ending: str) -> tuple[Path, BinaryIO]:
-        """A new file under a name that nobody else has, unbuffered, its header written.
+    def new_path(self, group: str, ending: str) -> Path:
+        """For a file of a group: a name that nobody else has."""
+        return self.folder / f"{group}-{uuid.uuid4().hex}{ending}"
+
+    def create(self, path: Path) -> BinaryIO:
+        """The new file at a path, unbuffered, its header written.
 
         Raises:
             OSError: no room, no permission, or the place is not ours.
         """
         mode = self._make() & 0o666
-        path = self.folder / f"{group}-{uuid.uuid4().hex}{ending}"
         file = _opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             _permit(path, mode)
@@ -96,18 +117,24 @@ class CachedFiles:
             file.close()
             path.unlink(missing_ok=True)
             raise
-        return path, file
+        return file
+
+    def remove(self, path: Path) -> None:
+        """Delete a file, if it is ours; maps of it stay valid."""
+        with suppress(OSError):  # gone already, or Windows, which keeps files that are open
+            self.open(path).close()
+            path.unlink()
 
     def used(self, path: Path) -> None:
         """Note that a file was of use now: the longest unused go first."""
         with suppress(OSError):  # evicted meanwhile, or a cache that only others may write
             os.utime(path)
 
-    def evict(self, limit_bytes: int, *, keep: Collection[str] = ()) -> int:
+    def evict(self, limit_bytes: int, *, keep: str = "") -> int:
         """Delete the longest unused of our files until fewer bytes than the limit remain.
 
-        Files that differ in their ending alone go together; those whose name without it is in
-        ``keep`` stay. Maps that are open stay valid. Returns the bytes that remain.
+        Files that differ in their ending alone go together; those whose names begin with ``keep``
+        stay. Returns the bytes that remain.
         """
         together: dict[str, list[tuple[float, int, Path]]] = defaultdict(list)
         for path in self._candidates():
@@ -118,10 +145,9 @@ class CachedFiles:
         for stem, files in sorted(together.items(), key=lambda item: max(item[1])):
             if total < limit_bytes:
                 break
-            for _, size, path in files if stem not in keep else ():
-                with suppress(OSError):  # Windows keeps files that are open
-                    path.unlink()
-                    total -= size
+            for _, size, path in () if keep and stem.startswith(keep) else files:
+                self.remove(path)
+                total -= 0 if path.exists() else size
         return total
 
     def free_bytes(self) -> int:
@@ -137,7 +163,7 @@ class CachedFiles:
         except OSError:
             return 0
 
-    def _candidates(self) -> list[Path]:
+    def _candidates(self, beginning: str = "", ending: str = "") -> list[Path]:
         """Regular files with names like ours, in the order of their names."""
         try:
             self._mode()
@@ -147,7 +173,9 @@ class CachedFiles:
                 return sorted(
                     Path(entry.path)
                     for entry in entries
-                    if re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{32}\.[a-z]+", entry.name)
+                    if entry.name.startswith(beginning)
+                    and entry.name.endswith(ending)
+                    and OUR_NAME.fullmatch(entry.name)
                     and entry.is_file(follow_symlinks=False)
                 )
         except OSError:  # not there yet, or nothing that we may look into
@@ -196,7 +224,8 @@ def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
     Raises:
         OSError: the disk is full.
     """
-    rest = memoryview(data).cast("B")
+    rest = memoryview(data)
+    rest = rest.cast("B") if rest.nbytes else rest[:0]
     while len(rest):
         rest = rest[file.write(rest) :]
 

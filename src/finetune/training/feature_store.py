@@ -163,7 +163,7 @@ class FeatureStore:
         except BaseException:
             new.remove()
             raise
-        self._files.evict(self.max_bytes, keep=[new.path.stem])
+        self._files.evict(self.max_bytes, keep=new.path.stem)
         return rows
 
     def _shard(self, path: Path, space: str) -> _Shard | None:
@@ -206,7 +206,7 @@ class _NewShard:
     """Rows on their way to a file, or to memory from the moment that the disk takes no more."""
 
     def __init__(self, files: CachedFiles, space: str, keys: Sequence[str]) -> None:
-        self.path = Path()
+        self.path = files.new_path(short_hash(space), ENDING)
         self._file: BinaryIO | None = None
         self._space = space
         self._keys = keys
@@ -214,7 +214,7 @@ class _NewShard:
         self._sums: list[int] = []
         self._memory: list[np.ndarray] = []
         with suppress(OSError):  # a full or read-only disk, or no permission: memory it is
-            self.path, self._file = files.create(short_hash(space), ENDING)
+            self._file = files.create(self.path)
 
     def add(self, rows: np.ndarray) -> None:
         """Take the next rows, float32 ``(n, *shape)``."""
