@@ -1,10 +1,11 @@
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from finetune.cache_dir import HEADER_BYTES, NAME, SIGNATURE, TAG, CachedFiles
+from finetune.cache_dir import HEADER_BYTES, NAME, SIGNATURE, TAG, CachedFiles, file_stamp
 
 GROUP = "0123456789abcdef"
 OURS = f"{GROUP}-{'f' * 32}"
@@ -42,7 +43,7 @@ def plant(folder: Path, header: bytes, elsewhere: Path) -> None:
             (below / name).write_bytes(b"hard to get again")
             os.utime(below / name, (1, 1))
     (folder / f"{OURS}.rows").write_bytes(b"our name, not our header")
-    (folder / f"{GROUP}-{'e' * 32}.rows").write_bytes(header[:-1])
+    (folder / f"{GROUP}-{'e' * 32}.rows").write_bytes(header[:20])
     (folder / "our header, not our name.rows").write_bytes(header + bytes(1000))
     (folder / f"{GROUP}-{'d' * 32}.rows").mkdir()
     (folder / f"{GROUP}-{'c' * 32}.rows" / "file").parent.mkdir()
@@ -90,6 +91,21 @@ def test_files_that_differ_in_their_ending_go_together(files: CachedFiles) -> No
     assert files.evict(10) == 0
     assert not path.exists()
     assert not beside.exists()
+
+
+def test_files_of_another_version_are_deleted_in_their_turn_but_not_read(
+    files: CachedFiles,
+) -> None:
+    old, new = write(files, b"", 1), CachedFiles(files.root.parent, "kind", 2)
+    with pytest.raises(PermissionError):
+        new.open(old)
+    assert new.evict(0) == 0
+    assert not old.exists()
+    write(files, b"", 1)
+    another = CachedFiles(files.root.parent, "another", 1)
+    files.folder.rename(another.folder)
+    assert another.evict(0) == 0
+    assert len(list(another.folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize("where", ["root", "folder"])
@@ -192,3 +208,25 @@ def test_no_place_is_no_bytes(files: CachedFiles, tmp_path: Path) -> None:
         files.create(files.new_path(GROUP, ".rows"))
     assert files.listed(GROUP, ".rows") == []
     assert files.evict(0) == 0
+
+
+def test_a_stamp_shows_the_next_change_however_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many systems' clocks go on in steps of 1 to 10 ms: within one, two changes look alike."""
+    real = os.stat
+
+    def coarse(path: object, **options: object) -> SimpleNamespace:
+        found = real(path, **options)  # type: ignore[arg-type]
+        values = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**values | {"st_ctime_ns": found.st_ctime_ns // 10**7 * 10**7})
+
+    path = tmp_path / "image.bmp"
+    path.touch()
+    monkeypatch.setattr(os, "stat", coarse)
+    stamps = set()
+    for content in range(20):
+        path.write_bytes(bytes([content]))
+        os.utime(path, (1, 1))
+        stamps.add(file_stamp(path))
+    assert len(stamps) == 20

@@ -70,28 +70,30 @@ class CachedFiles:
     Args:
         cache_dir: what the user names; None for the platform's cache folder.
         kind: of cache, which names the folder.
-        version: of the files' format; files of another one are not ours.
+        version: of the files' format; files of another one are deleted in their turn, not read.
     """
 
     def __init__(self, cache_dir: str | os.PathLike[str] | None, kind: str, version: int) -> None:
         self.root = cache_folder(cache_dir)
         self.folder = self.root / kind
-        self.header = f"finetune cache: {kind}, format {version}\n".ljust(HEADER_BYTES).encode()
+        self._mark = f"finetune cache: {kind}, format ".encode()
+        self.header = (self._mark + f"{version}\n".encode()).ljust(HEADER_BYTES)
 
     def listed(self, group: str, ending: str) -> list[Path]:
         """Files that may be a group's, by their names; :meth:`open` decides."""
         return self._candidates(f"{group}-", ending)
 
-    def open(self, path: Path) -> BinaryIO:
+    def open(self, path: Path, *, any_version: bool = False) -> BinaryIO:
         """A file of ours, to be read from behind its header.
 
         Raises:
-            OSError: it is not there, or not ours.
+            OSError: it is not there, not ours, or of another version where that matters.
         """
         file = _opened(path, os.O_RDONLY)
+        begin = self._mark if any_version else self.header
         try:
             owner = os.fstat(file.fileno()).st_uid
-            if not self._trusts(owner) or file.read(HEADER_BYTES) != self.header:
+            if not self._trusts(owner) or not file.read(HEADER_BYTES).startswith(begin):
                 raise PermissionError(f"Expected a cached file of ours, found another: {path}")
         except BaseException:
             file.close()
@@ -122,7 +124,7 @@ class CachedFiles:
     def remove(self, path: Path) -> None:
         """Delete a file, if it is ours; maps of it stay valid."""
         with suppress(OSError):  # gone already, or Windows, which keeps files that are open
-            self.open(path).close()
+            self.open(path, any_version=True).close()
             path.unlink()
 
     def used(self, path: Path) -> None:
@@ -138,7 +140,7 @@ class CachedFiles:
         """
         together: dict[str, list[tuple[float, int, Path]]] = defaultdict(list)
         for path in self._candidates():
-            with suppress(OSError), self.open(path) as file:
+            with suppress(OSError), self.open(path, any_version=True) as file:
                 found = os.fstat(file.fileno())
                 together[path.stem].append((found.st_mtime, found.st_size, path))
         total = sum(size for files in together.values() for _, size, _ in files)

@@ -26,6 +26,20 @@ def paths(paint: Painter) -> list[Path]:
     return [paint(f"r/{number}.png", size=(24 + number, 16)) for number in range(8)]
 
 
+def test_a_renamed_file_is_known_to_the_next_process_too(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CachedReader(READER, tmp_path / "c", GROUP)(paths[0])
+    renamed = paths[0].rename(paths[0].with_name("renamed.png"))
+    expected = CachedReader(READER, tmp_path / "c", GROUP)(renamed)
+
+    def unread(path: Path) -> bytes:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(Path, "read_bytes", unread)
+    assert torch.equal(CachedReader(READER, tmp_path / "c", GROUP)(renamed), expected)
+
+
 class Counting:
     """Counts what is really decoded in this process."""
 

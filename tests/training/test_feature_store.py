@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune.cache_dir import HEADER_BYTES
-from finetune.training import feature_store
-from finetune.training.feature_store import END, FeatureStore, kept_or_computed
+from finetune.training import feature_shards
+from finetune.training.feature_shards import END
+from finetune.training.feature_store import FeatureStore, kept_or_computed
 
 KEYS = [f"{number:032x}" for number in range(6)]
 
@@ -193,7 +194,7 @@ def test_a_disk_that_fills_costs_the_cache_alone(tmp_path, monkeypatch, room):
         if taken < memoryview(data).nbytes:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_store, "write_all", write_all)
+    monkeypatch.setattr(feature_shards, "write_all", write_all)
     monkeypatch.setattr("finetune.cache_dir.write_all", write_all)
     rows, computed = answer(tmp_path)
     np.testing.assert_array_equal(rows, expected())
@@ -229,7 +230,7 @@ def test_a_disk_that_fails_altogether_costs_time_alone(tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
         file.write(data)
 
-    monkeypatch.setattr(feature_store, "write_all", write_all)
+    monkeypatch.setattr(feature_shards, "write_all", write_all)
     rows, computed = answer(tmp_path)
     np.testing.assert_array_equal(rows, expected())
     assert computed == KEYS * 2

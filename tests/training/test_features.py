@@ -9,6 +9,7 @@ import finetune.training.features as module
 from finetune.data.dataset import ImageDataset
 from finetune.data.folder import LabelledImage
 from finetune.data.transforms import evaluation_transform, training_transform
+from finetune.errors import DataError
 from finetune.networks.factory import create_network
 from finetune.preprocessing import Preprocessing
 from finetune.training.feature_store import FeatureStore
@@ -157,6 +158,26 @@ def test_changed_pictures_are_seen(dataset, tmp_path, counted):
     assert counted == [7, 1]
     assert not torch.equal(after[2], before[2])
     torch.testing.assert_close(after[3:], before[3:], atol=0, rtol=0)
+
+
+def test_an_image_that_changes_meanwhile_is_not_cached_as_the_old_one(
+    dataset, tmp_path, monkeypatch
+):
+    classifier, store = classifier_of(), FeatureStore(tmp_path / "store")
+    path = dataset.images[2].path
+    old, original = path.read_bytes(), module._forward
+
+    def forward(*arguments):
+        Image.new("RGB", (90, 90), "red").save(path)
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_forward", forward)
+        with pytest.raises(DataError, match=r"2\.png to stay as it is"):
+            frozen_features(classifier, dataset, store=store)
+    path.write_bytes(old)
+    after = frozen_features(classifier, dataset, store=store).tensor()
+    torch.testing.assert_close(after, frozen_features(classifier, dataset).tensor())
 
 
 def test_views_are_random_but_the_same_in_every_order_and_run(dataset, tmp_path):
