@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,13 +78,7 @@ class CachedReader:
             if pixels is not None:
                 self._write(identity, content_key, None)
                 return pixels
-        pixels = decode_bytes(
-            content,
-            name=str(path),
-            in_chans=self.reader.in_chans,
-            short_side=self.reader.short_side,
-            max_pixels=self.reader.max_pixels,
-        )
+        pixels = decode_bytes(content, name=str(path), **asdict(self.reader))
         with self._lock:
             self._write(identity, content_key, pixels)
         return pixels
