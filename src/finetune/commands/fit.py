@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UsageError
+from finetune.files import write_text
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -95,7 +96,7 @@ def parse_time(text: str | None) -> float | None:
 def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
     from finetune.commands.resuming import keep_earlier_epochs
-    from finetune.commands.runs import link_latest, timed_fit, write_text
+    from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.settling import does_the_data_suffice, settle
     from finetune.training.tracking import finish_tracking
 
