@@ -12,7 +12,7 @@ from finetune.commands.report import checked_page, keep_off_sources
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from finetune.reporting.comparison import Leaderboard
+    from finetune.evaluation.comparison import Leaderboard
 
 
 # Columns of what runs alone know, and their format.
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError("Expected at least two runs to compare, found one; name another.")
     output = None if options.output is None else checked_page(options.output, options)
 
-    from finetune.reporting.comparison import compare_all
+    from finetune.evaluation.comparison import compare_all
     from finetune.reporting.sources import load_sources
 
     sources = load_sources(options.sources, root=options.root)

@@ -21,7 +21,7 @@ from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from finetune.reporting.comparison import Leaderboard
+    from finetune.evaluation.comparison import Leaderboard
     from finetune.reporting.sources import Source
 
 RUN_FILES = ("config.yaml", "metrics.json")  # a fit's folder, a test's folder
@@ -143,7 +143,7 @@ def write_all_suspects(output: Output, sources: dict[str, Source]) -> None:
 
 def _leaderboard(sources: dict[str, Source]) -> Leaderboard | None:
     """A comparison, if there are several sources that answered the same images."""
-    from finetune.reporting.comparison import compare_all
+    from finetune.evaluation.comparison import compare_all
 
     first, *others = (set(source.evaluation.paths) for source in sources.values())
     if not others or not first.intersection(*others):
