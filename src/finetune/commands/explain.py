@@ -16,6 +16,7 @@ def main(arguments: list[str]) -> int:
         endings=PICTURES,
         overwrite=options.overwrite,
         inputs=[options.checkpoint, *options.pictures],
+        images=options.pictures,
     )
 
     from finetune.commands.loading import fits_of, load_answerer

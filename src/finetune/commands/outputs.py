@@ -18,9 +18,11 @@ from typing import Any
 from finetune.errors import UsageError
 from finetune.files import atomic_folder, atomic_write
 
-PAGES = (".html", ".htm")
+CHECKPOINTS, FIGURES, PAGES, TABLES = (".ckpt",), (".png",), (".html", ".htm"), (".csv",)
 # In a run folder, what a fit or a test has found; pages and figures beside it can be drawn again.
 RECORDS = ("checkpoints/*", "*.yaml", "*.json", "*split.csv", "metrics.csv", "*predictions.csv")
+
+Place = str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,14 @@ class Output:
     def keep_off(
         self,
         *,
-        inputs: Iterable[str | os.PathLike[str]] = (),
-        images: Iterable[str | os.PathLike[str] | None] = (),
+        inputs: Iterable[Place] = (),
+        images: Iterable[Place] = (),
     ) -> None:
         """Refuse a place that is among what is read.
 
         Args:
-            inputs: files and run folders that are read.
-            images: folders of images; nothing is written below them.
+            inputs: files and run folders that are read, as far as given.
+            images: folders of images, as far as given; nothing is written below them.
 
         Raises:
             UsageError: it is one of them, or below.
@@ -117,9 +119,10 @@ def checked_output(
     endings: Sequence[str],
     overwrite: bool,
     option: str = "--output",
-    inputs: Iterable[str | os.PathLike[str]] = (),
-    images: Iterable[str | os.PathLike[str] | None] = (),
+    inputs: Iterable[Place] = (),
+    images: Iterable[Place] = (),
     is_ours: Callable[[Path], bool] | None = None,
+    hint: str = "",
 ) -> Output:
     """The place to write to, refused before any work if it cannot be.
 
@@ -128,8 +131,9 @@ def checked_output(
         endings: one of which it must have, in any case; of a folder none.
         overwrite: whether what is there may be replaced.
         option: that gave the path, for messages.
-        inputs, images: see :meth:`Output.keep_off`; folders of images among the inputs count too.
+        inputs, images: see :meth:`Output.keep_off`.
         is_ours: tells of a file that is there whether it may be replaced without ``--overwrite``.
+        hint: a further way out where something is there.
 
     Raises:
         UsageError: the place breaks the rule.
@@ -143,19 +147,18 @@ def checked_output(
         raise UsageError(
             f"Expected a folder to write {path.name} into, found no {path.parent}; create it."
         )
-    inputs = list(inputs)
     ours = is_ours is not None and path.is_file() and is_ours(path)
     output = Output(path, option, overwrite or ours, is_folder=not endings)
     if path.is_symlink():
         output._refuse("a place of its own", f"a link to {os.readlink(path)}")
-    output.keep_off(inputs=inputs, images=[*images, *filter(_holds_images, inputs)])
+    output.keep_off(inputs=inputs, images=images)
     fits = path.is_file() if endings else path.is_dir()
     if os.path.lexists(path) and not fits:
         output._refuse("a file" if endings else "a folder", "something else there")
     if os.path.lexists(path) and not output.replaces:
         raise UsageError(
             f"Expected nothing yet at {path}, found a {'file' if endings else 'folder'}; name "
-            f"another {option}, or replace it with --overwrite."
+            f"another {option}, {hint}or replace it with --overwrite."
         )
     return output
 
@@ -176,12 +179,8 @@ def _is_run(folder: str | os.PathLike[str]) -> bool:
     return any(os.path.exists(Path(folder, n)) for n in ("checkpoints", "members.json", "report"))
 
 
-def _holds_images(path: str | os.PathLike[str]) -> bool:
-    return os.path.isdir(path) and not _is_run(path)
-
-
-def _files_of(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    for path in map(Path, inputs):
+def _files_of(inputs: Iterable[Place]) -> Iterator[Path]:
+    for path in (Path(each) for each in inputs if each is not None):
         if not path.is_dir():
             yield path
         elif _is_run(path):

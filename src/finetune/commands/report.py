@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.outputs import (
     PAGES,
+    TABLES,
     Output,
     add_output,
     checked_output,
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     if options.suspects is not None:
         suspects = checked_output(
             options.suspects,
-            endings=(".csv",),
+            endings=TABLES,
             overwrite=options.overwrite,
             option="--suspects",
             inputs=options.sources,
