@@ -101,6 +101,21 @@ def write_text(path: str | Path, text: str, *, exclusive: bool = False) -> None:
     write_bytes(path, text.encode("utf-8", errors="surrogateescape"), exclusive=exclusive)
 
 
+def write_link(path: str | Path, target: str) -> None:
+    """Make a link to a folder, or have the one that is there lead to it.
+
+    Raises:
+        OSError: the file system has no links, or they are not allowed.
+    """
+    beside = _name_beside(Path(path))
+    try:
+        beside.symlink_to(target, target_is_directory=True)
+        os.replace(beside, path)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 def sync(path: str | Path) -> None:
     """Have the disk hold what was written to a file."""
     descriptor = os.open(path, os.O_RDWR)
@@ -141,14 +156,15 @@ def _rename_folder(beside: Path, path: Path) -> None:
 
 def _merge(beside: Path, path: Path) -> None:
     """Move each file to its place in a folder that is there, the deepest first."""
-    folders = sorted((each for each in beside.rglob("*") if each.is_dir()), reverse=True)
-    for folder in (*folders, beside):
-        place = path / folder.relative_to(beside)
+    folders = [beside, *sorted(each for each in beside.rglob("*") if each.is_dir())]
+    places = [path / folder.relative_to(beside) for folder in folders]
+    for place in places:
         if place.is_symlink():
             raise OutputError(
                 f"Expected a folder at {place}, found a link to {os.readlink(place)}; remove it."
             )
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(exist_ok=True)
+    for folder, place in reversed(list(zip(folders, places, strict=True))):
         for file in sorted(each for each in folder.iterdir() if not each.is_dir()):
             os.replace(file, place / file.name)
 

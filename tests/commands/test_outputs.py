@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune import Ensemble
 from finetune.cli import main
+from finetune.exporting.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,24 @@ class Verb:
     option: str = "--output"
 
     def __str__(self) -> str:
-        return f"{self.call.split()[0]} {self.option}"
+        return f"{self.call} {self.option}"
 
 
 VERBS = [
+    Verb("average CKPT TWO", "new.ckpt", reads="CKPT"),
+    Verb("ensemble CKPT TWO", "new.ckpt", reads="TWO"),
+    Verb("ensemble CKPT TWO --data.root DATA --output e.ckpt", "new.png", "TWO", "--figure"),
+    Verb("calibrate CKPT --data.root DATA --share all", "new.ckpt", reads="CKPT"),
+    Verb("export CKPT --format torch", "new.pt2", reads="CKPT"),
+    Verb("split DATA", "new.csv", reads="IMAGE"),
+    Verb("split DATA --manifest TABLE", "new.csv", reads="TABLE"),
+    Verb("split DATA --previous TABLE", "new.csv", reads="TABLE"),
+    Verb("predict CKPT IMAGE", "new.csv", reads="IMAGE"),
+    Verb("predict CKPT DATA", "new.jsonl", reads="CKPT"),
+    Verb("inspect CKPT", "new.png", "CKPT", "--filters"),
     Verb("explain CKPT IMAGE", "new.png", reads="IMAGE"),
     Verb("report TABLE", "new.html", reads="TABLE"),
-    Verb("report TABLE --output page.html", "new.csv", reads="TABLE", option="--suspects"),
+    Verb("report TABLE --output page.html", "new.csv", "TABLE", "--suspects"),
     Verb("compare TABLE OTHER", "new.html", reads="TABLE"),
 ]
 
@@ -50,6 +64,16 @@ class Desk:
         return {str(path): path.read_bytes() for path in files}
 
 
+TRACED: list[object] = []
+
+
+def traced_once(ensemble: Ensemble) -> object:
+    """Tracing takes seconds, and all tests here trace the same checkpoint."""
+    if not TRACED:
+        TRACED.append(trace(ensemble))
+    return TRACED[0]
+
+
 @pytest.fixture
 def desk(
     write_probe: Callable[..., Path],
@@ -58,6 +82,7 @@ def desk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Desk:
     monkeypatch.setattr("finetune.reporting.report.draw_all", lambda *_: [])  # tested elsewhere
+    monkeypatch.setattr("finetune.exporting.torch_file.trace", traced_once)
     (tmp_path / "out").mkdir()
     folder = tmp_path / "desk"
     data = Path(shutil.copytree(colour_folder, folder / "data"))
@@ -93,10 +118,9 @@ def test_what_exists_is_refused_and_replaced_with_overwrite(
     assert os.listdir(output.parent) == [verb.output]
 
 
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize("verb", VERBS, ids=str)
 def test_nothing_is_written_over_what_is_read_or_among_the_images(
-    verb: Verb, overwrite: list[str], desk: Desk, tmp_path: Path
+    verb: Verb, desk: Desk, tmp_path: Path
 ) -> None:
     ending = Path(verb.output).suffix
     source = desk.words[verb.reads]
@@ -107,15 +131,14 @@ def test_nothing_is_written_over_what_is_read_or_among_the_images(
     places = [source, source.parent / ".." / source.parent.name / source.name, linked]
     places += [desk.words["DATA"] / "red" / verb.output, tmp_path / "way" / verb.output]
     for place in places:
-        assert desk.run(verb, place, *overwrite) == 2, place
+        assert desk.run(verb, place) == desk.run(verb, place, "--overwrite") == 2, place
     assert desk.contents() == before
     assert linked.read_bytes() == source.read_bytes()
 
 
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize("verb", VERBS, ids=str)
 def test_nothing_is_written_through_a_link_or_to_what_is_no_file(
-    verb: Verb, overwrite: list[str], desk: Desk, tmp_path: Path
+    verb: Verb, desk: Desk, tmp_path: Path
 ) -> None:
     ending = Path(verb.output).suffix
     theirs = tmp_path / "theirs"
@@ -127,11 +150,56 @@ def test_nothing_is_written_through_a_link_or_to_what_is_no_file(
     os.mkfifo(out / f"pipe{ending}")
     before = sorted(os.listdir(out))
     for name in ("link", "dangling", "folder", "pipe", "none/x"):
-        assert desk.run(verb, out / f"{name}{ending}", *overwrite) == 2, name
-    assert desk.run(verb, out / "wrong.ending", *overwrite) == 2
+        place = out / f"{name}{ending}"
+        assert desk.run(verb, place) == desk.run(verb, place, "--overwrite") == 2, name
+    assert desk.run(verb, out / "wrong.ending") == 2
     assert theirs.read_text() == "theirs"
     assert not (tmp_path / "nowhere").exists()
     assert sorted(os.listdir(out)) == before
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=str)
+def test_a_full_disk_and_one_who_was_quicker_are_told_in_one_line(
+    verb: Verb,
+    desk: Desk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out" / verb.output
+
+    def disk_is_full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def somebody_is_quicker(path: Path) -> None:
+        if path.parent == output.parent:
+            output.write_text("theirs")
+
+    for sync, left in ((disk_is_full, []), (somebody_is_quicker, [verb.output])):
+        monkeypatch.setattr("finetune.files.sync", sync)
+        assert desk.run(verb, output) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines
+        assert all(str(output) in line or "warning" in line for line in lines), lines
+        assert os.listdir(output.parent) == left
+    assert output.read_text() == "theirs"
+
+
+def test_of_a_folder_that_is_there_other_files_stay(desk: Desk, tmp_path: Path) -> None:
+    verb = Verb("export CKPT --format safetensors", "", reads="CKPT")
+    output = tmp_path / "out"
+    assert desk.run(verb, output / "new") == 0
+    written = sorted(os.listdir(output / "new"))
+    (output / "mine.txt").write_text("mine")
+    assert desk.run(verb, output) == 2
+    assert desk.run(verb, output, "--overwrite") == 0
+    assert (output / "mine.txt").read_text() == "mine"
+    assert sorted(os.listdir(output)) == sorted(["mine.txt", "new", *written])
+    (tmp_path / "way").symlink_to(output)
+    data = desk.words["DATA"]
+    for place in (tmp_path / "way", data, data / "red", data / "new", output / "mine.txt"):
+        assert desk.run(verb, place, "--overwrite") == 2, place
+    assert sorted(os.listdir(data)) == ["blue", "green", "red"]
 
 
 def test_a_default_name_that_is_taken_gives_the_next_free_one(

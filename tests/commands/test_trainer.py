@@ -173,7 +173,7 @@ def test_a_checkpoint_alone_is_enough(
     arguments = [f"--ckpt_path={checkpoint}", f"--data.root={colour_folder}"]
     assert main(["test", *arguments]) == 0
     assert figures(tmp_path / "runs" / "test-1")["test"]
-    output = tmp_path / "a new folder" / "answers.csv"
+    output = tmp_path / "answers.csv"
     call = ["predict", str(checkpoint), str(colour_folder), "--output", str(output)]
     assert main([*call, "--max-pixels=9"]) == 1
     assert "at most 9 pixels" in capsys.readouterr().err

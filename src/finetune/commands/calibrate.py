@@ -90,17 +90,17 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
     return lines
 
 
-def _write(calibrated: Ensemble, source: Path, output: Path) -> None:
+def _write(calibrated: Ensemble, source: Path, beside: Path) -> None:
     """A classifier stays a classifier's checkpoint, an ensemble an ensemble."""
     from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
 
     content = read_content(source)
     if content[ENTRY]["kind"] == "ensemble":
-        calibrated.save(output)
+        calibrated.save(beside)
         return
     assert calibrated.calibration is not None
     write_checkpoint(
-        output,
+        beside,
         state_dict=content["state_dict"],
         hyper_parameters=content["hyper_parameters"],
         entry={

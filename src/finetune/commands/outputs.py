@@ -60,9 +60,10 @@ class Output:
             for path in _files_of(inputs):
                 if os.path.exists(path) and os.path.samefile(path, self.path):
                     self._refuse("a place beside what is read", f"{path}, which is read")
-        above = Path(os.path.realpath(self.path.absolute().parent))
+        within = self.path.absolute() if self.is_folder else self.path.absolute().parent
+        within = Path(os.path.realpath(within))
         folders = {_identity(folder): folder for folder in images if folder is not None}
-        for parent in (above, *above.parents):
+        for parent in (within, *within.parents):
             if (found := folders.get(_identity(parent))) is not None and os.path.isdir(parent):
                 self._refuse("a place outside the images", f"it below {found}")
 

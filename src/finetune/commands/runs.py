@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UsageError
-from finetune.files import write_text
+from finetune.files import write_link, write_text
 
 # Processes that Lightning starts for distributed training run the command again: they must not
 # open a run folder of their own.
@@ -55,16 +54,11 @@ def link_latest(folder: Path) -> None:
     if os.path.lexists(link) and not _is_our_link(link):
         print(f"{link} is not a link to a run: it stays as it is")
         return
-    beside = folder.parent / f".latest-{secrets.token_hex(8)}"
     try:
-        beside.symlink_to(folder.name, target_is_directory=True)
-        os.replace(beside, link)
+        write_link(link, folder.name)
     except OSError:  # such as Windows without the right to make links
         if not os.path.lexists(note) or _is_our_note(note):
             write_text(note, f"{NEWEST}{folder.name}\n")
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 NEWEST = "the newest run of finetune: "

@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> int:
         seed=options.seed,
         folds=options.folds,
     )
-    folder = _split(_found(options), settings, options)
+    found = _found(options)
+    output.keep_off(inputs=(image.path for image in found.images))
+    folder = _split(found, settings, options)
     with output.writing() as beside:
         write_manifest(beside, folder)
     _print_summary(folder, output.path)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import TextIO
 
@@ -26,6 +26,7 @@ from finetune.data.folder import (
     readable_suffixes,
 )
 from finetune.errors import ManifestError
+from finetune.files import write_text
 
 COLUMNS = ("path", "label", "split", "fold", "group", "hash")
 
@@ -102,29 +103,15 @@ def write_manifest(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = relative_names(folder.root, folder.images)
-    with tempfile.NamedTemporaryFile(
-        "w",
-        dir=path.parent,
-        prefix=f".{path.name}-",
-        delete=False,
-        newline="",
-        encoding="utf-8",
-        errors="surrogateescape",
-    ) as file:
-        try:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for name, image in zip(names, folder.images, strict=True):
-                label = folder.class_names[image.label]
-                fold = "" if image.fold is None else image.fold
-                extra = (image.split or "", fold, image.group or "", hashes.get(image.path, ""))
-                writer.writerow((name, label, *extra))
-            file.close()
-            os.chmod(file.name, 0o644)  # temporary files are private
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for name, image in zip(names, folder.images, strict=True):
+        label = folder.class_names[image.label]
+        fold = "" if image.fold is None else image.fold
+        extra = (image.split or "", fold, image.group or "", hashes.get(image.path, ""))
+        writer.writerow((name, label, *extra))
+    write_text(path, text.getvalue())
 
 
 def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
