@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +202,35 @@ def test_of_a_folder_that_is_there_other_files_stay(desk: Desk, tmp_path: Path) 
     for place in (tmp_path / "way", data, data / "red", data / "new", output / "mine.txt"):
         assert desk.run(verb, place, "--overwrite") == 2, place
     assert sorted(os.listdir(data)) == ["blue", "green", "red"]
+
+
+ON_A_FULL_DISK = """
+import resource, sys
+from finetune.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+print(*[main(call.split()) for call in sys.argv[1:]])
+"""
+
+
+def test_a_full_disk_ends_no_interpreter_and_leaves_nothing(desk: Desk, tmp_path: Path) -> None:
+    one, two, data = (desk.words[word] for word in ("CKPT", "TWO", "DATA"))
+    out = tmp_path / "out"
+    calls = [
+        f"average {one} {two} --output {out}/a.ckpt",
+        f"ensemble {one} {two} --output {out}/e.ckpt",
+        f"calibrate {one} --data.root {data} --share all --output {out}/c.ckpt",
+        f"export {one} --format torch --output {out}/t.pt2",
+        f"export {one} --format safetensors --output {out}/s",
+        f"export {one} --format timm --output {out}/t",
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", ON_A_FULL_DISK, *calls]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert ended.stdout.splitlines()[-1] == "1 1 1 1 1 1"
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("warning: ")]
+    for line, call in zip(lines, calls, strict=True):
+        assert call.split()[-1] in line
+        assert "cannot be written" in line
+    assert not list(out.iterdir())
 
 
 def test_a_default_name_that_is_taken_gives_the_next_free_one(

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from finetune.commands.outputs import Output
 from finetune.errors import UsageError
 from finetune.files import write_link, write_text
 
@@ -19,10 +20,20 @@ from finetune.files import write_link, write_text
 INHERITED = "FINETUNE_RUN_FOLDER"
 
 
-def new_run_folder(runs: Path, name: str) -> Path:
-    """Create the next free ``<runs>/<name>-<n>``, also when several processes ask at once."""
+def new_run_folder(runs: Path, name: str, *, images: str | os.PathLike[str] | None = None) -> Path:
+    """Create the next free ``<runs>/<name>-<n>``, also when several processes ask at once.
+
+    Args:
+        runs: made where it is not there.
+        name: of the run.
+        images: the folder of images, below which there are no runs: they hold images too.
+
+    Raises:
+        UsageError: the name is no plain one, or the folder cannot be made.
+    """
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"Expected a plain run name, found {name!r}; leave out slashes and dots.")
+    Output(runs, "--runs", replaces=False, is_folder=True).keep_off(images=[images])
     if INHERITED in os.environ and "LOCAL_RANK" in os.environ:
         return Path(os.environ[INHERITED])
     try:

@@ -22,8 +22,8 @@ from finetune.data.folder import (
     LabelledImage,
     Split,
     UnusedFile,
+    images_below,
     normal_name,
-    readable_suffixes,
 )
 from finetune.errors import ManifestError
 from finetune.files import write_text
@@ -130,15 +130,8 @@ def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
 def unlisted_pictures(folder: ImageFolder) -> list[UnusedFile]:
     """Files below a manifest's root that look like pictures and that it does not list."""
     listed = {os.path.abspath(image.path) for image in folder.images}
-    unlisted = []
-    for place, folders, files in os.walk(os.path.abspath(folder.root)):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = os.path.join(place, name)
-            is_picture = os.path.splitext(name)[1].lower() in readable_suffixes()
-            if is_picture and not name.startswith(".") and path not in listed:
-                unlisted.append(UnusedFile(Path(path), "not in the manifest"))
-    return unlisted
+    found = images_below(os.path.abspath(folder.root))
+    return [UnusedFile(path, "not in the manifest") for path in found if str(path) not in listed]
 
 
 def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
