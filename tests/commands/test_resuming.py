@@ -126,6 +126,19 @@ def test_resume_means_the_runs_settings_and_its_last_checkpoint(tmp_path: Path) 
     assert resumed_run(["--data.root", "x"]) is None
 
 
+@pytest.mark.parametrize("link", ["latest", "by-hand"])
+def test_a_link_to_a_run_is_resolved_before_the_fit_can_move_it(tmp_path, link):
+    run = tmp_path / "runs" / "x-1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    (run / "config.yaml").touch()
+    (run.parent / "latest").symlink_to("x-1")
+    (run.parent / "by-hand").symlink_to("latest")
+    found = resumed_run(["--resume", str(run.parent / link)])
+    assert found.run == run.resolve()
+    assert not [each for each in found.arguments if link in each]
+
+
 @pytest.mark.parametrize("arguments", [["--resume"], ["--resume", "nowhere"]])
 def test_no_run_to_resume(arguments: list[str]) -> None:
     with pytest.raises(UsageError, match="--resume"):

@@ -35,7 +35,6 @@ def main(arguments: list[str]) -> int:
     """Fit one classifier; the run folder stays only if there is something to keep."""
     from finetune.commands.many import fit_many, many_fits, resumed_group
     from finetune.commands.resuming import resumed_run
-    from finetune.commands.runs import new_run_folder
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
 
     started = time.monotonic()
@@ -47,8 +46,7 @@ def main(arguments: list[str]) -> int:
     if several is not None:
         cli = FinetuneCLI("fit", several.shared)  # refuses wrong settings before anything is made
         cli.datamodule.setup("fit")
-        name = cli.config.name or _name(cli.model.backbone)
-        return fit_many(several, new_run_folder(Path(cli.config.runs), name))
+        return fit_many(several, _new_folder(cli))
     resumed = resumed_run(arguments)
     if resumed is not None and resumed.is_finished:
         say_finished(resumed)
@@ -63,7 +61,7 @@ def main(arguments: list[str]) -> int:
             remove_left_behind(place)
         fit(cli, resumed.run, deadline=deadline, resumed=resumed)
         return 0
-    folder = new_run_folder(Path(cli.config.runs), cli.config.name or _name(cli.model.backbone))
+    folder = _new_folder(cli)
     try:
         fit(cli, folder, deadline=deadline)
     except BaseException:
@@ -88,8 +86,12 @@ def check_monitor(cli: FinetuneCLI) -> None:
         )
 
 
-def _name(backbone: str) -> str:
-    return backbone.replace(":", "-").replace("/", "-").strip("-.")
+def _new_folder(cli: FinetuneCLI) -> Path:
+    from finetune.commands.runs import new_run_folder
+
+    backbone = cli.model.backbone.replace(":", "-").replace("/", "-").strip("-.")
+    name = cli.config.name or backbone
+    return new_run_folder(Path(cli.config.runs), name, images=cli.datamodule.root)
 
 
 def parse_time(text: str | None) -> float | None:
@@ -250,7 +252,7 @@ def _store(cli: FinetuneCLI) -> FeatureStore | None:
     cache_dir = cli.config.data.cache_dir
     if cli.config.data.cache == "off":
         return None
-    return FeatureStore(None if cache_dir is None else Path(str(cache_dir)) / "features")
+    return FeatureStore(None if cache_dir is None else str(cache_dir))
 
 
 def build_trainer(

@@ -38,8 +38,8 @@ def write_figures(folder: Path, best: Candidate | None) -> None:
 
     if best is not None and best.outputs is not None:
         figures = figures_of(*best.outputs)
+        print(summary("val", figures, len(best.outputs[1])), flush=True)  # whatever the disk says
         write_metrics(folder, "val", figures)
-        print(summary("val", figures, len(best.outputs[1])))
 
 
 def say_what_lies_where(folder: Path) -> None:

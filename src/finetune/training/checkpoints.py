@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.errors import CheckpointError, OutputError
+from finetune.errors import CheckpointError
 from finetune.files import atomic_write
 from finetune.preprocessing import Preprocessing
 from finetune.training.checksums import CHECKSUMS, signed, verify
@@ -177,12 +177,9 @@ def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
             # Into an open file: a path would become part of the content.
             torch.save(signed(content, ENTRY) if ENTRY in content else dict(content), file)
         except RuntimeError as error:
-            if "inline_container" not in str(error):
-                raise
-            raise OutputError(
-                f"Expected to write {path}, found no room on its disk; make some, or name another "
-                "place."
-            ) from error
+            if isinstance(error.__context__, OSError):  # a full disk; torch hides the reason
+                raise error.__context__ from None
+            raise
 
 
 def describe(
