@@ -117,6 +117,17 @@ def write_link(path: str | Path, target: str) -> None:
             beside.unlink(missing_ok=True)
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Add to the end of a file in UTF-8, by one write, for tables that grow row by row.
+
+    Raises:
+        OutputError: the file cannot be written; what it held stays.
+    """
+    path = Path(path)
+    with _told_of(path, path), path.open("ab") as file:
+        file.write(text.encode("utf-8", errors="surrogateescape"))
+
+
 def sync(path: str | Path) -> None:
     """Have the disk hold what was written to a file."""
     descriptor = os.open(path, os.O_RDWR)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UsageError
-from finetune.files import atomic_write
+from finetune.files import write_bytes
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -144,5 +143,4 @@ def copy_candidates(source: Path, target: Path) -> None:
         return
     target.mkdir(parents=True, exist_ok=True)
     for path in [*source.glob("best.ckpt"), *source.glob("phase*.ckpt")]:
-        with atomic_write(target / path.name) as beside:
-            shutil.copyfile(path, beside)
+        write_bytes(target / path.name, path.read_bytes())

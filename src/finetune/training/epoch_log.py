@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from finetune.files import write_text
+from finetune.files import append_text, write_text
 
 Row = Mapping[str, object]
 PLACE = ("phase", "epoch")  # from 0
@@ -55,8 +55,7 @@ def append(path: Path, row: Row) -> None:
     """Add a row; the table is written anew where it has no column for a value."""
     columns = _columns(path)
     if columns and row.keys() <= set(columns):
-        with path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_text([row], columns))
+        append_text(path, _text([row], columns))
     else:
         _write(path, [*read_rows(path), row])
 
