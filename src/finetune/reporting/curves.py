@@ -38,10 +38,10 @@ def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
         for name, text in row.items():
             value = _number(text)
             if name and name not in NOT_A_METRIC and value is not None:
-                # A row of an epoch has the learning rate at its start, a row without a phase is of
-                # an earlier version and has it at its own step.
-                at_start = "phase" in row and _is_learning_rate(name)
-                over = finished.get(number, float(number)) - at_start
+                over = finished.get(number, float(number))
+                if _number(row.get("phase")) is not None:
+                    # One row an epoch, through all phases; its learning rate is that at its start.
+                    over = float(number if _is_learning_rate(name) else number + 1)
                 curves.setdefault(name, []).append((over, value))
     return curves
 

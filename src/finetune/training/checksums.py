@@ -1,6 +1,6 @@
 """Whether a checkpoint still holds what was written: a checksum of each of its parts.
 
-The sums are CRC-32, which notices every changed bit and costs a third of writing the file. They
+The sums are CRC-32, which notices every changed bit at half of what reading the file costs. They
 guard against disks, networks and copies, not against people: whoever changes a file on purpose can
 change its sums too.
 """
