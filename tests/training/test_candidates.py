@@ -78,6 +78,13 @@ def test_other_figures_are_compared_as_they_are() -> None:
     assert not clearly_better(two, one, "val/accuracy")
 
 
+def test_what_both_have_answered_is_compared() -> None:
+    whole = torch.cat([torch.full((10,), 0.5), torch.full((30,), 9.0)])
+    assert clearly_better(candidate(torch.full((10,), 0.4)), candidate(whole), "val/nll")
+    assert not clearly_better(candidate(torch.full((10,), 0.6)), candidate(whole), "val/nll")
+    assert not clearly_better(candidate(torch.tensor([0.6])), candidate(whole), "val/nll")
+
+
 def test_without_held_out_images_the_later_phase_counts() -> None:
     before, after = candidate(None), candidate(None)
     assert clearly_better(after, before, "val/nll")

@@ -98,6 +98,21 @@ def test_weights_alone_are_no_place_to_go_on_from(run, colour_folder, tmp_path):
         place(tmp_path / "best.ckpt", "all")
 
 
+def test_the_best_of_the_earlier_phases_is_asked_for(run, colour_folder, tmp_path):
+    run(colour_folder, tmp_path / "fit", "head-then-all", epochs=1)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / "fit" / "last.ckpt").rename(alone / "last.ckpt")
+    with pytest.raises(TrainingError, match=r"found no best\.ckpt"):
+        run(colour_folder, alone, "head-then-all", epochs=1, resume=alone / "last.ckpt")
+
+
+def test_a_fit_picked_by_another_figure_is_refused(run, colour_folder, tmp_path):
+    run(colour_folder, tmp_path, "all", epochs=1)
+    with pytest.raises(TrainingError, match="--monitor"):
+        place(tmp_path / "last.ckpt", "all", monitor="val/accuracy")
+
+
 def test_a_finished_probe_is_not_repeated(run, colour_folder, tmp_path):
     run(colour_folder, tmp_path, "head")
     assert place(tmp_path / "last.ckpt", "head") == Place(1)

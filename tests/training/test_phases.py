@@ -151,6 +151,13 @@ def test_a_point_between_two_phases_is_delivered(run, colour_folder, tmp_path, m
         assert torch.equal(found[name], value), name
 
 
+def test_an_undisturbed_fit_reads_none_of_its_files(run, colour_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("candidates are values"))
+    run(colour_folder, tmp_path, "gradual", epochs=3, label_smoothing=0.1)
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "best.ckpt").details["fit"]["done"]
+
+
 def test_a_past_deadline_leaves_the_probe(data_of, classifier_of, run, colour_folder, tmp_path):
     datamodule = data_of(colour_folder)
     fit = PhasedFit(

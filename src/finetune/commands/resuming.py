@@ -70,7 +70,7 @@ def resumed_run(arguments: Sequence[str]) -> Resumed | None:
                 )
             if os.path.realpath(run) != os.path.abspath(run):  # a link, which the fit may move
                 run = run.resolve()
-            _refuse_what_is_decided(rest, run)
+            refuse_what_is_decided(rest, run)
             last = run / "checkpoints" / "last.ckpt"
             settings = ["--config", str(run / "config.yaml")]
             settings += ["--ckpt_path", str(last)] if last.is_file() else []
@@ -78,12 +78,25 @@ def resumed_run(arguments: Sequence[str]) -> Resumed | None:
     return None
 
 
-def _refuse_what_is_decided(options: Sequence[str], run: Path) -> None:
+def refuse_what_is_decided(options: Sequence[str], run: Path, *, members: bool = False) -> None:
+    """Refuse options beside ``--resume`` that come too late.
+
+    Args:
+        options: all of them.
+        run: the folder that is there.
+        members: whether it is a group, whose members differ in nothing else than they began with.
+
+    Raises:
+        UsageError: one comes too late.
+    """
     for option in options:
-        if option.partition("=")[0] in DECIDED:
+        name = option.partition("=")[0]
+        setting = name.removeprefix("--")
+        differs = setting.startswith(("model.", "data.", "monitor", "seed")) and setting not in FREE
+        if name in DECIDED or (members and differs):
             raise UsageError(
-                f"Expected no {option.partition('=')[0]} beside --resume, for {run} is there "
-                f"already; {new_fit_from(run / 'checkpoints' / 'best.ckpt')}"
+                f"Expected no {name} beside --resume, for {run} was begun without; "
+                f"{new_fit_from(run / 'checkpoints' / 'best.ckpt')}"
             )
 
 

@@ -137,11 +137,15 @@ def clearly_better(later: Candidate, simpler: Candidate, monitor: str) -> bool:
 
     Source: the one-standard-error rule, Breiman et al., Classification and regression trees, 1984.
     """
-    if later.outputs is None or simpler.outputs is None:
+    after, before = later.outputs, simpler.outputs
+    if after is None or before is None:
         return True
+    # Where a trainer limits its batches, one of them has answered the first images alone.
+    both = min(len(after[1]), len(before[1]))
+    after, before = ((logits[:both], labels[:both]) for logits, labels in (after, before))
     if higher_is_better(monitor):
-        return standing(*later.outputs, monitor) > standing(*simpler.outputs, monitor)
-    return exceeds_its_error(_losses(*simpler.outputs) - _losses(*later.outputs))
+        return standing(*after, monitor) > standing(*before, monitor)
+    return exceeds_its_error(_losses(*before) - _losses(*after))
 
 
 def exceeds_its_error(gains: Tensor) -> bool:

@@ -21,7 +21,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from finetune.errors import UsageError
+from finetune.errors import TrainingError, UsageError
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
 from finetune.training.candidates import Candidate, clearly_better
 from finetune.training.checkpoints import ENTRY, plain, read_content
@@ -126,6 +126,12 @@ class PhasedFit:
         self.classifier.load_weights(content["state_dict"], source=str(path))
         self._gradient_phases.pull_as_before(content.get("callbacks", {}))
         if place.phase > 0:
+            if not self.best.is_file():
+                raise TrainingError(
+                    f"Expected the best of the earlier phases beside {path}, found no "
+                    f"{self.best.name}; copy it there, or start a new fit with "
+                    f"--model.pretrained {path}."
+                )
             self.found = Candidate.read(self.best)
             if self.found.facts.get("phase", 0) > 0 and _is_first():
                 # A fit that was killed in between has written the best, but not removed this.
