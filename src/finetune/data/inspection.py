@@ -144,8 +144,11 @@ def inspect_files(
                     lambda path: inspect_file(path, max_pixels=max_pixels, perceptual=perceptual),
                     new,
                 )
-                for inspection in _tracked(inspected, len(new), progress):
-                    results[inspection.path] = inspection
+                try:
+                    for inspection in _tracked(inspected, len(new), progress):
+                        results[inspection.path] = inspection
+                finally:
+                    pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the others
         finally:
             if remember:  # also what was found before Ctrl-C: the next check goes on there
                 found = ((path, stamps[path]) for path in new if path in results)
