@@ -137,7 +137,7 @@ def _told_of(path: Path, beside: Path) -> Iterator[None]:
     except OutputError as error:  # of a writer that was given the name beside
         raise OutputError(str(error).replace(str(beside), str(path))) from error
     except OSError as error:
-        about = Path(os.fsdecode(error.filename or beside))
+        about = Path(str(error.filename or beside))
         ours = {beside, path} & {about, *about.parents}
         if not ours or isinstance(error, BrokenPipeError):
             raise  # something else failed in the block, such as reading
