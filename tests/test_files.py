@@ -68,6 +68,16 @@ def test_a_full_disk_is_told_with_the_path(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(errno.EPIPE, "gone"), FileNotFoundError(errno.ENOENT, "gone", "t.png")],
+)
+def test_what_else_fails_within_is_not_blamed_on_the_target(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(type(error), match="gone"), atomic_write(tmp_path / "t"):
+        raise error
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"nowhere/x\.txt"):
         write_text(tmp_path / "nowhere" / "x.txt", "")
