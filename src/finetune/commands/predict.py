@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.commands.parsing import Parser, whole_number
+from finetune.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.prediction import Predictions
+    from finetune.tables.writing import Row, Write
 
 
 def main(arguments: list[str]) -> int:
     """Print the answers, or write them to ``--output`` as they come."""
     options = _parser().parse_args(arguments)
     pictures = _from_standard_input(options.pictures)
-    if options.output is not None:
-        from finetune.answer_files import format_of
-
-        format_of(options.output)
+    _check_output(options.output, options.safe_csv)
 
     from lightning import Trainer
 
-    from finetune.answer_files import open_answer_file
     from finetune.commands.loading import load_answerer
     from finetune.commands.trainer import on_terminal, quiet_libraries
     from finetune.prediction import find_pictures, predict
+    from finetune.tables.writing import open_table
 
     quiet_libraries()
     files = find_pictures(pictures)
@@ -42,18 +41,17 @@ def main(arguments: list[str]) -> int:
         enable_model_summary=False,
         enable_progress_bar=options.output is not None and on_terminal(),
     )
+    one_process = trainer.world_size == 1
     with ExitStack() as stack:
-        write: Callable[[dict[str, Any]], None] = _print
+        write: Write = _print
         if options.output is not None and trainer.is_global_zero:
             Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        if options.output is not None and trainer.is_global_zero and trainer.world_size == 1:
-            write = stack.enter_context(open_answer_file(options.output))
+            opened = open_table(options.output, answerer.class_names, safe=options.safe_csv)
+            write = stack.enter_context(opened)
 
         def on_answer(path: Path, answer: Predictions) -> None:
-            for row in answer.rows(top_k=options.topk):
-                write(row)
+            answer.write(write, top_k=options.topk)
 
-        one_process = trainer.world_size == 1
         predictions = predict(
             answerer,
             files,
@@ -64,17 +62,24 @@ def main(arguments: list[str]) -> int:
             trainer=trainer,
             on_answer=on_answer if one_process else None,
         )
-    if not one_process and trainer.is_global_zero:
-        with ExitStack() as stack:
-            if options.output is not None:
-                write = stack.enter_context(open_answer_file(options.output))
-            for row in predictions.rows(top_k=options.topk):
-                write(row)
+        if not one_process and trainer.is_global_zero:
+            predictions.write(write, top_k=options.topk)
     for path, reason in predictions.skipped:
         print(f"left out {path}: {reason}", file=sys.stderr)
     if options.output is not None and trainer.is_global_zero:
         print(f"{len(predictions)} pictures answered in {options.output}")
     return 0
+
+
+def _check_output(output: str | None, safe_csv: bool) -> None:
+    from finetune.tables.writing import format_of
+
+    form = None if output is None else format_of(output)
+    if safe_csv and form != "csv":
+        raise UsageError(
+            f"Expected --output FILE.csv beside --safe-csv, found {output}; "
+            "leave --safe-csv out: only of CSV a spreadsheet makes formulas."
+        )
 
 
 def _parser() -> Parser:
@@ -87,6 +92,11 @@ def _parser() -> Parser:
         "pictures", nargs="+", help="files, folders, glob patterns; - reads names from a pipe"
     )
     parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
+    parser.add_argument(
+        "--safe-csv",
+        action="store_true",
+        help="put names that a spreadsheet would take for formulas behind an apostrophe",
+    )
     parser.add_argument("--topk", type=whole_number(1), default=1, help="how many classes to name")
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=32, help="pictures a batch, at least 1"
@@ -123,7 +133,7 @@ def _from_standard_input(pictures: list[str]) -> list[str]:
     return [name for name in pictures if name != "-"] + listed
 
 
-def _print(row: dict[str, Any]) -> None:
+def _print(row: Row, log_probabilities: Sequence[float]) -> None:
     ranks = [""] + [f"_{rank}" for rank in range(2, len(row))]
     named = [
         f"{row[f'prediction{rank}']} {row[f'confidence{rank}']:.3f}"

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from finetune.evaluation.comparison import Leaderboard
-from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.result import Evaluation
 from finetune.reporting import curves as curve_figures
 from finetune.reporting import figures, galleries
 from finetune.reporting.curves import Curve
