@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.combining.ensemble import Ensemble
-from finetune.combining.members import ClassifierMember
+from finetune.combining.members import ClassifierMember, TableMember
 from finetune.combining.pooling import mean_probabilities
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CalibrationError, CheckpointError, CheckpointMismatchError, DataError
@@ -159,7 +159,7 @@ def test_saved_predictions_are_members_for_their_own_pictures(
     both.save(tmp_path / "both.ckpt")
     reloaded = Ensemble.from_file(tmp_path / "both.ckpt").held_out(datamodule)
     assert torch.equal(reloaded.member_logits, held_out.member_logits)
-    with pytest.raises(CheckpointMismatchError, match="by their path or by a file name"):
+    with pytest.raises(CheckpointMismatchError, match=r"in .*answers\.csv by their path"):
         predict(both, pictures / "test")
     with pytest.raises(CheckpointMismatchError, match="paths"):
         both.member_probabilities(views_of(both))
@@ -292,3 +292,36 @@ def test_an_ensemble_stays_in_eval_mode(make_checkpoint: MakeCheckpoint) -> None
     ensemble = Ensemble.from_checkpoints([make_checkpoint(batchnorm="train")])
     ensemble.train()
     assert not any(module.training for module in ensemble.modules())
+
+
+def test_moved_images_are_found_in_a_table_by_names_that_are_unique(tmp_path: Path) -> None:
+    def member(paths: list[str]) -> TableMember:
+        logits = torch.arange(2.0 * len(paths)).view(-1, 2)
+        return TableMember("answers.csv", ["a", "b"], paths, logits)
+
+    moved = member(["/gone/x/1.jpg", "/gone/y/1.jpg", "/gone/x/2.jpg"])
+    assert moved.logits({}, ["/new/x/2.jpg"]).tolist() == [[4, 5]]
+    with pytest.raises(CheckpointMismatchError, match=r"found /new/x/1\.jpg"):
+        moved.logits({}, ["/new/x/1.jpg"])  # two rows have that name
+    with pytest.raises(CheckpointMismatchError, match=r"found /new/y/2\.jpg"):
+        moved.logits({}, ["/new/y/2.jpg"])  # the row is that of another image
+    (tmp_path / "2.jpg").touch()
+    still = member([str(tmp_path / "2.jpg")])
+    with pytest.raises(CheckpointMismatchError, match=r"found /new/x/2\.jpg"):
+        still.logits({}, ["/new/x/2.jpg"])  # the image of the table is where it was
+    assert still.logits({}, [str(tmp_path / "2.jpg")]).tolist() == [[0, 1]]
+
+
+def test_a_table_in_an_ensemble_of_the_first_format_answers_alike(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    table = TableMember(
+        "answers.csv", ["dots", "plain", "stripes"], ["/x/1.jpg"], torch.zeros(1, 3)
+    )
+    Ensemble([table]).save(tmp_path / "e.ckpt")
+    content = torch.load(tmp_path / "e.ckpt", weights_only=True)
+    del content["state_dict"]["members.0.log_probabilities"]
+    content["state_dict"]["members.0.table"] = torch.tensor([[0.5, 0.5, 0.0]])
+    torch.save(content, tmp_path / "e.ckpt")
+    found = Ensemble.from_file(tmp_path / "e.ckpt").member_probabilities({}, ["/x/1.jpg"])
+    torch.testing.assert_close(found, torch.tensor([[[0.5, 0.5, 0.0]]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,8 +90,7 @@ class ClassifierMember(nn.Module):
 class TableMember(nn.Module):
     """Saved predictions: answers for the images in its table and for no others.
 
-    Images are found by their full path, or by their file name where that is unique; of names that
-    several rows have, the row whose path ends as the image's does for the longest way.
+    Images are found by their full path, or, where they have moved, by a file name that is unique.
     """
 
     log_probabilities: Tensor
@@ -149,27 +147,21 @@ class TableMember(nn.Module):
 
     def _row(self, path: str) -> int:
         row = self._rows.get(path)
-        if row is None:
-            row = self._row_of_name(path)
-            if self._taken.setdefault(row, path) != path:
-                raise CheckpointMismatchError(
-                    f"Expected one image a row of {self.name}, found the row of "
-                    f"{self.paths[row]} asked for by {self._taken[row]} and by {path}; "
-                    "write the table with full paths."
-                )
-        return row
-
-    def _row_of_name(self, path: str) -> int:
-        rows = self._by_name.get(Path(path).name, [])
-        lengths = [_common_end(path, self.paths[row]) for row in rows]
-        longest = [row for row, n in zip(rows, lengths, strict=True) if n == max(lengths)]
-        if len(longest) != 1:
+        if row is not None:
+            return row
+        # Elsewhere than the table says: the image has moved, unless that one is still there.
+        alike = [row for row in self._by_name.get(Path(path).name, []) if not self._lies(row)]
+        if len(alike) != 1 or self._taken.setdefault(alike[0], path) != path:
             raise CheckpointMismatchError(
-                f"Expected images that are in {self.name} by their path or by a file name that is "
-                f"unique there, found {path}, which fits {len(longest)} rows; give a checkpoint "
-                "instead of saved predictions, or write the table with full paths."
+                f"Expected only images that are in {self.name} by their path, or, where they have "
+                f"moved, by a file name that is unique, found {path}; give a checkpoint instead of "
+                "saved predictions."
             )
-        return longest[0]
+        return alike[0]
+
+    def _lies(self, row: int) -> bool:
+        """Whether there is an image where the table has seen one."""
+        return Path(self.paths[row]).exists()
 
     def describe(self) -> dict[str, Any]:
         """Names and paths; the table itself is a tensor of the state dict."""
@@ -179,12 +171,6 @@ class TableMember(nn.Module):
             "class_names": list(self.class_names),
             "paths": list(self.paths),
         }
-
-
-def _common_end(first: str, second: str) -> int:
-    """How many parts, counted from the file name, two paths have in common."""
-    ends = zip(reversed(Path(first).parts), reversed(Path(second).parts), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))
 
 
 def align_classes(own: Sequence[str], wanted: Sequence[str], *, source: str) -> list[int] | None:
