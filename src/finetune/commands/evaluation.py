@@ -111,13 +111,11 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
 
 
 def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
-    from lightning.pytorch.callbacks import RichProgressBar
-
-    from finetune.commands.trainer import on_terminal
+    from finetune.commands.terminal import on_terminal, progress_bar
 
     trainer = cli.build_trainer(
         logger=False,
-        callbacks=[RichProgressBar()] if on_terminal() else [],
+        callbacks=[progress_bar()] if on_terminal() else [],
         enable_progress_bar=on_terminal(),
         enable_checkpointing=False,
     )

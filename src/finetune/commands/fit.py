@@ -208,9 +208,9 @@ def build_trainer(
     cli: FinetuneCLI, folder: Path, loggers: list[Logger], phase: TrainerSettings
 ) -> Trainer:
     """Lightning's trainer for one phase, with our loggers and progress in the run folder."""
-    from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+    from lightning.pytorch.callbacks import LearningRateMonitor
 
-    from finetune.commands.trainer import on_terminal
+    from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.training.progress import EpochLine
 
     settings = cli.config_init["trainer"].as_dict()
@@ -220,7 +220,7 @@ def build_trainer(
     ours: list[Callback] = [
         *phase.callbacks,
         LearningRateMonitor("epoch"),
-        RichProgressBar() if watched else EpochLine(),
+        progress_bar() if watched else EpochLine(),
     ]
     accumulate = phase.accumulate_grad_batches * (settings["accumulate_grad_batches"] or 1)
     return cli.build_trainer(

@@ -25,13 +25,15 @@ def main(arguments: list[str]) -> int:
     from lightning import Trainer
 
     from finetune.commands.loading import load_answerer
-    from finetune.commands.trainer import on_terminal, quiet_libraries
+    from finetune.commands.terminal import on_terminal, progress_bar
+    from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_pictures, predict
     from finetune.tables.writing import open_table
 
     quiet_libraries()
     files = find_pictures(pictures)
     answerer = load_answerer(options.checkpoint)
+    watched = options.output is not None and on_terminal()
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -39,7 +41,8 @@ def main(arguments: list[str]) -> int:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=options.output is not None and on_terminal(),
+        callbacks=[progress_bar()] if watched else [],
+        enable_progress_bar=watched,
     )
     one_process = trainer.world_size == 1
     with ExitStack() as stack:
