@@ -60,7 +60,7 @@ def test_a_table_survives_the_journey(tmp_path: Path, ending: str, safe: bool) -
     rng = np.random.default_rng(0)
     logs = np.log(rng.dirichlet(np.ones(len(AWKWARD)), size=30))
     labels = rng.integers(-1, len(AWKWARD), size=30)
-    paths = [f"{AWKWARD[i % 7]}, {i}/image\n{i}.jpg" for i in range(30)]
+    paths = [f"{' ' * (i == 3)}{AWKWARD[i % 7]}, {i}/ image\n{i}.jpg" for i in range(30)]
     file = tmp_path / f"a.{ending}"
     with open_table(file, AWKWARD, safe=safe) as write:
         for path, label, row in zip(paths, labels, logs, strict=True):
@@ -110,14 +110,14 @@ def test_a_table_of_few_digits_as_older_versions_wrote_it_is_read(tmp_path: Path
         ("", "expected columns"),
         ("path,label\nx,a\n", "expected columns"),
         ("path,label,p:a,p:b\nx,c,0.5,0.5\n", "line 2: expected a label .*found 'c'"),
-        ("path,label,p:a,p:b\nx,a,0.5\n", "line 2: expected 4 fields, found 3"),
-        ("path,label,p:a,p:b\nx,a,0.5,0.5,0\n", "line 2: expected 4 fields, found 5"),
+        ("path,label,p:a,p:b\nx,a,0.5\n", "4 cells in line 2 .* found 3"),
+        ("path,label,p:a,p:b\nx,a,0.5,0.5,0\n", "4 cells in line 2 .* found 5"),
         ("path,label,p:a,p:b\nx,a,much,little\n", "line 2: expected a probability"),
         ("path,label,p:a,p:b\nx,a,nan,0.5\n", "line 2: expected a probability"),
         ("path,label,p:a,p:b\nx,a,0.5,0.6\n", "line 2: expected .* sum to 1, found 1.1"),
         ("path,label,p:a,p:a\nx,a,0.5,0.5\n", "each column once"),
         ('path,p:a,p:b\nx,0.5,0.5\n"x\ny",1,0\nx,1,0\n', "line 5: expected each image once"),
-        ('path,p:a,p:b\n"x,0.5,0.5\n', "unreadable"),
+        ('path,p:a,p:b\n"x,0.5,0.5\n', "found something else"),
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -133,7 +133,7 @@ def test_a_wrong_table_is_refused(tmp_path: Path, text: str, message: str) -> No
 def test_wrong_json_lines_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(text)
-    with pytest.raises(DataError, match="unreadable"):
+    with pytest.raises(DataError, match=r"line \d: expected"):
         read_table(path)
 
 
@@ -142,7 +142,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "p.parquet").write_text("nothing of the kind")
     for name in ("p.csv", "pipe.csv", "absent.csv", "p.parquet"):
-        with pytest.raises(DataError, match="table of predictions at"):
+        with pytest.raises(DataError, match=r"at .* found no"):
             read_table(tmp_path / name)
 
 

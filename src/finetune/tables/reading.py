@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from finetune.csv_table import CsvTable, read_csv_table
 from finetune.errors import DataError
 from finetune.tables.cells import PREFIX, log_probability, unescaped
 from finetune.tables.writing import format_of
@@ -50,11 +49,6 @@ class PredictionTable:
         return path.absolute() if not beside.exists() and path.exists() else beside
 
 
-class _Line(NamedTuple):
-    number: int
-    cells: list[str]
-
-
 def read_table(path: str | Path) -> PredictionTable:
     """Read a table of predictions; needed are ``path`` and at least two columns ``p:<class>``.
 
@@ -70,110 +64,104 @@ def read_table(path: str | Path) -> PredictionTable:
     read = {"csv": _csv, "jsonl": _json_lines, "parquet": _parquet}[format_of(path)]
     if not path.is_file():
         raise DataError(f"Expected a table of predictions at {path}, found no regular file there.")
-    try:
-        lines = list(read(path))
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"Expected a table of predictions at {path}, found it unreadable ({error}); "
-            "write it with `finetune predict`."
-        ) from error
-    header, rows = (lines[0].cells, lines[1:]) if lines else ([], [])
-    columns = [i for i, name in enumerate(header) if name.startswith(PREFIX)]
-    if "path" not in header or len(columns) < 2:
+    table = read(path)
+    columns = [name for name in table.columns if name.startswith(PREFIX)]
+    if "path" not in table.columns or len(columns) < 2:
         raise DataError(
             f"{path}: expected columns path, label and one '{PREFIX}<class>' for each of at least "
-            f"two classes, found {header[:6]}; write it with `finetune predict` or `finetune test`."
+            f"two classes, found {list(table.columns[:6])}; write it with `finetune predict` or "
+            "`finetune test`."
         )
-    if len(set(header)) != len(header):
+    if len(set(table.columns)) != len(table.columns):
         raise DataError(f"{path}: expected each column once, found one twice; rename it.")
-    for line in rows:
-        if len(line.cells) != len(header):
-            raise _wrong(path, line, f"{len(header)} fields", str(len(line.cells)))
-    class_names = tuple(header[i].removeprefix(PREFIX) for i in columns)
+    class_names = tuple(name.removeprefix(PREFIX) for name in columns)
     return PredictionTable(
         file=path,
-        paths=_paths(path, rows, header.index("path")),
-        labels=_labels(path, rows, header, class_names),
-        log_probabilities=_log_probabilities(path, rows, columns),
+        paths=_paths(table),
+        labels=_labels(table, class_names),
+        log_probabilities=_log_probabilities(table, columns),
         class_names=class_names,
     )
 
 
-def _csv(path: Path) -> Iterator[_Line]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        for cells in reader:
-            if cells:
-                yield _Line(reader.line_num, [unescaped(cell) for cell in cells])
+def _csv(path: Path) -> CsvTable:
+    table = read_csv_table(path, known=("path", "label"), required=(), error=DataError)
+    rows = [(n, {name: unescaped(cell) for name, cell in row.items()}) for n, row in table.rows]
+    return replace(table, rows=tuple(rows))
 
 
-def _json_lines(path: Path) -> Iterator[_Line]:
-    with path.open(encoding="utf-8-sig") as file:
-        header: list[str] = []
+def _json_lines(path: Path) -> CsvTable:
+    rows: list[tuple[int, dict[str, str]]] = []
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, text in enumerate(file, start=1):
             if not text.strip():
                 continue
-            row = json.loads(text, parse_float=str, parse_int=str)
-            if not isinstance(row, dict) or (header and list(row) != header):
-                raise ValueError(f"line {number} has other columns than the first")
-            if not header:
-                header = list(row)
-                yield _Line(number, header)
-            yield _Line(number, ["" if value is None else str(value) for value in row.values()])
+            try:
+                row = json.loads(text, parse_float=str, parse_int=str)
+                cells = {name: "" if value is None else str(value) for name, value in row.items()}
+            except (ValueError, AttributeError) as error:
+                raise _wrong(path, number, "a JSON object", str(error)) from error
+            if rows and list(cells) != list(rows[0][1]):
+                raise _wrong(path, number, "the columns of the first line", str(list(cells)[:6]))
+            rows.append((number, cells))
+    return CsvTable(path, tuple(rows[0][1]) if rows else (), tuple(rows))
 
 
-def _parquet(path: Path) -> Iterator[_Line]:
+def _parquet(path: Path) -> CsvTable:
+    import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path)
-    yield _Line(0, table.column_names)
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield _Line(number, ["" if value is None else str(value) for value in row.values()])
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"Expected a Parquet table at {path}, found none ({error}).") from error
+    rows = (
+        {name: "" if value is None else str(value) for name, value in row.items()}
+        for row in table.to_pylist()
+    )
+    return CsvTable(path, tuple(table.column_names), tuple(enumerate(rows, start=1)))
 
 
-def _paths(path: Path, rows: Sequence[_Line], column: int) -> tuple[str, ...]:
+def _paths(table: CsvTable) -> tuple[str, ...]:
     seen: dict[str, int] = {}
-    for line in rows:
-        image = line.cells[column]
+    for number, row in table.rows:
+        image = row["path"]
         if image in seen:
-            raise _wrong(path, line, "each image once", f"{image!r} again, as in {seen[image]}")
-        seen[image] = line.number
+            found = f"{image!r} again, as in line {seen[image]}"
+            raise _wrong(table.path, number, "each image once", found)
+        seen[image] = number
     return tuple(seen)
 
 
-def _labels(
-    path: Path, rows: Sequence[_Line], header: Sequence[str], class_names: Sequence[str]
-) -> NDArray[np.int64]:
+def _labels(table: CsvTable, class_names: Sequence[str]) -> NDArray[np.int64]:
     index = {"": -1, **{name: i for i, name in enumerate(class_names)}}
-    labels = np.full(len(rows), -1, dtype=np.int64)
-    for position, line in enumerate(rows if "label" in header else ()):
-        label = line.cells[header.index("label")]
+    labels = np.full(len(table.rows), -1, dtype=np.int64)
+    for position, (number, row) in enumerate(table.rows):
+        label = row.get("label", "")
         if label not in index:
             expected = f"a label among the {len(class_names)} classes of the '{PREFIX}' columns"
-            raise _wrong(path, line, f"{expected}, or none", repr(label))
+            raise _wrong(table.path, number, f"{expected}, or none", repr(label))
         labels[position] = index[label]
     return labels
 
 
-def _log_probabilities(
-    path: Path, rows: Sequence[_Line], columns: Sequence[int]
-) -> NDArray[np.float64]:
-    values = np.empty((len(rows), len(columns)))
-    for position, line in enumerate(rows):
+def _log_probabilities(table: CsvTable, columns: Sequence[str]) -> NDArray[np.float64]:
+    values = np.empty((len(table.rows), len(columns)))
+    for position, (number, row) in enumerate(table.rows):
         try:
-            values[position] = [log_probability(line.cells[i]) for i in columns]
+            values[position] = [log_probability(row[name]) for name in columns]
         except (ValueError, OverflowError) as error:
             expected = f"a probability in every '{PREFIX}' column"
-            raise _wrong(path, line, expected, str(error)) from error
+            raise _wrong(table.path, number, expected, str(error)) from error
         total = math.fsum(np.exp(values[position]))
         if abs(total - 1) > ROUNDING:
-            raise _wrong(path, line, "probabilities that sum to 1", f"{total:.4g}")
+            raise _wrong(table.path, number, "probabilities that sum to 1", f"{total:.4g}")
     normalised: NDArray[np.float64] = log_softmax(values, axis=1) if len(values) else values
     return normalised
 
 
-def _wrong(path: Path, line: _Line, expected: str, found: str) -> DataError:
+def _wrong(path: Path, line: int, expected: str, found: str) -> DataError:
     return DataError(
-        f"{path}, line {line.number}: expected {expected}, found {found}; "
+        f"{path}, line {line}: expected {expected}, found {found}; "
         "correct it, or write the table with `finetune predict`."
     )
