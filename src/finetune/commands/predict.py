@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.commands.outputs import Output, add_overwrite, checked_output, fitted_roots
 from finetune.commands.parsing import Parser, whole_number
 from finetune.errors import UsageError
 
@@ -20,20 +22,21 @@ def main(arguments: list[str]) -> int:
     """Print the answers, or write them to ``--output`` as they come."""
     options = _parser().parse_args(arguments)
     pictures = _from_standard_input(options.pictures)
-    _check_output(options.output, options.safe_csv)
+    output = _checked(options, pictures)
 
     from lightning import Trainer
 
-    from finetune.commands.loading import load_answerer
+    from finetune.commands.loading import fits_of, load_answerer
     from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_pictures, predict
-    from finetune.tables.writing import open_table
 
     quiet_libraries()
     files = find_pictures(pictures)
     answerer = load_answerer(options.checkpoint)
-    watched = options.output is not None and on_terminal()
+    if output is not None:
+        output.keep_off(inputs=files, images=fitted_roots(fits_of(answerer)))
+    watched = output is not None and on_terminal()
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -47,9 +50,8 @@ def main(arguments: list[str]) -> int:
     one_process = trainer.world_size == 1
     with ExitStack() as stack:
         write: Write = _print
-        if options.output is not None and trainer.is_global_zero:
-            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-            opened = open_table(options.output, answerer.class_names, safe=options.safe_csv)
+        if output is not None and trainer.is_global_zero:
+            opened = _table(output, answerer.class_names, safe=options.safe_csv)
             write = stack.enter_context(opened)
 
         def on_answer(path: Path, answer: Predictions) -> None:
@@ -69,20 +71,38 @@ def main(arguments: list[str]) -> int:
             predictions.write(write, top_k=options.topk)
     for path, reason in predictions.skipped:
         print(f"left out {path}: {reason}", file=sys.stderr)
-    if options.output is not None and trainer.is_global_zero:
-        print(f"{len(predictions)} pictures answered in {options.output}")
+    if output is not None and trainer.is_global_zero:
+        print(f"{len(predictions)} pictures answered in {output.path}")
     return 0
 
 
-def _check_output(output: str | None, safe_csv: bool) -> None:
+def _checked(options: argparse.Namespace, pictures: Sequence[str]) -> Output | None:
+    """Where the table is to go, checked before any work is done; None: to the screen."""
     from finetune.tables.writing import format_of
 
-    form = None if output is None else format_of(output)
-    if safe_csv and form != "csv":
+    form = None if options.output is None else format_of(options.output)
+    if options.safe_csv and form != "csv":
         raise UsageError(
-            f"Expected --output FILE.csv beside --safe-csv, found {output}; "
+            f"Expected --output FILE.csv beside --safe-csv, found {options.output}; "
             "leave --safe-csv out: only of CSV a spreadsheet makes formulas."
         )
+    if options.output is None:
+        return None
+    return checked_output(
+        options.output,
+        endings=(Path(options.output).suffix.lower(),),
+        overwrite=options.overwrite,
+        inputs=[options.checkpoint, *pictures],
+        images=pictures,
+    )
+
+
+@contextmanager
+def _table(output: Output, class_names: Sequence[str], *, safe: bool) -> Iterator[Write]:
+    from finetune.tables.writing import open_table
+
+    with output.writing() as beside, open_table(beside, class_names, safe=safe) as write:
+        yield write
 
 
 def _parser() -> Parser:
@@ -95,6 +115,7 @@ def _parser() -> Parser:
         "pictures", nargs="+", help="files, folders, glob patterns; - reads names from a pipe"
     )
     parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
+    add_overwrite(parser)
     parser.add_argument(
         "--safe-csv",
         action="store_true",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.evaluation.result import ClassScores, Evaluation
+from finetune.files import atomic_write
 from finetune.tables.writing import open_table
 
 
@@ -32,7 +33,7 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
 def write_per_class(path: Path, scores: Sequence[ClassScores]) -> None:
     """One row a class; an undefined figure is an empty field."""
     rows = [{name: _rounded(value) for name, value in s.to_dict().items()} for s in scores]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -89,12 +89,12 @@ def open_table(
 
 
 @contextmanager
-def _csv(path: Path, columns: Sequence[str], shown: Callable[[str], str]) -> Iterator[Write]:
+def _csv(beside: Path, columns: Sequence[str], shown: Callable[[str], str]) -> Iterator[Write]:
     def cell(value: Any) -> str:
         return f"{value:.{DIGITS}g}" if isinstance(value, float) else shown(str(value))
 
     # Lone surrogates stand for the bytes of file names that are no UTF-8.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         started = False
 
@@ -109,9 +109,9 @@ def _csv(path: Path, columns: Sequence[str], shown: Callable[[str], str]) -> Ite
 
 
 @contextmanager
-def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Write]:
+def _json_lines(beside: Path, columns: Sequence[str]) -> Iterator[Write]:
     names = [json.dumps(column, ensure_ascii=False) for column in columns]
-    with path.open("wb") as file:
+    with beside.open("wb") as file:
 
         def write(row: Row, log_probabilities: Sequence[float]) -> None:
             numbers = zip(names, _numbers(log_probabilities), strict=True)
@@ -124,7 +124,7 @@ def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Write]:
 
 
 @contextmanager
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Write]:
+def _parquet(beside: Path, columns: Sequence[str]) -> Iterator[Write]:
     import pyarrow
     import pyarrow.parquet
 
@@ -136,7 +136,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Write]:
         if not waiting:
             return
         table = pyarrow.Table.from_pylist(waiting)
-        writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+        writer = writer or pyarrow.parquet.ParquetWriter(beside, table.schema)
         writer.write_table(table)
         waiting.clear()
 
@@ -151,7 +151,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Write]:
         yield write
         flush()
         if writer is None:
-            pyarrow.parquet.write_table(pyarrow.table({}), path)
+            pyarrow.parquet.write_table(pyarrow.table({}), beside)
     finally:
         if writer is not None:
             writer.close()
