@@ -22,11 +22,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 # Caches, which append and are never believed; and the terminal, which opens /dev/null.
 WRITE_THEMSELVES = {
     "files.py",
-    "answer_files.py",
+    "cache_dir.py",
     "commands/terminal.py",
-    "data/inspection.py",
-    "data/packs.py",
-    "training/feature_store.py",
 }
 # What `atomic_write` has given, and streams in memory or onto it.
 MAY_BE_WRITTEN = {"beside", "content", "file", "raw", "small"}
@@ -100,6 +97,16 @@ def test_what_killed_processes_left_behind_is_removed_and_nothing_else(tmp_path:
     remove_left_behind(tmp_path)
     kept = {*others, ".link-0123456789abcdef.ckpt", ".folder-0123456789abcdef"}
     assert set(os.listdir(tmp_path)) == kept
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(errno.EPIPE, "gone"), FileNotFoundError(errno.ENOENT, "gone", "t.png")],
+)
+def test_what_else_fails_within_is_not_blamed_on_the_target(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(type(error), match="gone"), atomic_write(tmp_path / "t"):
+        raise error
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
