@@ -289,27 +289,3 @@ def build_trainer(
 
 def _silent(line: str) -> None:
     """What the other processes of a distributed fit say."""
-<<<<<<< HEAD
-=======
-
-
-def conclude(folder: Path) -> None:
-    """Write the best epoch's figures and say what lies where."""
-    from finetune.commands.evaluation import summary
-    from finetune.commands.runs import contents, write_metrics
-    from finetune.evaluation.metrics import dominant_of, figures_of
-    from finetune.training.checkpoints import read_checkpoint
-
-    best = folder / "checkpoints" / "best.ckpt"
-    val: dict[str, Any] | None = read_checkpoint(best).details.get("val")
-    if val is not None and len(val["labels"]):
-        figures = figures_of(val["logits"], val["labels"])
-        print(summary("val", figures, len(val["labels"])), flush=True)  # whatever the disk says
-        if dominant := dominant_of(val["logits"], val["labels"], val["paths"]):
-            print(dominant, flush=True)
-        write_metrics(folder, "val", figures)
-    print(f"\n{folder}:")
-    for path, meaning in contents(folder):
-        print(f"  {path.relative_to(folder)!s:<27}  {meaning}")
-    print(f"\nnext: finetune predict {best} PICTURE_OR_FOLDER...")
->>>>>>> main

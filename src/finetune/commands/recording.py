@@ -34,11 +34,13 @@ def write_figures(folder: Path, best: Candidate | None) -> None:
     """Write and print what the best classifier of the fit answers."""
     from finetune.commands.evaluation import summary
     from finetune.commands.runs import write_metrics
-    from finetune.evaluation.metrics import figures_of
+    from finetune.evaluation.metrics import dominant_of, figures_of
 
     if best is not None and best.outputs is not None:
         figures = figures_of(*best.outputs)
         print(summary("val", figures, len(best.outputs[1])), flush=True)  # whatever the disk says
+        if dominant := dominant_of(*best.outputs, best.entry["val"]["paths"]):
+            print(dominant, flush=True)
         write_metrics(folder, "val", figures)
 
 
