@@ -15,12 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 # Caches, which append and are never believed; and the terminal, which opens /dev/null.
 WRITE_THEMSELVES = {
     "files.py",
-    "answer_files.py",
+    "cache_dir.py",
     "commands/resuming.py",
     "commands/terminal.py",
-    "data/inspection.py",
-    "data/packs.py",
-    "training/feature_store.py",
     "training/phases.py",
 }
 # What `atomic_write` has given, and streams in memory or onto it.
