@@ -1,9 +1,13 @@
+import contextlib
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from finetune import ImageClassifier, predict
@@ -11,6 +15,7 @@ from finetune.data.images import decode_image
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import DataError, ImageError, UsageError
 from finetune.prediction import find_pictures
+from finetune.tables.reading import read_table
 
 CLASSES = ("blue", "green", "red")
 
@@ -52,6 +57,28 @@ def test_pictures_are_found_in_the_order_given(colour_folder: Path, tmp_path: Pa
         find_pictures([tmp_path / "absent.jpg"])
     with pytest.raises(DataError, match="found none"):
         find_pictures(tmp_path)
+
+
+def test_a_thousand_folders_within_each_other_are_searched(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with contextlib.chdir(tmp_path):
+        for _ in range(1000):
+            os.mkdir("d")
+            os.chdir("d")
+        Image.new("RGB", (8, 8)).save("b.png")
+    found = find_pictures(tmp_path)
+    assert [path.name for path in found] == ["a.png", "b.png"]
+    found[1].unlink()
+    os.removedirs(found[1].parent)  # pytest's own way of removing them recurses
+
+
+def test_folders_that_are_links_are_searched_once(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "real" / "a.png")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "given" / "round").symlink_to(tmp_path / "given")
+    assert find_pictures(tmp_path / "given") == [tmp_path / "given" / "link" / "a.png"]
 
 
 def test_a_broken_picture_is_refused_or_listed(classifier, colour_folder, tmp_path: Path) -> None:
@@ -115,3 +142,18 @@ def test_nothing_is_printed_in_a_notebook(classifier, colour_folder: Path) -> No
 def test_dots_in_a_tables_name_stay(classifier, colour_folder: Path, tmp_path: Path) -> None:
     predict(classifier, colour_folder / "red" / "03.png").to_csv(tmp_path / "v1.2")
     assert [path.name for path in tmp_path.iterdir()] == ["v1.2.csv"]
+
+
+def test_a_safe_table_is_read_back_as_it_was(classifier, colour_folder, tmp_path: Path) -> None:
+    image = tmp_path / "=HYPERLINK(1).png"
+    image.write_bytes((colour_folder / "red" / "00.png").read_bytes())
+    predictions = replace(predict(classifier, image), paths=(Path(image.name),))
+    for safe in (False, True):
+        predictions.to_csv(tmp_path / "a.csv", safe=safe)
+        cells = [line.split(",")[0] for line in (tmp_path / "a.csv").read_text().splitlines()]
+        assert cells == ["path", f"{chr(39) * safe}{image.name}"]
+        table = read_table(tmp_path / "a.csv")
+        assert table.paths == (image.name,)
+        assert table.resolved_paths() == (str(image),)
+        found = torch.from_numpy(table.log_probabilities).softmax(-1).float()
+        assert_close(found, predictions.probabilities)
