@@ -13,6 +13,7 @@ from finetune.combining.ensemble import Ensemble
 from finetune.combining.folds import common_folds
 from finetune.combining.members import TableMember
 from finetune.errors import CheckpointMismatchError
+from finetune.spec.splits import SplitRecord
 
 FOLDS, PICTURES = 3, 20  # a fold
 NAMES = ("no", "yes")
@@ -22,6 +23,10 @@ NAMES = ("no", "yes")
 class Picture:
     path: Path
     label: int
+
+    @property
+    def id(self) -> str:
+        return str(self.path)
 
 
 def pictures(fold: int) -> list[Picture]:
@@ -60,8 +65,8 @@ class Member(nn.Module):
         self.name = f"runs/{name}/fold-{fold}-1/checkpoints/best.ckpt"
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
-        return ({"folds": FOLDS, "fold": self.fold},)
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
+        return (SplitRecord({"folds": FOLDS, "fold": self.fold}),)
 
     def probabilities(
         self, views: Mapping[Any, Tensor], paths: Sequence[str] | None = None

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from finetune.errors import CheckpointError, CheckpointMismatchError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
+from finetune.training.fitted_splits import SPLIT_ENTRIES, split_records
 
 Views = Mapping[Preprocessing, Tensor]
 Paths = Sequence[str] | None
@@ -30,7 +32,7 @@ class Member(Protocol):
         """The views of a picture that it needs."""
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How the pictures of each fit in it were split; empty where that is not known."""
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
@@ -60,11 +62,9 @@ class ClassifierMember(nn.Module):
         return (self.classifier.preprocessing,)
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """The split of its own fit, and for an average those of its members that differ."""
-        details = self.classifier.details
-        own = [details["data"]] if details.get("data") else []
-        return (*own, *details.get("further_data", ()))
+        return split_records(self.classifier.details)
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Probabilities ``(N, C)`` float32, those of the classifier alone bit for bit."""
@@ -78,7 +78,7 @@ class ClassifierMember(nn.Module):
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
         }
-        for key in ("data", "further_data"):  # so that a later test splits alike
+        for key in SPLIT_ENTRIES:  # so that a later test splits alike
             if key in classifier.details:
                 entry[key] = classifier.details[key]
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}
@@ -142,7 +142,7 @@ class TableMember(nn.Module):
         return ()
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """Empty: a table does not say."""
         return ()
 

@@ -14,6 +14,7 @@ from finetune.combining.held_out import HeldOut, held_out_pictures, out_of_fold
 from finetune.combining.members import ClassifierMember, Member, Paths, Views, align_classes
 from finetune.combining.sharing import group_by_backbone, grouped_probabilities
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
 
 DataModules = Any | Mapping[int, Any]
 
@@ -62,9 +63,9 @@ class SideBySide(nn.Module):
         return tuple(member.name for member in self.parts)
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How each classifier among the members, at any depth, had its pictures split."""
-        return tuple(data for member in self.parts for data in member.fitted_on)
+        return tuple(record for member in self.parts for record in member.fitted_on)
 
     @torch.inference_mode()
     def member_probabilities(self, views: Views, paths: Paths = None) -> Tensor:

@@ -33,9 +33,8 @@ def main(arguments: list[str]) -> int:
         ingredients = survey(with_members(options.checkpoints))
         datamodule = None
         if options.root is not None:
-            further = [data for each in ingredients for data in each.splits[1:]]
-            fitted_on = [data for each in ingredients if (data := each.fitted_on)] + further
-            datamodule = build_datamodule(options, fitted_on, ingredients[0].class_names)
+            records = [record for each in ingredients for record in each.fitted_on]
+            datamodule = build_datamodule(options, records, ingredients[0].class_names)
         soup = average_checkpoints(
             [each.path for each in ingredients],
             method=options.method,

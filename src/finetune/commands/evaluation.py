@@ -82,13 +82,16 @@ def _is_combined(path: str) -> bool:
 
 def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
+    from finetune.commands.held_out import say_differences, warnings_in_one_line
     from finetune.commands.trainer import FinetuneCLI
     from finetune.reporting.embeddings import recorded_features
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
     cli.model.take_over(cli.checkpoint)
-    cli.datamodule.setup(verb)
+    with warnings_in_one_line():
+        cli.datamodule.setup(verb)
+    say_differences(cli.datamodule)
     started = time.perf_counter()
     with recorded_features(cli.model) as features:
         _run_trainer(cli, verb)
@@ -129,7 +132,7 @@ def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
 def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     """An ensemble, or anything calibrated: each picture decoded once for all members."""
     from finetune.combining.ensemble import Ensemble
-    from finetune.combining.roles import refuse_reuse
+    from finetune.combining.roles import in_whole_ids, refuse_reuse
     from finetune.commands.held_out import build_held_out, warnings_in_one_line
     from finetune.reporting.embeddings import recorded_features
 
@@ -147,7 +150,8 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         with recorded_features(ensemble) as features:
             held_out = ensemble.held_out(datamodule, stage)
         seconds = time.perf_counter() - started
-        refuse_reuse(ensemble.roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
+        roles = in_whole_ids(ensemble.roles, held_out.paths, held_out.ids)
+        refuse_reuse(roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
     exact = replace(held_out, member_probabilities=held_out.member_probabilities.double())
     probabilities = ensemble.calibrated(ensemble.pool_held_out(exact))
     return Judged(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +52,7 @@ class LabelledImage:
         group: pictures of one group (a patient, a burst, a video) stay on one side of every split.
         split: None as long as the folder is unsplit.
         fold: number of the cross-validation fold that holds the picture out, if there are folds.
+        id: of the whole content, see :mod:`finetune.spec.images`; empty until the file was read.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class LabelledImage:
     group: str | None = None
     split: Split | None = None
     fold: int | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,6 @@ class ImageFolder:
     images: tuple[LabelledImage, ...]
     unused: tuple[UnusedFile, ...] = ()
     empty_classes: tuple[str, ...] = ()
-    content_hashes: dict[Path, str] = field(default_factory=dict, repr=False)
 
     @property
     def splits(self) -> tuple[Split, ...]:

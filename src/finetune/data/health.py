@@ -70,7 +70,7 @@ def readable_folder(
     *,
     on_bad_image: Literal["error", "skip"],
 ) -> ImageFolder:
-    """The folder without the files that cannot be read, with the hash of every content.
+    """The folder without the files that cannot be read, each image with the id of its content.
 
     Raises:
         ImageError: there are such files, and they are not to be skipped.
@@ -85,8 +85,9 @@ def readable_folder(
     pairs = zip(folder.images, inspections, strict=True)
     return replace(
         folder,
-        images=tuple(image for image, each in pairs if each.problem is None),
-        content_hashes={each.path: each.content_hash for each in inspections},
+        images=tuple(
+            replace(image, id=each.content_hash) for image, each in pairs if each.problem is None
+        ),
     )
 
 

@@ -11,7 +11,6 @@ The rules, the same in training and in prediction:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -149,17 +148,6 @@ def open_image(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> It
                 f"at {name}; shrink it, or raise max_pixels."
             )
         yield image
-
-
-def content_hash(path: str | os.PathLike[str]) -> str:
-    """BLAKE2b of a file's bytes, as 32 hexadecimal digits: equal files have equal hashes."""
-    with open(path, "rb") as file:
-        return hash_bytes(file.read())
-
-
-def hash_bytes(content: bytes) -> str:
-    """BLAKE2b with 128 bits, as 32 hexadecimal digits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def shrunk_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:

@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from finetune.data.images import MAX_PIXELS, decode_bytes, hash_bytes, open_image
+from finetune.data.images import MAX_PIXELS, decode_bytes, open_image
 from finetune.data.locations import cache_folder, short_hash
 from finetune.data.workload import usable_cores
 from finetune.errors import ImageError
+from finetune.spec.images import content_id
 
 LOOK_SIDE = 128  # short side, in pixels, at which a picture's looks are measured
 VERSION = 2  # of what is remembered; another number forgets everything
@@ -73,7 +74,7 @@ def inspect_file(
         content = path.read_bytes()
     except OSError as error:
         return Inspection(path, problem=f"cannot be opened: {error.strerror}")
-    known = Inspection(path, status.st_size, status.st_mtime_ns, content_hash=hash_bytes(content))
+    known = Inspection(path, status.st_size, status.st_mtime_ns, content_hash=content_id(content))
     try:
         with open_image(content, name=str(path), max_pixels=max_pixels) as image:
             known = replace(

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Sampler
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.dataset import Draw, ImageDataset
 from finetune.data.folder import LabelledImage
-from finetune.data.images import content_hash
 from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.preprocessing import Preprocessing
+from finetune.spec.images import file_id
 from finetune.training.feature_store import Activations, FeatureStore, kept_or_computed
 
 # Pictures a forward pass: on a processor, as many as its caches take.
@@ -80,8 +80,10 @@ def frozen_features(
         ImageError: a picture that cannot be read.
         NetworkError: the network cannot be cut at this boundary.
     """
-    paths = [image.path if isinstance(image, LabelledImage) else image for image in dataset.images]
-    keys = [content_hash(path) for path in paths]
+    keys = [
+        (image.id or file_id(image.path)) if isinstance(image, LabelledImage) else file_id(image)
+        for image in dataset.images
+    ]
     size = (
         batch_size or BATCH_SIZE["cpu" if classifier.mean.device.type == "cpu" else "accelerator"]
     )
