@@ -13,6 +13,7 @@ from finetune.combining.ensemble import Ensemble
 from finetune.combining.folds import common_folds
 from finetune.combining.members import TableMember
 from finetune.errors import CheckpointMismatchError
+from finetune.spec.images import content_id
 from finetune.spec.splits import SplitRecord
 
 FOLDS, PICTURES = 3, 20  # a fold
@@ -26,7 +27,7 @@ class Picture:
 
     @property
     def id(self) -> str:
-        return str(self.path)
+        return content_id(str(self.path).encode())
 
 
 def pictures(fold: int) -> list[Picture]:
