@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+from finetune.csv_table import read_csv_table
 from finetune.errors import CheckpointError, UsageError
 from finetune.spec.images import ImageRef
 from finetune.spec.splits import SIDES, SplitRecord, Standing, united
@@ -87,9 +87,10 @@ def with_fitted_split(path: Path, details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_table(table: Path, settings: Mapping[str, Any]) -> SplitRecord:
+    columns = ("path", "label", "split", "fold", "group", "hash")
+    read = read_csv_table(table, known=columns, required=columns, error=CheckpointError)
+    rows = [row for _, row in read.rows]
     try:
-        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
         names = tuple(sorted({row["label"] for row in rows}))
         label_of = {name: label for label, name in enumerate(names)}
         images = [
@@ -100,7 +101,7 @@ def _from_table(table: Path, settings: Mapping[str, Any]) -> SplitRecord:
             Standing(SIDES[SIDES.index(row["split"])], int(row["fold"]) if row["fold"] else None)
             for row in rows
         ]
-    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"Expected the fit's split in {table}, found it damaged ({error}); "
             "give --data.manifest with the sides of the images."

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from finetune.evaluation.metrics import figures_of
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
-from finetune.training.metrics import figures_of
 
 # In a run folder: which Weights & Biases run is about it, so that a resumed fit and a test go on
 # with that one.
