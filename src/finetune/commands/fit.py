@@ -191,7 +191,7 @@ def run_phases(
         phased_fit.run(resume)
     finally:  # nobody may ever go on with a fit that was stopped
         if os.environ.get("LOCAL_RANK", "0") == "0" and phased_fit.best.is_file():
-            track_best(loggers, phased_fit.best)
+            track_best(loggers, phased_fit.best, cli.datamodule.root)
 
 
 def _store(cli: FinetuneCLI) -> FeatureStore | None:
