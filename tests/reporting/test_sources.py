@@ -103,6 +103,21 @@ def test_rows_without_label_are_left_out(tmp_path: Path) -> None:
         load_source(path)
 
 
+def test_an_image_given_twice_counts_once_or_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    rows = "x,ant,0.7,0.3\ny,bee,0.1,0.9\n"
+    path.write_text(f"path,label,p:ant,p:bee\n{rows}{rows}")
+    assert load_source(path).evaluation.paths == ("x", "y")
+    for other in ("x,bee,0.7,0.3", "x,ant,0.2,0.8"):
+        path.write_text(f"path,label,p:ant,p:bee\n{rows}{other}\n")
+        with pytest.raises(DataError, match="found x with two"):
+            load_source(path)
+
+
+def test_a_checkpoint_in_a_run_knows_where_its_images_were(run: Path) -> None:
+    assert load_source(run / "checkpoints" / "best.ckpt").details.root == Path("photos")
+
+
 def test_what_cannot_be_judged_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="found nothing at"):
         load_source(tmp_path / "nowhere")

@@ -90,11 +90,15 @@ def write_all_suspects(path: Path, sources: dict[str, Source]) -> None:
 def _leaderboard(sources: dict[str, Source]) -> Leaderboard | None:
     """A comparison, if there are several sources that answered the same images."""
     from finetune.evaluation.comparison import compare_all
+    from finetune.reporting.sources import comparable, in_common
 
-    first, *others = (set(source.evaluation.paths) for source in sources.values())
-    if not others or not first.intersection(*others):
+    if len(sources) < 2:
         return None
-    return compare_all({name: source.evaluation for name, source in sources.items()})
+    evaluations = comparable(sources)
+    if not in_common(evaluations):
+        print("no comparison on the page: there is no image that all of them have answered")
+        return None
+    return compare_all(evaluations)
 
 
 def _parser() -> Parser:

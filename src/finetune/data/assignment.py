@@ -12,8 +12,9 @@ import os
 from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split, normal_name
+from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
 from finetune.data.splits import check_fractions, fold_labels, held_out_by, split_labels
+from finetune.data.walk import normal_name
 from finetune.errors import ImageFolderError, UsageError
 
 

@@ -345,6 +345,8 @@ class ImageFolderDataModule(LightningDataModule):
             remedy = f"give {self.root}/{split}/<class>/"
             if split != "train":
                 remedy += f" or a {split}_fraction above 0"
+            if self._sides.followed is not None and self.images("train"):
+                remedy = "a fit has trained on all others; add images, or give --data.manifest"
             raise ImageFolderError(
                 f"Expected {split} pictures in {self.root}, found none; {remedy}."
             )

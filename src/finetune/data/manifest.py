@@ -15,15 +15,8 @@ from pathlib import Path
 
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.data.assignment import picture_keys, relative_names
-from finetune.data.folder import (
-    SPLIT_FOLDERS,
-    ImageFolder,
-    LabelledImage,
-    Split,
-    UnusedFile,
-    normal_name,
-    readable_suffixes,
-)
+from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
+from finetune.data.walk import UnusedFile, normal_name, readable_suffixes
 from finetune.errors import ManifestError
 
 COLUMNS = ("path", "label", "split", "fold", "group", "hash")

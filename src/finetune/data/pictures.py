@@ -91,4 +91,4 @@ class Pictures:
     @property
     def bad_images(self) -> list[Finding]:
         """The files that cannot be read."""
-        return unreadable_files(self.inspections)
+        return unreadable_files(self.inspections, self.found.unlisted)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from finetune.combining.decisions import Calibration
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.reporting.curves import read_curves
 from finetune.reporting.report import ReportDetails
-from finetune.reporting.tables import read_predictions
+from finetune.reporting.tables import PredictionTable, read_predictions
+from finetune.reporting.thumbnails import locate
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -110,6 +113,27 @@ def load_sources(paths: list[str], *, root: Path | None = None) -> dict[str, Sou
     return dict(zip(names, sources, strict=True))
 
 
+def comparable(sources: Mapping[str, Source]) -> dict[str, Evaluation]:
+    """The evaluations, with one spelling for each image where they name their roots differently."""
+    evaluations = {name: source.evaluation for name, source in sources.items()}
+    if len(evaluations) < 2 or in_common(evaluations):
+        return evaluations
+    return {
+        name: replace(evaluation, paths=_one_spelling(evaluation.paths, sources[name].details.root))
+        for name, evaluation in evaluations.items()
+    }
+
+
+def in_common(evaluations: Mapping[str, Evaluation]) -> bool:
+    """Whether there are images that all have answered."""
+    return bool(set[str].intersection(*(set(e.paths) for e in evaluations.values())))
+
+
+def _one_spelling(paths: Sequence[str], root: Path | None) -> tuple[str, ...]:
+    located = [(path, locate(path, root)) for path in paths]
+    return tuple(os.path.realpath(at) if at.exists() else path for path, at in located)
+
+
 def merge_folds(sources: Mapping[str, Source]) -> Source:
     """The held-out answers of all folds of a cross-validation as one evaluation.
 
@@ -151,7 +175,7 @@ def read_evaluation(path: Path) -> Evaluation:
         DataError: no image has a label.
     """
     table = read_predictions(path)
-    known = table.labels >= 0
+    known = _counted_once(path, table)
     if not known.any():
         raise DataError(
             f"{path}: expected labels to judge the answers by, found none; fill the column "
@@ -163,6 +187,28 @@ def read_evaluation(path: Path) -> Evaluation:
         table.class_names,
         [image for image, has_label in zip(table.paths, known, strict=True) if has_label],
     )
+
+
+def _counted_once(path: Path, table: PredictionTable) -> NDArray[np.bool_]:
+    """Which rows have a label and are the first of their image.
+
+    Raises:
+        DataError: an image twice, with different labels or answers.
+    """
+    first: dict[str, int] = {}
+    counted = table.labels >= 0
+    for row in np.flatnonzero(counted).tolist():
+        earlier = first.setdefault(table.paths[row], row)
+        if earlier == row:
+            continue
+        same = table.labels[row] == table.labels[earlier]
+        if not same or (table.probabilities[row] != table.probabilities[earlier]).any():
+            raise DataError(
+                f"Expected each image once in {path}, found {table.paths[row]} with two labels or "
+                "answers; remove one of its rows."
+            )
+        counted[row] = False
+    return counted
 
 
 def _from_run(folder: Path, root: Path | None) -> Source:
@@ -194,15 +240,16 @@ def _held_out(path: Path, root: Path | None) -> Source:
     checkpoint = as_checkpoint(content, path)
     evaluation = _of_checkpoint(checkpoint)
     columns = _columns(checkpoint)
+    settings = path.absolute().parent.parent / "config.yaml"
+    if root is None and path.parent.name == "checkpoints":
+        root = _root(_settings(settings))
     return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
 
 
 def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
     """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
     settings = _settings(folder / "config.yaml")
-    data = settings.get("data") or {}
-    if root is None and isinstance(data, Mapping) and data.get("root"):
-        root = Path(str(data["root"]))
+    root = _root(settings) if root is None else root
     metrics = folder / "metrics.csv"
     return ReportDetails(
         root=root,
@@ -214,6 +261,13 @@ def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
             for row in _rows(folder / "bad_images.csv")
         ],
     )
+
+
+def _root(settings: Mapping[str, Any]) -> Path | None:
+    """The folder of the fit's images, as it was given."""
+    data = settings.get("data")
+    root = data.get("root") if isinstance(data, Mapping) else None
+    return Path(str(root)) if root else None
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
