@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,7 @@ class LabelledImage:
         split: None as long as the folder is unsplit.
         fold: number of the cross-validation fold that holds the picture out, if there are folds.
         id: of the whole content, see :mod:`finetune.spec.images`; empty until the file was read.
+        stamp: of the file as it was read, see :func:`~finetune.cache_dir.file_stamp`.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class LabelledImage:
     split: Split | None = None
     fold: int | None = None
     id: str = ""
+    stamp: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,9 @@ def readable_folder(
     return replace(
         folder,
         images=tuple(
-            replace(image, id=each.content_hash) for image, each in pairs if each.problem is None
+            replace(image, id=each.content_hash, stamp=each.stamp)
+            for image, each in pairs
+            if each.problem is None
         ),
     )
 

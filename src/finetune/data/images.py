@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +35,7 @@ from torch.nn.functional import interpolate
 
 from finetune.data.decoding_memory import MAX_DECODING_BYTES, decoding_bytes, memory_taken
 from finetune.errors import ImageError, UsageError
+from finetune.preprocessing import LongSide, Preprocessing
 
 MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb: 0.5 GB as RGB
 
@@ -68,14 +69,30 @@ class ImageReader:
     in_chans: int = 3
     short_side: int | None = None
     max_pixels: int = MAX_PIXELS
+    long_side: LongSide = "truncated"
+
+    @classmethod
+    def of(
+        cls, preprocessings: Sequence[Preprocessing], *, max_pixels: int = MAX_PIXELS
+    ) -> ImageReader:
+        """Decodes once for all of them: as large and as colourful as the most demanding wants."""
+        most = max(preprocessings, key=lambda each: each.resize_size)
+        in_chans = max(each.in_chans for each in preprocessings)
+        return cls(in_chans, most.resize_size, max_pixels, most.long_side)
 
     def __call__(self, path: str | os.PathLike[str]) -> Tensor:
-        """The picture as ``uint8 (in_chans, H, W)``."""
-        return decode_image(
-            path,
+        """The image as ``uint8 (in_chans, H, W)``."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise ImageError(f"Expected an image at {path}: {error.strerror}.") from error
+        return decode_bytes(
+            content,
+            name=str(path),
             in_chans=self.in_chans,
             short_side=self.short_side,
             max_pixels=self.max_pixels,
+            long_side=self.long_side,
         )
 
 
@@ -100,13 +117,7 @@ def decode_image(
     Raises:
         ImageError: the file cannot be read, is truncated, is no picture, or is too large.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"Expected a picture at {path}: {error.strerror}.") from error
-    return decode_bytes(
-        content, name=str(path), in_chans=in_chans, short_side=short_side, max_pixels=max_pixels
-    )
+    return ImageReader(in_chans, short_side, max_pixels)(path)
 
 
 def decode_bytes(
@@ -116,6 +127,7 @@ def decode_bytes(
     in_chans: int = 3,
     short_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    long_side: LongSide = "truncated",
 ) -> Tensor:
     """:func:`decode_image` for a file already in memory; ``name`` is for the error message."""
     if in_chans not in (1, 3):
@@ -139,15 +151,15 @@ def decode_bytes(
                 f"Expected a complete {image.format} picture, found a damaged one at {name} "
                 f"({error}); replace or remove it."
             ) from error
-    return pixels if short_side is None else shrink(pixels, short_side)
+    return pixels if short_side is None else shrink(pixels, short_side, long_side)
 
 
-def shrink(pixels: Tensor, short_side: int) -> Tensor:
+def shrink(pixels: Tensor, short_side: int, long_side: LongSide = "truncated") -> Tensor:
     """Resize ``uint8 (C, H, W)`` to a short side, with antialiasing; smaller pictures stay."""
     height, width = pixels.shape[-2:]
     if min(height, width) <= short_side:
         return pixels
-    size = shrunk_size((height, width), short_side)
+    size = shrunk_size((height, width), short_side, long_side)
     # What torchvision's resize calls; importing that would take the longest part of a `check`.
     # The batch's dimension goes before the rows: only so torch sees the (H, W, C) layout, keeps it
     # and is twice as fast.
@@ -190,10 +202,14 @@ def orientation_of(image: Image.Image) -> int:
     return number if number in _TO_UPRIGHT else 1
 
 
-def shrunk_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Both sides after shrinking to a short side, the long one rounded."""
-    scale = short_side / min(size)
-    return max(short_side, round(size[0] * scale)), max(short_side, round(size[1] * scale))
+def shrunk_size(
+    size: tuple[int, int], short_side: int, long_side: LongSide = "truncated"
+) -> tuple[int, int]:
+    """Both sides after shrinking to a short side; see :class:`Preprocessing` for the long one."""
+    shortest = min(size)
+    to_whole = int if long_side == "truncated" else round
+    height, width = (max(short_side, to_whole(short_side * side / shortest)) for side in size)
+    return height, width
 
 
 def _decode(image: Image.Image, mode: str, reduction: int) -> Tensor:

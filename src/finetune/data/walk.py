@@ -42,14 +42,14 @@ def readable_suffixes() -> frozenset[str]:
     return IMAGE_SUFFIXES | avif | heic
 
 
-def pictures_below(folder: str | os.PathLike[str]) -> list[Path]:
+def images_below(folder: str | os.PathLike[str]) -> list[Path]:
     """All pictures in a folder and below, as :func:`scan_folder` would find them in a class.
 
     Raises:
         ImageFolderError: a folder that cannot be listed.
     """
     walk = Walk()
-    found = [Path(path) for path in walk.pictures_below(os.fspath(folder))]
+    found = [Path(path) for path in walk.images_below(os.fspath(folder))]
     if walk.unlisted:
         raise ImageFolderError(unlisted_message(walk))
     return found
@@ -97,7 +97,7 @@ class Walk:
         for folder in folders:
             name = normal_name(os.path.basename(folder))
             found, unlisted = False, len(self.unlisted)
-            for path in self.pictures_below(folder):
+            for path in self.images_below(folder):
                 found = True
                 yield name, path
             if not found and len(self.unlisted) == unlisted:
@@ -114,7 +114,7 @@ class Walk:
         """Whether a file's ending is that of a picture."""
         return os.path.splitext(path)[1].lower() in self._suffixes
 
-    def pictures_below(self, top: str) -> Iterator[str]:
+    def images_below(self, top: str) -> Iterator[str]:
         """All pictures in a folder and below, each folder's own first."""
         pending = [top]
         while pending:

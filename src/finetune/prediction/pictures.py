@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 
 from finetune.data.images import MAX_PIXELS, ImageReader
 from finetune.data.transforms import evaluation_transform
-from finetune.data.walk import pictures_below
+from finetune.data.walk import images_below
 from finetune.errors import DataError, ImageError
 from finetune.preprocessing import Preprocessing
 
@@ -45,7 +45,7 @@ def find_pictures(pictures: Picture | Iterable[Picture]) -> list[Path]:
 def _expand(item: str) -> list[Path]:
     path = Path(item)
     if path.is_dir():
-        return pictures_below(path)
+        return images_below(path)
     if path.is_file():
         return [path]
     if has_magic(item):
@@ -73,10 +73,8 @@ class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):
         ]
         # Decoded once a channel count, at the largest size that any member asks for.
         self.readers = {
-            chans: ImageReader(
-                in_chans=chans,
-                short_side=max(p.resize_size for p in preprocessings if p.in_chans == chans),
-                max_pixels=max_pixels,
+            chans: ImageReader.of(
+                [p for p in preprocessings if p.in_chans == chans], max_pixels=max_pixels
             )
             for chans in {p.in_chans for p in preprocessings}
         }
