@@ -69,6 +69,9 @@ class Member(nn.Module):
     def fitted_on(self) -> tuple[SplitRecord, ...]:
         return (SplitRecord({"folds": FOLDS, "fold": self.fold}),)
 
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        return True
+
     def probabilities(
         self, views: Mapping[Any, Tensor], paths: Sequence[str] | None = None
     ) -> Tensor:

@@ -245,7 +245,12 @@ class Ensemble(SideBySide):
             conformal_alpha=conformal,
             score=score,
         )
-        calibration = replace(calibration, reused=reused, out_of_fold=held_out.is_out_of_fold)
+        calibration = replace(
+            calibration,
+            reused=reused,
+            out_of_fold=held_out.is_out_of_fold,
+            chosen_by=self.chosen_by(ids, split),
+        )
         roles = with_role(roles, "calibrate", ids)
         return self._copy(calibration=calibration, roles=roles)
 

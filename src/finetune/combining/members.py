@@ -16,6 +16,7 @@ from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
 from finetune.training.fitted_splits import SPLIT_ENTRIES, split_records
+from finetune.training.probe_phase import linear_head
 
 Views = Mapping[Preprocessing, Tensor]
 Paths = Sequence[str] | None
@@ -34,6 +35,9 @@ class Member(Protocol):
     @property
     def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How the pictures of each fit in it were split; empty where that is not known."""
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether its fit chose its epoch, phase or confidence by some of these images."""
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Probabilities ``(N, C)`` for one batch, given as images in ``[0, 1]``, view by view."""
@@ -65,6 +69,17 @@ class ClassifierMember(nn.Module):
     def fitted_on(self) -> tuple[SplitRecord, ...]:
         """The split of its own fit, and for an average those of its members that differ."""
         return split_records(self.classifier.details)
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether the val images of its fit are among these; a closed form needs none of them."""
+        closed_form = linear_head(self.classifier.network) is not None
+        if self.classifier.hparams["strategy"] == "head" and closed_form:
+            return False
+        for record in self.fitted_on:
+            sides = {at.side for each in ids if (at := record.standing(each, "")) is not None}
+            if "val" in sides or (not record.images and split == "val"):
+                return True
+        return False
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Probabilities ``(N, C)`` float32, those of the classifier alone bit for bit."""
@@ -145,6 +160,10 @@ class TableMember(nn.Module):
     def fitted_on(self) -> tuple[SplitRecord, ...]:
         """Empty: a table does not say."""
         return ()
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """False: a table does not say."""
+        return False
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """The rows ``(N, C)`` of these pictures.

@@ -67,6 +67,10 @@ class SideBySide(nn.Module):
         """How each classifier among the members, at any depth, had its pictures split."""
         return tuple(record for member in self.parts for record in member.fitted_on)
 
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether a fit among the members chose its epoch, phase or confidence by these images."""
+        return any(member.chosen_by(ids, split) for member in self.parts)
+
     @torch.inference_mode()
     def member_probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Every member's answer to one batch, ``(M, N, C)``.

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ class Inspection:
     flatness: float = 0.0
     brightest: int = 0
     perceptual_hash: str = ""
-    stamp: Stamp = ()
+    stamp: Stamp = field(default=(), compare=False)
 
 
 Memory = dict[str, tuple[Stamp, Inspection]]
