@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +66,7 @@ class ClassifierMember(nn.Module):
         """The one that the classifier was trained with."""
         return (self.classifier.preprocessing,)
 
-    @property
+    @cached_property
     def fitted_on(self) -> tuple[SplitRecord, ...]:
         """The split of its own fit, and for an average those of its members that differ."""
         return split_records(self.classifier.details)

@@ -143,9 +143,6 @@ def _parser() -> argparse.ArgumentParser:
         default="val",
         help="whose images calibrate; test images chose nothing, but then cannot test any more",
     )
-    parser.add_argument(
-        "--allow-reuse", action="store_true", help="accept pictures that picked members, and say so"
-    )
     add_output(parser, "the file", metavar="FILE.ckpt")
     add_data_options(parser)
     return parser

@@ -311,7 +311,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature as well")
     parser.add_argument("--reject-risk", type=float, metavar="R", help="as for calibrate")
     parser.add_argument("--conformal", type=float, metavar="A", help="as for calibrate")
-    parser.add_argument("--allow-reuse", action="store_true", help="as for calibrate")
     add_output(parser, "the file", metavar="FILE.ckpt")
     add_data_options(parser)
     return parser

@@ -95,7 +95,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     cli.model.take_over(cli.checkpoint)
     with warnings_in_one_line():
         cli.datamodule.setup(verb)
-    say_differences(cli.datamodule)
+    say_differences(cli.datamodule, cli.record)
     started = time.perf_counter()
     with recorded_features(cli.model) as features:
         _run_trainer(cli, verb)
@@ -181,11 +181,6 @@ def _combined_parser(verb: Verb) -> Parser:
     parser.add_argument("--ckpt_path", required=True, help="the file to judge")
     parser.add_argument("--name", help="name of the run, where the file lies in none")
     parser.add_argument("--runs", default="runs", help="folder of all runs")
-    parser.add_argument(
-        "--allow-reuse",
-        action="store_true",
-        help="judge also on pictures that picked members or calibrated, and say so",
-    )
     add_data_options(parser)
     return parser
 

@@ -107,7 +107,8 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
     recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
-        print(cli.datamodule.summary(), *data_errors(cli), sep="\n")
+        changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
+        print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
         print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
         notes = "".join(f"# {line}\n" for line in lines.splitlines())
         write_text(folder / "config.yaml", notes + cli.config_yaml())

@@ -42,6 +42,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default="half",
         help="of the val pictures: one half picks, the other half calibrates; or all",
     )
+    group.add_argument(
+        "--allow-reuse",
+        action="store_true",
+        help="accept images that trained, picked or calibrated before, and say so",
+    )
 
 
 def build_held_out(
@@ -99,15 +104,21 @@ def build_datamodule(
         **settings,
     )
     if record is not None:
-        datamodule.follow(record, allow_reuse=getattr(options, "allow_reuse", False))
-        say_differences(datamodule)
+        datamodule.follow(record, allow_reuse=options.allow_reuse)
+        say_differences(datamodule, record)
     return datamodule
 
 
-def say_differences(datamodule: ImageFolderDataModule) -> None:
-    """Print what has come, changed and gone since the fit, if anything has."""
+def say_differences(datamodule: ImageFolderDataModule, record: SplitRecord | None) -> None:
+    """Print what has come, changed and gone since the fit, or that this cannot be known."""
     if differences := datamodule.differences:
         print(differences, flush=True)
+    if record is not None and not record.images and datamodule.manifest is None:
+        print(
+            "the checkpoint, of an older version, does not tell which images it was trained on: "
+            "sides are dealt anew by its settings, right only for the very folder of the fit",
+            flush=True,
+        )
 
 
 def split_settings(record: SplitRecord, manifest: str | None = None) -> dict[str, Any]:
