@@ -13,7 +13,8 @@ from PIL import Image
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.result import Evaluation
 from finetune.preprocessing import Preprocessing
 from finetune.reporting.embeddings import embed, recorded_features
 from finetune.reporting.sources import load_source, load_sources, merge_folds
@@ -101,17 +102,6 @@ def test_rows_without_label_are_left_out(tmp_path: Path) -> None:
     path.write_text("path,label,p:ant,p:bee\nx,,0.5,0.5\n")
     with pytest.raises(DataError, match="expected labels"):
         load_source(path)
-
-
-def test_an_image_given_twice_counts_once_or_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.csv"
-    rows = "x,ant,0.7,0.3\ny,bee,0.1,0.9\n"
-    path.write_text(f"path,label,p:ant,p:bee\n{rows}{rows}")
-    assert load_source(path).evaluation.paths == ("x", "y")
-    for other in ("x,bee,0.7,0.3", "x,ant,0.2,0.8"):
-        path.write_text(f"path,label,p:ant,p:bee\n{rows}{other}\n")
-        with pytest.raises(DataError, match="found x with two"):
-            load_source(path)
 
 
 def test_a_checkpoint_in_a_run_knows_where_its_images_were(run: Path) -> None:

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from finetune.combining.decisions import Calibration
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate_logits
+from finetune.evaluation.result import Evaluation
 from finetune.reporting.curves import read_curves
 from finetune.reporting.report import ReportDetails
-from finetune.reporting.tables import PredictionTable, read_predictions
 from finetune.reporting.thumbnails import locate
+from finetune.tables.reading import read_table
+from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -89,8 +90,10 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
     if path.is_dir():
         return _from_run(path, root)
     if not path.exists():
-        raise UsageError(f"Expected a run folder, a .ckpt or a .csv, found nothing at {path}.")
-    if path.suffix.lower() == ".csv":
+        raise UsageError(
+            f"Expected a run folder, a .ckpt or a table of predictions, found nothing at {path}."
+        )
+    if path.suffix.lower() in ENDINGS:
         name = path.parent.name if path.stem == "predictions" and path.parent.name else path.stem
         return Source(name, "", read_evaluation(path), ReportDetails(root=root))
     return _held_out(path, root)
@@ -156,9 +159,10 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
         )
     orders = [[s.evaluation.class_names.index(n) for n in names] for s in sources.values()]
     evaluations = [source.evaluation for source in sources.values()]
-    evaluation = evaluate(
-        np.concatenate([np.argsort(o)[e.labels] for o, e in zip(orders, evaluations, strict=True)]),
-        np.concatenate([e.probabilities[:, o] for o, e in zip(orders, evaluations, strict=True)]),
+    pairs = list(zip(orders, evaluations, strict=True))
+    evaluation = evaluate_logits(
+        np.concatenate([np.argsort(order)[e.labels] for order, e in pairs]),
+        np.concatenate([e.log_probabilities[:, order] for order, e in pairs]),
         names,
         paths,
         folds=np.repeat(np.arange(len(evaluations)), [len(e.labels) for e in evaluations]),
@@ -169,46 +173,24 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Judge a CSV of predictions; images without a label are left out.
+    """Judge a table of predictions; images without a label are left out.
 
     Raises:
         DataError: no image has a label.
     """
-    table = read_predictions(path)
-    known = _counted_once(path, table)
+    table = read_table(path)
+    known = table.labels >= 0
     if not known.any():
         raise DataError(
             f"{path}: expected labels to judge the answers by, found none; fill the column "
             "'label', or run `finetune test` on labelled images."
         )
-    return evaluate(
+    return evaluate_logits(
         table.labels[known],
-        table.probabilities[known],
+        table.log_probabilities[known],
         table.class_names,
         [image for image, has_label in zip(table.paths, known, strict=True) if has_label],
     )
-
-
-def _counted_once(path: Path, table: PredictionTable) -> NDArray[np.bool_]:
-    """Which rows have a label and are the first of their image.
-
-    Raises:
-        DataError: an image twice, with different labels or answers.
-    """
-    first: dict[str, int] = {}
-    counted = table.labels >= 0
-    for row in np.flatnonzero(counted).tolist():
-        earlier = first.setdefault(table.paths[row], row)
-        if earlier == row:
-            continue
-        same = table.labels[row] == table.labels[earlier]
-        if not same or (table.probabilities[row] != table.probabilities[earlier]).any():
-            raise DataError(
-                f"Expected each image once in {path}, found {table.paths[row]} with two labels or "
-                "answers; remove one of its rows."
-            )
-        counted[row] = False
-    return counted
 
 
 def _from_run(folder: Path, root: Path | None) -> Source:
@@ -279,8 +261,8 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
         )
     calibration = checkpoint.details.get("calibration")
     temperature = Calibration.from_dict(calibration).temperature if calibration else 1.0
-    probabilities = (val["logits"].double() / temperature).softmax(dim=-1).numpy()
-    return evaluate(val["labels"].numpy(), probabilities, checkpoint.class_names, val["paths"])
+    logits = val["logits"].double().numpy() / temperature
+    return evaluate_logits(val["labels"].numpy(), logits, checkpoint.class_names, val["paths"])
 
 
 def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
