@@ -141,7 +141,8 @@ def fit(
     recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
-        print(cli.datamodule.summary(), *data_errors(cli), sep="\n")
+        changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
+        print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
         print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
         if resumed is None or cli.checkpoint is None:
             cli.datamodule.write_records(folder)
@@ -241,7 +242,7 @@ def run_phases(
         phased_fit.run(resume)
     finally:  # nobody may ever go on with a fit that was stopped
         if loggers and is_first and phased_fit.best.is_file():
-            track_best(loggers, phased_fit.best)
+            track_best(loggers, phased_fit.best, cli.datamodule.root)
     return phased_fit.found
 
 
