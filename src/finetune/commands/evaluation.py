@@ -46,10 +46,17 @@ class Judged(NamedTuple):
         return 1000 * self.seconds / len(self.labels)
 
 
-def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
+def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     """Run one pass over the held-out images; write ``metrics.json`` and, for test, the report.
 
     Figures of another folder's pictures stand beside those of the first, under its name.
+
+    Args:
+        verb: that judges.
+        arguments: its options, as they are typed.
+
+    Returns:
+        The figures, as ``metrics.json`` keeps them.
     """
     from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import checkpoint_option, quiet_libraries
@@ -67,15 +74,16 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     pictures = str(judged.root.resolve())
     folder = _folder_for(judged)
     key = free_stage(folder, stage, pictures)
-    write_metrics(
-        folder,
-        key,
-        {**figures, "pictures": pictures, "ms_per_picture": judged.ms_per_picture},
-    )
+    kept: dict[str, float | str] = {
+        **figures,
+        "pictures": pictures,
+        "ms_per_picture": judged.ms_per_picture,
+    }
+    write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
     if stage == "test":
         print(f"report    {_write_report(judged, folder, 'report' + key.removeprefix('test'))}")
-    return 0
+    return kept
 
 
 def _is_combined(path: str) -> bool:

@@ -1,8 +1,9 @@
 """``finetune test``: judge a checkpoint on the test images."""
 
-from finetune.commands.evaluation import evaluate_checkpoint
+from finetune.commands.evaluation import judge
 
 
 def main(arguments: list[str]) -> int:
     """Needs ``--ckpt_path`` and ``--data.root``; the checkpoint decides the rest."""
-    return evaluate_checkpoint("test", arguments)
+    judge("test", arguments)
+    return 0
