@@ -279,7 +279,7 @@ def not_finite(make: MakeCheckpoint) -> Path:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda make: make(backbone="test_efficientnet"), "backbone test_resnet.*test_eff"),
+        (lambda make: make(backbone="test_efficientnet"), "network test_resnet.*test_eff"),
         (lambda make: make(size=40), "preprocessing"),
         (other_classes, r"missing \['stripes'\] and extra \['waves'\]"),
         (not_finite, r"NaN or infinity in network\.fc\.bias"),

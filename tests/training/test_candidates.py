@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.candidates import clearly_better, figure
 from finetune.training.checkpoints import describe, write_checkpoint
 
@@ -23,7 +24,9 @@ def checkpoint(path: Path, losses: Tensor | None) -> Path:
         path,
         state_dict={"w": torch.zeros(1)},
         hyper_parameters={},
-        entry=describe(("a", "b"), "test_resnet", Preprocessing(), **val),
+        entry=describe(
+            ("a", "b"), "test_resnet", Preprocessing(), network=NetworkSpec("test_resnet"), **val
+        ),
     )
     return path
 

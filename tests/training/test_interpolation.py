@@ -3,6 +3,7 @@ import torch
 
 from finetune.networks.freezing import split_at
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.checkpoints import describe, read_checkpoint, write_checkpoint
 from finetune.training.interpolation import held_out_answers, interpolate, take_best_between
 
@@ -18,7 +19,14 @@ def confidence(state):
 def checkpoint(path, weight, answer=confidence):
     state = {"network.w": torch.tensor([weight]), "network.steps": torch.tensor(round(weight))}
     val = {"logits": answer(state), "labels": LABELS, "paths": []}
-    entry = describe(("a", "b"), "test_resnet", Preprocessing(), val=val, fit={"phase": 1})
+    entry = describe(
+        ("a", "b"),
+        "test_resnet",
+        Preprocessing(),
+        network=NetworkSpec("test_resnet"),
+        val=val,
+        fit={"phase": 1},
+    )
     write_checkpoint(path, state_dict=state, hyper_parameters={"lr": 0.1}, entry=entry)
     return path
 

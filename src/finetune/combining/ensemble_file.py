@@ -16,6 +16,7 @@ from finetune.training.checkpoints import (
     ENTRY,
     VERSION,
     Checkpoint,
+    network_of,
     plain,
     read_checkpoint,
     read_content,
@@ -172,6 +173,7 @@ def _build_member(
         hyper_parameters=dict(described["hyper_parameters"]),
         class_names=tuple(described["class_names"]),
         backbone=described["backbone"],
+        network=network_of(described, described["hyper_parameters"]),
         preprocessing=Preprocessing.from_dict(described["preprocessing"]),
         details={key: described[key] for key in ("data", "further_data") if key in described},
     )

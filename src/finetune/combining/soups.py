@@ -25,7 +25,7 @@ from finetune.combining.losses import Metric
 from finetune.combining.roles import Share, file_fingerprint
 from finetune.combining.tasting import Score, Taster, warn_of_barrier
 from finetune.errors import UsageError
-from finetune.training.checkpoints import describe, write_checkpoint
+from finetune.training.checkpoints import ENTRY, as_checkpoint, describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 
 Method = Literal["uniform", "weighted", "greedy", "interpolate"]
@@ -59,9 +59,12 @@ class Soup:
 
     def classifier(self) -> ImageClassifier:
         """The network itself, in ``eval`` mode."""
-        classifier = ImageClassifier(**{**self.hyper_parameters, "pretrained": False})
-        classifier.load_weights(self.state_dict, source="the average")
-        return classifier.eval()
+        content = {
+            "state_dict": self.state_dict,
+            "hyper_parameters": self.hyper_parameters,
+            ENTRY: self.entry,
+        }
+        return ImageClassifier.rebuilt(as_checkpoint(content, "the average"))
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint like that of a fit; it appears when it is complete."""
@@ -302,7 +305,13 @@ class _Kitchen:
         return Soup(
             state_dict=state_dict,
             hyper_parameters=first.hyper_parameters,
-            entry=describe(first.class_names, first.backbone, first.preprocessing, **details),
+            entry=describe(
+                first.class_names,
+                first.backbone,
+                first.preprocessing,
+                network=first.network,
+                **details,
+            ),
             coefficients=tuple(coefficients),
             batchnorm=batchnorm,
             score=score,

@@ -157,12 +157,17 @@ class FinetuneCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         """Build data and classifier; the trainer waits until there is a run folder."""
+        config = self.config.clone()
+        if self.checkpoint is not None:
+            build_as_kept(config.model, self.checkpoint)
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
+            self.config_init = self.parser.instantiate_classes(config)
         except ValueError as error:  # a number out of its range, found by the class itself
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["model"]
+        if self.checkpoint is not None:
+            self.model.see_as(self.checkpoint)
 
     def build_trainer(self, **settings: Any) -> Trainer:
         """The trainer that the configuration describes, with some of its settings replaced."""
@@ -173,6 +178,16 @@ class FinetuneCLI(LightningCLI):
         config = self.config.clone()
         config.ckpt_path = None  # the same run again begins at the beginning
         return str(self.parser.dump(config, skip_none=False, skip_link_targets=True))
+
+
+def build_as_kept(model: Namespace, checkpoint: Checkpoint) -> None:
+    """Let a checkpoint say what only a hub or a folder could: its weights and configuration."""
+    if model.batchnorm == "auto":
+        model.batchnorm = checkpoint.hyper_parameters.get("batchnorm", "eval")
+    model.pretrained = False
+    if model.backbone == checkpoint.backbone and ":" in checkpoint.backbone:
+        model.backbone = checkpoint.network.architecture
+        model.network_options = {**checkpoint.network.options, **(model.network_options or {})}
 
 
 def split_defaults(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from finetune.training.checkpoints import ENTRY, read_checkpoint, write_checkpoint
 from finetune.training.metrics import figures_of
-from finetune.training.rescaling import best_temperature
+from finetune.training.rescaling import rescaled
 
 HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
 
@@ -80,24 +80,3 @@ def rescale(path: Path, head: Iterable[str]) -> None:
         hyper_parameters=content["hyper_parameters"],
         entry=content[ENTRY],
     )
-
-
-def rescaled(
-    state: Mapping[str, Tensor], logits: Tensor, labels: Tensor, head: Iterable[str]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Undo what label smoothing does to the confidence: one factor on the final layer.
-
-    Args:
-        state: a classifier's weights.
-        logits, labels: its answers to held-out pictures, ``(N, C)`` and ``(N,)``.
-        head: names of the final layer's parameters in the network.
-
-    Returns:
-        Weights and answers that agree.
-    """
-    temperature = best_temperature(logits, labels)
-    names = {f"network.{name}" for name in head}
-    scaled = {
-        name: value / temperature if name in names else value for name, value in state.items()
-    }
-    return scaled, logits / temperature

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
-from finetune.networks.factory import create_network, preprocessing_of
+from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -35,6 +36,22 @@ Stage = Literal["val", "test"]
 UNSETTLED = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
 # Weight of the auxiliary head's loss: Szegedy et al. 2015, "Going deeper with convolutions", 5.
 AUXILIARY_LOSS_WEIGHT = 0.3
+
+
+class Described(Protocol):
+    """What a file says of a classifier beside its weights."""
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Its constructor's arguments."""
+
+    @property
+    def network(self) -> NetworkSpec:
+        """Which network exactly."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How it sees images."""
 
 
 class ImageClassifier(LightningModule):
@@ -117,6 +134,7 @@ class ImageClassifier(LightningModule):
         teacher_share: float = 0.5,
         teacher_temperature: float = 2.0,
         compile_backend: str | None = None,
+        _like: Described | None = None,
     ) -> None:
         super().__init__()
         parse_strategy(strategy)  # before weights are looked for, which may take a while
@@ -127,22 +145,30 @@ class ImageClassifier(LightningModule):
         if class_weights == "auto":
             class_weights = "none"
         # What is needed only at birth is no hyperparameter: a reloaded checkpoint fetches nothing.
-        self.save_hyperparameters(ignore=["pretrained", "teacher", "compile_backend"])
+        self.save_hyperparameters(ignore=["pretrained", "teacher", "compile_backend", "_like"])
         resolved = {"batchnorm": batchnorm, "class_weights": class_weights}
         self.hparams.update(plain({**self.hparams, **resolved}))
         self.class_names = _checked_class_names(class_names)
         self.backbone = str(backbone)
-        self.network = create_network(
-            self.backbone,
+        options = self.hparams["network_options"] or {}
+        self.spec = (
+            network_spec(self.backbone, in_chans=in_chans, image_size=image_size, **options)
+            if _like is None
+            else _like.network
+        )
+        self.network = build_network(
+            self.spec,
             len(self.class_names),
             pretrained=pretrained if isinstance(pretrained, bool) else str(pretrained),
-            in_chans=in_chans,
-            image_size=image_size,
+            source=self.backbone,
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
-            **(network_options or {}),
         )
-        self._see_by(preprocessing_of(self.backbone, in_chans=in_chans, image_size=image_size))
+        self._see_by(
+            preprocessing_of(self.backbone, in_chans=in_chans, image_size=image_size)
+            if _like is None
+            else _like.preprocessing
+        )
         if batchnorm == "frozen":
             freeze(self.network, (), batch_norm="frozen")
         self.mix = batch_mixing(
@@ -184,14 +210,24 @@ class ImageClassifier(LightningModule):
     @classmethod
     def rebuilt(cls, checkpoint: Checkpoint) -> ImageClassifier:
         """The same from what was read of a file."""
-        classifier = cls(**{**checkpoint.hyper_parameters, "pretrained": False})
-        classifier.take_over(checkpoint)
+        classifier = cls.like(checkpoint)
+        classifier.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
         classifier.details = checkpoint.details
-        return classifier.eval()
+        return classifier
+
+    @classmethod
+    def like(cls, described: Described) -> ImageClassifier:
+        """The classifier of a description with random weights, in ``eval`` mode; asks nobody."""
+        settings = {**described.hyper_parameters, "pretrained": False}
+        return cls(**settings, _like=described).eval()
 
     def take_over(self, checkpoint: Checkpoint) -> None:
         """A checkpoint's weights, and how its pictures were prepared, whatever timm says today."""
         self.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
+        self.see_as(checkpoint)
+
+    def see_as(self, checkpoint: Checkpoint) -> None:
+        """Prepare images as a checkpoint did, at the size that is asked for."""
         self._see_by(checkpoint.preprocessing.with_image_size(self.hparams["image_size"]))
 
     def _see_by(self, preprocessing: Preprocessing) -> None:
@@ -370,7 +406,9 @@ class ImageClassifier(LightningModule):
             images = datamodule.images("val")[: len(labels)]
             paths = [str(image.path) for image in images]
             details["val"] = {"logits": logits, "labels": labels, "paths": paths}
-        return describe(self.class_names, self.backbone, self.preprocessing, **details)
+        return describe(
+            self.class_names, self.backbone, self.preprocessing, network=self.spec, **details
+        )
 
 
 def _compiled(network: Any, backend: str) -> Any:

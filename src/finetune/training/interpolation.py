@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from finetune.training.candidates import rescaled, standing
+from finetune.training.candidates import standing
 from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
+from finetune.training.rescaling import rescaled
 
 StateDict = Mapping[str, Tensor]
 
@@ -47,8 +48,8 @@ def take_best_between(
         earlier, later: checkpoints of one network, with answers to the same held-out pictures.
         answer: logits ``(N, C)`` of these pictures with the given weights.
         monitor: the held-out figure that decides, such as ``val/nll``.
-        rescaled_head: names of the final layer's parameters, where the confidence of each point
-            is to be put right as that of the later checkpoint was.
+        rescaled_head: names of what makes the logits, where the confidence of each point is to be
+            put right as that of the later checkpoint was.
 
     Returns:
         The later phase's share in what the file holds now: 1 where no point is better.

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from lightning import Trainer
 
+from finetune.networks.final_layer import output_tensors
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
 from finetune.training.candidates import clearly_better, rescale
 from finetune.training.checkpoints import read_checkpoint, write_checkpoint
@@ -172,7 +173,7 @@ class PhasedFit:
         assert self.trainer is not None
         if self.trainer.is_global_zero and found.is_file():
             smoothed = self.classifier.setting("label_smoothing")
-            head = network_stages(self.classifier.network)["head"] if smoothed else ()
+            head = output_tensors(self.classifier.network) if smoothed else ()
             if head:
                 rescale(found, head)
             if found.absolute() != self.best.absolute():
