@@ -188,6 +188,8 @@ def build_as_kept(model: Namespace, checkpoint: Checkpoint) -> None:
     if model.backbone == checkpoint.backbone and ":" in checkpoint.backbone:
         model.backbone = checkpoint.network.architecture
         model.network_options = {**checkpoint.network.options, **(model.network_options or {})}
+        if model.image_size is None:
+            model.image_size = checkpoint.network.arguments.get("img_size")
 
 
 def split_defaults(checkpoint: Checkpoint) -> dict[str, Any]:

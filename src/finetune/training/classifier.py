@@ -150,7 +150,7 @@ class ImageClassifier(LightningModule):
         self.hparams.update(plain({**self.hparams, **resolved}))
         self.class_names = _checked_class_names(class_names)
         self.backbone = str(backbone)
-        options = self.hparams["network_options"] or {}
+        options = plain(network_options or {})
         self.spec = (
             network_spec(self.backbone, in_chans=in_chans, image_size=image_size, **options)
             if _like is None
