@@ -41,17 +41,21 @@ def published(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "published"
 
 
-@pytest.fixture
-def fitted(published: Path, tmp_path: Path) -> tuple[Path, ImageClassifier]:
-    """A checkpoint of a classifier of that folder, which is deleted then."""
-    classifier = ImageClassifier(("a", "b"), f"local-dir:{published}", pretrained=True).eval()
-    path = tmp_path / "best.ckpt"
+def written(classifier: ImageClassifier, path: Path) -> Path:
     write_checkpoint(
         path,
         state_dict=classifier.state_dict(),
         hyper_parameters=dict(classifier.hparams),
         entry=classifier.entry(),
     )
+    return path
+
+
+@pytest.fixture
+def fitted(published: Path, tmp_path: Path) -> tuple[Path, ImageClassifier]:
+    """A checkpoint of a classifier of that folder, which is deleted then."""
+    classifier = ImageClassifier(("a", "b"), f"local-dir:{published}", pretrained=True).eval()
+    path = written(classifier, tmp_path / "best.ckpt")
     shutil.rmtree(published)
     return path, classifier
 
@@ -97,6 +101,9 @@ def test_commands_open_it_without_the_folder(
     assert cli.model.preprocessing == classifier.preprocessing
     assert cli.model.spec == classifier.spec
     cli.model.take_over(read_checkpoint(path))
+    again = written(cli.model, path.with_name("again.ckpt"))  # as a resumed fit does
+    cli = FinetuneCLI("test", ["--ckpt_path", str(again), "--data.root", str(colour_folder)])
+    assert cli.model.spec == classifier.spec
 
 
 def test_the_spec_holds_what_the_folder_said(

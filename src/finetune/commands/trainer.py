@@ -185,7 +185,7 @@ def build_as_kept(model: Namespace, checkpoint: Checkpoint) -> None:
     if model.batchnorm == "auto":
         model.batchnorm = checkpoint.hyper_parameters.get("batchnorm", "eval")
     model.pretrained = False
-    if model.backbone == checkpoint.backbone and ":" in checkpoint.backbone:
+    if ":" in model.backbone and model.backbone == checkpoint.hyper_parameters["backbone"]:
         model.backbone = checkpoint.network.architecture
         model.network_options = {**checkpoint.network.options, **(model.network_options or {})}
         if model.image_size is None:
