@@ -20,7 +20,7 @@ from finetune.training.checkpoints import VERSION, read_checkpoint, read_content
 FIXTURES = Path(__file__).parent / "fixtures"
 CLASSIFIER = FIXTURES / "format1_classifier.ckpt"
 ENSEMBLE = FIXTURES / "format1_ensemble.ckpt"
-THEN = Preprocessing(16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 0.9, "bilinear")
+THEN = Preprocessing(16, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 0.9, "bilinear", "rounded")
 OPTIONS = {"size": "tiny", "kernel_size": 1}
 
 

@@ -8,10 +8,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 
-FLOOR = {"errors", "files", "preprocessing", "spec"}
+FLOOR = {"cache_dir", "csv_table", "errors", "files", "preprocessing", "spec"}
 ALLOWED = {
     "errors": set(),
     "preprocessing": set(),
+    "cache_dir": set(),
+    "csv_table": {"errors"},
     "files": {"errors"},
     "spec": {"errors", "preprocessing"},
     "answer_files": FLOOR,

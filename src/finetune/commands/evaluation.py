@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.reporting.evaluation import Evaluation
+    from finetune.evaluation.evaluate import Evaluation
 
 Verb = Literal["validate", "test"]
 Stage = Literal["val", "test"]
 
 
 class Judged(NamedTuple):
-    """The answers to a stage's images, and where they are to be kept.
+    """The answers to a stage's images, and where they are to be kept: ``runs`` and ``name`` say
+    it where the checkpoint lies in no run folder.
 
     ``features`` is what entered the final layer, ``(B, D)`` a batch; empty where it is not known.
     """
@@ -32,7 +33,9 @@ class Judged(NamedTuple):
     labels: Tensor
     class_names: tuple[str, ...]
     paths: list[Path]
-    folder: Path
+    checkpoint: Path
+    runs: str
+    name: str
     root: Path
     seconds: float
     features: list[Tensor]
@@ -50,7 +53,7 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     """
     from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import checkpoint_option, quiet_libraries
-    from finetune.training.metrics import figures_of
+    from finetune.evaluation.metrics import figures_of
 
     quiet_libraries()
     stage: Stage = "val" if verb == "validate" else "test"
@@ -58,17 +61,18 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = figures_of(judged.log_probabilities, judged.labels)
+    print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
     pictures = str(judged.root.resolve())
-    key = free_stage(judged.folder, stage, pictures)
+    folder = _folder_for(judged)
+    key = free_stage(folder, stage, pictures)
     write_metrics(
-        judged.folder,
+        folder,
         key,
         {**figures, "pictures": pictures, "ms_per_picture": judged.ms_per_picture},
     )
-    print(summary(stage, figures, len(judged.labels)))
-    print(f"figures   {judged.folder / 'metrics.json'}")
+    print(f"figures   {folder / 'metrics.json'}")
     if stage == "test":
-        print(f"report    {_write_report(judged, 'report' + key.removeprefix('test'))}")
+        print(f"report    {_write_report(judged, folder, 'report' + key.removeprefix('test'))}")
     return 0
 
 
@@ -101,7 +105,9 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         cli.model.class_names,
         # Fewer answers than images where the trainer limits its batches.
         [image.path for image in cli.datamodule.images(stage)[: len(labels)]],
-        _folder_for(cli.checkpoint.path, cli.config.runs, cli.config.name or verb),
+        cli.checkpoint.path,
+        cli.config.runs,
+        cli.config.name or verb,
         cli.datamodule.root,
         seconds,
         features,
@@ -109,13 +115,11 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
 
 
 def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
-    from lightning.pytorch.callbacks import RichProgressBar
-
-    from finetune.commands.trainer import on_terminal
+    from finetune.commands.terminal import on_terminal, progress_bar
 
     trainer = cli.build_trainer(
         logger=False,
-        callbacks=[RichProgressBar()] if on_terminal() else [],
+        callbacks=[progress_bar()] if on_terminal() else [],
         enable_progress_bar=on_terminal(),
         enable_checkpointing=False,
     )
@@ -155,7 +159,9 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         held_out.labels,
         tuple(ensemble.class_names),
         [Path(path) for path in held_out.paths],
-        _folder_for(Path(options.ckpt_path), options.runs, options.name or verb),
+        Path(options.ckpt_path),
+        options.runs,
+        options.name or verb,
         modules[0].root,
         seconds,
         features,
@@ -180,15 +186,16 @@ def _combined_parser(verb: Verb) -> Parser:
     return parser
 
 
-def _folder_for(checkpoint: Path, runs: str, name: str) -> Path:
+def _folder_for(judged: Judged) -> Path:
     """The checkpoint's own run folder, or a new one where it lies in none."""
     from finetune.commands.runs import new_run_folder, run_folder_of
 
-    return run_folder_of(checkpoint) or new_run_folder(Path(runs), name)
+    own = run_folder_of(judged.checkpoint)
+    return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
 
 
-def _write_report(judged: Judged, name: str) -> Path:
-    from finetune.reporting.evaluation import evaluate
+def _write_report(judged: Judged, folder: Path, name: str) -> Path:
+    from finetune.evaluation.evaluate import evaluate
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
 
@@ -196,14 +203,14 @@ def _write_report(judged: Judged, name: str) -> Path:
         judged.labels, judged.log_probabilities.exp(), judged.class_names, judged.paths
     )
     details = replace(
-        read_details(judged.folder),
+        read_details(folder),
         root=judged.root,
         embeddings=_embeddings(judged),
         environment=describe_environment(),
     )
-    title = f"Test of {judged.folder.resolve().name}"
-    page = write_report(judged.folder / name, evaluation, details, title=title)
-    _track(judged.folder, page.parent, evaluation)
+    title = f"Test of {folder.resolve().name}"
+    page = write_report(folder / name, evaluation, details, title=title)
+    _track(folder, page.parent, evaluation)
     return page
 
 
@@ -229,7 +236,7 @@ def _track(run_folder: Path, report: Path, evaluation: Evaluation) -> None:
 
 def summary(stage: str, figures: dict[str, float], images: int) -> str:
     """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error."""
-    from finetune.training.intervals import wilson_interval
+    from finetune.evaluation.intervals import wilson_interval
 
     low, high = wilson_interval(round(figures["accuracy"] * images), images)
     return (

@@ -19,6 +19,7 @@ from finetune.commands.side_by_side import (
     run_side_by_side,
 )
 from finetune.errors import FinetuneError, UsageError
+from finetune.files import write_text
 
 MEMBERS = "members.json"
 
@@ -61,8 +62,6 @@ def fit_many(fits: ManyFits, group: Path) -> int:
     Returns:
         0 if all members are there in the end, else 1.
     """
-    from finetune.commands.runs import write_text
-
     write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": fits.shared}))
     calls = {}
     for name, options in fits.members.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ def resumed_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None]
                     f"Expected a run folder with config.yaml and checkpoints/last.ckpt after "
                     f"--resume, found {value or 'nothing'}; give runs/NAME-N."
                 )
+            if os.path.realpath(run) != os.path.abspath(run):  # a link, which the fit may move
+                run = run.resolve()
+                last = run / "checkpoints" / "last.ckpt"
             settings = ["--config", str(run / "config.yaml"), "--ckpt_path", str(last)]
             return [*settings, *rest], run
     return rest, None

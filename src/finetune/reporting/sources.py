@@ -15,8 +15,8 @@ import yaml
 
 from finetune.combining.decisions import Calibration
 from finetune.errors import DataError, UsageError
+from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.reporting.curves import read_curves
-from finetune.reporting.evaluation import Evaluation, evaluate
 from finetune.reporting.report import ReportDetails
 from finetune.reporting.tables import read_predictions
 from finetune.training.checkpoints import (

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from finetune.evaluation.metrics import figures_of
+from finetune.files import write_text
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
-from finetune.training.metrics import figures_of
 
 # In a run folder: which Weights & Biases run is about it, so that a resumed fit and a test go on
 # with that one.
@@ -90,9 +91,7 @@ def finish_tracking(folder: Path) -> None:
     mode = "offline" if run.offline else "online"
     known = {"id": run.id, "project": run.project, "entity": run.entity or None, "mode": mode}
     wandb.finish()
-    beside = folder / f".{TRACKED}"
-    beside.write_text(json.dumps(known), encoding="utf-8")
-    beside.replace(folder / TRACKED)
+    write_text(folder / TRACKED, json.dumps(known))
 
 
 def track_best(loggers: Sequence[Logger], best: Path) -> None:
