@@ -13,7 +13,8 @@ from PIL import Image
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.result import Evaluation
 from finetune.preprocessing import Preprocessing
 from finetune.reporting.embeddings import embed, recorded_features
 from finetune.reporting.sources import load_source, load_sources, merge_folds

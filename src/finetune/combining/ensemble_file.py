@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from finetune.combining.calibration import log_of
 from finetune.combining.decisions import Calibration
 from finetune.combining.members import ClassifierMember, Member, TableMember
 from finetune.errors import CheckpointError
 from finetune.preprocessing import Preprocessing
+from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoints import (
     ENTRY,
     VERSION,
@@ -57,14 +59,14 @@ def fitted_data(path: Path, details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
-    """A checkpoint, another ensemble or a predictions CSV as a member.
+    """A checkpoint, another ensemble or a table of predictions as a member.
 
     Raises:
         CheckpointError: the file is none of these.
     """
     path = checkpoint_file(path)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        return TableMember.from_csv(path)
+    if path.suffix.lower() in ENDINGS and path.is_file():
+        return TableMember.from_file(path)
     entry = read_content(path, mmap=True)[ENTRY]
     if entry["kind"] == "ensemble":
         ensemble = load_ensemble(path, ensemble_type)
@@ -164,9 +166,10 @@ def _build_member(
     if described["kind"] == "ensemble":
         return build_ensemble(described, tensors, ensemble_type, path)
     if described["kind"] == "predictions":
-        return TableMember(
-            described["name"], described["class_names"], described["paths"], tensors["table"]
-        )
+        logits = tensors.get("log_probabilities")
+        if logits is None:  # a file of format 1, which kept probabilities
+            logits = log_of(tensors["table"])
+        return TableMember(described["name"], described["class_names"], described["paths"], logits)
     checkpoint = Checkpoint(
         path=path,
         state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},

@@ -78,8 +78,10 @@ def leaderboard_lines(
     ]
     left_out = f"; {board.left_out} others are left out" if board.left_out else ""
     pairs = sorted(board.pairs, key=lambda pair: pair.adjusted_p_value)
+    dominant = [f"{name}: {e.dominant}" for name, e in board.evaluations.items() if e.dominant]
     return [
         *table,
+        *dominant,
         "",
         f"on the {images} images that all have in common{left_out}; "
         "* not distinguishable from the best",

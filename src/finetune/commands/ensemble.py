@@ -132,7 +132,7 @@ def write_diversity(figure: Output, whole: Ensemble, held_out: HeldOut) -> None:
     from finetune.reporting.diversity import diversity_figure
     from finetune.reporting.style import save_png
 
-    found = diversity(held_out.member_probabilities, held_out.labels)
+    found = diversity(held_out.member_logits, held_out.labels)
     with figure.writing() as beside:
         save_png(diversity_figure(found, row_names(whole, held_out)), beside)
     print(f"diversity of the members in {figure.path}")
@@ -151,7 +151,7 @@ def describe_ensemble(
     from finetune.evaluation.held_out_loss import held_out_loss
 
     rows = picking_rows(chosen, held_out)
-    labels, members = held_out.labels[rows], held_out.member_probabilities[:, rows]
+    labels, members = held_out.labels[rows], held_out.member_logits[:, rows]
     kept = [0.0] * len(whole.parts)
     for position, value in zip(
         _positions(whole.member_names, chosen.member_names), chosen.coefficients, strict=True
@@ -160,14 +160,10 @@ def describe_ensemble(
     names = row_names(whole, held_out)
     width = max(len("ensemble"), *map(len, names))
 
-    def figures(probabilities: Tensor, votes: bool = False) -> str:
-        accuracy = f"accuracy {1 - held_out_loss(probabilities, labels, 'accuracy'):.4f}"
+    def figures(logits: Tensor, votes: bool = False) -> str:
+        accuracy = f"accuracy {1 - held_out_loss(logits, labels, 'accuracy'):.4f}"
         # Shares of votes are no probabilities: their likelihood says nothing.
-        return (
-            accuracy
-            if votes
-            else f"{accuracy}  nll {held_out_loss(probabilities, labels, 'nll'):.4f}"
-        )
+        return accuracy if votes else f"{accuracy}  nll {held_out_loss(logits, labels, 'nll'):.4f}"
 
     lines = [
         f"{name:<{width}}  {figures(member)}  coefficient {value:.3f}"
@@ -179,7 +175,7 @@ def describe_ensemble(
     pooled = chosen.pool_held_out(of_chosen, rows)
     metric: Metric = "accuracy" if chosen.pooling == "vote" else "nll"
     lines.append(f"{'ensemble':<{width}}  {figures(pooled, votes=metric == 'accuracy')}")
-    answers = of_chosen.member_probabilities[:, rows]
+    answers = of_chosen.member_logits[:, rows]
     found = diversity(
         answers,
         labels,
@@ -214,7 +210,7 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
     else:
         kind = "cross-validated"
         answers = cross_validated_answers(
-            held_out.member_probabilities[:, rows],
+            held_out.member_logits[:, rows],
             labels,
             lambda members, truth: choose_coefficients(
                 members,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.evaluation.evaluate import Evaluation
+    from finetune.evaluation.result import Evaluation
 
 Verb = Literal["validate", "test"]
 Stage = Literal["val", "test"]
@@ -29,7 +29,7 @@ class Judged(NamedTuple):
     ``features`` is what entered the final layer, ``(B, D)`` a batch; empty where it is not known.
     """
 
-    log_probabilities: Tensor
+    logits: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     paths: list[Path]
@@ -53,15 +53,17 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     """
     from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import checkpoint_option, quiet_libraries
-    from finetune.evaluation.metrics import figures_of
+    from finetune.evaluation.metrics import dominant_of, figures_of
 
     quiet_libraries()
     stage: Stage = "val" if verb == "validate" else "test"
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
-    figures = figures_of(judged.log_probabilities, judged.labels)
+    figures = figures_of(judged.logits, judged.labels)
     print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
+    if dominant := dominant_of(judged.logits, judged.labels, judged.paths):
+        print(dominant, flush=True)
     pictures = str(judged.root.resolve())
     folder = _folder_for(judged)
     key = free_stage(folder, stage, pictures)
@@ -100,7 +102,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     stage: Stage = "val" if verb == "validate" else "test"
     logits, labels = cli.model.answers[stage]
     return Judged(
-        logits.double().log_softmax(dim=-1),
+        logits,
         labels,
         cli.model.class_names,
         # Fewer answers than images where the trainer limits its batches.
@@ -152,10 +154,8 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
             held_out = ensemble.held_out(datamodule, stage)
         seconds = time.perf_counter() - started
         refuse_reuse(ensemble.roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
-    exact = replace(held_out, member_probabilities=held_out.member_probabilities.double())
-    probabilities = ensemble.calibrated(ensemble.pool_held_out(exact))
     return Judged(
-        probabilities.clamp(min=1e-30).log(),
+        ensemble.calibrated(ensemble.pool_held_out(held_out)),
         held_out.labels,
         tuple(ensemble.class_names),
         [Path(path) for path in held_out.paths],
@@ -195,13 +195,11 @@ def _folder_for(judged: Judged) -> Path:
 
 
 def _write_report(judged: Judged, folder: Path, name: str) -> Path:
-    from finetune.evaluation.evaluate import evaluate
+    from finetune.evaluation.evaluate import evaluate_logits
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
 
-    evaluation = evaluate(
-        judged.labels, judged.log_probabilities.exp(), judged.class_names, judged.paths
-    )
+    evaluation = evaluate_logits(judged.labels, judged.logits, judged.class_names, judged.paths)
     details = replace(
         read_details(folder),
         root=judged.root,

@@ -60,12 +60,12 @@ def main(arguments: list[str]) -> int:
 
 def check_monitor(cli: FinetuneCLI) -> None:
     """Refuse a figure that no validation gives, before an epoch is spent."""
-    from finetune.evaluation.metrics import classification_metrics
+    from finetune.evaluation.metrics import figure_names
 
     known = [
         "val/loss",
         "val/nll_rescaled",
-        *classification_metrics(len(cli.model.class_names), prefix="val/"),
+        *(f"val/{name}" for name in figure_names(len(cli.model.class_names))),
     ]
     if cli.config.monitor not in known:
         raise UsageError(
@@ -245,7 +245,7 @@ def conclude(folder: Path) -> None:
     """Write the best epoch's figures and say what lies where."""
     from finetune.commands.evaluation import summary
     from finetune.commands.runs import contents, write_metrics
-    from finetune.evaluation.metrics import figures_of
+    from finetune.evaluation.metrics import dominant_of, figures_of
     from finetune.training.checkpoints import read_checkpoint
 
     best = folder / "checkpoints" / "best.ckpt"
@@ -253,6 +253,8 @@ def conclude(folder: Path) -> None:
     if val is not None and len(val["labels"]):
         figures = figures_of(val["logits"], val["labels"])
         print(summary("val", figures, len(val["labels"])), flush=True)  # whatever the disk says
+        if dominant := dominant_of(val["logits"], val["labels"], val["paths"]):
+            print(dominant, flush=True)
         write_metrics(folder, "val", figures)
     print(f"\n{folder}:")
     for path, meaning in contents(folder):

@@ -73,6 +73,8 @@ def main(arguments: list[str]) -> int:
             f"{source.title}: accuracy {e.accuracy:.3f} [{low:.3f}, {high:.3f}] "
             f"on {len(e.labels)} images"
         )
+        if e.dominant is not None:
+            print(e.dominant)
     print(f"report in {output.path}")
     return 0
 

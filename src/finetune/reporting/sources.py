@@ -15,10 +15,12 @@ import yaml
 
 from finetune.combining.decisions import Calibration
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate_logits
+from finetune.evaluation.result import Evaluation
 from finetune.reporting.curves import read_curves
 from finetune.reporting.report import ReportDetails
-from finetune.reporting.tables import read_predictions
+from finetune.tables.reading import read_table
+from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -86,8 +88,10 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
     if path.is_dir():
         return _from_run(path, root)
     if not path.exists():
-        raise UsageError(f"Expected a run folder, a .ckpt or a .csv, found nothing at {path}.")
-    if path.suffix.lower() == ".csv":
+        raise UsageError(
+            f"Expected a run folder, a .ckpt or a table of predictions, found nothing at {path}."
+        )
+    if path.suffix.lower() in ENDINGS:
         name = path.parent.name if path.stem == "predictions" and path.parent.name else path.stem
         return Source(name, "", read_evaluation(path), ReportDetails(root=root))
     return _held_out(path, root)
@@ -132,9 +136,10 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
         )
     orders = [[s.evaluation.class_names.index(n) for n in names] for s in sources.values()]
     evaluations = [source.evaluation for source in sources.values()]
-    evaluation = evaluate(
-        np.concatenate([np.argsort(o)[e.labels] for o, e in zip(orders, evaluations, strict=True)]),
-        np.concatenate([e.probabilities[:, o] for o, e in zip(orders, evaluations, strict=True)]),
+    pairs = list(zip(orders, evaluations, strict=True))
+    evaluation = evaluate_logits(
+        np.concatenate([np.argsort(order)[e.labels] for order, e in pairs]),
+        np.concatenate([e.log_probabilities[:, order] for order, e in pairs]),
         names,
         paths,
         folds=np.repeat(np.arange(len(evaluations)), [len(e.labels) for e in evaluations]),
@@ -145,21 +150,21 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Judge a CSV of predictions; images without a label are left out.
+    """Judge a table of predictions; images without a label are left out.
 
     Raises:
         DataError: no image has a label.
     """
-    table = read_predictions(path)
+    table = read_table(path)
     known = table.labels >= 0
     if not known.any():
         raise DataError(
             f"{path}: expected labels to judge the answers by, found none; fill the column "
             "'label', or run `finetune test` on labelled images."
         )
-    return evaluate(
+    return evaluate_logits(
         table.labels[known],
-        table.probabilities[known],
+        table.log_probabilities[known],
         table.class_names,
         [image for image, has_label in zip(table.paths, known, strict=True) if has_label],
     )
@@ -225,8 +230,8 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
         )
     calibration = checkpoint.details.get("calibration")
     temperature = Calibration.from_dict(calibration).temperature if calibration else 1.0
-    probabilities = (val["logits"].double() / temperature).softmax(dim=-1).numpy()
-    return evaluate(val["labels"].numpy(), probabilities, checkpoint.class_names, val["paths"])
+    logits = val["logits"].double().numpy() / temperature
+    return evaluate_logits(val["labels"].numpy(), logits, checkpoint.class_names, val["paths"])
 
 
 def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:

@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
-from finetune.evaluation.metrics import classification_metrics
+from finetune.evaluation.metrics import figures_of
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
@@ -190,8 +190,6 @@ class ImageClassifier(LightningModule):
         # Set while lower stages are frozen and their activations kept: batches then hold these
         # activations, and this is what turns them into logits.
         self.upper: Callable[[Tensor], Tensor] | None = None
-        self.val_metrics = classification_metrics(len(self.class_names), prefix="val/")
-        self.test_metrics = classification_metrics(len(self.class_names), prefix="test/")
         # The logits of the last pass over each stage's images, in the order of the loader.
         self.answers: dict[str, tuple[Tensor, Tensor]] = {}
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -337,19 +335,17 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, batch: Batch, stage: Stage) -> None:
         images, labels = batch[:2]
         logits = self(images)
-        (self.val_metrics if stage == "val" else self.test_metrics).update(logits, labels)
         self._batches.append((logits.float(), labels))
         loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
 
     def _conclude(self, stage: Stage) -> None:
-        metrics = self.val_metrics if stage == "val" else self.test_metrics
-        self.log_dict(metrics.compute())
-        metrics.reset()
         logits, labels = zip(*self._batches, strict=True)
         answers = self._in_order(torch.cat(logits), stage), self._in_order(torch.cat(labels), stage)
         self._batches.clear()
         self.answers[stage] = answers
+        figures = figures_of(*answers)
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
         if stage == "val":
             self.log("val/nll_rescaled", rescaled_nll(*answers))
 
