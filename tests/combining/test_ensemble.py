@@ -232,7 +232,7 @@ def test_calibration_keeps_labels_lowers_the_nll_and_fits_on_the_other_half(
         state_dict["network.fc.weight"] *= 8
         state_dict["network.fc.bias"] *= 8
 
-    paths = [make_checkpoint(change=sharpen), make_checkpoint(change=sharpen, noise=0.1)]
+    paths = [make_checkpoint(change=sharpen, noise=0.5, noise_seed=seed) for seed in range(2)]
     selected = Ensemble.from_checkpoints(paths).select(datamodule)
     with pytest.warns(UserWarning, match="30 images"):
         calibrated = selected.calibrate(datamodule, conformal=0.2, reject_risk=0.1)

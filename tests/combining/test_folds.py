@@ -14,6 +14,8 @@ from finetune.combining.folds import common_folds
 from finetune.combining.members import TableMember
 from finetune.combining.pooling import probabilities_of
 from finetune.errors import CheckpointMismatchError
+from finetune.spec.images import content_id
+from finetune.spec.splits import SplitRecord
 
 FOLDS, PICTURES = 3, 20  # a fold
 NAMES = ("no", "yes")
@@ -23,6 +25,10 @@ NAMES = ("no", "yes")
 class Picture:
     path: Path
     label: int
+
+    @property
+    def id(self) -> str:
+        return content_id(str(self.path).encode())
 
 
 def pictures(fold: int) -> list[Picture]:
@@ -61,8 +67,11 @@ class Member(nn.Module):
         self.name = f"runs/{name}/fold-{fold}-1/checkpoints/best.ckpt"
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
-        return ({"folds": FOLDS, "fold": self.fold},)
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
+        return (SplitRecord({"folds": FOLDS, "fold": self.fold}),)
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        return True
 
     def logits(self, views: Mapping[Any, Tensor], paths: Sequence[str] | None = None) -> Tensor:
         assert paths is not None

@@ -111,6 +111,10 @@ def test_rows_without_label_are_left_out(tmp_path: Path) -> None:
         load_source(path)
 
 
+def test_a_checkpoint_in_a_run_knows_where_its_images_were(run: Path) -> None:
+    assert load_source(run / "checkpoints" / "best.ckpt").details.root == Path("photos")
+
+
 def test_what_cannot_be_judged_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="found nothing at"):
         load_source(tmp_path / "nowhere")

@@ -35,6 +35,8 @@ class Calibration:
         reused: whether pictures were used that had picked members: figures flatter then.
         out_of_fold: whether each picture was answered by a fold that was not trained on it: the
             whole ensemble is usually better than that, so its figures are on the safe side.
+        chosen_by: whether the fit itself chose its epoch, phase or confidence by these pictures:
+            the answers suit them a little better than others, and sets may cover a little less.
     """
 
     fit: TemperatureFit
@@ -42,6 +44,7 @@ class Calibration:
     conformal: ConformalRule | None = None
     reused: bool = False
     out_of_fold: bool = False
+    chosen_by: bool = False
 
     @property
     def temperature(self) -> float:
@@ -77,6 +80,7 @@ class Calibration:
             conformal=None if conformal is None else ConformalRule(**conformal),
             reused=bool(values.get("reused", False)),
             out_of_fold=bool(values.get("out_of_fold", False)),
+            chosen_by=bool(values.get("chosen_by", False)),
         )
 
 

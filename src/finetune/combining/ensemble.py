@@ -17,7 +17,14 @@ from finetune.combining.decisions import Answer, Calibration, decide, fit_calibr
 from finetune.combining.held_out import HeldOut
 from finetune.combining.members import Member, Paths, Views
 from finetune.combining.pooling import Pooling, pool, probabilities_of
-from finetune.combining.roles import Roles, Share, of_role, refuse_reuse, with_role
+from finetune.combining.roles import (
+    Roles,
+    Share,
+    in_whole_ids,
+    of_role,
+    refuse_reuse,
+    with_role,
+)
 from finetune.combining.selection import choose_coefficients
 from finetune.combining.side_by_side import DataModules, SideBySide
 from finetune.evaluation.held_out_loss import Metric
@@ -191,7 +198,8 @@ class Ensemble(SideBySide):
         held_out = self.held_out(datamodule, split)
         rows = of_role(held_out.ids, held_out.labels.tolist(), "pick", share)
         ids = [held_out.ids[row] for row in rows]
-        refuse_reuse(self.roles, ids, "pick")
+        roles = in_whole_ids(self.roles, held_out.paths, held_out.ids)
+        refuse_reuse(roles, ids, "pick")
         coefficients = choose_coefficients(
             held_out.member_logits[:, rows],
             held_out.labels[rows],
@@ -203,7 +211,7 @@ class Ensemble(SideBySide):
             min_gain=min_gain,
             seed=seed,
         )
-        roles = with_role(self.roles, "pick", ids)
+        roles = with_role(roles, "pick", ids)
         return self._with_coefficients(held_out.of_members(coefficients), roles)
 
     def calibrate(
@@ -234,7 +242,8 @@ class Ensemble(SideBySide):
         held_out = self.held_out(datamodule, split)
         rows = of_role(held_out.ids, held_out.labels.tolist(), "calibrate", share)
         ids = [held_out.ids[row] for row in rows]
-        reused = refuse_reuse(self.roles, ids, "calibrate", allow_reuse=allow_reuse)
+        roles = in_whole_ids(self.roles, held_out.paths, held_out.ids)
+        reused = refuse_reuse(roles, ids, "calibrate", allow_reuse=allow_reuse)
         calibration = fit_calibration(
             self.pool_held_out(held_out, rows),
             held_out.labels[rows],
@@ -242,8 +251,13 @@ class Ensemble(SideBySide):
             conformal_alpha=conformal,
             score=score,
         )
-        calibration = replace(calibration, reused=reused, out_of_fold=held_out.is_out_of_fold)
-        roles = with_role(self.roles, "calibrate", ids)
+        calibration = replace(
+            calibration,
+            reused=reused,
+            out_of_fold=held_out.is_out_of_fold,
+            chosen_by=self.chosen_by(ids, split),
+        )
+        roles = with_role(roles, "calibrate", ids)
         return self._copy(calibration=calibration, roles=roles)
 
     def _with_coefficients(self, coefficients: Sequence[float], roles: Roles) -> Self:

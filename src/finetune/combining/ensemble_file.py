@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ from finetune.training.checkpoints import (
     read_content,
     save_atomically,
 )
+from finetune.training.fitted_splits import SPLIT_ENTRIES, with_fitted_split
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
@@ -49,15 +51,6 @@ def checkpoint_file(path: str | Path) -> Path:
     return path
 
 
-def fitted_data(path: Path, details: Mapping[str, Any]) -> dict[str, Any]:
-    """How a fit split its pictures: its settings, and the ``split.csv`` of its run folder."""
-    data = dict(details.get("data") or {})
-    split = path.absolute().parent.parent / "split.csv"
-    if data and not data.get("manifest") and path.parent.name == "checkpoints" and split.is_file():
-        data["manifest"] = str(split)
-    return data
-
-
 def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
     """A checkpoint, another ensemble or a table of predictions as a member.
 
@@ -80,11 +73,9 @@ def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
 
 
 def _classifier_member(path: Path) -> ClassifierMember:
-    member = ClassifierMember.from_checkpoint(read_checkpoint(path), str(path))
-    data = fitted_data(path, member.classifier.details)
-    if data:
-        member.classifier.details = {**member.classifier.details, "data": data}
-    return member
+    checkpoint = read_checkpoint(path)
+    checkpoint = replace(checkpoint, details=with_fitted_split(path, checkpoint.details))
+    return ClassifierMember.from_checkpoint(checkpoint, str(path))
 
 
 def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
@@ -178,6 +169,6 @@ def _build_member(
         backbone=described["backbone"],
         network=network_of(described, described["hyper_parameters"]),
         preprocessing=Preprocessing.from_dict(described["preprocessing"]),
-        details={key: described[key] for key in ("data", "further_data") if key in described},
+        details={key: described[key] for key in SPLIT_ENTRIES if key in described},
     )
     return ClassifierMember.from_checkpoint(checkpoint, described["name"])

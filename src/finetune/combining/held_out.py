@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.combining.roles import picture_id
 from finetune.errors import CheckpointMismatchError
 
 
@@ -20,7 +19,7 @@ class HeldOut:
     """N labelled pictures and M members' answers to them.
 
     Attributes:
-        paths, ids: ``N`` file names and content fingerprints.
+        paths, ids: ``N`` file names, and ids of whole contents.
         labels: ``(N,)``, indexes into the members' class names.
         member_logits: ``(M, N, C)``; empty as long as nothing was computed. Of a
             cross-validation a row a recipe, whose folds share the work.
@@ -84,8 +83,8 @@ def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -
     """The pictures of a split, unanswered.
 
     Args:
-        datamodule: an ``ImageFolderDataModule``, or anything with its ``images(split)`` and
-            ``class_names``.
+        datamodule: an ``ImageFolderDataModule``, or anything with its ``class_names`` and
+            ``images(split)``, each with path, label and id.
         split: for example ``val``.
         class_names: the members'; labels are indexes into these.
 
@@ -105,7 +104,7 @@ def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -
     paths = tuple(str(image.path) for image in images)
     return HeldOut(
         paths=paths,
-        ids=tuple(picture_id(path) for path in paths),
+        ids=tuple(image.id for image in images),
         labels=torch.tensor(labels, dtype=torch.long),
         member_logits=torch.empty(0, len(labels), len(class_names)),
     )

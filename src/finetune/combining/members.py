@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from finetune.errors import CheckpointMismatchError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
 from finetune.tables.reading import read_table
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
+from finetune.training.fitted_splits import SPLIT_ENTRIES, split_records
+from finetune.training.probe_phase import linear_head
 
 Views = Mapping[Preprocessing, Tensor]
 Paths = Sequence[str] | None
@@ -30,8 +34,11 @@ class Member(Protocol):
         """The views of a picture that it needs."""
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How the pictures of each fit in it were split; empty where that is not known."""
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether its fit chose its epoch, phase or confidence by some of these images."""
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
         """Logits ``(N, C)`` float32 for one batch, given as images in ``[0, 1]``, view by view.
@@ -62,12 +69,21 @@ class ClassifierMember(nn.Module):
         """The one that the classifier was trained with."""
         return (self.classifier.preprocessing,)
 
-    @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    @cached_property
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """The split of its own fit, and for an average those of its members that differ."""
-        details = self.classifier.details
-        own = [details["data"]] if details.get("data") else []
-        return (*own, *details.get("further_data", ()))
+        return split_records(self.classifier.details)
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether the val images of its fit are among these; a closed form needs none of them."""
+        closed_form = linear_head(self.classifier.network) is not None
+        if self.classifier.hparams["strategy"] == "head" and closed_form:
+            return False
+        for record in self.fitted_on:
+            sides = {at.side for each in ids if (at := record.standing(each, "")) is not None}
+            if "val" in sides or (not record.images and split == "val"):
+                return True
+        return False
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
         """Logits ``(N, C)`` float32, those of the classifier alone bit for bit."""
@@ -86,7 +102,7 @@ class ClassifierMember(nn.Module):
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
         }
-        for key in ("data", "further_data"):  # so that a later test splits alike
+        for key in SPLIT_ENTRIES:  # so that a later test splits alike
             if key in classifier.details:
                 entry[key] = classifier.details[key]
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}
@@ -133,9 +149,13 @@ class TableMember(nn.Module):
         return ()
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """Empty: a table does not say."""
         return ()
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """False: a table does not say."""
+        return False
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
         """The rows ``(N, C)`` of these images.

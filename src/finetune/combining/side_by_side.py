@@ -15,6 +15,7 @@ from finetune.combining.members import ClassifierMember, Member, Paths, Views, a
 from finetune.combining.pooling import probabilities_of
 from finetune.combining.sharing import group_by_backbone, grouped_logits
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
 
 DataModules = Any | Mapping[int, Any]
 
@@ -63,9 +64,13 @@ class SideBySide(nn.Module):
         return tuple(member.name for member in self.parts)
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How each classifier among the members, at any depth, had its pictures split."""
-        return tuple(data for member in self.parts for data in member.fitted_on)
+        return tuple(record for member in self.parts for record in member.fitted_on)
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether a fit among the members chose its epoch, phase or confidence by these images."""
+        return any(member.chosen_by(ids, split) for member in self.parts)
 
     @torch.inference_mode()
     def member_logits(self, views: Views, paths: Paths = None) -> Tensor:

@@ -87,7 +87,8 @@ class Taster:
         return {
             "logits": self._logits(state_dict),
             "labels": self.pictures.labels,
-            "paths": list(self.pictures.paths),
+            "paths": self.datamodule.names(self.split),
+            "ids": list(self.pictures.ids),
         }
 
     def reestimated(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

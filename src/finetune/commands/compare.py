@@ -27,12 +27,12 @@ def main(arguments: list[str]) -> int:
     output = None if options.output is None else checked_page(options.output, options)
 
     from finetune.evaluation.comparison import compare_all
-    from finetune.reporting.sources import load_sources
+    from finetune.reporting.sources import comparable, load_sources
 
     sources = load_sources(options.sources, root=options.root)
     if output is not None:
         keep_off_sources(output, sources)
-    board = compare_all({name: source.evaluation for name, source in sources.items()})
+    board = compare_all(comparable(sources))
     columns = {name: source.columns for name, source in sources.items()}
     print("\n".join(leaderboard_lines(board, columns)))
     if output is not None:

@@ -18,7 +18,6 @@ from finetune.commands.outputs import (
     Output,
     add_output,
     checked_output,
-    fitted_roots,
 )
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> int:
                 pooling=options.pooling,
             )
         for each in filter(None, (output, figure)):
-            each.keep_off(images=fitted_roots(whole.fitted_on))
+            each.keep_off(fits=whole.fitted_on)
         chosen = whole
         if options.root is not None:
             datamodule = build_held_out(options, whole)
@@ -308,7 +307,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature as well")
     parser.add_argument("--reject-risk", type=float, metavar="R", help="as for calibrate")
     parser.add_argument("--conformal", type=float, metavar="A", help="as for calibrate")
-    parser.add_argument("--allow-reuse", action="store_true", help="as for calibrate")
     add_output(parser, "the file", metavar="FILE.ckpt")
     add_data_options(parser)
     return parser

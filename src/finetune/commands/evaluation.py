@@ -88,13 +88,16 @@ def _is_combined(path: str) -> bool:
 
 def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
+    from finetune.commands.held_out import say_differences, warnings_in_one_line
     from finetune.commands.trainer import FinetuneCLI
     from finetune.reporting.embeddings import recorded_features
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
     cli.model.take_over(cli.checkpoint)
-    cli.datamodule.setup(verb)
+    with warnings_in_one_line():
+        cli.datamodule.setup(verb)
+    say_differences(cli.datamodule, cli.record)
     started = time.perf_counter()
     with recorded_features(cli.model) as features:
         _run_trainer(cli, verb)
@@ -135,7 +138,7 @@ def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
 def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     """An ensemble, or anything calibrated: each picture decoded once for all members."""
     from finetune.combining.ensemble import Ensemble
-    from finetune.combining.roles import refuse_reuse
+    from finetune.combining.roles import in_whole_ids, refuse_reuse
     from finetune.commands.held_out import build_held_out, warnings_in_one_line
     from finetune.reporting.embeddings import recorded_features
 
@@ -153,7 +156,8 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         with recorded_features(ensemble) as features:
             held_out = ensemble.held_out(datamodule, stage)
         seconds = time.perf_counter() - started
-        refuse_reuse(ensemble.roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
+        roles = in_whole_ids(ensemble.roles, held_out.paths, held_out.ids)
+        refuse_reuse(roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
     return Judged(
         ensemble.calibrated(ensemble.pool_held_out(held_out)),
         held_out.labels,
@@ -177,11 +181,6 @@ def _combined_parser(verb: Verb) -> Parser:
     parser.add_argument("--ckpt_path", required=True, help="the file to judge")
     parser.add_argument("--name", help="name of the run, where the file lies in none")
     parser.add_argument("--runs", default="runs", help="folder of all runs")
-    parser.add_argument(
-        "--allow-reuse",
-        action="store_true",
-        help="judge also on pictures that picked members or calibrated, and say so",
-    )
     add_data_options(parser)
     return parser
 

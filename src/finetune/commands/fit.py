@@ -107,7 +107,8 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
     recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
-        print(cli.datamodule.summary(), *data_errors(cli), sep="\n")
+        changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
+        print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
         print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
         notes = "".join(f"# {line}\n" for line in lines.splitlines())
         write_text(folder / "config.yaml", notes + cli.config_yaml())
@@ -194,7 +195,7 @@ def run_phases(
         phased_fit.run(resume)
     finally:  # nobody may ever go on with a fit that was stopped
         if os.environ.get("LOCAL_RANK", "0") == "0" and phased_fit.best.is_file():
-            track_best(loggers, phased_fit.best)
+            track_best(loggers, phased_fit.best, cli.datamodule.root)
 
 
 def _store(cli: FinetuneCLI) -> FeatureStore | None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.outputs import Output, add_overwrite, checked_output, fitted_roots
+from finetune.commands.outputs import Output, add_overwrite, checked_output
 from finetune.commands.parsing import Parser, whole_number
 from finetune.errors import UsageError
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     files = find_pictures(pictures)
     answerer = load_answerer(options.checkpoint)
     if output is not None:
-        output.keep_off(inputs=files, images=fitted_roots(fits_of(answerer)))
+        output.keep_off(inputs=files, fits=fits_of(answerer))
     watched = output is not None and on_terminal()
     trainer = Trainer(
         accelerator=options.accelerator,

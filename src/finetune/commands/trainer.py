@@ -13,13 +13,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from finetune.commands.held_out import SPLIT_SETTINGS
+from finetune.commands.held_out import split_settings
 from finetune.commands.parsing import explain
 from finetune.commands.settling import choose_size_from_scratch
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import FinetuneError, UsageError
+from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
+from finetune.training.fitted_splits import common_record, split_records, with_fitted_split
 from finetune.training.recipe import Choice
 
 PURPOSES = {
@@ -63,6 +65,7 @@ class FinetuneCLI(LightningCLI):
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.verb = verb
         self.checkpoint: Checkpoint | None = None
+        self.record: SplitRecord | None = None  # how the checkpoint's fit split its images
         self.image_size: Choice | None = None  # where it had to be chosen before the build
         super().__init__(
             ImageClassifier,
@@ -89,6 +92,12 @@ class FinetuneCLI(LightningCLI):
         )
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        if self.verb != "fit":
+            parser.add_argument(
+                "--allow-reuse",
+                action="store_true",
+                help="Judge also images that trained, where --data.manifest asks for it; say so.",
+            )
         if self.verb == "fit":
             parser.add_argument(
                 "--monitor",
@@ -122,7 +131,10 @@ class FinetuneCLI(LightningCLI):
         path = checkpoint_option(args)
         if path is not None:
             self.checkpoint = read_checkpoint(path)
-            parser.set_defaults(self._defaults(self.checkpoint))
+            details = with_fitted_split(Path(path), self.checkpoint.details)
+            self.record = common_record(split_records(details))
+            manifest = option_value(args, "--data.manifest")
+            parser.set_defaults(self._defaults(self.checkpoint, manifest))
         elif self.verb != "fit" and not {"-h", "--help"} & set(args):
             raise UsageError(
                 f"Expected a checkpoint to {self.verb}, found none; "
@@ -130,7 +142,7 @@ class FinetuneCLI(LightningCLI):
             )
         super().parse_arguments(parser, args)
 
-    def _defaults(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _defaults(self, checkpoint: Checkpoint, manifest: str | None) -> dict[str, Any]:
         settings = {
             key: value
             for key, value in checkpoint.hyper_parameters.items()
@@ -139,7 +151,11 @@ class FinetuneCLI(LightningCLI):
         # The weights are in the checkpoint: pretrained ones are not fetched again.
         settings["pretrained"] = False
         defaults = {f"model.{key}": value for key, value in settings.items()}
-        return defaults | split_defaults(checkpoint)
+        if self.record is None:
+            return defaults
+        # A fit says itself which images it takes; the others are about those of the fit.
+        dealing = split_settings(self.record, "given" if self.verb == "fit" else manifest)
+        return defaults | {f"data.{key}": value for key, value in dealing.items()}
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -148,9 +164,7 @@ class FinetuneCLI(LightningCLI):
                 raise UsageError(
                     f"Expected --{name} on the command line, found it in a file; give it there."
                 )
-        if self.checkpoint is not None:
-            follow_the_fits_split(self.config, self.checkpoint)
-        elif self.verb == "fit":
+        if self.checkpoint is None and self.verb == "fit":
             self.image_size = choose_size_from_scratch(self.config)
 
     @override
@@ -164,6 +178,9 @@ class FinetuneCLI(LightningCLI):
         except ValueError as error:  # a number out of its range, found by the class itself
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
+        if self.record is not None:
+            allow_reuse = self.verb == "fit" or self.config.allow_reuse
+            self.datamodule.follow(self.record, allow_reuse=allow_reuse)
         self.model = self.config_init["model"]
         if self.checkpoint is not None:
             self.model.see_as(self.checkpoint)
@@ -191,39 +208,18 @@ def build_as_kept(model: Namespace, checkpoint: Checkpoint) -> None:
             model.image_size = checkpoint.network.arguments.get("img_size")
 
 
-def split_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How the fit split its images, as defaults of the ``data`` options."""
-    data = checkpoint.details.get("data", {})
-    return {f"data.{key}": data[key] for key in SPLIT_SETTINGS if key in data}
-
-
-def follow_the_fits_split(config: Namespace, checkpoint: Checkpoint) -> None:
-    """On the folder of the fit, its own split decides: no training image is ever tested.
-
-    Raises:
-        UsageError: the fit was made with a manifest that is not there any more.
-    """
-    from finetune.commands.runs import run_folder_of
-
-    data = checkpoint.details.get("data", {})
-    if config.data.manifest is not None or data.get("root") is None:
-        return
-    if Path(data["root"]).resolve() != Path(str(config.data.root)).resolve():
-        return
-    run = run_folder_of(checkpoint.path)
-    if run is not None and (run / "split.csv").is_file():
-        config.data.manifest = str(run / "split.csv")
-    elif data.get("manifest"):
-        if not Path(data["manifest"]).is_file():
-            raise UsageError(
-                f"Expected the fit's own split at {data['manifest']}, found none; "
-                "give --data.manifest."
-            )
-        config.data.manifest = data["manifest"]
-
-
 def _seed_number(seed: int | bool) -> int:
     return 0 if isinstance(seed, bool) else seed
+
+
+def option_value(arguments: Sequence[str], wanted: str) -> str | None:
+    """What follows an option on the command line, before anything is parsed."""
+    found = None
+    for option, value in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, separator, attached = option.partition("=")
+        if name == wanted:
+            found = attached if separator else value
+    return found
 
 
 def checkpoint_option(arguments: Sequence[str]) -> str | None:

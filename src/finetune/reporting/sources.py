@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from finetune.evaluation.evaluate import evaluate_logits
 from finetune.evaluation.result import Evaluation
 from finetune.reporting.curves import read_curves
 from finetune.reporting.report import ReportDetails
+from finetune.reporting.thumbnails import locate
 from finetune.tables.reading import read_table
 from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoints import (
@@ -114,6 +116,27 @@ def load_sources(paths: list[str], *, root: Path | None = None) -> dict[str, Sou
     return dict(zip(names, sources, strict=True))
 
 
+def comparable(sources: Mapping[str, Source]) -> dict[str, Evaluation]:
+    """The evaluations, with one spelling for each image where they name their roots differently."""
+    evaluations = {name: source.evaluation for name, source in sources.items()}
+    if len(evaluations) < 2 or in_common(evaluations):
+        return evaluations
+    return {
+        name: replace(evaluation, paths=_one_spelling(evaluation.paths, sources[name].details.root))
+        for name, evaluation in evaluations.items()
+    }
+
+
+def in_common(evaluations: Mapping[str, Evaluation]) -> bool:
+    """Whether there are images that all have answered."""
+    return bool(set[str].intersection(*(set(e.paths) for e in evaluations.values())))
+
+
+def _one_spelling(paths: Sequence[str], root: Path | None) -> tuple[str, ...]:
+    located = [(path, locate(path, root)) for path in paths]
+    return tuple(os.path.realpath(at) if at.exists() else path for path, at in located)
+
+
 def merge_folds(sources: Mapping[str, Source]) -> Source:
     """The held-out answers of all folds of a cross-validation as one evaluation.
 
@@ -199,15 +222,16 @@ def _held_out(path: Path, root: Path | None) -> Source:
     checkpoint = as_checkpoint(content, path)
     evaluation = _of_checkpoint(checkpoint)
     columns = _columns(checkpoint)
+    settings = path.absolute().parent.parent / "config.yaml"
+    if root is None and path.parent.name == "checkpoints":
+        root = _root(_settings(settings))
     return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
 
 
 def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
     """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
     settings = _settings(folder / "config.yaml")
-    data = settings.get("data") or {}
-    if root is None and isinstance(data, Mapping) and data.get("root"):
-        root = Path(str(data["root"]))
+    root = _root(settings) if root is None else root
     metrics = folder / "metrics.csv"
     return ReportDetails(
         root=root,
@@ -219,6 +243,13 @@ def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
             for row in _rows(folder / "bad_images.csv")
         ],
     )
+
+
+def _root(settings: Mapping[str, Any]) -> Path | None:
+    """The folder of the fit's images, as it was given."""
+    data = settings.get("data")
+    root = data.get("root") if isinstance(data, Mapping) else None
+    return Path(str(root)) if root else None
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:

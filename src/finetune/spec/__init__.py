@@ -1,1 +1,1 @@
-"""Frozen descriptions that rooms hand to each other: plain values, no behaviour of their own."""
+"""Frozen descriptions that the rooms hand to each other."""

@@ -16,6 +16,7 @@ from finetune.networks.factory import build_network, network_spec, preprocessing
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -390,18 +391,25 @@ class ImageClassifier(LightningModule):
             for name, value in checkpoint["state_dict"].items()
         }
         checkpoint[ENTRY] = self.entry(datamodule)
+        # The same settings, with the places of this machine.
+        checkpoint.pop("datamodule_hyper_parameters", None)
 
     def entry(self, datamodule: Any = None) -> dict[str, Any]:
         """What a checkpoint says beside the weights; see ``finetune.training.checkpoints``."""
         details = dict(self.details)
         if datamodule is not None:
-            details["data"] = plain(dict(datamodule.hparams))
+            record: SplitRecord = datamodule.split_record
+            details["data"], details["split"] = plain(record.settings), record.plain
         if datamodule is not None and "val" in self.answers:
             logits, labels = self.answers["val"]
             # Fewer answers than images where the trainer limits its validation batches.
             images = datamodule.images("val")[: len(labels)]
-            paths = [str(image.path) for image in images]
-            details["val"] = {"logits": logits, "labels": labels, "paths": paths}
+            details["val"] = {
+                "logits": logits,
+                "labels": labels,
+                "paths": datamodule.names("val")[: len(labels)],
+                "ids": [image.id for image in images],
+            }
         return describe(
             self.class_names, self.backbone, self.preprocessing, network=self.spec, **details
         )
