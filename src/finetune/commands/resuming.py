@@ -96,13 +96,13 @@ def refuse_what_is_decided(options: Sequence[str], run: Path, *, members: bool =
         if name in DECIDED or (members and differs):
             raise UsageError(
                 f"Expected no {name} beside --resume, for {run} was begun without; "
-                f"{new_fit_from(run / 'checkpoints' / 'best.ckpt')}"
+                f"leave it out, or {new_fit_from(run / 'checkpoints' / 'best.ckpt')}."
             )
 
 
 def new_fit_from(checkpoint: Path) -> str:
     """How to begin anew where going on is not what is wanted."""
-    return f"leave it out, or start a new fit from the weights: --model.pretrained {checkpoint}"
+    return f"start a new fit from the weights with --model.pretrained {checkpoint}"
 
 
 def keep_settings(config: Namespace, checkpoint: Checkpoint) -> None:
@@ -130,7 +130,8 @@ def keep_settings(config: Namespace, checkpoint: Checkpoint) -> None:
         option = "seed_everything" if name == "data.training_seed" else name
         raise UsageError(
             f"Expected the settings that {checkpoint.path} was fitted with, {option} {fitted}, "
-            f"found {given}, which can have no effect now; {new_fit_from(checkpoint.path)}"
+            f"found {given}, which can have no effect now; leave it out, or "
+            f"{new_fit_from(checkpoint.path)}."
         )
     config.model.pretrained = False  # the weights are in the checkpoint
 
