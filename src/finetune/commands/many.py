@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.commands.resuming import refuse_what_is_decided
 from finetune.commands.side_by_side import (
     device_options,
     fit_in_a_process,
@@ -26,10 +27,14 @@ MEMBERS = "members.json"
 
 @dataclass(frozen=True, slots=True)
 class ManyFits:
-    """What to fit: the members' names, each with its options, and the options that all share."""
+    """What to fit: the members' names, each with its options, and the options that all share.
+
+    Those beside ``--resume`` are shared too, and interrupted members are gone on with by them.
+    """
 
     members: dict[str, list[str]]
     shared: list[str]
+    beside: tuple[str, ...] = ()
 
 
 def many_fits(arguments: Sequence[str]) -> ManyFits | None:
@@ -70,7 +75,7 @@ def fit_many(fits: ManyFits, group: Path) -> int:
             continue
         interrupted = _interrupted(group, name)
         # An interrupted member has its settings in its own folder.
-        resume = [f"--resume={interrupted}"] if interrupted else []
+        resume = [f"--resume={interrupted}", *fits.beside] if interrupted else []
         calls[name] = resume or [*fits.shared, *options, f"--runs={group}", f"--name={name}"]
     problems = _fit_all(calls, device_options(fits.shared))
     failed = [name for name, problem in problems.items() if problem is not None]
@@ -169,13 +174,18 @@ def _best(group: Path, name: str) -> Path | None:
 
 
 def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
-    """The group that ``--resume GROUP`` names, if it is a group."""
+    """The group that ``--resume GROUP`` names, if it is a group.
+
+    Raises:
+        UsageError: an option by which the members would no longer be fits of one kind.
+    """
     rest, value = _take(arguments, "--resume")
     path = Path(value) if value else None
     if path is None or not (path / MEMBERS).is_file():
         return None
     kept = json.loads((path / MEMBERS).read_text(encoding="utf-8"))
-    return ManyFits(kept["members"], [*kept["shared"], *rest]), path
+    refuse_what_is_decided(rest, path, members=True)
+    return ManyFits(kept["members"], [*kept["shared"], *rest], tuple(rest)), path
 
 
 def finished(group: Path, name: str) -> bool:

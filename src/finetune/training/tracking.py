@@ -23,21 +23,19 @@ WORST_PREDICTIONS = 32
 THUMBNAIL_PIXELS = 160
 
 
-def with_csv_logger(configured: Any, folder: Path) -> list[Logger]:
-    """The configured loggers, writing below the run folder, and a CSV log in every case.
+def configured_loggers(configured: Any, folder: Path) -> list[Logger]:
+    """The configured loggers, writing below the run folder.
 
     Args:
         configured: Lightning's ``logger`` setting: None, a truth value, a logger or several.
-        folder: the run folder; ``metrics.csv`` lies in it.
+        folder: the run folder.
     """
     loggers = [configured] if isinstance(configured, Logger) else configured
     loggers = list(loggers) if isinstance(loggers, Sequence) else []
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             _settle(logger, folder)
-    csv_logger = CSVLogger(folder, name="", version="")
-    _ = csv_logger.experiment  # opened while the folder is empty: later it would warn of old logs
-    return [csv_logger, *loggers]
+    return loggers
 
 
 def _settle(logger: WandbLogger, folder: Path) -> None:
