@@ -8,12 +8,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 
-FLOOR = {"errors", "files", "preprocessing", "spec"}
+FLOOR = {"errors", "files", "documents", "preprocessing", "spec"}
 ALLOWED = {
     "errors": set(),
     "preprocessing": set(),
     "files": {"errors"},
     "spec": {"errors", "preprocessing"},
+    "documents": {"errors", "spec"},
     "answer_files": FLOOR,
     "data": FLOOR,
     "networks": FLOOR,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from finetune.commands.parsing import Parser
+from finetune.commands.parsing import Parser, take_all
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
 
     quiet_libraries()
     stage: Stage = "val" if verb == "validate" else "test"
+    arguments, named_entities = take_all(arguments, "--track-to")
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
@@ -68,7 +69,9 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     print(summary(stage, figures, len(judged.labels)))
     print(f"figures   {judged.folder / 'metrics.json'}")
     if stage == "test":
-        print(f"report    {_write_report(judged, 'report' + key.removeprefix('test'))}")
+        evaluation, page = _write_report(judged, "report" + key.removeprefix("test"))
+        print(f"report    {page}")
+        _track(judged.folder, page.parent, evaluation, named_entities)
     return 0
 
 
@@ -176,6 +179,12 @@ def _combined_parser(verb: Verb) -> Parser:
         action="store_true",
         help="judge also on pictures that picked members or calibrated, and say so",
     )
+    if verb == "test":  # taken out before; here for the help
+        parser.add_argument(
+            "--track-to",
+            metavar="ENTITY",
+            help="Weights & Biases entity that figures may go to beside your own ones",
+        )
     add_data_options(parser)
     return parser
 
@@ -187,7 +196,7 @@ def _folder_for(checkpoint: Path, runs: str, name: str) -> Path:
     return run_folder_of(checkpoint) or new_run_folder(Path(runs), name)
 
 
-def _write_report(judged: Judged, name: str) -> Path:
+def _write_report(judged: Judged, name: str) -> tuple[Evaluation, Path]:
     from finetune.reporting.evaluation import evaluate
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
@@ -202,9 +211,7 @@ def _write_report(judged: Judged, name: str) -> Path:
         environment=describe_environment(),
     )
     title = f"Test of {judged.folder.resolve().name}"
-    page = write_report(judged.folder / name, evaluation, details, title=title)
-    _track(judged.folder, page.parent, evaluation)
-    return page
+    return evaluation, write_report(judged.folder / name, evaluation, details, title=title)
 
 
 def _embeddings(judged: Judged) -> NDArray[np.float32] | None:
@@ -215,16 +222,18 @@ def _embeddings(judged: Judged) -> NDArray[np.float32] | None:
     return torch.cat(judged.features).numpy() if complete else None
 
 
-def _track(run_folder: Path, report: Path, evaluation: Evaluation) -> None:
-    """Add the report to the Weights & Biases run of the fit, where there is one."""
-    from finetune.reporting.tracking import track_report
-    from finetune.training.tracking import tracked_run
+def _track(run_folder: Path, report: Path, evaluation: Evaluation, named: list[str]) -> None:
+    """Add the report to the Weights & Biases run of the fit, where there is one of the user's."""
+    from finetune.reporting.tracking import own_destination, track_report
 
-    tracked = tracked_run(run_folder)
-    if tracked is None:
+    try:
+        target = own_destination(run_folder, named)
+    except UsageError as error:
+        print(f"not sent to Weights & Biases: {error}")
         return
-    if not track_report(tracked, run_folder, report, evaluation):
-        print("not sent to Weights & Biases: there is no key; `wandb login` stores one")
+    if target is not None:
+        print(f"Weights & Biases: {target}", flush=True)
+        track_report(target, run_folder, report, evaluation)
 
 
 def summary(stage: str, figures: dict[str, float], images: int) -> str:

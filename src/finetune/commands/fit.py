@@ -165,7 +165,8 @@ def run_phases(
 
     if not on_cpu(cli):
         cli.model.to(torch.accelerator.current_accelerator())
-    loggers = with_csv_logger(cli.config_init["trainer"].as_dict()["logger"], folder)
+    configured = cli.config_init["trainer"].as_dict()["logger"]
+    loggers = with_csv_logger(configured, folder, cli.named_entities)
 
     def new_trainer(settings: TrainerSettings) -> Trainer:
         return build_trainer(cli, folder, loggers, settings)

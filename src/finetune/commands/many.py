@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.commands.parsing import take, take_all
 from finetune.commands.side_by_side import (
     device_options,
     fit_in_a_process,
@@ -21,6 +22,7 @@ from finetune.commands.side_by_side import (
 from finetune.errors import FinetuneError, UsageError
 
 MEMBERS = "members.json"
+SPOKEN = ("--track-to",)  # options that count on the command line only
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ def many_fits(arguments: Sequence[str]) -> ManyFits | None:
     Raises:
         UsageError: both, or fewer than two members.
     """
-    rest, seeds = _take(arguments, "--seeds")
-    rest, folds = _take(rest, "--folds")
+    rest, seeds = take(arguments, "--seeds")
+    rest, folds = take(rest, "--folds")
     if seeds is None and folds is None:
         return None
     if seeds is not None and folds is not None:
@@ -63,7 +65,9 @@ def fit_many(fits: ManyFits, group: Path) -> int:
     """
     from finetune.commands.runs import write_text
 
-    write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": fits.shared}))
+    # What only the person at the command line may decide is never kept in a file.
+    kept, spoken = without_spoken(fits.shared)
+    write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": kept}))
     calls = {}
     for name, options in fits.members.items():
         if finished(group, name):
@@ -71,7 +75,7 @@ def fit_many(fits: ManyFits, group: Path) -> int:
             continue
         interrupted = _interrupted(group, name)
         # An interrupted member has its settings in its own folder.
-        resume = [f"--resume={interrupted}"] if interrupted else []
+        resume = [f"--resume={interrupted}", *spoken] if interrupted else []
         calls[name] = resume or [*fits.shared, *options, f"--runs={group}", f"--name={name}"]
     problems = _fit_all(calls, device_options(fits.shared))
     failed = [name for name, problem in problems.items() if problem is not None]
@@ -171,12 +175,27 @@ def _best(group: Path, name: str) -> Path | None:
 
 def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
     """The group that ``--resume GROUP`` names, if it is a group."""
-    rest, value = _take(arguments, "--resume")
+    rest, value = take(arguments, "--resume")
     path = Path(value) if value else None
     if path is None or not (path / MEMBERS).is_file():
         return None
     kept = json.loads((path / MEMBERS).read_text(encoding="utf-8"))
-    return ManyFits(kept["members"], [*kept["shared"], *rest]), path
+    shared, spoken = without_spoken(kept["shared"])
+    if spoken:
+        raise UsageError(
+            f"Expected {spoken[0].partition('=')[0]} on the command line, found it in "
+            f"{path / MEMBERS}; give it there."
+        )
+    return ManyFits(kept["members"], [*shared, *rest]), path
+
+
+def without_spoken(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without those that no file may give, and those."""
+    rest, spoken = list(arguments), []
+    for option in SPOKEN:
+        rest, values = take_all(rest, option)
+        spoken += [f"{option}={value}" for value in values]
+    return rest, spoken
 
 
 def finished(group: Path, name: str) -> bool:
@@ -190,19 +209,6 @@ def finished(group: Path, name: str) -> bool:
 def _interrupted(group: Path, name: str) -> Path | None:
     runs = [run for run in group.glob(f"{name}-*") if (run / "checkpoints/last.ckpt").is_file()]
     return runs[-1] if runs else None
-
-
-def _take(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
-    """The arguments without an option, and its value."""
-    rest = list(arguments)
-    for index, argument in enumerate(rest):
-        name, attached, value = argument.partition("=")
-        if name == option:
-            del rest[index]
-            if not attached:
-                value = rest.pop(index) if index < len(rest) else ""
-            return rest, value
-    return rest, None
 
 
 def _number(text: str | None) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from finetune.commands.parsing import take
 from finetune.errors import UsageError
 
 
@@ -19,23 +20,17 @@ def resumed_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None]
     Raises:
         UsageError: the folder is no run that can be gone on with.
     """
-    rest = list(arguments)
-    for index, option in enumerate(rest):
-        name, _, value = option.partition("=")
-        if name == "--resume":
-            del rest[index]
-            if not value:
-                value = rest.pop(index) if index < len(rest) else ""
-            run = Path(value)
-            last = run / "checkpoints" / "last.ckpt"
-            if not value or not last.is_file() or not (run / "config.yaml").is_file():
-                raise UsageError(
-                    f"Expected a run folder with config.yaml and checkpoints/last.ckpt after "
-                    f"--resume, found {value or 'nothing'}; give runs/NAME-N."
-                )
-            settings = ["--config", str(run / "config.yaml"), "--ckpt_path", str(last)]
-            return [*settings, *rest], run
-    return rest, None
+    rest, value = take(arguments, "--resume")
+    if value is None:
+        return rest, None
+    run = Path(value)
+    last = run / "checkpoints" / "last.ckpt"
+    if not value or not last.is_file() or not (run / "config.yaml").is_file():
+        raise UsageError(
+            f"Expected a run folder with config.yaml and checkpoints/last.ckpt after "
+            f"--resume, found {value or 'nothing'}; give runs/NAME-N."
+        )
+    return ["--config", str(run / "config.yaml"), "--ckpt_path", str(last), *rest], run
 
 
 def copy_best(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from finetune.commands.held_out import SPLIT_SETTINGS
-from finetune.commands.parsing import explain
+from finetune.commands.parsing import explain, take_all
 from finetune.commands.settling import choose_size_from_scratch
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import FinetuneError, UsageError
@@ -65,6 +65,7 @@ class FinetuneCLI(LightningCLI):
         self.verb = verb
         self.checkpoint: Checkpoint | None = None
         self.image_size: Choice | None = None  # where it had to be chosen before the build
+        arguments, self.named_entities = take_all(arguments, "--track-to")
         super().__init__(
             ImageClassifier,
             ImageFolderDataModule,
@@ -90,6 +91,13 @@ class FinetuneCLI(LightningCLI):
         )
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        # Read and taken out before this parser sees them, as --resume below; here for its help.
+        if self.verb != "validate":
+            parser.add_argument(
+                "--track-to",
+                type=str | None,
+                help="Weights & Biases entity that figures may go to beside your own ones.",
+            )
         if self.verb == "fit":
             parser.add_argument(
                 "--monitor",
@@ -109,7 +117,6 @@ class FinetuneCLI(LightningCLI):
                 default=None,
                 help="Stop in good order after this time: 90s, 10m, 2h.",
             )
-            # Read and taken out before this parser sees them; here for its help.
             parser.add_argument("--resume", type=str | None, help="Run folder to go on with.")
             parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
             parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
@@ -144,10 +151,11 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        for name in ("seeds", "folds", "resume"):
+        for name in ("seeds", "folds", "resume", "track_to"):
             if self.config.get(name) is not None:
                 raise UsageError(
-                    f"Expected --{name} on the command line, found it in a file; give it there."
+                    f"Expected --{name.replace('_', '-')} on the command line, "
+                    "found it in a file; give it there."
                 )
         if self.checkpoint is not None:
             follow_the_fits_split(self.config, self.checkpoint)

@@ -1,0 +1,1 @@
+"""Frozen descriptions that the rooms hand to each other."""
