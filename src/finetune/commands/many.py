@@ -19,10 +19,12 @@ from finetune.commands.side_by_side import (
     fit_in_a_process,
     run_side_by_side,
 )
+from finetune.documents import read_json
 from finetune.errors import FinetuneError, UsageError
+from finetune.spec.run_files import MEMBERS as MEMBERS_SCHEMA
 
 MEMBERS = "members.json"
-SPOKEN = ("--track-to",)  # options that count on the command line only
+SPOKEN = ("--track-to", "--imports")  # options that count on the command line only
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,10 @@ def fit_many(fits: ManyFits, group: Path) -> int:
         resume = [f"--resume={interrupted}", *spoken] if interrupted else []
         calls[name] = resume or [*fits.shared, *options, f"--runs={group}", f"--name={name}"]
     problems = _fit_all(calls, device_options(fits.shared))
-    failed = [name for name, problem in problems.items() if problem is not None]
+    failed = [name for name in problems if not finished(group, name)]
     for name in failed:
-        print(f"{name} failed: {problems[name]}", file=sys.stderr)
+        problem = problems[name] or "it ended, but its run folder does not say that it was fitted"
+        print(f"{name} failed: {problem}", file=sys.stderr)
     there = len(fits.members) - len(failed)
     print(f"\n{there} of {len(fits.members)} members in {group}")
     if failed:
@@ -136,13 +139,7 @@ def member_files(path: str | Path) -> list[Path]:
     from finetune.training.checkpoints import read_checkpoint
 
     group = Path(path)
-    try:
-        names = json.loads((group / MEMBERS).read_text(encoding="utf-8"))["members"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"Expected the members' names in {group / MEMBERS}, found the file damaged; "
-            "name the run folders instead."
-        ) from error
+    names = read_json(group / MEMBERS, MEMBERS_SCHEMA)["members"]
     files = [found for name in names if (found := _best(group, name)) is not None]
     if not files:
         raise UsageError(
@@ -179,31 +176,38 @@ def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
     path = Path(value) if value else None
     if path is None or not (path / MEMBERS).is_file():
         return None
-    kept = json.loads((path / MEMBERS).read_text(encoding="utf-8"))
-    shared, spoken = without_spoken(kept["shared"])
-    if spoken:
-        raise UsageError(
-            f"Expected {spoken[0].partition('=')[0]} on the command line, found it in "
-            f"{path / MEMBERS}; give it there."
-        )
+    kept = read_json(path / MEMBERS, MEMBERS_SCHEMA)
+    shared = kept.get("shared", [])
+    for options in (shared, *kept["members"].values()):
+        _, spoken = without_spoken(options, (*SPOKEN, "--seeds", "--folds", "--resume"))
+        if spoken:
+            raise UsageError(
+                f"Expected {spoken[0].partition('=')[0]} on the command line, found it in "
+                f"{path / MEMBERS}; give it there."
+            )
     return ManyFits(kept["members"], [*shared, *rest]), path
 
 
-def without_spoken(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def without_spoken(
+    arguments: Sequence[str], options: Sequence[str] = SPOKEN
+) -> tuple[list[str], list[str]]:
     """The arguments without those that no file may give, and those."""
     rest, spoken = list(arguments), []
-    for option in SPOKEN:
+    for option in options:
         rest, values = take_all(rest, option)
         spoken += [f"{option}={value}" for value in values]
     return rest, spoken
 
 
 def finished(group: Path, name: str) -> bool:
-    """Whether a member's fit came to its end."""
+    """Whether a member's fit came to its end, as its own run folder says."""
     from finetune.commands.runs import read_metrics
 
-    runs = group.glob(f"{name}-*")
-    return any(read_metrics(run).get("fit", {}).get("finished") for run in runs)
+    return any(
+        (run / "checkpoints/best.ckpt").is_file()
+        and read_metrics(run).get("fit", {}).get("finished", False)
+        for run in group.glob(f"{name}-*")
+    )
 
 
 def _interrupted(group: Path, name: str) -> Path | None:

@@ -11,7 +11,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from finetune.documents import read_json
 from finetune.errors import UsageError
+from finetune.spec.run_files import METRICS
 
 # Processes that Lightning starts for distributed training run the command again: they must not
 # open a run folder of their own.
@@ -20,7 +22,7 @@ INHERITED = "FINETUNE_RUN_FOLDER"
 
 def new_run_folder(runs: Path, name: str) -> Path:
     """Create the next free ``<runs>/<name>-<n>``, also when several processes ask at once."""
-    if not name or name != Path(name).name or name.startswith("."):
+    if not name.isprintable() or name != Path(name).name or name.startswith("."):
         raise UsageError(f"Expected a plain run name, found {name!r}; leave out slashes and dots.")
     if INHERITED in os.environ and "LOCAL_RANK" in os.environ:
         return Path(os.environ[INHERITED])
@@ -73,9 +75,13 @@ def free_stage(folder: Path, stage: str, pictures: str) -> str:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds, by stage; empty before the first figures."""
+    """What ``metrics.json`` holds, by stage; empty before the first figures.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     path = folder / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path, METRICS) if path.is_file() else {}
 
 
 def write_metrics(folder: Path, stage: str, figures: Mapping[str, float | str]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -17,7 +16,9 @@ from typing_extensions import override
 from finetune.commands.held_out import SPLIT_SETTINGS
 from finetune.commands.parsing import explain, take_all
 from finetune.commands.settling import choose_size_from_scratch
+from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
+from finetune.documents import read_yaml
 from finetune.errors import FinetuneError, UsageError
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
@@ -47,6 +48,8 @@ class OneLineParser(LightningArgumentParser):
             if isinstance(cause, FinetuneError):
                 raise cause
             cause = cause.__cause__ or cause.__context__
+        if denied := denied_import(message):
+            raise UsageError(denied) from ex
         raise UsageError(explain(message, self.prog, self._option_string_actions)) from ex
 
 
@@ -66,6 +69,8 @@ class FinetuneCLI(LightningCLI):
         self.checkpoint: Checkpoint | None = None
         self.image_size: Choice | None = None  # where it had to be chosen before the build
         arguments, self.named_entities = take_all(arguments, "--track-to")
+        arguments, imports = take_all(arguments, "--imports")
+        trust(imports)
         super().__init__(
             ImageClassifier,
             ImageFolderDataModule,
@@ -92,6 +97,11 @@ class FinetuneCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
         # Read and taken out before this parser sees them, as --resume below; here for its help.
+        parser.add_argument(
+            "--imports",
+            type=str | None,
+            help="Module whose classes options and files may name; can be given several times.",
+        )
         if self.verb != "validate":
             parser.add_argument(
                 "--track-to",
@@ -151,7 +161,7 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        for name in ("seeds", "folds", "resume", "track_to"):
+        for name in ("seeds", "folds", "resume", "track_to", "imports"):
             if self.config.get(name) is not None:
                 raise UsageError(
                     f"Expected --{name.replace('_', '-')} on the command line, "
@@ -214,6 +224,45 @@ def follow_the_fits_split(config: Namespace, checkpoint: Checkpoint) -> None:
         config.data.manifest = data["manifest"]
 
 
+def read_settings(path: str) -> dict[str, Any]:
+    """A configuration file, checked before the parser sees it and follows what it says.
+
+    Raises:
+        UsageError: not within the bounds of :mod:`finetune.documents`, or it names further files.
+    """
+    settings = read_yaml(path)
+    check_texts(settings, Path(path).parent)
+    checkpoint = settings.get("ckpt_path")
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        raise UsageError(f"Expected ckpt_path in {path} to be a path, found {checkpoint!r:.60}.")
+    for name in ("trainer", "model", "data"):
+        if not isinstance(settings.get(name, {}), dict):
+            raise UsageError(
+                f"Expected names and values below {name!r} in {path}, found "
+                f"{settings[name]!r:.60}; write settings there, or leave it out."
+            )
+    return settings
+
+
+def check_texts(value: Any, folder: Path) -> None:
+    """The parser opens whatever a setting names, and would wait for a pipe or device forever.
+
+    Raises:
+        UsageError: some text is the path of one, or no path could be.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            raise UsageError(
+                f"Expected text in the settings, found {value!r:.60} with a null byte."
+            )
+        for path in (value, folder / value):
+            if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+                raise UsageError(f"Expected settings, files or folders, found the pipe {value}.")
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_texts(item, folder)
+
+
 def _seed_number(seed: int | bool) -> int:
     return 0 if isinstance(seed, bool) else seed
 
@@ -226,12 +275,8 @@ def checkpoint_option(arguments: Sequence[str]) -> str | None:
         value = attached or value
         if name == "--ckpt_path":
             found = value
-        elif name == "--config" and Path(value).is_file():
-            try:
-                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                continue  # the parser says what is wrong with it
-            found = (content.get("ckpt_path") if isinstance(content, dict) else None) or found
+        elif name == "--config" and os.path.exists(value):
+            found = read_settings(value).get("ckpt_path") or found
     return found or None
 
 

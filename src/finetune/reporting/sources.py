@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 from finetune.combining.decisions import Calibration
+from finetune.documents import read_json, read_yaml
 from finetune.errors import DataError, UsageError
 from finetune.reporting.curves import read_curves
 from finetune.reporting.evaluation import Evaluation, evaluate
 from finetune.reporting.report import ReportDetails
 from finetune.reporting.tables import read_predictions
+from finetune.spec.run_files import METRICS
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -199,7 +198,8 @@ def _held_out(path: Path, root: Path | None) -> Source:
 
 def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
     """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
-    settings = _settings(folder / "config.yaml")
+    config = folder / "config.yaml"
+    settings = read_yaml(config) if config.is_file() else {}
     data = settings.get("data") or {}
     if root is None and isinstance(data, Mapping) and data.get("root"):
         root = Path(str(data["root"]))
@@ -237,10 +237,8 @@ def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
 
 def _times(folder: Path) -> dict[str, float]:
     """How long the fit took, and how long an answer takes, as far as ``metrics.json`` tells."""
-    try:
-        stages = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    path = folder / "metrics.json"
+    stages = read_json(path, METRICS) if path.is_file() else {}
     fit, test = stages.get("fit", {}), stages.get("test", {})
     times = {}
     if "seconds" in fit:
@@ -248,14 +246,6 @@ def _times(folder: Path) -> dict[str, float]:
     if "ms_per_picture" in test:
         times["ms a picture"] = float(test["ms_per_picture"])
     return times
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def _class_counts(path: Path) -> dict[str, dict[str, int]] | None:

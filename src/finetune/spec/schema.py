@@ -77,14 +77,16 @@ def text(most: int = 4096, pattern: str = r".*", says: str = "text") -> Check:
     return check
 
 
-def truth() -> Check:
+def truth(value: Any) -> None:
     """true or false, and no number."""
+    if not isinstance(value, bool):
+        raise UnexpectedValue("true or false", value)
 
-    def check(value: Any) -> None:
-        if not isinstance(value, bool):
-            raise UnexpectedValue("true or false", value)
 
-    return check
+def scalar(value: Any) -> None:
+    """Text, a number, a truth value or nothing."""
+    if value is not None and not isinstance(value, str | int | float):
+        raise UnexpectedValue("text or a number", value)
 
 
 def one_of(*choices: str) -> Check:
@@ -134,15 +136,15 @@ def several(inner: Check, least: int = 0, most: int = 10**8) -> Check:
     return check
 
 
-def by_name(inner: Check, most: int = 10**6) -> Check:
-    """A dictionary with text as keys."""
+def by_name(inner: Check, pattern: str = r".*", most: int = 10**6) -> Check:
+    """A dictionary with text as keys, which the pattern matches as a whole."""
 
     def check(value: Any) -> None:
         if not isinstance(value, Mapping) or len(value) > most:
             raise UnexpectedValue("a dictionary", value)
         for key, item in value.items():
-            if not isinstance(key, str):
-                raise UnexpectedValue("a dictionary with text as keys", key)
+            if not isinstance(key, str) or re.fullmatch(pattern, key, re.DOTALL) is None:
+                raise UnexpectedValue(f"a dictionary with keys like {pattern}", key)
             _check_within(inner, item, key)
 
     return check
@@ -153,7 +155,7 @@ def record(required: Mapping[str, Check], /, **further: Check) -> Check:
     known = {**required, **further}
 
     def check(value: Any) -> None:
-        by_name(lambda item: None)(value)
+        by_name(_anything)(value)
         for key in required:
             if key not in value:
                 raise UnexpectedValue(f"a dictionary with {key!r}", value)
@@ -162,6 +164,20 @@ def record(required: Mapping[str, Check], /, **further: Check) -> Check:
                 _check_within(known[key], item, key)
 
     return check
+
+
+def every(*checks: Check) -> Check:
+    """What all of the checks take."""
+
+    def check(value: Any) -> None:
+        for each in checks:
+            each(value)
+
+    return check
+
+
+def _anything(value: Any) -> None:
+    """Nothing is expected of it."""
 
 
 def _check_within(inner: Check, item: Any, key: object) -> None:

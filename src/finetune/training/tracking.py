@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from finetune.documents import read_json
 from finetune.errors import UsageError
 from finetune.files import write_text
-from finetune.spec.schema import one_of, optional, record, text
+from finetune.spec.run_files import TRACKING
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.metrics import figures_of
 from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
@@ -83,12 +83,6 @@ def _settle(logger: WandbLogger, folder: Path, named_entities: Collection[str]) 
     print(f"Weights & Biases: {target}", flush=True)
 
 
-_NAME = text(128, r"[^/\\#?%:\x00-\x1f\x7f]+", "a name without slashes")
-_TRACKED = record(
-    {"id": _NAME, "project": _NAME, "mode": one_of("online", "offline")}, entity=optional(_NAME)
-)
-
-
 def tracked_run(folder: Path) -> Destination | None:
     """The Weights & Biases run that a run folder says is about it; None without one.
 
@@ -100,7 +94,7 @@ def tracked_run(folder: Path) -> Destination | None:
     path = folder / TRACKED
     if not path.is_file():
         return None
-    kept = read_json(path, _TRACKED)
+    kept = read_json(path, TRACKING)
     return Destination(kept["project"], kept.get("entity"), kept["id"], kept["mode"])
 
 
