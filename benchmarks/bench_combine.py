@@ -35,11 +35,11 @@ from torch.utils.data import DataLoader
 from finetune import ImageClassifier, ImageFolderDataModule, cli
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.heads import ensemble_of_heads
-from finetune.combining.losses import held_out_loss
 from finetune.combining.roles import of_role
 from finetune.combining.soups import average_checkpoints
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.held_out_loss import held_out_loss
 from finetune.prediction import PictureViews, find_pictures, predict
-from finetune.reporting.evaluation import evaluate
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.probe import Probe
 

@@ -37,11 +37,11 @@ from finetune.data.folder import LabelledImage
 from finetune.data.images import decode_image
 from finetune.data.inspection import inspect_files
 from finetune.data.transforms import evaluation_transform, training_transform
+from finetune.evaluation.intervals import wilson_interval
 from finetune.networks.factory import create_network
 from finetune.networks.freezing import apply_modes, freeze, split_at
 from finetune.preprocessing import Preprocessing
 from finetune.reporting.style import THEMES, add_legend, new_axes, to_png
-from finetune.training.intervals import wilson_interval
 from finetune.training.probe import Probe, fit_probe
 from finetune.training.probe_phase import views_of_few
 

@@ -23,9 +23,9 @@ from finetune import ImageFolderDataModule
 from finetune.combining.calibration import fit_temperature, log_of
 from finetune.combining.decisions import USUAL_PRIOR
 from finetune.combining.ensemble import Ensemble
-from finetune.combining.losses import held_out_loss, held_out_losses
 from finetune.combining.pooling import Pooling, pool
 from finetune.combining.selection import choose_coefficients, select_members
+from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
 
 PICTURES = (24, 72)
 Row = tuple[float, float, float]

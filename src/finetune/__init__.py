@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from finetune.combining.soups import average_checkpoints as average_checkpoints
     from finetune.data.datamodule import ImageFolderDataModule as ImageFolderDataModule
     from finetune.errors import FinetuneError as FinetuneError
+    from finetune.evaluation.evaluate import Evaluation as Evaluation
+    from finetune.evaluation.evaluate import evaluate as evaluate
     from finetune.exporting.export import export as export
     from finetune.networks.factory import create_network as create_network
     from finetune.prediction import Predictions as Predictions
     from finetune.prediction import predict as predict
     from finetune.preprocessing import Preprocessing as Preprocessing
-    from finetune.reporting.evaluation import Evaluation as Evaluation
-    from finetune.reporting.evaluation import evaluate as evaluate
     from finetune.reporting.report import write_report as write_report
     from finetune.training.checkpoints import read_checkpoint as read_checkpoint
     from finetune.training.classifier import ImageClassifier as ImageClassifier
 
 _HOMES = {
     "Ensemble": "finetune.combining.ensemble",
-    "Evaluation": "finetune.reporting.evaluation",
+    "Evaluation": "finetune.evaluation.evaluate",
     "FinetuneError": "finetune.errors",
     "ImageClassifier": "finetune.training.classifier",
     "ImageFolderDataModule": "finetune.data.datamodule",
@@ -33,7 +33,7 @@ _HOMES = {
     "Preprocessing": "finetune.preprocessing",
     "average_checkpoints": "finetune.combining.soups",
     "create_network": "finetune.networks.factory",
-    "evaluate": "finetune.reporting.evaluation",
+    "evaluate": "finetune.evaluation.evaluate",
     "export": "finetune.exporting.export",
     "predict": "finetune.prediction",
     "read_checkpoint": "finetune.training.checkpoints",

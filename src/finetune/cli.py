@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from finetune.commands.allocator import keep_freed_memory
+from finetune.commands.terminal import shown_streams
 from finetune.errors import FinetuneError, UsageError
 
 VERBS = {
@@ -30,6 +29,8 @@ VERBS = {
     "explain": "show where in a picture the answer comes from",
     "sample": "write the embedded sample folder of photographs",
 }
+# These go on when nobody reads what they print: a fit does not depend on it.
+WRITING_VERBS = set(VERBS) - {"models", "check", "inspect", "compare"}
 OK, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -39,20 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done; 1 failed, or ``check`` found something; 2 a wrong call; 130 stopped by Ctrl-C.
     """
-    _print_whatever_files_are_called()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return OK
-    if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("finetune"))
-        return OK
-    verb, *rest = arguments
+    verb = arguments[0] if arguments else "help"
     try:
+        # Long work goes on without a reader; what only prints ends with it.
+        with shown_streams(needs_reader=verb not in WRITING_VERBS):
+            return _run(verb, arguments[1:], debug=debug)
+    except BrokenPipeError:
+        return OK
+
+
+def _run(verb: str, rest: list[str], *, debug: bool) -> int:
+    try:
+        if verb in ("-h", "--help", "help"):
+            print(_help())
+            return OK
+        if verb == "--version":
+            from importlib.metadata import version
+
+            print(version("finetune"))
+            return OK
         if verb not in VERBS:
             raise UsageError(_unknown(verb))
         keep_freed_memory()
@@ -62,28 +71,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"finetune: {error}", file=sys.stderr)
         return WRONG_CALL if isinstance(error, UsageError) else FAILED
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print("finetune: stopped.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        # Lightning's word for a setting that cannot be, and what the machine refuses.
-        lightnings = type(error).__name__ == "MisconfigurationException"
-        if debug or not (lightnings or isinstance(error, OSError)):
+        if debug:
             raise
-        print(f"finetune: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"finetune: {_in_one_line(verb, error)}", file=sys.stderr)
         return FAILED
     except SystemExit as stop:  # parsers of arguments end this way, after their own message
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
 
 
-def _print_whatever_files_are_called() -> None:
-    """Escape letters that the terminal or the pipe has no code for, instead of failing there."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+def _in_one_line(verb: str, error: Exception) -> str:
+    """What the machine or Lightning refuses, in their words; of a fault of ours, where it was."""
+    words = " ".join(str(error).split())
+    if type(error).__name__ == "MisconfigurationException" or isinstance(error, OSError):
+        return words
+    return (
+        f"{verb} failed in a way that it should not ({type(error).__name__}: {words[:300]}); what "
+        "was written so far is whole. Run it again with --debug, and report what it prints."
+    )
 
 
 def _unknown(verb: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+LongSide = Literal["truncated", "rounded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Preprocessing:
         mean, std: statistics of the normalisation, for images in ``[0, 1]``, one value a channel.
         crop_fraction: share of the resized short side that the centre crop keeps, in ``(0, 1]``.
         interpolation: of the resize, always antialiased.
+        long_side: how the long side becomes a whole number of pixels when the short one is resized:
+            "truncated" as torchvision and timm do, "rounded" in checkpoints of version 1.
     """
 
     image_size: int = 224
@@ -25,6 +28,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop_fraction: float = 0.875
     interpolation: Interpolation = "bicubic"
+    long_side: LongSide = "truncated"
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or not 0 < self.crop_fraction <= 1:
@@ -38,6 +42,10 @@ class Preprocessing:
             raise ValueError(
                 f"Expected interpolation to be one of {get_args(Interpolation)}, "
                 f"found {self.interpolation!r}."
+            )
+        if self.long_side not in get_args(LongSide):
+            raise ValueError(
+                f"Expected long_side to be one of {get_args(LongSide)}, found {self.long_side!r}."
             )
 
     @property
@@ -68,4 +76,5 @@ class Preprocessing:
             std=tuple(float(value) for value in values["std"]),
             crop_fraction=float(values["crop_fraction"]),
             interpolation=cast(Interpolation, values["interpolation"]),
+            long_side=cast(LongSide, values.get("long_side", "rounded")),
         )

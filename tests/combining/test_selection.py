@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune.combining.losses import Metric, held_out_loss
 from finetune.combining.pooling import Pooling, mean_probabilities, pool
 from finetune.combining.selection import (
     choose_coefficients,
@@ -15,6 +14,7 @@ from finetune.combining.selection import (
     select_members,
 )
 from finetune.errors import UsageError
+from finetune.evaluation.held_out_loss import Metric, held_out_loss
 
 METRICS: list[Metric] = ["nll", "accuracy", "brier"]
 MEASURED: list[tuple[Pooling, Metric]] = [

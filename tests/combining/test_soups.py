@@ -9,12 +9,12 @@ from torch import Tensor
 
 from finetune.combining.averaging import average_state_dicts
 from finetune.combining.ensemble import Ensemble
-from finetune.combining.losses import Metric
 from finetune.combining.roles import Share
 from finetune.combining.soups import average_checkpoints
 from finetune.combining.tasting import Taster
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CheckpointError, CheckpointMismatchError, UsageError
+from finetune.evaluation.held_out_loss import Metric
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
 

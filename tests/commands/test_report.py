@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from finetune.cli import main
-from finetune.reporting.evaluation import evaluate
+from finetune.evaluation.evaluate import evaluate
 from finetune.reporting.tables import write_predictions
 
 

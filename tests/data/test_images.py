@@ -1,24 +1,33 @@
 import io
 import pickle
+import struct
 import threading
+import tracemalloc
 import warnings
+import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from finetune.data.dataset import ImageDataset
+from finetune.data.decoding_memory import MAX_DECODING_BYTES, _DecodingMemory, decoding_bytes
 from finetune.data.images import (
+    FORMATS,
     ImageReader,
     content_hash,
     decode_bytes,
     decode_image,
+    open_image,
     shrink,
     shrunk_size,
 )
@@ -295,3 +304,97 @@ def test_only_one_or_three_channels() -> None:
 def test_less_than_no_workers_are_a_wrong_call() -> None:
     with pytest.raises(UsageError, match="num_workers of at least 0, found -1"):
         make_loader(ImageDataset([], torch.clone), batch_size=1, num_workers=-1, seed=0)
+
+
+def odd_exif(orientation: int) -> bytes:
+    """An orientation beside a resolution of -72/0, as SRATIONAL: no valid EXIF as a whole."""
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    entries += struct.pack(">HHII", 0x011A, 10, 1, 38)
+    directory = struct.pack(">H", 2) + entries + b"\0\0\0\0" + struct.pack(">ii", -72, 0)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + directory
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_nothing_but_the_orientation_of_exif_decides(orientation: int) -> None:
+    good = Image.Exif()
+    good[0x0112] = orientation
+    expected = decoded(photograph(), "JPEG", exif=good)
+    assert torch.equal(decoded(photograph(), "JPEG", exif=odd_exif(orientation)), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(noise=st.binary(min_size=8, max_size=80), start=st.integers(6, 60))
+def test_no_exif_bytes_make_a_good_image_a_damaged_one(noise: bytes, start: int) -> None:
+    exif = bytearray(odd_exif(1))
+    exif[start : start + len(noise)] = noise
+    pixels = decoded(photograph(), "JPEG", exif=bytes(exif))
+    assert sorted(pixels.shape) == [3, 64, 96]
+
+
+@pytest.mark.filterwarnings("ignore:.*image format is deprecated")
+def test_formats_are_a_closed_list() -> None:
+    """Whatever else Pillow can write is refused before a decoder of it runs."""
+    Image.init()
+    for name in sorted(Image.SAVE.keys() - {*FORMATS, "DIB"}):
+        image = photograph(64, 64)
+        if name in ("BLP", "PALM", "XBM", "MSP"):
+            image = image.convert("1" if name in ("XBM", "MSP") else "P")
+        try:
+            content = encoded(image, name)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue  # formats that only some builds, modes or plugins write
+        with pytest.raises(ImageError):
+            decode_bytes(content, name=f"{name}.jpg")
+
+
+def test_postscript_named_jpg_starts_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {started}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    path = tmp_path / "program.jpg"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 72\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(ImageError, match="PostScript"):
+        decode_image(path)
+    assert not started.exists()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "L"])
+def test_memory_is_bounded_by_the_header(mode: str) -> None:
+    """A few kilobytes that claim more than a gibibyte are refused before anything is decoded."""
+    small = Image.new(mode, (8, 8))
+    content = bytearray(encoded(small, "PNG"))
+    width, height = 16_000, 11_000  # fewer pixels than max_pixels
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    tracemalloc.start()
+    with pytest.raises(ImageError, match=r"GiB|damaged"):
+        decode_bytes(bytes(content), name="bomb.png")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    with open_image(bytes(content), name="bomb.png") as image:
+        assert decoding_bytes(image) > MAX_DECODING_BYTES
+
+
+def test_threads_that_decode_share_the_memory() -> None:
+    """Ten images of 40 % of it are never decoded three at a time."""
+    memory = _DecodingMemory(1000)
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def decode(_: int) -> None:
+        nonlocal inside, most
+        with memory.taken(400):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            with lock:
+                inside -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, range(50)))
+    assert most <= 2

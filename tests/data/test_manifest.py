@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_paths_start_at_the_csv_or_at_the_root(root: Path, tmp_path: Path) -> No
 def test_labels_splits_and_groups_are_normalised(root: Path, tmp_path: Path) -> None:
     text = (
         "\ufeffpath,label,split,patient\n"
-        "ant/1.png, e\u0301te\u0301 ,Validation,p1\n"
+        "ant/1.png,e\u0301te\u0301,Validation,p1\n"
         "ant/2.png,\u00e9t\u00e9,TRAIN,\n"
         "bee/1.png,b,,p1\n"
     )
@@ -98,7 +99,18 @@ def test_paths_out_of_the_root_are_refused_unless_allowed(
         ("path,label\nant/7.png,x\n", r"1 missing, the first .*7\.png"),
         ("path,label,split\nant/1.png,x,holdout\n", "found 'holdout'"),
         ("path,label,fold\nant/1.png,x,-1\n", "found '-1'"),
-        ("path,label\nant/1.png,x\nant/1.png,y\n", "as 'x' .* and 'y'"),
+        ("path,label\nant/1.png,x\nant/1.png,y\n", "as 'x' and as 'y'"),
+        ("path,label,group\nant/1.png,x,p\nant/1.png,x,q\n", r"'x' \(p\) and as 'x' \(q\)"),
+        ("path,label,fold\nant/1.png,x,1\nant/1.png,x,2\n", r"'x' \(1\) and as 'x' \(2\)"),
+        ("path,label\nant/1.png,daisy, white\n", "2 cells in line 2 .* double quotes"),
+        ('path,label\nant/1.png, "daisy, white"\n', "no blank before"),
+        ("path,label\nant/1.png\n", "2 cells in line 2 .* found 1"),
+        ("path,label,label\nant/1.png,x,y\n", "found label twice"),
+        ("path,label,split,Split\nant/1.png,x,train,test\n", "found split twice"),
+        ("sep=;\npath;label\nant/1.png;x\n", "which only Excel reads"),
+        (f"path,label,fold\nant/1.png,x,{'9' * 5000}\n", "Expected fold to be"),
+        ('path,label\n"ant/1.png,x\n', "save it as CSV"),
+        ('path,label,note\nant/1.png,x,"two\nlines"\nant/2.png,y\n', "in line 4"),
     ],
 )
 def test_what_is_wrong_with_a_manifest_is_said(
@@ -121,6 +133,43 @@ def test_other_encodings_and_other_files_are_named_in_one_printable_line(
     assert message.isprintable()
     assert message.encode("utf-8")
     assert len(message) < 300
+
+
+@pytest.mark.parametrize("where", ["{} ", " {}", "{}\u00a0", "\u2003{}", "{}  "])
+def test_names_are_exact_to_the_blank(where: str, root: Path, tmp_path: Path) -> None:
+    """What a run writes of its split names the same classes when it is read."""
+    padded = where.format("rose")
+    (root / padded).mkdir()
+    (root / "rose").mkdir()
+    (root / "ant/1.png").rename(root / padded / "1.png")
+    (root / "ant/2.png").rename(root / "rose/2.png")
+    folder = assign_splits(scan_folder(root), SplitSettings(0, 0))
+    write_manifest(tmp_path / "split.csv", folder)
+    again = read_manifest(tmp_path / "split.csv", root)
+    assert again.class_names == folder.class_names
+    assert {padded, "rose"} <= {*again.class_names}
+    assert again.images == folder.images
+
+
+def test_columns_are_found_whatever_their_spelling_and_it_is_said(
+    root: Path, tmp_path: Path
+) -> None:
+    spaced = written(tmp_path / "l.csv", 'Path, Label , SPLIT\nant/1.png, "a, b", test\n')
+    with pytest.warns(UserWarning, match="'Label ' as label"):
+        folder = read_manifest(spaced, root)
+    assert described(folder) == [("1.png", "a, b", "test", None)]
+
+
+def test_an_absolute_path_moves_no_other(root: Path, tmp_path: Path) -> None:
+    text = f"path,label\n{root}/bee/1.png,b\nr/ant/1.png,a\n"
+    assert len(read_manifest(written(tmp_path / "l.csv", text), root).images) == 2
+
+
+def test_pipes_and_devices_are_refused_at_once(root: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", "/dev/zero", tmp_path):
+        with pytest.raises(ManifestError, match="regular file"):
+            read_manifest(path, root)
 
 
 def test_a_file_listed_twice_alike_is_used_once_and_said(root: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import io
 import pickle
 from typing import get_args
 
@@ -5,10 +6,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
+from finetune.data.images import ImageReader, decode_bytes, shrunk_size
 from finetune.data.transforms import (
     Augmentation,
     RandomView,
@@ -16,6 +21,7 @@ from finetune.data.transforms import (
     evaluation_transform,
     training_transform,
 )
+from finetune.networks.factory import preprocessing_of
 from finetune.preprocessing import Preprocessing
 
 
@@ -122,3 +128,41 @@ def test_bytes_are_converted_as_single_pictures_are(augmentation: Augmentation) 
     assert torch.allclose(images, torch.stack(views[1]), rtol=0, atol=1e-7)
     assert labels.tolist() == list(range(7, 15))
     assert images.is_contiguous()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 1000), st.integers(1, 1000), st.sampled_from([32, 224, 235, 256, 292]))
+def test_sides_are_those_of_torchvision(height: int, width: int, short_side: int) -> None:
+    size = shrunk_size((height, width), short_side)
+    expected = functional.resize(torch.empty(1, height, width, device="meta"), [short_side])
+    assert size == tuple(expected.shape[-2:])
+
+
+@pytest.mark.parametrize("size", [(499, 333), (333, 499), (401, 300), (640, 427), (257, 256)])
+@pytest.mark.parametrize("name", ["test_resnet", "resnet50", "tf_efficientnet_lite0"])
+def test_views_are_those_of_timms_own_transform(size: tuple[int, int], name: str) -> None:
+    """As docs/export.md promises: the reader and the transform together, pixel for pixel nearly."""
+    y, x = np.mgrid[0 : size[1], 0 : size[0]]
+    waves = [127 + 120 * np.sin(x / k) * np.cos(y / (k + 2)) for k in (5, 9, 14)]
+    image = Image.fromarray(np.stack(waves, -1).astype(np.uint8))
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    with torch.device("meta"):
+        config = timm.data.resolve_model_data_config(timm.create_model(name))
+    reference = timm.data.create_transform(**{**config, "mean": (0,) * 3, "std": (1,) * 3})(image)
+    preprocessing = preprocessing_of(name)
+    reader = ImageReader.of([preprocessing])
+    pixels = decode_bytes(content.getvalue(), name="x", short_side=reader.short_side)
+    ours = evaluation_transform(preprocessing)(pixels)
+    assert ours.shape == reference.shape
+    assert (ours - reference).abs().mean() < 1 / 255
+    assert (ours - reference).abs().max() < 12 / 255
+
+
+def test_old_checkpoints_keep_their_rule() -> None:
+    old = {key: v for key, v in Preprocessing().to_dict().items() if key != "long_side"}
+    assert Preprocessing.from_dict(old).long_side == "rounded"
+    assert Preprocessing.from_dict(Preprocessing().to_dict()) == Preprocessing()
+    assert shrunk_size((499, 333), 256, "rounded") == (384, 256)
+    assert shrunk_size((499, 333), 256) == (383, 256)
+    assert ImageReader.of([Preprocessing.from_dict(old)]).long_side == "rounded"

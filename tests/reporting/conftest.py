@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.reporting.evaluation import Evaluation, evaluate
+from finetune.evaluation.evaluate import Evaluation, evaluate
 
 Make = Callable[..., Evaluation]
 

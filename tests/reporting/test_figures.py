@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from finetune.errors import DataError, UsageError
+from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.reporting import curves, figures, galleries, style
-from finetune.reporting.evaluation import Evaluation, evaluate
 
 STRANGE = ["ばら", "$x^2$ and $5", "tab\there", "a" * 90, "", "😀", "<b>", "عربى"]
 CURVES = {

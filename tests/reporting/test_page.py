@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from finetune.evaluation.comparison import compare_all
+from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.reporting import page as page_module
-from finetune.reporting.comparison import compare_all
-from finetune.reporting.evaluation import Evaluation, evaluate
 from finetune.reporting.page import TEMPLATES, PageSection, flatten, render_page
 from finetune.reporting.report import ReportDetails, write_page, write_report
 from finetune.reporting.tables import read_predictions

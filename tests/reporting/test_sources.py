@@ -13,9 +13,9 @@ from PIL import Image
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember
 from finetune.errors import DataError, UsageError
+from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.preprocessing import Preprocessing
 from finetune.reporting.embeddings import embed, recorded_features
-from finetune.reporting.evaluation import Evaluation, evaluate
 from finetune.reporting.sources import load_source, load_sources, merge_folds
 from finetune.reporting.tables import write_predictions
 from finetune.training.checkpoints import describe, write_checkpoint

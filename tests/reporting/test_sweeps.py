@@ -8,7 +8,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from finetune.cli import main
-from finetune.training.metrics import classification_metrics
+from finetune.evaluation.metrics import classification_metrics
 
 PROJECT = Path(__file__).parents[2]
 SWEEPS = sorted((PROJECT / "configs" / "sweeps").glob("*.yaml"))

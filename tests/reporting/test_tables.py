@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import DataError
-from finetune.reporting.evaluation import Evaluation, evaluate
+from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.reporting.tables import read_predictions, write_per_class, write_predictions
 
 AWKWARD = ['a "quoted", name', "<script>", "čeština", "p:p:"]

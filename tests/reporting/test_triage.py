@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
-from finetune.reporting.evaluation import evaluate
+from finetune.evaluation.evaluate import evaluate
 from finetune.reporting.triage import (
     far_out,
     label_quality,

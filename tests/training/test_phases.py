@@ -5,12 +5,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import finetune.training.probe_phase as module
+from finetune.evaluation.metrics import figures_of
 from finetune.networks.freezing import network_stages, stages_below
 from finetune.training import interpolation, phases
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.interpolation import take_best_between
-from finetune.training.metrics import figures_of
 from finetune.training.phases import PhasedFit
 
 pytestmark = [

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
-from finetune.combining.losses import Metric, held_out_loss, held_out_losses
 from finetune.combining.pooling import Pooling, pool
+from finetune.evaluation.held_out_loss import Metric, held_out_loss, held_out_losses
 
 
 @dataclass(frozen=True, slots=True)

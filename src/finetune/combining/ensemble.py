@@ -15,12 +15,12 @@ from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.conformal import Score
 from finetune.combining.decisions import Answer, Calibration, decide, fit_calibration
 from finetune.combining.held_out import HeldOut
-from finetune.combining.losses import Metric
 from finetune.combining.members import Member, Paths, Views
 from finetune.combining.pooling import Pooling, pool
 from finetune.combining.roles import Roles, Share, of_role, refuse_reuse, with_role
 from finetune.combining.selection import choose_coefficients
 from finetune.combining.side_by_side import DataModules, SideBySide
+from finetune.evaluation.held_out_loss import Metric
 
 Selecting = Literal["all", "greedy", "learned"]
 

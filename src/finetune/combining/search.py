@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from finetune.combining.calibration import log_of
-from finetune.combining.losses import Metric, held_out_losses
 from finetune.combining.pooling import Pooling
+from finetune.evaluation.held_out_loss import Metric, held_out_losses
 
 SAME = 1e-12  # losses closer than this are a tie
 SHARES = tuple(1 - step / 20 for step in range(20))  # of the bags' answer

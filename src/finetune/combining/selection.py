@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.combining.losses import Metric, held_out_loss
 from finetune.combining.pooling import Pooling, fit_coefficients, pool
 from finetune.combining.search import SAME, Search, as_bagged_as_allowed, prune
 from finetune.errors import UsageError
+from finetune.evaluation.held_out_loss import Metric, held_out_loss
 
 # Images' worth of belief in equal coefficients, against overfitting a small held-out set.
 LEARNED_PRIOR = 10.0

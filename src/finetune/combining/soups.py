@@ -21,10 +21,10 @@ from finetune.combining.averaging import (
     normalised_coefficients,
 )
 from finetune.combining.ingredients import Ingredient, read_ingredient, same_split, survey
-from finetune.combining.losses import Metric
 from finetune.combining.roles import Share, file_fingerprint
 from finetune.combining.tasting import Score, Taster, warn_of_barrier
 from finetune.errors import UsageError
+from finetune.evaluation.held_out_loss import Metric
 from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from finetune.combining.batchnorm import reestimate_batchnorm
 from finetune.combining.held_out import held_out_pictures
 from finetune.combining.ingredients import Ingredient
-from finetune.combining.losses import Metric, held_out_loss
 from finetune.combining.roles import Share, of_role
 from finetune.errors import UsageError
+from finetune.evaluation.held_out_loss import Metric, held_out_loss
 from finetune.training.classifier import ImageClassifier
 
 # Decoded pictures up to this size are kept between one judgement and the next.

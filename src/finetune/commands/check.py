@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.parsing import Parser, whole_number
+from finetune.commands.terminal import on_terminal, shown
 
 if TYPE_CHECKING:
     from finetune.data.findings import Finding
@@ -130,8 +131,11 @@ def _print_report(
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"[bold]{escape(str(folder.root))}[/]: {_headline(folder, inspections)}")
+    # On a terminal directly, for its colours; what files are called is escaped here.
+    stream = sys.__stdout__ if on_terminal() else None
+    console = Console(file=stream, soft_wrap=True, highlight=False)
+    root = escape(shown(str(folder.root)))
+    console.print(f"[bold]{root}[/]: {_headline(folder, inspections)}")
     console.print(_count_table(folder))
     for severity, style in (("error", "red"), ("warning", "yellow"), ("note", "dim")):
         chosen = [finding for finding in findings if finding.severity == severity]
@@ -139,7 +143,7 @@ def _print_report(
             continue
         console.print(f"\n[bold {style}]{len(chosen)} {severity}{'s' * (len(chosen) > 1)}[/]")
         for finding in chosen if everything else _some_of_each_kind(chosen):
-            console.print(f"  {escape(_line(folder, finding))}")
+            console.print(f"  {escape(shown(_line(folder, finding)))}")
         hidden = 0 if everything else len(chosen) - len(_some_of_each_kind(chosen))
         if hidden:
             console.print(f"  ... and {hidden} more; see them with --all")
@@ -173,15 +177,15 @@ def _count_table(folder: ImageFolder) -> Any:
     for split in counts:
         table.add_column(split, justify="right")
     for name in folder.class_names:
-        table.add_row(Text(name), *(str(counts[split][name]) for split in counts))
+        table.add_row(Text(shown(name)), *(str(counts[split][name]) for split in counts))
     table.add_row("all", *(str(sum(counts[split].values())) for split in counts), style="bold")
     return table
 
 
 def _line(folder: ImageFolder, finding: Finding) -> str:
     path = finding.path
-    shown = path.relative_to(folder.root) if path.is_relative_to(folder.root) else path
-    place = "" if path == folder.root else f"{shown}: "
+    name = path.relative_to(folder.root) if path.is_relative_to(folder.root) else path
+    place = "" if path == folder.root else f"{name}: "
     remedy = f" -> {finding.remedy}" if finding.remedy else ""
     return f"{place}{finding.problem}{remedy}"
 

@@ -10,7 +10,7 @@ from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from finetune.reporting.comparison import Leaderboard
+    from finetune.evaluation.comparison import Leaderboard
 
 
 # Columns of what runs alone know, and their format.
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
 
         check_page_name(output)
 
-    from finetune.reporting.comparison import compare_all
+    from finetune.evaluation.comparison import compare_all
     from finetune.reporting.sources import load_sources
 
     sources = load_sources(options.sources, root=options.root)

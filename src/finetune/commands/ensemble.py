@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.held_out import HeldOut
-    from finetune.combining.losses import Metric
+    from finetune.evaluation.held_out_loss import Metric
 
 
 def main(arguments: list[str]) -> int:
@@ -125,7 +125,7 @@ def describe_ensemble(
         held_out, of_chosen: what they answered to the same pictures.
     """
     from finetune.combining.diversity import diversity
-    from finetune.combining.losses import held_out_loss
+    from finetune.evaluation.held_out_loss import held_out_loss
 
     rows = picking_rows(chosen, held_out)
     labels, members = held_out.labels[rows], held_out.member_probabilities[:, rows]
@@ -180,7 +180,7 @@ def describe_ensemble(
 def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Namespace) -> str:
     """The ensemble's accuracy with its interval, on answers that no selection has profited from."""
     from finetune.combining.selection import choose_coefficients, cross_validated_answers
-    from finetune.training.intervals import wilson_interval
+    from finetune.evaluation.intervals import wilson_interval
 
     rows = picking_rows(chosen, held_out)
     labels = held_out.labels[rows]

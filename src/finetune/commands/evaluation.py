@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.reporting.evaluation import Evaluation
+    from finetune.evaluation.evaluate import Evaluation
 
 Verb = Literal["validate", "test"]
 Stage = Literal["val", "test"]
@@ -50,7 +50,7 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     """
     from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import checkpoint_option, quiet_libraries
-    from finetune.training.metrics import figures_of
+    from finetune.evaluation.metrics import figures_of
 
     quiet_libraries()
     stage: Stage = "val" if verb == "validate" else "test"
@@ -112,13 +112,11 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
 
 
 def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
-    from lightning.pytorch.callbacks import RichProgressBar
-
-    from finetune.commands.trainer import on_terminal
+    from finetune.commands.terminal import on_terminal, progress_bar
 
     trainer = cli.build_trainer(
         logger=False,
-        callbacks=[RichProgressBar()] if on_terminal() else [],
+        callbacks=[progress_bar()] if on_terminal() else [],
         enable_progress_bar=on_terminal(),
         enable_checkpointing=False,
     )
@@ -197,7 +195,7 @@ def _folder_for(checkpoint: Path, runs: str, name: str) -> Path:
 
 
 def _write_report(judged: Judged, name: str) -> tuple[Evaluation, Path]:
-    from finetune.reporting.evaluation import evaluate
+    from finetune.evaluation.evaluate import evaluate
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
 
@@ -238,7 +236,7 @@ def _track(run_folder: Path, report: Path, evaluation: Evaluation, named: list[s
 
 def summary(stage: str, figures: dict[str, float], images: int) -> str:
     """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error."""
-    from finetune.training.intervals import wilson_interval
+    from finetune.evaluation.intervals import wilson_interval
 
     low, high = wilson_interval(round(figures["accuracy"] * images), images)
     return (

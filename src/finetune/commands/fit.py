@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 def check_monitor(cli: FinetuneCLI) -> None:
     """Refuse a figure that no validation gives, before an epoch is spent."""
-    from finetune.training.metrics import classification_metrics
+    from finetune.evaluation.metrics import classification_metrics
 
     known = [
         "val/loss",
@@ -209,9 +209,9 @@ def build_trainer(
     cli: FinetuneCLI, folder: Path, loggers: list[Logger], phase: TrainerSettings
 ) -> Trainer:
     """Lightning's trainer for one phase, with our loggers and progress in the run folder."""
-    from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+    from lightning.pytorch.callbacks import LearningRateMonitor
 
-    from finetune.commands.trainer import on_terminal
+    from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.training.progress import EpochLine
 
     settings = cli.config_init["trainer"].as_dict()
@@ -221,7 +221,7 @@ def build_trainer(
     ours: list[Callback] = [
         *phase.callbacks,
         LearningRateMonitor("epoch"),
-        RichProgressBar() if watched else EpochLine(),
+        progress_bar() if watched else EpochLine(),
     ]
     accumulate = phase.accumulate_grad_batches * (settings["accumulate_grad_batches"] or 1)
     return cli.build_trainer(
@@ -243,8 +243,8 @@ def conclude(folder: Path) -> None:
     """Write the best epoch's figures and say what lies where."""
     from finetune.commands.evaluation import summary
     from finetune.commands.runs import contents, write_metrics
+    from finetune.evaluation.metrics import figures_of
     from finetune.training.checkpoints import read_checkpoint
-    from finetune.training.metrics import figures_of
 
     best = folder / "checkpoints" / "best.ckpt"
     val: dict[str, Any] | None = read_checkpoint(best).details.get("val")

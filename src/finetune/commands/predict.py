@@ -27,12 +27,14 @@ def main(arguments: list[str]) -> int:
 
     from finetune.answer_files import open_answer_file
     from finetune.commands.loading import load_answerer
-    from finetune.commands.trainer import on_terminal, quiet_libraries
+    from finetune.commands.terminal import on_terminal, progress_bar
+    from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_pictures, predict
 
     quiet_libraries()
     files = find_pictures(pictures)
     answerer = load_answerer(options.checkpoint)
+    watched = options.output is not None and on_terminal()
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -40,7 +42,8 @@ def main(arguments: list[str]) -> int:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=options.output is not None and on_terminal(),
+        callbacks=[progress_bar()] if watched else [],
+        enable_progress_bar=watched,
     )
     with ExitStack() as stack:
         write: Callable[[dict[str, Any]], None] = _print

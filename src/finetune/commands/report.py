@@ -10,7 +10,7 @@ from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from finetune.reporting.comparison import Leaderboard
+    from finetune.evaluation.comparison import Leaderboard
     from finetune.reporting.sources import Source
 
 
@@ -89,7 +89,7 @@ def write_all_suspects(path: Path, sources: dict[str, Source]) -> None:
 
 def _leaderboard(sources: dict[str, Source]) -> Leaderboard | None:
     """A comparison, if there are several sources that answered the same images."""
-    from finetune.reporting.comparison import compare_all
+    from finetune.evaluation.comparison import compare_all
 
     first, *others = (set(source.evaluation.paths) for source in sources.values())
     if not others or not first.intersection(*others):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -297,11 +296,6 @@ def quiet_libraries() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def on_terminal() -> bool:
-    """Whether a person watches: then there is a progress bar, else one line an epoch."""
-    return sys.stdout.isatty()
 
 
 def interrupted(trainer: Trainer, model: LightningModule) -> bool:

@@ -82,6 +82,7 @@ class CachedReader:
                 in_chans=self.reader.in_chans,
                 short_side=self.reader.short_side,
                 max_pixels=self.reader.max_pixels,
+                long_side=self.reader.long_side,
             )
             with self._lock:
                 self._write(identity, content_key, pixels)

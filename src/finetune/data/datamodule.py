@@ -338,13 +338,7 @@ class ImageFolderDataModule(LightningDataModule):
     def reader(self, preprocessing: Preprocessing | None = None) -> Reader:
         """Reads a picture at the size that a preprocessing asks for; decoded ones are kept."""
         wanted = preprocessing or self.preprocessing
-        return self._cached(
-            ImageReader(
-                in_chans=wanted.in_chans,
-                short_side=wanted.resize_size,
-                max_pixels=self.max_pixels,
-            )
-        )
+        return self._cached(ImageReader.of([wanted], max_pixels=self.max_pixels))
 
     def _cached(self, reader: ImageReader) -> Reader:
         """One reader for all loaders that decode alike, so that they share what is kept."""

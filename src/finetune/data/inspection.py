@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -185,7 +186,7 @@ def _tracked(inspections: Iterable[Inspection], total: int, progress: bool) -> I
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    console = Console(file=sys.__stderr__)  # bars need what sys.stderr would escape
     yield from track(
         inspections,
         "Opening pictures",

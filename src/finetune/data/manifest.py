@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
+from finetune.csv_table import CsvTable, read_csv_table
 from finetune.data.assignment import picture_keys, relative_names
 from finetune.data.folder import (
     SPLIT_FOLDERS,
@@ -160,85 +159,45 @@ def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ManifestError: it cannot be read.
     """
-    with _opened(Path(path)) as file:
-        return list(csv.DictReader(file).fieldnames or [])
+    return list(_table(Path(path)).columns)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    try:
-        file = path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise ManifestError(f"Expected a CSV manifest at {path}: {error.strerror}.") from error
-    with file:
-        try:
-            yield file
-        except csv.Error as error:
-            raise ManifestError(
-                f"Expected a CSV manifest at {path}, found something else ({error}); save it as "
-                "CSV with UTF-8."
-            ) from error
+def _table(path: Path) -> CsvTable:
+    return read_csv_table(path, known=COLUMNS, required=("path", "label"), error=ManifestError)
 
 
-def _read_rows(path: Path, root: Path, group_column: str) -> Iterable[_Row]:
-    with _opened(path) as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        lacking = [name for name in ("path", "label") if name not in columns]
-        if lacking:
-            raise ManifestError(
-                f"Expected the columns path,label[,split][,fold][,group] in {path}, found "
-                f"{_shown(columns)}; {_remedy(columns, lacking)}."
-            )
-        base: Path | None = None
-        for number, row in enumerate(reader, start=2):
-            if not row["path"]:
-                raise ManifestError(f"Expected a path in line {number} of {path}, found none.")
-            base = base or _base(path.parent, root, row["path"])
-            yield _parse_row(row, base, group_column, f"line {number} of {path}")
+def _read_rows(path: Path, root: Path, group_column: str) -> Iterator[_Row]:
+    table = _table(path)
+    base: Path | None = None
+    for line, row in table.rows:
+        if not row["path"]:
+            raise ManifestError(f"Expected a path in line {line} of {path}, found none.")
+        if base is None and not os.path.isabs(row["path"]):
+            base = path.parent if (path.parent / row["path"]).exists() else root
+        yield _parse_row(row, base or root, group_column, f"line {line} of {path}")
 
 
-def _shown(columns: Sequence[str]) -> str:
-    """The first line, short, and without what no terminal can print."""
-    text = ",".join(columns).encode("ascii", "backslashreplace").decode()
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return f"{printable[:60]}..." if len(printable) > 60 else printable or "an empty file"
-
-
-def _remedy(columns: Sequence[str], lacking: Sequence[str]) -> str:
-    """What to do about a first line without the columns, as spreadsheets write it."""
-    line = ",".join(columns)
-    if any("\udc80" <= letter <= "\udcff" or letter == "\0" for letter in line):
-        return "save it as CSV with UTF-8"
-    if len(columns) == 1 and any(mark in line for mark in ";\t"):
-        return "save it with commas between the columns"
-    return f"add {' and '.join(lacking)}"
-
-
-def _base(csv_folder: Path, root: Path, first: str) -> Path:
-    return csv_folder if (csv_folder / first).exists() else root
-
-
-def _parse_row(row: Mapping[str, str | None], base: Path, group_column: str, place: str) -> _Row:
-    label = normal_name((row["label"] or "").strip())
+def _parse_row(row: Mapping[str, str], base: Path, group_column: str, place: str) -> _Row:
+    """One line; names are exact, blanks at either end included."""
+    label = normal_name(row["label"])
     if not label:
         raise ManifestError(f"Expected a label in {place}, found none; remove the row or label it.")
-    split_name = (row.get("split") or "").strip()
+    split_name = row.get("split", "").strip()
     split = SPLIT_FOLDERS.get(split_name.casefold())
     if split_name and split is None:
         raise ManifestError(
             f"Expected split to be train, val, test or empty in {place}, found {split_name!r}."
         )
-    fold = (row.get("fold") or "").strip()
-    if fold and not fold.isdecimal():
-        raise ManifestError(f"Expected fold to be 0, 1, 2, ... in {place}, found {fold!r}.")
+    fold = row.get("fold", "").strip()
+    if fold and not (fold.isascii() and fold.isdecimal() and len(fold) <= 6):
+        raise ManifestError(f"Expected fold to be 0, 1, 2, ... in {place}, found {fold[:20]!r}.")
     return _Row(
-        path=base / str(row["path"]),
+        path=base / row["path"],
         label=label,
         split=split,
         fold=int(fold) if fold else None,
-        group=(row.get(group_column) or "").strip() or None,
-        hash=(row.get("hash") or "").strip() or None,
+        group=row.get(group_column) or None,
+        hash=row.get("hash", "").strip() or None,
     )
 
 
@@ -260,11 +219,16 @@ def _without_repeats(path: Path, rows: list[_Row]) -> tuple[list[_Row], list[Unu
         known = first.setdefault(os.path.abspath(row.path), row)
         if known is row:
             kept.append(row)
-        elif (known.label, known.split) == (row.label, row.split):
+        elif replace(row, path=known.path) == known:
             unused.append(UnusedFile(row.path, "listed twice in the manifest"))
         else:
             raise ManifestError(
-                f"Expected one label and one split a file in {path}, found {row.path} as "
-                f"{known.label!r} ({known.split}) and {row.label!r} ({row.split})."
+                f"Expected one label, split, fold and group a file in {path}, found {row.path} "
+                f"as {_said(known)} and as {_said(row)}; keep one of the rows."
             )
     return kept, unused
+
+
+def _said(row: _Row) -> str:
+    further = [str(each) for each in (row.split, row.fold, row.group) if each is not None]
+    return repr(row.label) + (f" ({', '.join(further)})" if further else "")

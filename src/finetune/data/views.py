@@ -32,11 +32,7 @@ class SeveralViews:
 
     def reader(self, *, max_pixels: int = MAX_PIXELS) -> ImageReader:
         """Decodes as large and as colourful as the most demanding view wants; alone, exactly so."""
-        return ImageReader(
-            in_chans=max((each.in_chans for each in self.preprocessings), default=3),
-            short_side=max((each.resize_size for each in self.preprocessings), default=1),
-            max_pixels=max_pixels,
-        )
+        return ImageReader.of(self.preprocessings or [Preprocessing()], max_pixels=max_pixels)
 
 
 def _with_channels(image: Tensor, in_chans: int) -> Tensor:

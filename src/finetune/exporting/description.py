@@ -69,6 +69,7 @@ def _input(name: str, preprocessing: Preprocessing) -> dict[str, Any]:
         "name": name,
         "channels": preprocessing.in_chans,
         "resize_short_side": preprocessing.resize_size,
+        "resize_long_side": preprocessing.long_side,
         "interpolation": preprocessing.interpolation,
         "centre_crop": preprocessing.image_size,
         "range": [0, 1],

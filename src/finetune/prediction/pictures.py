@@ -84,10 +84,8 @@ class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):
         ]
         # Decoded once a channel count, at the largest size that any member asks for.
         self.readers = {
-            chans: ImageReader(
-                in_chans=chans,
-                short_side=max(p.resize_size for p in preprocessings if p.in_chans == chans),
-                max_pixels=max_pixels,
+            chans: ImageReader.of(
+                [p for p in preprocessings if p.in_chans == chans], max_pixels=max_pixels
             )
             for chans in {p.in_chans for p in preprocessings}
         }

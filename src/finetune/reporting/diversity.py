@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetune.combining.diversity import Diversity
-from finetune.reporting.scores import Floats
+from finetune.evaluation.scores import Floats
 from finetune.reporting.style import THEMES, ThemeName, display_names, new_axes, set_names
 
 NUMBERED = 12  # up to so many members every cell holds its number

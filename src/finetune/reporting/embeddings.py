@@ -60,7 +60,7 @@ def embed(
         ImageError: a picture that cannot be read.
     """
     preprocessing = classifier.preprocessing
-    reader = ImageReader(in_chans=preprocessing.in_chans, short_side=preprocessing.resize_size)
+    reader = ImageReader.of([preprocessing])
     transform = evaluation_transform(preprocessing)
     rows = []
     classifier.eval()

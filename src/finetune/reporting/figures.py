@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
-from finetune.reporting.evaluation import ClassScores, Evaluation
-from finetune.reporting.scores import ConfidenceBins, Floats
+from finetune.evaluation.evaluate import ClassScores, Evaluation
+from finetune.evaluation.intervals import wilson_interval
+from finetune.evaluation.scores import ConfidenceBins, Floats
 from finetune.reporting.style import (
     MANY,
     THEMES,
@@ -24,7 +25,6 @@ from finetune.reporting.style import (
     set_names,
     set_title,
 )
-from finetune.training.intervals import wilson_interval
 
 NUMBERS_IN_CELLS = 20  # up to here every cell of a confusion matrix holds its number
 MARKED_CONFUSIONS = 10

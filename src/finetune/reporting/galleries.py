@@ -15,8 +15,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from finetune.errors import UsageError
-from finetune.reporting.evaluation import Evaluation
-from finetune.reporting.scores import Floats, Integers
+from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.scores import Floats, Integers
 from finetune.reporting.style import THEMES, ThemeName, display_names, font_families, new_axes
 from finetune.reporting.thumbnails import locate, read_thumbnail
 

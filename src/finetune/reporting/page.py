@@ -17,8 +17,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from finetune.reporting.comparison import Leaderboard
-from finetune.reporting.evaluation import Evaluation, Interval
+from finetune.evaluation.comparison import Leaderboard
+from finetune.evaluation.evaluate import Evaluation, Interval
 from finetune.reporting.galleries import most_confident_errors
 from finetune.reporting.thumbnails import thumbnail_uris
 from finetune.reporting.triage import LabelSuspect

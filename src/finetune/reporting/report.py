@@ -25,11 +25,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from finetune.evaluation.comparison import Leaderboard
+from finetune.evaluation.evaluate import Evaluation
 from finetune.reporting import curves as curve_figures
 from finetune.reporting import figures, galleries
-from finetune.reporting.comparison import Leaderboard
 from finetune.reporting.curves import Curve
-from finetune.reporting.evaluation import Evaluation
 from finetune.reporting.figures import NUMBERS_IN_CELLS
 from finetune.reporting.page import PageBoard, PageFigure, PageSection, render_page
 from finetune.reporting.style import MANY, ThemeName, to_png

@@ -13,8 +13,8 @@ import numpy as np
 from finetune.combining.decisions import Calibration
 from finetune.documents import read_json, read_yaml
 from finetune.errors import DataError, UsageError
+from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.reporting.curves import read_curves
-from finetune.reporting.evaluation import Evaluation, evaluate
 from finetune.reporting.report import ReportDetails
 from finetune.reporting.tables import read_predictions
 from finetune.spec.run_files import METRICS

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import DataError
-from finetune.reporting.evaluation import ClassScores, Evaluation
-from finetune.reporting.scores import Floats, Integers
+from finetune.evaluation.evaluate import ClassScores, Evaluation
+from finetune.evaluation.scores import Floats, Integers
 
 PREFIX = "p:"  # of the columns that hold a class's probability
 LARGE = 200_000  # numbers; from here on fewer digits keep the file below 20 MB

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UsageError
-from finetune.reporting.evaluation import Evaluation
+from finetune.evaluation.evaluate import Evaluation
 from finetune.reporting.galleries import most_confident_errors
 from finetune.reporting.thumbnails import read_thumbnail
 from finetune.training.tracking import tracked_run

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from finetune.reporting.evaluation import Evaluation
-from finetune.reporting.scores import Floats, Integers
+from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.scores import Floats, Integers
 
 NEIGHBOURS = 10
 Reason = Literal["another class", "no class"]

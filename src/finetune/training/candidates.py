@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from finetune.evaluation.metrics import figures_of
 from finetune.training.checkpoints import ENTRY, read_checkpoint, write_checkpoint
-from finetune.training.metrics import figures_of
 from finetune.training.rescaling import best_temperature
 
 HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}

@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
+from finetune.evaluation.metrics import classification_metrics
 from finetune.networks.factory import create_network, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
@@ -23,7 +24,6 @@ from finetune.training.checkpoints import (
 )
 from finetune.training.distillation import check_teaching, distillation_loss
 from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
-from finetune.training.metrics import classification_metrics
 from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
 from finetune.training.rescaling import rescaled_nll
 from finetune.training.strategies import parse_strategy

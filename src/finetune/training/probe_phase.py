@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import NetworkError
+from finetune.evaluation.metrics import figures_of
 from finetune.networks.freezing import split_at
 from finetune.training.kept_activations import KeptActivations
 from finetune.training.losses import class_weights
-from finetune.training.metrics import figures_of
 from finetune.training.probe import Probe, fit_probe
 
 FEW_A_CLASS = 20  # pictures; below, the final layer is fitted on random views as well

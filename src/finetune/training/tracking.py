@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from finetune.documents import read_json
 from finetune.errors import UsageError
+from finetune.evaluation.metrics import figures_of
 from finetune.files import write_text
 from finetune.spec.run_files import TRACKING
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
-from finetune.training.metrics import figures_of
 from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
 
 # In a run folder: which Weights & Biases run is about it, so that a resumed fit and a test go on

@@ -13,8 +13,8 @@ from sklearn import metrics
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from finetune.errors import UsageError
-from finetune.reporting.evaluation import Evaluation, evaluate
-from finetune.reporting.scores import confidence_bins, label_ranks, risk_coverage
+from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.scores import confidence_bins, label_ranks, risk_coverage
 
 
 @st.composite

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import UsageError
-from finetune.reporting.comparison import (
+from finetune.evaluation.comparison import (
     compare_all,
     compare_pair,
     holm_correction,
     mcnemar_p_value,
 )
-from finetune.reporting.evaluation import Evaluation, evaluate
+from finetune.evaluation.evaluate import Evaluation, evaluate
 
 
 def answers(correct: np.ndarray, paths: list[str] | None = None) -> Evaluation:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
-from finetune.training.intervals import percentile_interval
+from finetune.evaluation.intervals import percentile_interval
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from finetune.errors import UsageError
-from finetune.reporting.scores import (
+from finetune.evaluation.intervals import wilson_interval
+from finetune.evaluation.scores import (
     ConfidenceBins,
     Floats,
     Integers,
@@ -29,7 +30,6 @@ from finetune.reporting.scores import (
     one_vs_rest_auroc,
     risk_coverage,
 )
-from finetune.training.intervals import wilson_interval
 
 FEW_IMAGES = 5  # below this many test images a class's own figures mean little
 CALIBRATION_BINS = 15  # as in Guo et al. 2017 and as torchmetrics has it

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from finetune.errors import UsageError
-from finetune.reporting.evaluation import Evaluation, evaluate
-from finetune.training.intervals import bootstrap_interval
+from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.intervals import bootstrap_interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
 
-from finetune.training.metrics import classification_metrics, figures_of
+from finetune.evaluation.metrics import classification_metrics, figures_of
 
 
 @settings(max_examples=30, deadline=None)

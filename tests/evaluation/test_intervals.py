@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from finetune.training.intervals import bootstrap_interval, percentile_interval, wilson_interval
+from finetune.evaluation.intervals import bootstrap_interval, percentile_interval, wilson_interval
 
 
 @settings(deadline=None)

@@ -1,0 +1,1 @@
+"""Figures of outputs and labels: one definition each, for training, combining and reporting."""
