@@ -10,8 +10,9 @@ from torch import Tensor
 
 from finetune.combining.decisions import Calibration
 from finetune.combining.members import ClassifierMember, Member, TableMember
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, UsageError
 from finetune.preprocessing import Preprocessing
+from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import (
     ENTRY,
     VERSION,
@@ -103,11 +104,8 @@ def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
         )
     try:
         return build_ensemble(entry, content["state_dict"], ensemble_type, path)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(
-            f"Expected an ensemble in {path}, found the file damaged "
-            f"({type(error).__name__}: {error}); combine the members again."
-        ) from error
+    except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def save_ensemble(ensemble: Ensemble, path: str | Path) -> None:
@@ -163,9 +161,10 @@ def _build_member(
     if described["kind"] == "ensemble":
         return build_ensemble(described, tensors, ensemble_type, path)
     if described["kind"] == "predictions":
-        return TableMember(
-            described["name"], described["class_names"], described["paths"], tensors["table"]
-        )
+        names, paths, table = described["class_names"], described["paths"], tensors["table"]
+        if tuple(table.shape) != (len(paths), len(names)) or not table.is_floating_point():
+            raise ValueError(f"expected ({len(paths)}, {len(names)}) probabilities")
+        return TableMember(described["name"], names, paths, table)
     checkpoint = Checkpoint(
         path=path,
         state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},

@@ -19,6 +19,7 @@ from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.documents import read_yaml
 from finetune.errors import FinetuneError, UsageError
+from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.recipe import Choice
@@ -139,7 +140,10 @@ class FinetuneCLI(LightningCLI):
         path = checkpoint_option(args)
         if path is not None:
             self.checkpoint = read_checkpoint(path)
-            parser.set_defaults(self._defaults(self.checkpoint))
+            try:
+                parser.set_defaults(self._defaults(self.checkpoint))
+            except KeyError as error:  # a setting that this version does not know
+                raise damaged(path, str(error)) from error
         elif self.verb != "fit" and not {"-h", "--help"} & set(args):
             raise UsageError(
                 f"Expected a checkpoint to {self.verb}, found none; "

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 Check = Callable[[Any], None]
+MOST = sys.float_info.max
 
 
 class UnexpectedValue(ValueError):
@@ -51,17 +53,18 @@ def whole(least: int, most: int = 2**63 - 1) -> Check:
     return check
 
 
-def number(least: float = -math.inf, most: float = math.inf) -> Check:
-    """A finite number in ``[least, most]``; a truth value is none."""
+def number(least: float = -math.inf, most: float = math.inf, *, finite: bool = True) -> Check:
+    """A number in ``[least, most]``, and finite unless it may be otherwise; never NaN.
+
+    Whole numbers count up to 64 bits: larger ones are no number to torch.
+    """
 
     def check(value: Any) -> None:
-        if (
-            not isinstance(value, int | float)
-            or isinstance(value, bool)
-            or not least <= value <= most
-            or not -1e308 <= value <= 1e308
-        ):
-            raise UnexpectedValue(f"a finite number from {least:g} to {most:g}", value)
+        is_number = isinstance(value, float) or (
+            isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        )
+        if not is_number or not least <= value <= most or (finite and not -MOST <= value <= MOST):
+            raise UnexpectedValue(f"a number from {least:g} to {most:g}", value)
 
     return check
 
@@ -150,8 +153,8 @@ def by_name(inner: Check, pattern: str = r".*", most: int = 10**6) -> Check:
     return check
 
 
-def record(required: Mapping[str, Check], /, **further: Check) -> Check:
-    """A dictionary with these keys, and perhaps with the further ones; others are accepted."""
+def record(required: Mapping[str, Check], /, *, closed: bool = False, **further: Check) -> Check:
+    """A dictionary with these keys, and perhaps with the further ones; others too unless closed."""
     known = {**required, **further}
 
     def check(value: Any) -> None:
@@ -162,6 +165,8 @@ def record(required: Mapping[str, Check], /, **further: Check) -> Check:
         for key, item in value.items():
             if key in known:
                 _check_within(known[key], item, key)
+            elif closed:
+                raise UnexpectedValue(f"a dictionary with no more than {', '.join(known)}", key)
 
     return check
 

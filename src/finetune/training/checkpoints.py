@@ -27,6 +27,7 @@ from torch import Tensor
 
 from finetune.errors import CheckpointError
 from finetune.preprocessing import Preprocessing
+from finetune.training.checkpoint_schema import check_content, check_finite
 
 VERSION = 1
 ENTRY = "finetune"
@@ -121,11 +122,15 @@ def read_content(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
             f"Expected a checkpoint that `finetune fit` wrote in {path}, found one of other "
             "software; weights alone go to --model.pretrained."
         )
-    if entry.get("version", 0) > VERSION:
+    version = entry.get("version", 0)
+    if isinstance(version, int) and version > VERSION:
         raise CheckpointError(
             f"Expected version {VERSION} or older in {path}, found {entry['version']}; "
             "update finetune."
         )
+    check_content(content, ENTRY, path)
+    if not mmap:
+        check_finite(content["state_dict"], path)
     return content
 
 

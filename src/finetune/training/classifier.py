@@ -15,6 +15,7 @@ from finetune.evaluation.metrics import classification_metrics
 from finetune.networks.factory import create_network, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
+from finetune.training.checkpoint_schema import check_dtypes, check_finite, damaged
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -184,7 +185,10 @@ class ImageClassifier(LightningModule):
     @classmethod
     def rebuilt(cls, checkpoint: Checkpoint) -> ImageClassifier:
         """The same from what was read of a file."""
-        classifier = cls(**{**checkpoint.hyper_parameters, "pretrained": False})
+        try:
+            classifier = cls(**{**checkpoint.hyper_parameters, "pretrained": False})
+        except Exception as error:  # whatever a stranger's settings make a network say
+            raise damaged(checkpoint.path, f"it describes no network ({error})") from error
         classifier.take_over(checkpoint)
         classifier.details = checkpoint.details
         return classifier.eval()
@@ -217,6 +221,8 @@ class ImageClassifier(LightningModule):
                 f"found others in {source}: {', '.join(differing[:3])}; leave --model.* options "
                 "to the checkpoint."
             )
+        check_dtypes(self.state_dict(), state_dict, source)
+        check_finite(state_dict, source)
         self.load_state_dict(state_dict)
 
     def forward(self, images: Tensor) -> Tensor:
