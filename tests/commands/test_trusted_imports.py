@@ -163,6 +163,14 @@ def test_a_group_decides_nothing_that_the_command_line_must_say(
         assert "on the command line" in capsys.readouterr().err
 
 
+def test_a_group_names_no_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe")
+    for options in (["--trainer.callbacks=pipe"], ["--config", "pipe"], ["--trainer=/dev/zero"]):
+        (tmp_path / "members.json").write_text(json.dumps({"members": {"seed-0": options}}))
+        assert main(["fit", "--resume", str(tmp_path)]) == 2
+        assert "pipe" in capsys.readouterr().err
+
+
 def test_a_finetune_py_of_the_working_directory_is_never_run(tmp_path: Path) -> None:
     Path("finetune.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     problem = fit_in_a_process("seed-0", ["--data.root", "nowhere"])

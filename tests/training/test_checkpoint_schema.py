@@ -139,6 +139,8 @@ UNBUILDABLE = {
     ("hyper_parameters", "strategy"): "no-such-strategy",
     ("hyper_parameters", "network_options"): {"no_such_option": 1},
     ("hyper_parameters", "no_such_setting"): 1,
+    (ENTRY, "network"): {"architecture": "hf-hub:stranger/network", "arguments": {}},
+    (ENTRY, "backbone"): 5,
     (ENTRY, "preprocessing", "interpolation"): "no-such-filter",
     (ENTRY, "class_names"): ["a", "b", "c", "d"],
     (ENTRY, "class_names", 0): "b",
@@ -155,6 +157,20 @@ def test_what_cannot_be_built_is_one_error(
 ) -> None:
     changed = mutated(contents["classifier"], at, value)
     assert outcome(changed, tmp_path / "x.ckpt") == "refused"
+
+
+@pytest.mark.parametrize("name", ["pretrained", "checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_a_network_of_a_file_fetches_and_reads_nothing(
+    contents: dict[str, dict[str, Any]], name: str, tmp_path: Path
+) -> None:
+    at = ("hyper_parameters", "network_options")
+    changed = mutated(contents["classifier"], at, {name: True})
+    with pytest.raises(CheckpointError, match=name):
+        check_content(changed, ENTRY, "x.ckpt")
+    network = {"architecture": "resnet18", "arguments": {name: True}}
+    changed = mutated(contents["classifier"], (ENTRY, "network"), network)
+    with pytest.raises(CheckpointError, match=name):
+        check_content(changed, ENTRY, "x.ckpt")
 
 
 def test_further_keys_of_later_versions_are_accepted(

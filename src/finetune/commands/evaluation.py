@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from finetune.commands.config_files import checkpoint_option
 from finetune.commands.parsing import Parser, take_all
 from finetune.errors import UsageError
 
@@ -49,7 +50,7 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     Figures of another folder's pictures stand beside those of the first, under its name.
     """
     from finetune.commands.runs import free_stage, write_metrics
-    from finetune.commands.trainer import checkpoint_option, quiet_libraries
+    from finetune.commands.trainer import quiet_libraries
     from finetune.evaluation.metrics import figures_of
 
     quiet_libraries()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.commands.config_files import check_texts
 from finetune.commands.parsing import take, take_all
 from finetune.commands.side_by_side import (
     device_options,
@@ -179,6 +180,7 @@ def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
     kept = read_json(path / MEMBERS, MEMBERS_SCHEMA)
     shared = kept.get("shared", [])
     for options in (shared, *kept["members"].values()):
+        check_texts([option.partition("=")[2] or option for option in options], path)
         _, spoken = without_spoken(options, (*SPOKEN, "--seeds", "--folds", "--resume"))
         if spoken:
             raise UsageError(

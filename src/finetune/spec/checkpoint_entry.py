@@ -33,6 +33,26 @@ _SHARE = number(0, 1)
 _POSITIVE = number(math.ulp(0.0))
 _TABLE = by_name(plain())
 
+# What timm's factory takes beside the network's own arguments: it reads files, or asks a hub.
+_OF_THE_FACTORY = (
+    "cache_dir",
+    "checkpoint_path",
+    "model_name",
+    "num_classes",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)
+
+
+def _arguments(value: Any) -> None:
+    """Arguments of a network: plain values, and none that fetches or reads anything."""
+    _TABLE(value)
+    for name in _OF_THE_FACTORY:
+        if name in value:
+            raise UnexpectedValue("arguments of a network alone", name)
+
+
 CLASS_NAMES = several(text(), 2, MOST_CLASSES)
 
 HYPER_PARAMETERS = record(
@@ -43,7 +63,7 @@ HYPER_PARAMETERS = record(
     in_chans=whole(1, 1024),
     drop_rate=_SHARE,
     drop_path_rate=_SHARE,
-    network_options=optional(_TABLE),
+    network_options=optional(_arguments),
     batchnorm=one_of("auto", "eval", "train", "frozen"),
     strategy=text(100),
     optimizer=text(100),
@@ -126,6 +146,7 @@ ROLES = by_name(several(text(200)))
 
 CLASSIFIER = record(
     {"class_names": CLASS_NAMES, "backbone": text(), "preprocessing": PREPROCESSING},
+    network=record({"architecture": text(200, r"[\w.-]+", "a name"), "arguments": _arguments}),
     data=optional(DATA),
     further_data=optional(several(DATA)),
     fit=record({}, strategy=text(100), phase=whole(0, 1000)),

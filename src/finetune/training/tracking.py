@@ -45,6 +45,8 @@ def with_csv_logger(
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             _settle(logger, folder, named_entities)
+        elif not isinstance(logger, CSVLogger | TensorBoardLogger):
+            print(f"figures also go where {type(logger).__name__} sends them: see its settings")
     csv_logger = CSVLogger(folder, name="", version="")
     _ = csv_logger.experiment  # opened while the folder is empty: later it would warn of old logs
     return [csv_logger, *loggers]
