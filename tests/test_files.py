@@ -1,13 +1,33 @@
 """Files appear whole or not at all, and nothing stays beside them."""
 
+import ast
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import FinetuneError, OutputError
-from finetune.files import atomic_write, write_bytes, write_text
+from finetune.files import atomic_folder, atomic_write, write_bytes, write_text
+
+PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
+# Caches, which append and are never believed; and the terminal, which opens /dev/null.
+WRITE_THEMSELVES = {
+    "files.py",
+    "answer_files.py",
+    "commands/resuming.py",
+    "commands/terminal.py",
+    "data/inspection.py",
+    "data/packs.py",
+    "training/feature_store.py",
+    "training/phases.py",
+}
+# What `atomic_write` has given, and streams in memory or onto it.
+MAY_BE_WRITTEN = {"beside", "content", "file", "raw", "small"}
+RENAME = {"rename", "renames", "symlink", "symlink_to", "link", "hardlink_to", "mkstemp", "mkdtemp"}
+COPY = {"copy", "copy2", "copyfile", "move", "NamedTemporaryFile", "TemporaryFile"}
+SAVE = {"save", "savefig", "save_file", "save_model", "save_for_hf", "open_memmap", "to_csv"}
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -109,3 +129,96 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+def write_folder(target: Path, text: str) -> None:
+    with atomic_folder(target) as beside:
+        (beside / "figures").mkdir()
+        write_text(beside / "figures" / "a.png", text)
+        write_text(beside / "index.html", text)
+        if text == "half":
+            raise ValueError(text)
+
+
+def test_nothing_is_moved_through_a_link(tmp_path: Path) -> None:
+    theirs, target, link = tmp_path / "theirs", tmp_path / "report", tmp_path / "link"
+    theirs.mkdir()
+    target.mkdir()
+    link.symlink_to(theirs)
+    (target / "figures").symlink_to(theirs)
+    for place in (target, link):
+        with pytest.raises(OutputError, match="link"):
+            write_folder(place, "new")
+    assert not list(theirs.iterdir())
+    assert sorted(os.listdir(tmp_path)) == ["link", "report", "theirs"]
+
+
+def test_a_folder_appears_as_a_whole_and_keeps_what_is_not_written(tmp_path: Path) -> None:
+    target = tmp_path / "report"
+    for text in ("old", "new"):
+        write_folder(target, text)
+        (target / "mine.txt").write_text("mine")
+    assert (target / "figures" / "a.png").read_text() == "new"
+    assert sorted(os.listdir(target)) == ["figures", "index.html", "mine.txt"]
+    with pytest.raises(OutputError, match="no folder yet"), atomic_folder(target, exclusive=True):
+        pass
+    with pytest.raises(ValueError, match="half"):
+        write_folder(target, "half")
+    assert (target / "index.html").read_text() == "new"
+    assert os.listdir(tmp_path) == ["report"]
+
+
+FILES = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+
+
+@pytest.mark.parametrize("path", sorted(FILES - WRITE_THEMSELVES))
+def test_nothing_else_writes_or_renames_files(path: str) -> None:
+    tree = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not [ast.unparse(call) for call in calls if writes_by_itself(call)]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("open(path, 'w')", True),
+        ("path.open(mode='ab')", True),
+        ("os.replace(a, b)", True),
+        ("found.replace(self.best)", True),
+        ("path.write_text('x')", True),
+        ("shutil.copy2(a, b)", True),
+        ("image.save(folder / 'a.png')", True),
+        ("beside.open('w')", False),
+        ("image.save(beside)", False),
+        ("open(path, 'rb')", False),
+        ("name.replace(os.sep, '/')", False),
+        ("replace(image, path=path)", False),
+    ],
+)
+def test_what_counts_as_writing(code: str, expected: bool) -> None:
+    call = ast.parse(code, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert writes_by_itself(call) == expected
+
+
+def writes_by_itself(call: ast.Call) -> bool:
+    """Whether a call renames, or writes under a name that `atomic_write` has not given."""
+    function = call.func
+    if not isinstance(function, ast.Attribute):
+        name = getattr(function, "id", "")
+        return name == "open" and is_for_writing(call)
+    name, owner = function.attr, ast.unparse(function.value)
+    # `Path.replace` takes one path, `str.replace` two texts.
+    moves = name in RENAME or (name == "replace" and (owner == "os" or len(call.args) == 1))
+    if moves or (name in COPY and owner in {"shutil", "tempfile"}):
+        return True
+    writes = name in {*SAVE, "write_text", "write_bytes"}
+    writes |= name == "open" and owner != "os" and is_for_writing(call)
+    names = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
+    return writes and not names & MAY_BE_WRITTEN
+
+
+def is_for_writing(call: ast.Call) -> bool:
+    values = [*call.args, *(each.value for each in call.keywords if each.arg == "mode")]
+    modes = [str(each.value) for each in values if isinstance(each, ast.Constant)]
+    return any(re.fullmatch("[rwxabt+]{1,3}", m) and set(m) & set("wxa+") for m in modes)

@@ -8,10 +8,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 
-FLOOR = {"csv_table", "documents", "errors", "files", "preprocessing", "spec"}
+FLOOR = {"cache_dir", "csv_table", "documents", "errors", "files", "preprocessing", "spec"}
 ALLOWED = {
     "errors": set(),
     "preprocessing": set(),
+    "cache_dir": set(),
     "csv_table": {"errors"},
     "files": {"errors"},
     "spec": {"errors", "preprocessing"},

@@ -1,9 +1,12 @@
+import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from finetune import ImageClassifier, predict
@@ -52,6 +55,28 @@ def test_pictures_are_found_in_the_order_given(colour_folder: Path, tmp_path: Pa
         find_pictures([tmp_path / "absent.jpg"])
     with pytest.raises(DataError, match="found none"):
         find_pictures(tmp_path)
+
+
+def test_a_thousand_folders_within_each_other_are_searched(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with contextlib.chdir(tmp_path):
+        for _ in range(1000):
+            os.mkdir("d")
+            os.chdir("d")
+        Image.new("RGB", (8, 8)).save("b.png")
+    found = find_pictures(tmp_path)
+    assert [path.name for path in found] == ["a.png", "b.png"]
+    found[1].unlink()
+    os.removedirs(found[1].parent)  # pytest's own way of removing them recurses
+
+
+def test_folders_that_are_links_are_searched_once(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "real" / "a.png")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "given" / "round").symlink_to(tmp_path / "given")
+    assert find_pictures(tmp_path / "given") == [tmp_path / "given" / "link" / "a.png"]
 
 
 def test_a_broken_picture_is_refused_or_listed(classifier, colour_folder, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,26 +34,56 @@ def atomic_write(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]
             ``exclusive``, the target exists.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.stem[:80]}-{secrets.token_hex(8)}{path.suffix}")
+    beside = _name_beside(path)
     try:
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        yield beside
-        sync(beside)
-        if exclusive:
-            _publish_once(beside, path)
-        else:
-            os.replace(beside, path)
-        _sync_folder(path.parent)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"Expected to write {path}, found that it cannot be written "
-            f"({error.strerror or error}); make room, or name another place."
-        ) from error
+        with _told_of(path, beside):
+            os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield beside
+            sync(beside)
+            if exclusive:
+                _publish_once(beside, path)
+            else:
+                os.replace(beside, path)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):  # a folder that has vanished took the file along
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
+    """A new, empty folder beside the target, which takes the target's place if the block ends well.
+
+    In a folder that is there already, files of the same names are replaced, each as a whole, and
+    all others stay.
+
+    Args:
+        path: the target.
+        exclusive: refuse a folder with something in it.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        OutputError: as for :func:`atomic_write`; also where the target, or a folder in it that is
+            written to, is a link.
+    """
+    path = Path(path)
+    beside = _name_beside(path)
+    try:
+        with _told_of(path, beside):
+            beside.mkdir()
+            yield beside
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    sync(file)
+            if exclusive or not os.path.lexists(path):
+                _rename_folder(beside, path)
+            else:
+                _merge(beside, path)
+            _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, content: bytes, *, exclusive: bool = False) -> None:
@@ -70,6 +101,21 @@ def write_text(path: str | Path, text: str, *, exclusive: bool = False) -> None:
     write_bytes(path, text.encode("utf-8", errors="surrogateescape"), exclusive=exclusive)
 
 
+def write_link(path: str | Path, target: str) -> None:
+    """Make a link to a folder, or have the one that is there lead to it.
+
+    Raises:
+        OSError: the file system has no links, or they are not allowed.
+    """
+    beside = _name_beside(Path(path))
+    try:
+        beside.symlink_to(target, target_is_directory=True)
+        os.replace(beside, path)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 def sync(path: str | Path) -> None:
     """Have the disk hold what was written to a file."""
     descriptor = os.open(path, os.O_RDWR)
@@ -77,6 +123,50 @@ def sync(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _name_beside(path: Path) -> Path:
+    return path.with_name(f".{path.stem[:80]}-{secrets.token_hex(8)}{path.suffix}")
+
+
+@contextmanager
+def _told_of(path: Path, beside: Path) -> Iterator[None]:
+    """Say of every failure in one line which target could not be written."""
+    try:
+        yield
+    except OutputError as error:  # of a writer that was given the name beside
+        raise OutputError(str(error).replace(str(beside), str(path))) from error
+    except OSError as error:
+        raise OutputError(
+            f"Expected to write {path}, found that it cannot be written "
+            f"({error.strerror or error}); make room, or name another place."
+        ) from error
+
+
+def _rename_folder(beside: Path, path: Path) -> None:
+    """Give the folder its name unless something is there."""
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+        raise OutputError(
+            f"Expected no folder yet at {path}, found one; name another, or overwrite it knowingly."
+        )
+    if path.is_dir():
+        path.rmdir()  # Windows renames onto nothing, not even an empty folder
+    os.rename(beside, path)
+
+
+def _merge(beside: Path, path: Path) -> None:
+    """Move each file to its place in a folder that is there, the deepest first."""
+    folders = [beside, *sorted(each for each in beside.rglob("*") if each.is_dir())]
+    places = [path / folder.relative_to(beside) for folder in folders]
+    for place in places:
+        if place.is_symlink():
+            raise OutputError(
+                f"Expected a folder at {place}, found a link to {os.readlink(place)}; remove it."
+            )
+        place.mkdir(exist_ok=True)
+    for folder, place in reversed(list(zip(folders, places, strict=True))):
+        for file in sorted(each for each in folder.iterdir() if not each.is_dir()):
+            os.replace(file, place / file.name)
 
 
 def _publish_once(beside: Path, path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_folder_and_what_is_refused(
     Ensemble.from_checkpoints([path, path]).save(ensemble)
     for call, code, message in [
         (first, 2, "--overwrite"),
-        (["export", path, "--output", folder, "--overwrite"], 2, "ends in .onnx"),
+        (["export", path, "--output", folder, "--overwrite"], 2, "end in .onnx"),
         (["export", path, "--output", str(tmp_path / "no" / "m.onnx")], 2, "create it"),
         (["export", path, "--output", model, "--format", "onxn"], 2, "invalid choice"),
         (["export", str(tmp_path / "none.ckpt"), "--output", model], 1, "no file"),

@@ -47,7 +47,7 @@ def test_a_checkpoint_brings_its_own_sizes_and_filters(
     )
     trainer.strategy.connect(classifier)
     trainer.save_checkpoint(tmp_path / "best.ckpt", weights_only=True)
-    picture = tmp_path / "new" / "filters.png"
+    picture = tmp_path / "filters.png"
     assert main(["inspect", str(tmp_path / "best.ckpt"), "--filters", str(picture)]) == 0
     assert "64x64 pixels, 3 channels, 3 classes" in capsys.readouterr().out
     with Image.open(picture) as image:

@@ -22,6 +22,19 @@ def test_resume_means_the_runs_settings_and_its_last_checkpoint(tmp_path):
     assert resumed_arguments(["--data.root", "x"]) == (["--data.root", "x"], None)
 
 
+@pytest.mark.parametrize("link", ["latest", "by-hand"])
+def test_a_link_to_a_run_is_resolved_before_the_fit_can_move_it(tmp_path, link):
+    run = tmp_path / "runs" / "x-1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    (run / "config.yaml").touch()
+    (run.parent / "latest").symlink_to("x-1")
+    (run.parent / "by-hand").symlink_to("latest")
+    arguments, found = resumed_arguments(["--resume", str(run.parent / link)])
+    assert found == run.resolve()
+    assert not [each for each in arguments if link in each]
+
+
 @pytest.mark.parametrize("arguments", [["--resume"], ["--resume", "nowhere"]])
 def test_no_run_to_resume(arguments):
     with pytest.raises(UsageError, match="--resume"):

@@ -1,4 +1,5 @@
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from finetune.commands.runs import (
     run_folder_of,
     timed_fit,
     write_metrics,
-    write_text,
 )
 from finetune.errors import UsageError
 
@@ -37,8 +37,63 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> Non
 def test_latest_points_at_the_newest(tmp_path: Path) -> None:
     for _ in range(2):
         folder = new_run_folder(tmp_path, "x")
+        (folder / "config.yaml").touch()
         link_latest(folder)
     assert (tmp_path / "latest").resolve() == folder.resolve()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link elsewhere", "link to a sibling"])
+def test_what_is_called_latest_and_is_not_ours_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    runs = tmp_path / "runs"
+    folder, latest = new_run_folder(runs, "x"), runs / "latest"
+    (tmp_path / "theirs").mkdir()
+    (runs / "notes").mkdir()
+    if kind == "file":
+        latest.write_text("mine")
+    elif kind == "folder":
+        latest.mkdir()
+    else:
+        latest.symlink_to({"link elsewhere": "../theirs", "link to a sibling": "notes"}[kind])
+    before = os.readlink(latest) if latest.is_symlink() else latest.stat()
+    link_latest(folder)
+    assert (os.readlink(latest) if latest.is_symlink() else latest.stat()) == before
+    assert "stays as it is" in capsys.readouterr().out
+    assert sorted(os.listdir(runs)) == ["latest", "notes", "x-1"]
+
+
+@pytest.mark.parametrize("target", ["gone-1", "latest"])
+def test_a_link_of_ours_is_replaced_though_it_leads_nowhere(tmp_path: Path, target: str) -> None:
+    folder = new_run_folder(tmp_path, "x")
+    (tmp_path / "latest").symlink_to(target)
+    link_latest(folder)
+    assert os.readlink(tmp_path / "latest") == "x-1"
+
+
+def test_latest_is_right_from_within_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(new_run_folder(tmp_path, "x"))
+    link_latest(Path("."))
+    assert os.readlink(tmp_path / "latest") == "x-1"
+
+
+def test_where_there_are_no_links_a_file_names_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError("a required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    note = tmp_path / "latest.txt"
+    for number in (1, 2):
+        link_latest(new_run_folder(tmp_path, "x"))
+        assert note.read_text().strip().endswith(f"x-{number}")
+    note.write_text("mine")
+    link_latest(new_run_folder(tmp_path, "x"))
+    assert note.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["latest.txt", "x-1", "x-2", "x-3"]
 
 
 def test_the_run_folder_of_a_checkpoint(tmp_path: Path) -> None:
@@ -56,9 +111,7 @@ def test_metrics_of_the_stages_stand_beside_each_other(tmp_path: Path) -> None:
     write_metrics(tmp_path, "val", {"accuracy": 0.75})
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert figures == {"val": {"accuracy": 0.75}, "test": {"accuracy": 0.25}}
-    write_text(tmp_path / "note", "é")
-    assert (tmp_path / "note").read_text(encoding="utf-8") == "é"
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_runs_that_cannot_be_kept_name_the_way_out(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """fit, validate, test and predict as a user calls them, and Lightning's traps closed."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -173,7 +174,7 @@ def test_a_checkpoint_alone_is_enough(
     arguments = [f"--ckpt_path={checkpoint}", f"--data.root={colour_folder}"]
     assert main(["test", *arguments]) == 0
     assert figures(tmp_path / "runs" / "test-1")["test"]
-    output = tmp_path / "a new folder" / "answers.csv"
+    output = tmp_path / "answers.csv"
     call = ["predict", str(checkpoint), str(colour_folder), "--output", str(output)]
     assert main([*call, "--max-pixels=9"]) == 1
     assert "at most 9 pixels" in capsys.readouterr().err
@@ -182,6 +183,32 @@ def test_a_checkpoint_alone_is_enough(
         rows = list(csv.DictReader(file))
     assert len(rows) == 36
     assert {row["prediction"] for row in rows} <= {"blue", "green", "red"}
+
+
+def test_figures_are_shown_though_they_cannot_be_kept(
+    own_run: Path, colour_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def disk_is_full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file()}
+    monkeypatch.setattr("finetune.files.sync", disk_is_full)
+    checkpoint = own_run / "checkpoints" / "best.ckpt"
+    assert main(["test", f"--ckpt_path={checkpoint}", f"--data.root={colour_folder}"]) == 1
+    shown = capsys.readouterr()
+    assert "test: accuracy" in shown.out
+    assert "metrics.json" in shown.err
+    assert shown.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file()} == before
+
+
+def test_runs_below_the_images_are_refused(colour_folder: Path, tmp_path: Path, capsys) -> None:
+    folder = Path(shutil.copytree(colour_folder, tmp_path / "pictures"))
+    before = sorted(folder.rglob("*"))
+    for runs in (folder, folder / "runs"):
+        assert main(["fit", f"--data.root={folder}", f"--runs={runs}", *SMALL]) == 2
+        assert "outside the images" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_options_beside_a_checkpoint_win_or_are_refused(own_run: Path, colour_folder, capsys):

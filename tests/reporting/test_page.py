@@ -16,7 +16,7 @@ from finetune.evaluation.comparison import compare_all
 from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.reporting import page as page_module
 from finetune.reporting.page import TEMPLATES, PageSection, flatten, render_page
-from finetune.reporting.report import ReportDetails, write_page, write_report
+from finetune.reporting.report import FIGURES, ReportDetails, write_page, write_report
 from finetune.reporting.tables import read_predictions
 from finetune.reporting.thumbnails import read_thumbnail, thumbnail_uris
 
@@ -90,7 +90,7 @@ def test_a_report_folder_is_complete(
         "figures", "index.html", "metrics.json", "per_class.csv", "predictions.csv", "suspects.csv",
     ]  # fmt: skip
     drawn = {path.stem for path in (folder / "figures").iterdir()}
-    assert drawn >= {"confusion", "reliability", "top_losses", "learning_rate", "embedding"}
+    assert drawn == {*FIGURES, "top_losses", "confident_errors"}
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["accuracy"] == evaluation.accuracy
     assert read_predictions(folder / "predictions.csv").paths == evaluation.paths
@@ -104,15 +104,17 @@ def test_a_report_folder_is_complete(
     assert text.count("data:image/webp;base64,") >= wrong
 
 
-def test_a_report_replaces_the_older_one_and_leaves_nothing_beside(
+def test_a_report_replaces_the_older_one_alone_and_leaves_nothing_beside(
     tmp_path: Path, make_evaluation: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluation = make_evaluation(6, ["a", "b"])
     monkeypatch.setattr("finetune.reporting.report.draw_all", lambda *_: [])
     write_report(tmp_path / "report", evaluation)
-    (tmp_path / "report" / "stale").touch()
+    (tmp_path / "report" / "mine.txt").write_text("mine")
+    (tmp_path / "report" / "figures" / "embedding.png").touch()  # of an older report
     write_report(tmp_path / "report", evaluation)
-    assert not (tmp_path / "report" / "stale").exists()
+    assert (tmp_path / "report" / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "report" / "figures" / "embedding.png").exists()
 
     def fail(*_: object) -> None:
         raise OSError("disk full")

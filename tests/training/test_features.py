@@ -1,5 +1,3 @@
-import multiprocessing
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +9,7 @@ import finetune.training.features as module
 from finetune.data.dataset import ImageDataset
 from finetune.data.folder import LabelledImage
 from finetune.data.transforms import evaluation_transform, training_transform
+from finetune.errors import DataError
 from finetune.networks.factory import create_network
 from finetune.preprocessing import Preprocessing
 from finetune.training.feature_store import FeatureStore
@@ -161,6 +160,26 @@ def test_changed_pictures_are_seen(dataset, tmp_path, counted):
     torch.testing.assert_close(after[3:], before[3:], atol=0, rtol=0)
 
 
+def test_an_image_that_changes_meanwhile_is_not_cached_as_the_old_one(
+    dataset, tmp_path, monkeypatch
+):
+    classifier, store = classifier_of(), FeatureStore(tmp_path / "store")
+    path = dataset.images[2].path
+    old, original = path.read_bytes(), module._forward
+
+    def forward(*arguments):
+        Image.new("RGB", (90, 90), "red").save(path)
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_forward", forward)
+        with pytest.raises(DataError, match=r"2\.png to stay as it is"):
+            frozen_features(classifier, dataset, store=store)
+    path.write_bytes(old)
+    after = frozen_features(classifier, dataset, store=store).tensor()
+    torch.testing.assert_close(after, frozen_features(classifier, dataset).tensor())
+
+
 def test_views_are_random_but_the_same_in_every_order_and_run(dataset, tmp_path):
     classifier = classifier_of()
     random_views = ImageDataset(
@@ -200,65 +219,8 @@ def test_live_features_are_the_classifiers_input(dataset):
 def test_a_damaged_shard_is_computed_again(dataset, tmp_path, counted):
     classifier, store = classifier_of(), FeatureStore(tmp_path / "store")
     before = frozen_features(classifier, dataset, store=store).tensor()
-    (shard,) = (tmp_path / "store").glob("*/*.npy")
+    (shard,) = (tmp_path / "store").glob("*/*/*.features")
     shard.write_bytes(shard.read_bytes()[:200])
     after = frozen_features(classifier, dataset, store=store).tensor()
     assert counted == [7, 7]
     torch.testing.assert_close(after, before)
-
-
-def test_an_interrupted_write_leaves_nothing_that_is_read(dataset, tmp_path):
-    store = FeatureStore(tmp_path / "store")
-
-    def broken():
-        yield np.zeros((2, 5), dtype=np.float32)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        store.write("space", ["a", "b", "c"], broken())
-    assert store.find("space") == ([], {})
-    assert list((tmp_path / "store").glob("*/*")) == []
-
-
-def test_the_store_forgets_what_was_not_used_for_longest(tmp_path):
-    store = FeatureStore(tmp_path / "store", max_bytes=9000)
-    for number, space in enumerate(["old", "used", "new"]):
-        store.write(space, ["k"], iter([np.full((1, 1000), number, dtype=np.float32)]))
-        os.utime(tmp_path / "store" / space, (number, number))
-    store.find("used")
-    store.write("last", ["k"], iter([np.zeros((1, 1000), dtype=np.float32)]))
-    left = {path.name for path in (tmp_path / "store").iterdir()}
-    assert left == {"used", "last"}
-
-
-def test_too_much_for_the_bound_stays_in_memory(dataset, tmp_path):
-    store = FeatureStore(tmp_path / "store", max_bytes=1000)
-    found = frozen_features(classifier_of(), dataset, store=store)
-    assert len(found) == 7
-    assert list((tmp_path / "store").glob("*/*")) == []
-
-
-def _write(folder, number):
-    store = FeatureStore(folder)
-    keys = [f"{number}-{row}" for row in range(20)] + ["shared"]
-    values = np.full((21, 50), number, dtype=np.float32)
-    values[-1] = 7
-    for _ in range(5):
-        store.write("space", keys, iter([values[:10], values[10:]]))
-        shards, places = store.find("space")
-        for key, (shard, row) in places.items():
-            expected = 7 if key == "shared" else int(key.split("-")[0])
-            assert (shards[shard][row] == expected).all()
-
-
-@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
-def test_processes_writing_at_once_do_not_disturb_each_other(tmp_path):
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_write, args=(tmp_path, number)) for number in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    _, places = FeatureStore(tmp_path).find("space")
-    assert len(places) == 61

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.held_out import (
     add_data_options,
-    add_output_options,
     build_datamodule,
-    checked_output,
     warnings_in_one_line,
 )
+from finetune.commands.outputs import CHECKPOINTS, add_output, checked_output, fitted_roots
 from finetune.commands.parsing import Parser
 
 if TYPE_CHECKING:
@@ -21,7 +20,13 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Average, judge where there are pictures, write, and say what it brought."""
     options = _parser().parse_args(arguments)
-    output = checked_output(options)
+    output = checked_output(
+        options.output,
+        endings=CHECKPOINTS,
+        overwrite=options.overwrite,
+        inputs=[*options.checkpoints, options.manifest],
+        images=[options.root],
+    )
 
     from finetune.combining.ingredients import survey
     from finetune.combining.soups import average_checkpoints
@@ -31,6 +36,7 @@ def main(arguments: list[str]) -> int:
     quiet_libraries()
     with warnings_in_one_line():
         ingredients = survey(with_members(options.checkpoints))
+        output.keep_off(images=fitted_roots(each.fitted_on for each in ingredients))
         datamodule = None
         if options.root is not None:
             further = [data for each in ingredients for data in each.splits[1:]]
@@ -45,11 +51,12 @@ def main(arguments: list[str]) -> int:
             batchnorm=options.batchnorm,
             share=options.share,
         )
-    soup.save(output)
     names = [str(each.path) for each in ingredients]
     for line in describe_soup(soup, names, options.metric):
         print(line)
-    print(f"average written to {output}")
+    with output.writing() as beside:
+        soup.save(beside)
+    print(f"average written to {output.path}")
     return 0
 
 
@@ -111,6 +118,6 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="running statistics: averaged, estimated afresh, or whichever answers better",
     )
-    add_output_options(parser)
+    add_output(parser, "the file", metavar="FILE.ckpt")
     add_data_options(parser)
     return parser

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.held_out import (
     add_data_options,
-    add_output_options,
     build_held_out,
-    checked_output,
     warnings_in_one_line,
 )
+from finetune.commands.outputs import CHECKPOINTS, add_output, checked_output, fitted_roots
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
@@ -24,7 +23,13 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Fit on held-out pictures that picked nothing, and write a copy that answers calibrated."""
     options = _parser().parse_args(arguments)
-    output = checked_output(options)
+    output = checked_output(
+        options.output,
+        endings=CHECKPOINTS,
+        overwrite=options.overwrite,
+        inputs=[options.checkpoint, options.manifest],
+        images=[options.root],
+    )
     if options.root is None:
         raise UsageError("Expected held-out pictures, found none; add --data.root DIR.")
 
@@ -36,6 +41,7 @@ def main(arguments: list[str]) -> int:
     path = checkpoint_file(options.checkpoint)
     with warnings_in_one_line():
         ensemble = Ensemble.from_file(path)
+        output.keep_off(images=fitted_roots(ensemble.fitted_on))
         datamodule = build_held_out(options, ensemble)
         calibrated = ensemble.calibrate(
             datamodule,
@@ -45,10 +51,11 @@ def main(arguments: list[str]) -> int:
             share=options.share,
             allow_reuse=options.allow_reuse,
         )
-    _write(calibrated, path, output)
     for line in describe_calibration(calibrated.calibration):
         print(line)
-    print(f"calibrated checkpoint written to {output}")
+    with output.writing() as beside:
+        _write(calibrated, path, beside)
+    print(f"calibrated checkpoint written to {output.path}")
     return 0
 
 
@@ -83,17 +90,17 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
     return lines
 
 
-def _write(calibrated: Ensemble, source: Path, output: Path) -> None:
+def _write(calibrated: Ensemble, source: Path, beside: Path) -> None:
     """A classifier stays a classifier's checkpoint, an ensemble an ensemble."""
     from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
 
     content = read_content(source)
     if content[ENTRY]["kind"] == "ensemble":
-        calibrated.save(output)
+        calibrated.save(beside)
         return
     assert calibrated.calibration is not None
     write_checkpoint(
-        output,
+        beside,
         state_dict=content["state_dict"],
         hyper_parameters=content["hyper_parameters"],
         entry={
@@ -126,6 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-reuse", action="store_true", help="accept pictures that picked members, and say so"
     )
-    add_output_options(parser)
+    add_output(parser, "the file", metavar="FILE.ckpt")
     add_data_options(parser)
     return parser

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.commands.outputs import add_overwrite
 from finetune.commands.parsing import Parser
+from finetune.commands.report import checked_page, keep_off_sources
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,16 +24,14 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if len(options.sources) < 2:
         raise UsageError("Expected at least two runs to compare, found one; name another.")
-    output = None if options.output is None else Path(options.output)
-    if output is not None:
-        from finetune.commands.report import check_page_name
-
-        check_page_name(output)
+    output = None if options.output is None else checked_page(options.output, options)
 
     from finetune.evaluation.comparison import compare_all
     from finetune.reporting.sources import load_sources
 
     sources = load_sources(options.sources, root=options.root)
+    if output is not None:
+        keep_off_sources(output, sources)
     board = compare_all({name: source.evaluation for name, source in sources.items()})
     columns = {name: source.columns for name, source in sources.items()}
     print("\n".join(leaderboard_lines(board, columns)))
@@ -41,8 +41,9 @@ def main(arguments: list[str]) -> int:
         sections = {
             name: (sources[name].evaluation, sources[name].details) for name in board.evaluations
         }
-        write_page(output, sections, title="Comparison", leaderboard=board, columns=columns)
-        print(f"\ncomparison in {output}")
+        with output.writing() as beside:
+            write_page(beside, sections, title="Comparison", leaderboard=board, columns=columns)
+        print(f"\ncomparison in {output.path}")
     return 0
 
 
@@ -92,6 +93,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "sources", nargs="+", help="two or more run folders, .ckpt files or predictions .csv"
     )
-    parser.add_argument("--output", help="also write a page, such as comparison.html")
+    parser.add_argument("--output", metavar="FILE.html", help="also write a page")
+    add_overwrite(parser)
     parser.add_argument("--root", type=Path, help="folder of the images, if they have moved")
     return parser

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.commands.held_out import (
     add_data_options,
-    add_output_options,
     build_held_out,
-    checked_output,
     warnings_in_one_line,
+)
+from finetune.commands.outputs import (
+    CHECKPOINTS,
+    FIGURES,
+    Output,
+    add_output,
+    checked_output,
+    fitted_roots,
 )
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
@@ -28,13 +34,13 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Combine, select and calibrate where asked, write, and show what each member is worth."""
     options = _parser().parse_args(arguments)
-    output = checked_output(options)
+    output, figure = checked_outputs(options)
     calibrates = options.calibrate or options.reject_risk is not None
     calibrates = calibrates or options.conformal is not None
-    if options.figure is not None and (options.root is None or not options.figure.endswith(".png")):
+    if figure is not None and options.root is None:
         raise UsageError(
-            f"Expected a .png and held-out pictures beside --figure, found {options.figure} and "
-            f"{options.root or 'no --data.root'}."
+            f"Expected held-out images beside --figure {figure.path}, found none; "
+            "add --data.root DIR."
         )
     if options.root is None and (options.select != "all" or calibrates):
         raise UsageError(
@@ -57,15 +63,33 @@ def main(arguments: list[str]) -> int:
                 coefficients=options.coefficients,
                 pooling=options.pooling,
             )
+        for each in filter(None, (output, figure)):
+            each.keep_off(images=fitted_roots(whole.fitted_on))
         chosen = whole
         if options.root is not None:
             datamodule = build_held_out(options, whole)
             chosen = select_and_show(whole, datamodule, options)
+            if figure is not None:
+                write_diversity(figure, whole, whole.held_out(datamodule))
             if calibrates:
                 chosen = calibrate_and_show(chosen, datamodule, options)
-    chosen.save(output)
-    print(f"ensemble of {len(chosen.parts)} written to {output}")
+    with output.writing() as beside:
+        chosen.save(beside)
+    print(f"ensemble of {len(chosen.parts)} written to {output.path}")
     return 0
+
+
+def checked_outputs(options: argparse.Namespace) -> tuple[Output, Output | None]:
+    """The ensemble's place, and the figure's where one is asked for."""
+    rule: dict[str, Any] = {
+        "overwrite": options.overwrite,
+        "inputs": [*options.checkpoints, options.manifest],
+        "images": [options.root],
+    }
+    output = checked_output(options.output, endings=CHECKPOINTS, **rule)
+    if options.figure is None:
+        return output, None
+    return output, checked_output(options.figure, endings=FIGURES, option="--figure", **rule)
 
 
 def select_and_show(whole: Ensemble, datamodule: Any, options: argparse.Namespace) -> Ensemble:
@@ -83,8 +107,6 @@ def select_and_show(whole: Ensemble, datamodule: Any, options: argparse.Namespac
     for line in describe_ensemble(whole, chosen, held_out, chosen.held_out(datamodule)):
         print(line)
     print(honest_accuracy(chosen, held_out, options))
-    if options.figure is not None:
-        write_diversity(Path(options.figure), whole, held_out)
     return chosen
 
 
@@ -104,15 +126,16 @@ def calibrate_and_show(chosen: Ensemble, datamodule: Any, options: argparse.Name
     return calibrated
 
 
-def write_diversity(path: Path, whole: Ensemble, held_out: HeldOut) -> None:
+def write_diversity(figure: Output, whole: Ensemble, held_out: HeldOut) -> None:
     """The members' pairs as a picture: who gives other answers, and who errs together."""
     from finetune.combining.diversity import diversity
     from finetune.reporting.diversity import diversity_figure
     from finetune.reporting.style import save_png
 
     found = diversity(held_out.member_probabilities, held_out.labels)
-    save_png(diversity_figure(found, row_names(whole, held_out)), path)
-    print(f"diversity of the members in {path}")
+    with figure.writing() as beside:
+        save_png(diversity_figure(found, row_names(whole, held_out)), beside)
+    print(f"diversity of the members in {figure.path}")
 
 
 def describe_ensemble(
@@ -290,6 +313,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reject-risk", type=float, metavar="R", help="as for calibrate")
     parser.add_argument("--conformal", type=float, metavar="A", help="as for calibrate")
     parser.add_argument("--allow-reuse", action="store_true", help="as for calibrate")
-    add_output_options(parser)
+    add_output(parser, "the file", metavar="FILE.ckpt")
     add_data_options(parser)
     return parser

@@ -24,7 +24,8 @@ Stage = Literal["val", "test"]
 
 
 class Judged(NamedTuple):
-    """The answers to a stage's images, and where they are to be kept.
+    """The answers to a stage's images, and where they are to be kept: ``runs`` and ``name`` say
+    it where the checkpoint lies in no run folder.
 
     ``features`` is what entered the final layer, ``(B, D)`` a batch; empty where it is not known.
     """
@@ -33,7 +34,9 @@ class Judged(NamedTuple):
     labels: Tensor
     class_names: tuple[str, ...]
     paths: list[Path]
-    folder: Path
+    checkpoint: Path
+    runs: str
+    name: str
     root: Path
     seconds: float
     features: list[Tensor]
@@ -60,19 +63,20 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = figures_of(judged.log_probabilities, judged.labels)
+    print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
     pictures = str(judged.root.resolve())
-    key = free_stage(judged.folder, stage, pictures)
+    folder = _folder_for(judged)
+    key = free_stage(folder, stage, pictures)
     write_metrics(
-        judged.folder,
+        folder,
         key,
         {**figures, "pictures": pictures, "ms_per_picture": judged.ms_per_picture},
     )
-    print(summary(stage, figures, len(judged.labels)))
-    print(f"figures   {judged.folder / 'metrics.json'}")
+    print(f"figures   {folder / 'metrics.json'}")
     if stage == "test":
-        evaluation, page = _write_report(judged, "report" + key.removeprefix("test"))
+        evaluation, page = _write_report(judged, folder, "report" + key.removeprefix("test"))
         print(f"report    {page}")
-        _track(judged.folder, page.parent, evaluation, named_entities)
+        _track(folder, page.parent, evaluation, named_entities)
     return 0
 
 
@@ -105,7 +109,9 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         cli.model.class_names,
         # Fewer answers than images where the trainer limits its batches.
         [image.path for image in cli.datamodule.images(stage)[: len(labels)]],
-        _folder_for(cli.checkpoint.path, cli.config.runs, cli.config.name or verb),
+        cli.checkpoint.path,
+        cli.config.runs,
+        cli.config.name or verb,
         cli.datamodule.root,
         seconds,
         features,
@@ -157,7 +163,9 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         held_out.labels,
         tuple(ensemble.class_names),
         [Path(path) for path in held_out.paths],
-        _folder_for(Path(options.ckpt_path), options.runs, options.name or verb),
+        Path(options.ckpt_path),
+        options.runs,
+        options.name or verb,
         modules[0].root,
         seconds,
         features,
@@ -188,14 +196,15 @@ def _combined_parser(verb: Verb) -> Parser:
     return parser
 
 
-def _folder_for(checkpoint: Path, runs: str, name: str) -> Path:
+def _folder_for(judged: Judged) -> Path:
     """The checkpoint's own run folder, or a new one where it lies in none."""
     from finetune.commands.runs import new_run_folder, run_folder_of
 
-    return run_folder_of(checkpoint) or new_run_folder(Path(runs), name)
+    own = run_folder_of(judged.checkpoint)
+    return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
 
 
-def _write_report(judged: Judged, name: str) -> tuple[Evaluation, Path]:
+def _write_report(judged: Judged, folder: Path, name: str) -> tuple[Evaluation, Path]:
     from finetune.evaluation.evaluate import evaluate
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
@@ -204,13 +213,13 @@ def _write_report(judged: Judged, name: str) -> tuple[Evaluation, Path]:
         judged.labels, judged.log_probabilities.exp(), judged.class_names, judged.paths
     )
     details = replace(
-        read_details(judged.folder),
+        read_details(folder),
         root=judged.root,
         embeddings=_embeddings(judged),
         environment=describe_environment(),
     )
-    title = f"Test of {judged.folder.resolve().name}"
-    return evaluation, write_report(judged.folder / name, evaluation, details, title=title)
+    title = f"Test of {folder.resolve().name}"
+    return evaluation, write_report(folder / name, evaluation, details, title=title)
 
 
 def _embeddings(judged: Judged) -> NDArray[np.float32] | None:

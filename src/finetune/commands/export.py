@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.held_out import checked_output
+from finetune.commands.outputs import add_output, checked_output, fitted_roots
 from finetune.commands.parsing import Parser
+from finetune.exporting.targets import SUFFIXES
 
 if TYPE_CHECKING:
     from finetune.exporting.export import Exported
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Write, compare answers, and say what goes in and what comes out."""
     options = _parser().parse_args(arguments)
-    checked_output(options)
-
-    from finetune.exporting.targets import check_target
-
-    output = check_target(options.output, options.format)
+    suffix = SUFFIXES.get(options.format)
+    output = checked_output(
+        options.output,
+        endings=() if suffix is None else (suffix,),
+        overwrite=options.overwrite,
+        inputs=[options.checkpoint],
+    )
 
     from finetune.combining.ensemble_file import checkpoint_file
-    from finetune.commands.loading import load_answerer
+    from finetune.commands.loading import fits_of, load_answerer
     from finetune.commands.trainer import quiet_libraries
     from finetune.exporting.export import export
     from finetune.exporting.onnx_file import require_packages
@@ -32,12 +35,14 @@ def main(arguments: list[str]) -> int:
         require_packages()
     quiet_libraries()
     answerer = load_answerer(checkpoint_file(options.checkpoint))
-    exported = export(answerer, output, format=options.format)
+    output.keep_off(images=fitted_roots(fits_of(answerer)))
+    with output.writing() as beside:
+        exported = export(answerer, beside, format=options.format)
     if options.format in ("onnx", "torch"):
         for line in describe_graph(exported):
             print(line)
     print(describe_parity(exported))
-    print(f"exported to {options.output}, {_size(output)}")
+    print(f"exported to {output.path}, {_size(output.path)}")
     return 0
 
 
@@ -83,6 +88,5 @@ def _parser() -> argparse.ArgumentParser:
         help="onnx and torch write one file, .onnx or .pt2; the others a folder of weights "
         "and JSON",
     )
-    parser.add_argument("--output", required=True, metavar="PATH", help="the file or folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_output(parser, "the file or folder", metavar="PATH")
     return parser

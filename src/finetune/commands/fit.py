@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UsageError
+from finetune.files import write_text
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -26,7 +27,6 @@ def main(arguments: list[str]) -> int:
     """Fit one classifier; the run folder stays only if there is something to keep."""
     from finetune.commands.many import fit_many, many_fits, resumed_group
     from finetune.commands.resuming import resumed_arguments
-    from finetune.commands.runs import new_run_folder
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
 
     started = time.monotonic()
@@ -38,8 +38,7 @@ def main(arguments: list[str]) -> int:
     if several is not None:
         cli = FinetuneCLI("fit", several.shared)  # refuses wrong settings before anything is made
         cli.datamodule.setup("fit")
-        name = cli.config.name or _name(cli.model.backbone)
-        return fit_many(several, new_run_folder(Path(cli.config.runs), name))
+        return fit_many(several, _new_folder(cli))
     arguments, resumed = resumed_arguments(arguments)
     cli = FinetuneCLI("fit", arguments)
     limit = parse_time(cli.config.time_limit)
@@ -49,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if resumed is not None:
         fit(cli, resumed, deadline=deadline)
         return 0
-    folder = new_run_folder(Path(cli.config.runs), cli.config.name or _name(cli.model.backbone))
+    folder = _new_folder(cli)
     try:
         fit(cli, folder, deadline=deadline)
     except BaseException:
@@ -74,8 +73,12 @@ def check_monitor(cli: FinetuneCLI) -> None:
         )
 
 
-def _name(backbone: str) -> str:
-    return backbone.replace(":", "-").replace("/", "-").strip("-.")
+def _new_folder(cli: FinetuneCLI) -> Path:
+    from finetune.commands.runs import new_run_folder
+
+    backbone = cli.model.backbone.replace(":", "-").replace("/", "-").strip("-.")
+    name = cli.config.name or backbone
+    return new_run_folder(Path(cli.config.runs), name, images=cli.datamodule.root)
 
 
 def parse_time(text: str | None) -> float | None:
@@ -95,7 +98,7 @@ def parse_time(text: str | None) -> float | None:
 def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
     from finetune.commands.resuming import keep_earlier_epochs
-    from finetune.commands.runs import link_latest, timed_fit, write_text
+    from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.settling import does_the_data_suffice, settle
     from finetune.training.tracking import finish_tracking
 
@@ -202,7 +205,7 @@ def _store(cli: FinetuneCLI) -> FeatureStore | None:
     cache_dir = cli.config.data.cache_dir
     if cli.config.data.cache == "off":
         return None
-    return FeatureStore(None if cache_dir is None else Path(str(cache_dir)) / "features")
+    return FeatureStore(None if cache_dir is None else str(cache_dir))
 
 
 def build_trainer(
@@ -250,8 +253,8 @@ def conclude(folder: Path) -> None:
     val: dict[str, Any] | None = read_checkpoint(best).details.get("val")
     if val is not None and len(val["labels"]):
         figures = figures_of(val["logits"], val["labels"])
+        print(summary("val", figures, len(val["labels"])), flush=True)  # whatever the disk says
         write_metrics(folder, "val", figures)
-        print(summary("val", figures, len(val["labels"])))
     print(f"\n{folder}:")
     for path, meaning in contents(folder):
         print(f"  {path.relative_to(folder)!s:<27}  {meaning}")

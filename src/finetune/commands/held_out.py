@@ -47,30 +47,6 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """``--output`` and ``--overwrite``."""
-    parser.add_argument("--output", required=True, metavar="FILE.ckpt", help="the file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
-
-
-def checked_output(options: argparse.Namespace) -> Path:
-    """The file to write, refused before any work if it cannot be.
-
-    Raises:
-        UsageError: it exists, or its folder does not.
-    """
-    output = Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise UsageError(
-            f"Expected no file yet at {output}, found one; name another --output or --overwrite."
-        )
-    if not output.absolute().parent.is_dir():
-        raise UsageError(
-            f"Expected a folder to write {output.name} into, found no {output.parent}; create it."
-        )
-    return output
-
-
 def build_held_out(
     options: argparse.Namespace, ensemble: Ensemble
 ) -> ImageFolderDataModule | dict[int, ImageFolderDataModule]:

@@ -6,6 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.commands.outputs import (
+    FIGURES,
+    Output,
+    add_overwrite,
+    checked_output,
+    fitted_roots,
+)
 from finetune.commands.parsing import Parser
 from finetune.errors import PretrainedWeightsError, UsageError
 
@@ -28,7 +35,8 @@ def parser() -> Parser:
     options.add_argument("--in-chans", type=int, help="channels of the images; default: 3")
     options.add_argument("--classes", type=int, help="default: 10, or the checkpoint's")
     options.add_argument("--samples", type=int, help="training images: do they suffice?")
-    options.add_argument("--filters", type=Path, metavar="PNG", help="draw the first filters")
+    options.add_argument("--filters", metavar="FILE.png", help="draw the first filters")
+    add_overwrite(options)
     options.add_argument("--all", action="store_true", help="every layer, not stages alone")
     return options
 
@@ -43,7 +51,18 @@ def main(arguments: list[str]) -> int:
                 f"Expected --{option.replace('_', '-')} of at least 1, found {value}; "
                 "leave it out for the default."
             )
-    network, facts = _open(given)
+    filters = None
+    if given.filters is not None:
+        filters = checked_output(
+            given.filters,
+            endings=FIGURES,
+            overwrite=given.overwrite,
+            option="--filters",
+            inputs=[given.network],
+        )
+    network, facts, fit = _open(given)
+    if filters is not None:
+        filters.keep_off(images=fitted_roots([fit]))
     from finetune.networks.capacity import data_advice
     from finetune.networks.layers import layer_table
 
@@ -63,14 +82,14 @@ def main(arguments: list[str]) -> int:
     )
     if given.samples is not None:
         print(data_advice(parameters, given.samples, classes))
-    if given.filters is not None:
-        _draw_filters(network, given.filters)
-        print(f"filters of the first layer: {given.filters}")
+    if filters is not None:
+        _draw_filters(network, filters)
+        print(f"filters of the first layer: {filters.path}")
     return 0
 
 
-def _open(given: Any) -> tuple[nn.Module, dict[str, int]]:
-    """The network, and the sizes at which to look at it."""
+def _open(given: Any) -> tuple[nn.Module, dict[str, int], dict[str, Any]]:
+    """The network, the sizes at which to look at it, and the data settings of its fit."""
     from finetune.networks.baselines import is_baseline
     from finetune.networks.factory import create_network, preprocessing_of
     from finetune.training.classifier import ImageClassifier
@@ -88,11 +107,12 @@ def _open(given: Any) -> tuple[nn.Module, dict[str, int]]:
                     f"Expected --{option.replace('_', '-')} {own} as in the checkpoint, found "
                     f"{getattr(given, option)}; leave it out."
                 )
-        return classifier.network, {
+        facts = {
             "image_size": given.image_size or preprocessing.image_size,
             "in_chans": preprocessing.in_chans,
             "classes": len(classifier.class_names),
         }
+        return classifier.network, facts, classifier.details.get("data") or {}
     in_chans, classes = given.in_chans or 3, given.classes or 10
     # Only a picture of the filters needs the pretrained weights.
     pretrained = given.filters is not None and not is_baseline(given.network)
@@ -110,11 +130,12 @@ def _open(given: Any) -> tuple[nn.Module, dict[str, int]]:
             "tf_efficientnet_lite0 or a checkpoint."
         ) from error
     preprocessing = preprocessing_of(given.network, in_chans=in_chans, image_size=given.image_size)
-    return network, {
+    facts = {
         "image_size": preprocessing.image_size,
         "in_chans": in_chans,
         "classes": classes,
     }
+    return network, facts, {}
 
 
 def _thinned(layers: list[Layer]) -> list[Layer]:
@@ -149,10 +170,10 @@ def _row(layer: Layer) -> tuple[str, ...]:
     )
 
 
-def _draw_filters(network: nn.Module, path: Path) -> None:
+def _draw_filters(network: nn.Module, output: Output) -> None:
     from finetune.reporting.filters import filters_figure, first_filters
     from finetune.reporting.style import save_png
 
     figure = filters_figure({"first layer": first_filters(network)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(figure, path)
+    with output.writing() as beside:
+        save_png(figure, beside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,12 @@ def load_answerer(path: str | Path) -> Any:
     if read_content(path, mmap=True)[ENTRY]["kind"] == "ensemble":
         return Ensemble.from_file(path)
     return ImageClassifier.from_checkpoint(path)
+
+
+def fits_of(answerer: Any) -> tuple[Mapping[str, Any], ...]:
+    """The data settings of the fits behind what :func:`load_answerer` gave, as far as known."""
+    from finetune.training.classifier import ImageClassifier
+
+    if isinstance(answerer, ImageClassifier):
+        return (answerer.details.get("data") or {},)
+    return tuple(answerer.fitted_on)

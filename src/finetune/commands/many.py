@@ -22,6 +22,7 @@ from finetune.commands.side_by_side import (
 )
 from finetune.documents import read_json
 from finetune.errors import FinetuneError, UsageError
+from finetune.files import write_text
 from finetune.spec.run_files import MEMBERS as MEMBERS_SCHEMA
 
 MEMBERS = "members.json"
@@ -66,8 +67,6 @@ def fit_many(fits: ManyFits, group: Path) -> int:
     Returns:
         0 if all members are there in the end, else 1.
     """
-    from finetune.commands.runs import write_text
-
     # What only the person at the command line may decide is never kept in a file.
     kept, spoken = without_spoken(fits.shared)
     write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": kept}))

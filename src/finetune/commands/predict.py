@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.commands.outputs import Output, add_overwrite, checked_output, fitted_roots
 from finetune.commands.parsing import Parser, whole_number
 
 if TYPE_CHECKING:
@@ -18,15 +19,22 @@ def main(arguments: list[str]) -> int:
     """Print the answers, or write them to ``--output`` as they come."""
     options = _parser().parse_args(arguments)
     pictures = _from_standard_input(options.pictures)
+    output = None
     if options.output is not None:
         from finetune.answer_files import format_of
 
         format_of(options.output)
+        output = checked_output(
+            options.output,
+            endings=(Path(options.output).suffix.lower(),),
+            overwrite=options.overwrite,
+            inputs=[options.checkpoint, *pictures],
+            images=pictures,
+        )
 
     from lightning import Trainer
 
-    from finetune.answer_files import open_answer_file
-    from finetune.commands.loading import load_answerer
+    from finetune.commands.loading import fits_of, load_answerer
     from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_pictures, predict
@@ -34,7 +42,9 @@ def main(arguments: list[str]) -> int:
     quiet_libraries()
     files = find_pictures(pictures)
     answerer = load_answerer(options.checkpoint)
-    watched = options.output is not None and on_terminal()
+    if output is not None:
+        output.keep_off(inputs=files, images=fitted_roots(fits_of(answerer)))
+    watched = output is not None and on_terminal()
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -47,10 +57,8 @@ def main(arguments: list[str]) -> int:
     )
     with ExitStack() as stack:
         write: Callable[[dict[str, Any]], None] = _print
-        if options.output is not None and trainer.is_global_zero:
-            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        if options.output is not None and trainer.is_global_zero and trainer.world_size == 1:
-            write = stack.enter_context(open_answer_file(options.output))
+        if output is not None and trainer.is_global_zero and trainer.world_size == 1:
+            write = stack.enter_context(_answer_file(output))
 
         def on_answer(path: Path, answer: Predictions) -> None:
             for row in answer.rows(top_k=options.topk):
@@ -69,15 +77,23 @@ def main(arguments: list[str]) -> int:
         )
     if not one_process and trainer.is_global_zero:
         with ExitStack() as stack:
-            if options.output is not None:
-                write = stack.enter_context(open_answer_file(options.output))
+            if output is not None:
+                write = stack.enter_context(_answer_file(output))
             for row in predictions.rows(top_k=options.topk):
                 write(row)
     for path, reason in predictions.skipped:
         print(f"left out {path}: {reason}", file=sys.stderr)
-    if options.output is not None and trainer.is_global_zero:
-        print(f"{len(predictions)} pictures answered in {options.output}")
+    if output is not None and trainer.is_global_zero:
+        print(f"{len(predictions)} pictures answered in {output.path}")
     return 0
+
+
+@contextmanager
+def _answer_file(output: Output) -> Iterator[Callable[[dict[str, Any]], None]]:
+    from finetune.answer_files import open_answer_file
+
+    with output.writing() as beside, open_answer_file(beside) as write:
+        yield write
 
 
 def _parser() -> Parser:
@@ -90,6 +106,7 @@ def _parser() -> Parser:
         "pictures", nargs="+", help="files, folders, glob patterns; - reads names from a pipe"
     )
     parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
+    add_overwrite(parser)
     parser.add_argument("--topk", type=whole_number(1), default=1, help="how many classes to name")
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=32, help="pictures a batch, at least 1"

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.commands.outputs import (
+    PAGES,
+    TABLES,
+    Output,
+    add_output,
+    checked_output,
+    default_output,
+    fitted_roots,
+)
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
@@ -13,33 +25,47 @@ if TYPE_CHECKING:
     from finetune.evaluation.comparison import Leaderboard
     from finetune.reporting.sources import Source
 
+RUN_FILES = ("config.yaml", "metrics.json")  # a fit's folder, a test's folder
+
 
 def main(arguments: list[str]) -> int:
     """One page about everything given, side by side or as the folds of one cross-validation."""
     options = _parser().parse_args(arguments)
-    output = Path(options.output)
-    check_page_name(output)
+    output = checked_page(default_output("report.html", options), options)
+    suspects = None
+    if options.suspects is not None:
+        suspects = checked_output(
+            options.suspects,
+            endings=TABLES,
+            overwrite=options.overwrite,
+            option="--suspects",
+            inputs=options.sources,
+            images=[options.root],
+        )
 
     from finetune.reporting.report import write_page
     from finetune.reporting.sources import load_sources, merge_folds
 
     sources = load_sources(options.sources, root=options.root)
+    for each in filter(None, (output, suspects)):
+        keep_off_sources(each, sources)
     if options.folds:
         merged = merge_folds(sources)
         sources = {merged.name: merged}
-    if options.suspects is not None:
+    if suspects is not None:
         sources = {name: with_embeddings(source) for name, source in sources.items()}
-        write_all_suspects(options.suspects, sources)
-    write_page(
-        output,
-        {
-            source.title if len(sources) == 1 else name: (source.evaluation, source.details)
-            for name, source in sources.items()
-        },
-        title=options.title or ", ".join(source.title for source in sources.values()),
-        leaderboard=_leaderboard(sources),
-        columns={name: source.columns for name, source in sources.items()},
-    )
+        write_all_suspects(suspects, sources)
+    with output.writing() as beside:
+        write_page(
+            beside,
+            {
+                source.title if len(sources) == 1 else name: (source.evaluation, source.details)
+                for name, source in sources.items()
+            },
+            title=options.title or ", ".join(source.title for source in sources.values()),
+            leaderboard=_leaderboard(sources),
+            columns={name: source.columns for name, source in sources.items()},
+        )
     for source in sources.values():
         e = source.evaluation
         low, high = e.accuracy_wilson
@@ -47,14 +73,42 @@ def main(arguments: list[str]) -> int:
             f"{source.title}: accuracy {e.accuracy:.3f} [{low:.3f}, {high:.3f}] "
             f"on {len(e.labels)} images"
         )
-    print(f"report in {output}")
+    print(f"report in {output.path}")
     return 0
 
 
-def check_page_name(output: Path) -> None:
-    """Refuse a name that no browser would open, before any work is done."""
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"Expected --output to end in .html, found {output.name!r}; rename it.")
+def checked_page(path: str, options: argparse.Namespace) -> Output:
+    """A page's place; in a run folder, an earlier page of ours is replaced without being asked."""
+    return checked_output(
+        path,
+        endings=PAGES,
+        overwrite=options.overwrite,
+        inputs=options.sources,
+        images=[options.root],
+        is_ours=_is_page_of_a_run,
+    )
+
+
+def _is_page_of_a_run(page: Path) -> bool:
+    from finetune.reporting.page import GENERATOR
+
+    folders = page.absolute().parents[:2]
+    if not any((each / name).is_file() for each in folders for name in RUN_FILES):
+        return False
+    with page.open("rb") as file:
+        return GENERATOR.encode() in file.read(1000)
+
+
+def keep_off_sources(output: Output, sources: Mapping[str, Source]) -> None:
+    """Refuse a place among the images that the sources are about."""
+    from finetune.training.checkpoints import read_checkpoint
+
+    weights = [source.weights for source in sources.values() if source.weights is not None]
+    fits = [read_checkpoint(each, mmap=True).details.get("data") for each in weights]
+    roots = [{"root": source.details.root} for source in sources.values()]
+    images = {path for source in sources.values() for path in source.evaluation.paths}
+    folders = {os.path.dirname(path) for path in images if os.path.isabs(path)}
+    output.keep_off(images=[*fitted_roots([*fits, *roots]), *folders])
 
 
 def with_embeddings(source: Source) -> Source:
@@ -69,7 +123,7 @@ def with_embeddings(source: Source) -> Source:
     return replace(source, details=replace(source.details, embeddings=embeddings))
 
 
-def write_all_suspects(path: Path, sources: dict[str, Source]) -> None:
+def write_all_suspects(output: Output, sources: dict[str, Source]) -> None:
     """One list of labels to look at, from the only source."""
     from finetune.reporting.triage import rank_suspects, write_suspects
 
@@ -80,11 +134,12 @@ def write_all_suspects(path: Path, sources: dict[str, Source]) -> None:
         )
     (source,) = sources.values()
     suspects = rank_suspects(source.evaluation, embeddings=source.details.embeddings)
-    write_suspects(path, suspects)
+    with output.writing() as beside:
+        write_suspects(beside, suspects)
     for suspect in [s for s in suspects[:10] if s.suspected]:
         instead = f"perhaps {suspect.suggested}" if suspect.suggested else "unlike all others"
         print(f"look at {suspect.path}: labelled {suspect.label}, {instead}")
-    print(f"suspects in {path}")
+    print(f"suspects in {output.path}")
 
 
 def _leaderboard(sources: dict[str, Source]) -> Leaderboard | None:
@@ -102,7 +157,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "sources", nargs="+", help="run folders, .ckpt files or predictions .csv, side by side"
     )
-    parser.add_argument("--output", default="report.html", help="the page to write")
+    add_output(parser, "the page", metavar="FILE.html", default="report.html")
     parser.add_argument("--root", type=Path, help="folder of the images, if they have moved")
     parser.add_argument("--title", help="headline of the page")
     parser.add_argument(

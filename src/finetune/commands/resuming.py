@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ def resumed_arguments(arguments: Sequence[str]) -> tuple[list[str], Path | None]
             f"Expected a run folder with config.yaml and checkpoints/last.ckpt after "
             f"--resume, found {value or 'nothing'}; give runs/NAME-N."
         )
+    if os.path.realpath(run) != os.path.abspath(run):  # a link, which the fit may move
+        run = run.resolve()
+        last = run / "checkpoints" / "last.ckpt"
     return ["--config", str(run / "config.yaml"), "--ckpt_path", str(last), *rest], run
 
 

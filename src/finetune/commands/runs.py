@@ -6,13 +6,15 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from finetune.commands.outputs import Output
 from finetune.documents import read_json
 from finetune.errors import UsageError
+from finetune.files import write_link, write_text
 from finetune.spec.run_files import METRICS
 
 # Processes that Lightning starts for distributed training run the command again: they must not
@@ -20,10 +22,20 @@ from finetune.spec.run_files import METRICS
 INHERITED = "FINETUNE_RUN_FOLDER"
 
 
-def new_run_folder(runs: Path, name: str) -> Path:
-    """Create the next free ``<runs>/<name>-<n>``, also when several processes ask at once."""
-    if not name.isprintable() or name != Path(name).name or name.startswith("."):
+def new_run_folder(runs: Path, name: str, *, images: str | os.PathLike[str] | None = None) -> Path:
+    """Create the next free ``<runs>/<name>-<n>``, also when several processes ask at once.
+
+    Args:
+        runs: made where it is not there.
+        name: of the run.
+        images: the folder of images, below which there are no runs: they hold images too.
+
+    Raises:
+        UsageError: the name is no plain one, or the folder cannot be made.
+    """
+    if not name or not name.isprintable() or name != Path(name).name or name.startswith("."):
         raise UsageError(f"Expected a plain run name, found {name!r}; leave out slashes and dots.")
+    Output(runs, "--runs", replaces=False, is_folder=True).keep_off(images=[images])
     if INHERITED in os.environ and "LOCAL_RANK" in os.environ:
         return Path(os.environ[INHERITED])
     try:
@@ -45,14 +57,38 @@ def new_run_folder(runs: Path, name: str) -> Path:
 
 
 def link_latest(folder: Path) -> None:
-    """Point ``runs/latest`` at the folder, where the file system has links."""
-    link = folder.parent / "latest"
-    beside = folder.parent / f".latest-{os.getpid()}"
+    """Point ``runs/latest`` at the folder; where there are no links, ``latest.txt`` names it.
+
+    Only what is ours is replaced: a link to a sibling folder, a file that names one. Anything else
+    that is called so stays, and a line says it.
+    """
+    folder = Path(os.path.abspath(folder))
+    link, note = folder.parent / "latest", folder.parent / "latest.txt"
+    if os.path.lexists(link) and not _is_our_link(link):
+        print(f"{link} is not a link to a run: it stays as it is")
+        return
     try:
-        beside.symlink_to(folder.name, target_is_directory=True)
-        beside.replace(link)
-    except OSError:  # Windows without the right to make links; the printed path still tells
-        beside.unlink(missing_ok=True)
+        write_link(link, folder.name)
+    except OSError:  # such as Windows without the right to make links
+        if not os.path.lexists(note) or _is_our_note(note):
+            write_text(note, f"{NEWEST}{folder.name}\n")
+
+
+NEWEST = "the newest run of finetune: "
+
+
+def _is_our_link(link: Path) -> bool:
+    """Whether it is a link to a run beside it, one that has been removed, or itself."""
+    if not link.is_symlink() or os.path.basename(target := os.readlink(link)) != target:
+        return False
+    run = link.with_name(target)
+    return not run.exists() or any((run / name).exists() for name in ("config.yaml", "checkpoints"))
+
+
+def _is_our_note(note: Path) -> bool:
+    with suppress(OSError, UnicodeDecodeError):
+        return not note.is_symlink() and note.read_text(encoding="utf-8").startswith(NEWEST)
+    return False
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:
@@ -107,13 +143,6 @@ def timed_fit(folder: Path) -> Iterator[None]:
         if any((folder / "checkpoints").glob("*.ckpt")):
             seconds = round(earlier + time.monotonic() - started, 2)
             write_metrics(folder, "fit", {"seconds": seconds, "finished": finished})
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: readers see the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 CONTENTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune.commands.outputs import checked_output
 from finetune.commands.parsing import Parser
 
 
@@ -16,6 +17,8 @@ def main(arguments: list[str]) -> int:
 
     from finetune.data.sample import write_sample
 
+    # What is there is refused by what it holds: the sample itself may be there already.
+    checked_output(options.folder, endings=(), overwrite=True, option="the folder")
     write_sample(options.folder)
     print(f"the sample folder lies in {options.folder}")
     return 0

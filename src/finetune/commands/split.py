@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.commands.outputs import TABLES, add_output, checked_output
 from finetune.commands.parsing import Parser, whole_number
-from finetune.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.data.assignment import SplitSettings
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Split a folder and write the manifest."""
     options = _parser().parse_args(arguments)
-    output = Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise UsageError(
-            f"Expected no file yet at {output}, found one; name another --output, keep its sides "
-            f"with --previous {output}, or replace it with --overwrite."
-        )
+    output = checked_output(
+        options.output,
+        endings=TABLES,
+        overwrite=options.overwrite,
+        inputs=[options.manifest, options.previous],
+        images=[options.folder],
+        hint=f"keep its sides with --previous {options.output}, ",
+    )
     from finetune.data.assignment import SplitSettings
     from finetune.data.manifest import write_manifest
 
@@ -32,9 +34,12 @@ def main(arguments: list[str]) -> int:
         seed=options.seed,
         folds=options.folds,
     )
-    folder = _split(_found(options), settings, options)
-    write_manifest(output, folder)
-    _print_summary(folder, output)
+    found = _found(options)
+    output.keep_off(inputs=(image.path for image in found.images))
+    folder = _split(found, settings, options)
+    with output.writing() as beside:
+        write_manifest(beside, folder)
+    _print_summary(folder, output.path)
     return 0
 
 
@@ -45,8 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "class, and write it as a CSV that --data.manifest reads. The folder stays as it is.",
     )
     parser.add_argument("folder", help="DIR/<class>/... or DIR/train|val|test/<class>/...")
-    parser.add_argument("--output", required=True, help="the CSV to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the CSV if it is there")
+    add_output(parser, "the CSV", metavar="FILE.csv")
     parser.add_argument("--manifest", help="CSV path,label[,group] to split instead of the folder")
     parser.add_argument(
         "--allow-outside", action="store_true", help="accept files of the manifest outside DIR"

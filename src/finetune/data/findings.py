@@ -10,8 +10,11 @@ import csv
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Literal
+
+from finetune.files import write_text
 
 Severity = Literal["error", "warning", "note"]
 
@@ -32,8 +35,9 @@ class Finding:
 
 def write_findings(path: str | os.PathLike[str], findings: Iterable[Finding]) -> None:
     """Write findings as a CSV (``bad_images.csv`` of a run folder)."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "kind", "severity", "problem", "remedy"))
-        for each in findings:
-            writer.writerow((each.path, each.kind, each.severity, each.problem, each.remedy))
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "kind", "severity", "problem", "remedy"))
+    for each in findings:
+        writer.writerow((each.path, each.kind, each.severity, each.problem, each.remedy))
+    write_text(Path(path), text.getvalue())

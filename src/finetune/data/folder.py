@@ -172,6 +172,11 @@ def scan_folder(root: str | os.PathLike[str]) -> ImageFolder:
     return _assemble(root, walk, found_images)
 
 
+def images_below(folder: str | os.PathLike[str]) -> list[Path]:
+    """All images below a folder, as a fit would find them: links followed, no folder read twice."""
+    return [Path(path) for path in _Walk().images_below(os.fspath(folder))]
+
+
 def _assemble(root: Path, walk: _Walk, found: list[_Found]) -> ImageFolder:
     if not found:
         raise ImageFolderError(_no_pictures_message(root, walk))
@@ -245,7 +250,7 @@ class _Walk:
         for folder in folders:
             name = normal_name(os.path.basename(folder))
             found = False
-            for path in self._pictures_below(folder):
+            for path in self.images_below(folder):
                 found = True
                 yield name, path
             if not found:
@@ -258,7 +263,7 @@ class _Walk:
             self.leave_out(path, reason_outside)
         return folders
 
-    def _pictures_below(self, top: str) -> Iterator[str]:
+    def images_below(self, top: str) -> Iterator[str]:
         pending = [top]
         while pending:
             folders, files = self._entries(pending.pop())

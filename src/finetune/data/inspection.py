@@ -1,7 +1,8 @@
 """Open every file once and note what it is: readable or not, size, mode, hashes, looks.
 
-What was noted is remembered in the cache folder by path, size and time of change, so that only
-new and changed files are opened again. The folder of pictures itself is only read.
+What was noted is remembered in the cache folder by path and
+:func:`~finetune.cache_dir.file_stamp`, so that only new and changed files are opened again. The
+folder of images itself is only read.
 """
 
 from __future__ import annotations
@@ -9,25 +10,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from finetune.cache_dir import CachedFiles, file_stamp, short_hash, write_all
 from finetune.data.images import MAX_PIXELS, decode_bytes, hash_bytes, open_image
-from finetune.data.locations import cache_folder, short_hash
 from finetune.data.workload import usable_cores
 from finetune.errors import ImageError
 
 LOOK_SIDE = 128  # short side, in pixels, at which a picture's looks are measured
-VERSION = 2  # of what is remembered; another number forgets everything
+VERSION = 3  # of what is remembered; another number forgets everything
+ENDING = ".inspections"
+LIMIT_BYTES = 256 * 2**20  # of all data sets' memories together
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class Inspection:
     flatness: float = 0.0
     brightest: int = 0
     perceptual_hash: str = ""
+
+
+Stamp = tuple[int, ...]
+Memory = dict[str, tuple[Stamp, Inspection]]
 
 
 def inspect_file(
@@ -119,12 +125,15 @@ def inspect_files(
         remember: False opens every file and writes nothing.
         progress: draw a bar on standard error, if that is a terminal.
     """
-    memory_path = _memory_path(root, max_pixels, cache_dir)
-    memory = _recall(memory_path) if remember else {}
+    files = CachedFiles(cache_dir, "inspections", VERSION)
+    group = short_hash(f"{os.path.realpath(root)}|{max_pixels}")
+    memory = _recall(files, group) if remember else {}
+    stamps = {path: _stamp(path) for path in paths}  # before anything is read
     results: dict[Path, Inspection] = {}
     for path in paths:
-        known = memory.get(os.path.abspath(path))
-        if known and _unchanged(path, known) and (known.perceptual_hash or not perceptual):
+        stamp, known = memory.get(os.path.abspath(path), (None, None))
+        same = known is not None and stamp == stamps[path]
+        if known and same and (known.perceptual_hash or not perceptual):
             results[path] = replace(known, path=path)
     new = [path for path in paths if path not in results]
     if new:
@@ -135,15 +144,16 @@ def inspect_files(
                     lambda path: inspect_file(path, max_pixels=max_pixels, perceptual=perceptual),
                     new,
                 )
-                for inspection in _tracked(inspected, len(new), progress):
-                    results[inspection.path] = inspection
+                try:
+                    for inspection in _tracked(inspected, len(new), progress):
+                        results[inspection.path] = inspection
+                finally:
+                    pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the others
         finally:
             if remember:  # also what was found before Ctrl-C: the next check goes on there
-                found = [path for path in new if path in results]
-                memory.update((os.path.abspath(path), results[path]) for path in found)
-                # What has been deleted or moved since is forgotten, or the memory would only grow.
-                there = {key: seen for key, seen in memory.items() if os.path.exists(key)}
-                _remember(memory_path, there)
+                found = ((path, stamps[path]) for path in new if path in results)
+                seen = {os.path.abspath(path): (at, results[path]) for path, at in found if at}
+                _remember(files, group, seen)
     return [results[path] for path in paths]
 
 
@@ -197,40 +207,44 @@ def _tracked(inspections: Iterable[Inspection], total: int, progress: bool) -> I
     )
 
 
-def _memory_path(root: Path, max_pixels: int, cache_dir: str | os.PathLike[str] | None) -> Path:
-    key = short_hash(f"{VERSION}|{os.path.realpath(root)}|{max_pixels}")
-    return cache_folder(cache_dir) / "inspections" / f"{key}.jsonl"
-
-
-def _unchanged(path: Path, known: Inspection) -> bool:
+def _stamp(path: Path) -> Stamp | None:
+    """What tells whether a file has changed; None of one that cannot be read now."""
     try:
-        status = path.stat()
+        return file_stamp(path) if os.access(path, os.R_OK) else None
     except OSError:
-        return False
-    return (status.st_size, status.st_mtime_ns) == (known.size, known.mtime_ns)
+        return None
 
 
-def _recall(path: Path) -> dict[str, Inspection]:
-    memory: dict[str, Inspection] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        for line in lines:
-            values: dict[str, Any] = json.loads(line)
-            memory[values["path"]] = Inspection(**{**values, "path": Path(values["path"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}  # nothing remembered yet, or damaged: everything is simply opened again
+def _recall(files: CachedFiles, group: str) -> Memory:
+    """By absolute path, what the files of a group say; of those that are whole."""
+    memory: Memory = {}
+    for path in files.listed(group, ENDING):
+        with suppress(Exception), files.open(path) as file:  # gone, or damaged in whatever way
+            checksum, content = file.read(4), file.read()
+            if checksum == _checksum(content):
+                for key, (stamp, values) in json.loads(content).items():
+                    memory[key] = tuple(stamp), Inspection(**{**values, "path": Path(key)})
     return memory
 
 
-def _remember(path: Path, memory: dict[str, Inspection]) -> None:
-    with suppress(OSError):  # a full disk or a read-only home costs time, not the command
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-                for key, inspection in memory.items():
-                    file.write(json.dumps({**asdict(inspection), "path": key}) + "\n")
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
+def _remember(files: CachedFiles, group: str, seen: Memory) -> None:
+    """Write one file of all that is known of a group, also by other processes meanwhile."""
+    older = files.listed(group, ENDING)
+    # What has been deleted or moved since is forgotten, or the memory would only grow.
+    known = {k: v for k, v in (_recall(files, group) | seen).items() if os.path.exists(k)}
+    values = {key: (stamp, {**asdict(seen), "path": key}) for key, (stamp, seen) in known.items()}
+    content = json.dumps(values).encode()
+    path = files.new_path(group, ENDING)
+    try:
+        with files.create(path) as file:
+            write_all(file, _checksum(content) + content)
+    except OSError:  # a full disk or a read-only home costs time, not the command
+        files.remove(path)
+        return
+    for read in older:
+        files.remove(read)
+    files.evict(LIMIT_BYTES, keep=group)
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(4, "little")

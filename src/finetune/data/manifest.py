@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import csv
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 from finetune.csv_table import CsvTable, read_csv_table
@@ -21,10 +21,11 @@ from finetune.data.folder import (
     LabelledImage,
     Split,
     UnusedFile,
+    images_below,
     normal_name,
-    readable_suffixes,
 )
 from finetune.errors import ManifestError
+from finetune.files import write_text
 
 COLUMNS = ("path", "label", "split", "fold", "group", "hash")
 
@@ -101,29 +102,15 @@ def write_manifest(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = relative_names(folder.root, folder.images)
-    with tempfile.NamedTemporaryFile(
-        "w",
-        dir=path.parent,
-        prefix=f".{path.name}-",
-        delete=False,
-        newline="",
-        encoding="utf-8",
-        errors="surrogateescape",
-    ) as file:
-        try:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for name, image in zip(names, folder.images, strict=True):
-                label = folder.class_names[image.label]
-                fold = "" if image.fold is None else image.fold
-                extra = (image.split or "", fold, image.group or "", hashes.get(image.path, ""))
-                writer.writerow((name, label, *extra))
-            file.close()
-            os.chmod(file.name, 0o644)  # temporary files are private
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for name, image in zip(names, folder.images, strict=True):
+        label = folder.class_names[image.label]
+        fold = "" if image.fold is None else image.fold
+        extra = (image.split or "", fold, image.group or "", hashes.get(image.path, ""))
+        writer.writerow((name, label, *extra))
+    write_text(path, text.getvalue())
 
 
 def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
@@ -142,15 +129,8 @@ def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
 def unlisted_pictures(folder: ImageFolder) -> list[UnusedFile]:
     """Files below a manifest's root that look like pictures and that it does not list."""
     listed = {os.path.abspath(image.path) for image in folder.images}
-    unlisted = []
-    for place, folders, files in os.walk(os.path.abspath(folder.root)):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = os.path.join(place, name)
-            is_picture = os.path.splitext(name)[1].lower() in readable_suffixes()
-            if is_picture and not name.startswith(".") and path not in listed:
-                unlisted.append(UnusedFile(Path(path), "not in the manifest"))
-    return unlisted
+    found = images_below(os.path.abspath(folder.root))
+    return [UnusedFile(path, "not in the manifest") for path in found if str(path) not in listed]
 
 
 def manifest_columns(path: str | os.PathLike[str]) -> list[str]:

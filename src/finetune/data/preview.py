@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from finetune.files import atomic_write
+
 MOST = 32  # pictures shown
 TILE = 160  # side of one in pixels
 CAPTION = 20  # height of the line below it
@@ -46,7 +48,8 @@ def write_batch_picture(
     """Save :func:`batch_picture` as ``batch.png``, or in whatever format the ending says."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    batch_picture(images, labels, class_names).save(path)
+    with atomic_write(path) as beside:
+        batch_picture(images, labels, class_names).save(beside)
 
 
 def _tile(image: Tensor) -> Image.Image:

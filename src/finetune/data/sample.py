@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from PIL import Image
 
 from finetune.data.folder import SPLITS
 from finetune.errors import ImageFolderError
+from finetune.files import atomic_folder
 
 # Files of scikit-image's wheel: nothing is ever fetched.
 PHOTOGRAPHS = {
@@ -60,15 +59,9 @@ def write_sample(root: str | os.PathLike[str]) -> None:
         )
     photographs = _photographs_folder()
     root.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
+    with atomic_folder(root, exclusive=True) as beside:
         for class_name, file_name in PHOTOGRAPHS.items():
             _write_class(beside, class_name, photographs / file_name)
-        beside.chmod(0o755)  # mkdtemp's folders are private
-        beside.rename(root)  # replaces an empty folder
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def _is_sample(root: Path) -> bool:
@@ -102,7 +95,7 @@ def _crop_path(root: Path, split: str, class_name: str, number: int) -> Path:
     return root / split / class_name / f"{class_name}_{number:02d}.png"
 
 
-def _write_class(root: Path, class_name: str, photograph: Path) -> None:
+def _write_class(beside: Path, class_name: str, photograph: Path) -> None:
     with Image.open(photograph) as image:
         picture = image.convert("L")
     if picture.height > picture.width:
@@ -111,10 +104,9 @@ def _write_class(root: Path, class_name: str, photograph: Path) -> None:
     rng = np.random.default_rng(seed)
     for split in SPLITS:
         stripe = picture.crop(_stripe(picture.size, split))
+        (beside / split / class_name).mkdir(parents=True)
         for number in range(CROPS[split]):
-            path = _crop_path(root, split, class_name, number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _crop(stripe, rng).save(path)
+            _crop(stripe, rng).save(_crop_path(beside, split, class_name, number))
 
 
 def _stripe(size: tuple[int, int], split: str) -> tuple[int, int, int, int]:

@@ -59,7 +59,7 @@ def export(
     """
     path = check_target(path, format)
     ensemble = exportable_copy(classifier)
-    with written_beside(path) as beside:
+    with written_beside(path, format) as beside:
         reloaded = _write(ensemble, beside, format)
         difference = None if reloaded is None else check_parity(ensemble, reloaded)
     return Exported(

@@ -33,7 +33,7 @@ def require_packages() -> None:
         )
 
 
-def write_onnx(ensemble: Ensemble, path: Path) -> Reloaded | None:
+def write_onnx(ensemble: Ensemble, beside: Path) -> Reloaded | None:
     """Write a ``.onnx`` file with the description as its metadata ``finetune``.
 
     Returns:
@@ -65,8 +65,8 @@ def write_onnx(ensemble: Ensemble, path: Path) -> Reloaded | None:
     for node in translated.model.graph.all_nodes():
         node.metadata_props.clear()  # traces into the files of this machine
     translated.model.metadata_props[METADATA_KEY] = as_json(describe_export(ensemble))
-    translated.save(path, external_data=False)
-    return _runtime(path, names)
+    translated.save(beside, external_data=False)
+    return _runtime(beside, names)
 
 
 def _check_size(ensemble: Ensemble) -> None:

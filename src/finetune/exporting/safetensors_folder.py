@@ -15,6 +15,7 @@ from finetune.exporting.copying import only_classifier
 from finetune.exporting.description import as_json, describe_export, ensemble_entry
 from finetune.exporting.parity import Reloaded
 from finetune.exporting.tracing import ProbabilityGraph
+from finetune.files import write_text
 from finetune.training.checkpoint_schema import check_content
 from finetune.training.checkpoints import ENTRY
 
@@ -23,19 +24,18 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 ALONE = "members.0.classifier.network."
 
 
-def write_safetensors(ensemble: Ensemble, path: Path) -> Reloaded:
-    """Write ``model.safetensors`` and ``config.json`` into a new folder.
+def write_safetensors(ensemble: Ensemble, beside: Path) -> Reloaded:
+    """Write ``model.safetensors`` and ``config.json`` into a new folder ``beside`` the target.
 
     A single classifier's tensors are named as in its network, so that timm's loads them; those of
     an ensemble begin with ``members.<i>.classifier.network.``. Tensors that members share stand in
     the file once; its metadata maps the other names to the one that is there.
     """
-    path.mkdir()
     classifier = only_classifier(ensemble)
     module = ensemble if classifier is None else classifier.network
-    safetensors.torch.save_model(module, str(path / WEIGHTS))
-    (path / CONFIG).write_text(as_json(describe_export(ensemble)), encoding="utf-8")
-    graph = ProbabilityGraph(read_safetensors(path))
+    safetensors.torch.save_model(module, str(beside / WEIGHTS))
+    write_text(beside / CONFIG, as_json(describe_export(ensemble)))
+    graph = ProbabilityGraph(read_safetensors(beside))
     return lambda views: graph(*views)
 
 

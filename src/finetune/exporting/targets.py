@@ -1,15 +1,16 @@
-"""Where an export goes: the right ending, written beside and renamed, nothing foreign removed."""
+"""Where an export goes: a file of the format's ending, or a folder; whole or not at all."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from finetune.errors import UsageError
+from finetune.files import atomic_folder, atomic_write
 
 Format = Literal["onnx", "torch", "safetensors", "timm"]
 # The others are folders.
@@ -44,23 +45,18 @@ def check_target(path: str | Path, format: Format) -> Path:
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A name beside the target, which takes the target's place if the block ends well.
+def written_beside(path: Path, format: Format) -> Iterator[Path]:
+    """A file or folder beside the target, which takes its place if the block ends well.
 
     The files of a folder replace those of the same names; others in it stay.
     """
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield beside
-        if beside.is_dir():
-            path.mkdir(exist_ok=True)
-            for file in sorted(beside.iterdir()):
+    is_folder = format not in SUFFIXES
+    with (atomic_folder if is_folder else atomic_write)(path) as beside:
+        try:
+            yield beside
+        except SafetensorError as error:  # its writer's word for a full disk
+            raise OSError(str(error)) from error
+        if is_folder:
+            for file in beside.iterdir():
                 # safetensors lets only the owner read; the folder knows what is usual here.
                 file.chmod(beside.stat().st_mode & 0o666)
-                file.replace(path / file.name)
-        else:
-            beside.replace(path)
-    finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        beside.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from finetune.exporting.parity import Reloaded
 from finetune.networks.timm_folder import is_timms, read_timm_folder, write_timm_folder
 
 
-def write_timm(ensemble: Ensemble, path: Path) -> Reloaded:
-    """Write weights and configuration into a new folder, as timm does.
+def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
+    """Write weights and configuration into a new folder ``beside`` the target, as timm does.
 
     timm's networks answer with logits; a calibration's temperature is multiplied into the final
     layer, so that the softmax of these logits is our answer.
@@ -42,12 +42,12 @@ def write_timm(ensemble: Ensemble, path: Path) -> Reloaded:
         _cool(network.get_classifier(), ensemble.calibration.temperature)
     write_timm_folder(
         network,
-        path,
+        beside,
         class_names=classifier.class_names,
         preprocessing=classifier.preprocessing,
         notes={"finetune": describe_export(ensemble)},
     )
-    other, mean, std = read_timm_folder(path)
+    other, mean, std = read_timm_folder(beside)
 
     def answer(views: tuple[Tensor, ...]) -> Tensor:
         logits = other((views[0] - mean) / std)

@@ -21,17 +21,20 @@ def is_timms(network: Any) -> bool:
 
 def write_timm_folder(
     network: Any,
-    folder: Path,
+    beside: Path,
     *,
     class_names: Sequence[str],
     preprocessing: Preprocessing,
     notes: Mapping[str, Any],
 ) -> None:
-    """Write ``model.safetensors`` and ``config.json``; ``notes`` are added to the latter."""
+    """Write ``model.safetensors`` and ``config.json`` into a folder ``beside`` the target.
+
+    ``notes`` are added to the latter.
+    """
     size = (preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size)
     timm.models.save_for_hf(
         network,
-        str(folder),
+        str(beside),
         model_config={"label_names": list(class_names), **notes},
         data_config={
             "input_size": size,

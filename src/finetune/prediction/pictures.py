@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from finetune.data.folder import readable_suffixes
+from finetune.data.folder import images_below
 from finetune.data.images import MAX_PIXELS, ImageReader
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import DataError, ImageError
@@ -45,24 +45,13 @@ def find_pictures(pictures: Picture | Iterable[Picture]) -> list[Path]:
 def _expand(item: str) -> list[Path]:
     path = Path(item)
     if path.is_dir():
-        return list(_pictures_below(path))
+        return images_below(path)
     if path.is_file():
         return [path]
     if has_magic(item):
         matches = sorted(glob(item, recursive=True))  # "**" names a folder and what is in it
         return list(dict.fromkeys(file for match in matches for file in _expand(match)))
     raise DataError(f"Expected a picture or a folder, found nothing at {item}; check the path.")
-
-
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    suffixes = readable_suffixes()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and name != "__MACOSX"
-        )
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                yield Path(parent, name)
 
 
 class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):

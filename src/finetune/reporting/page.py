@@ -26,6 +26,7 @@ from finetune.reporting.triage import LabelSuspect
 MAX_ERRORS = 400  # cards in a gallery; predictions.csv has them all
 MAX_SUSPECTS = 24
 PICTURE_BUDGET = 2_500_000  # bytes of thumbnails on a page, as base64
+GENERATOR = '<meta name="generator" content="finetune">'  # by it a page is known to be ours
 TEMPLATES = Path(__file__).parent / "templates"
 
 

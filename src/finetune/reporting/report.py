@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 
 from finetune.evaluation.comparison import Leaderboard
 from finetune.evaluation.evaluate import Evaluation
+from finetune.files import atomic_folder, write_bytes, write_text
 from finetune.reporting import curves as curve_figures
 from finetune.reporting import figures, galleries
 from finetune.reporting.curves import Curve
@@ -38,6 +37,10 @@ from finetune.reporting.triage import rank_suspects, write_suspects
 
 PACKAGES = ("finetune", "torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")
 MAX_SUSPECT_ROWS = 500
+FIGURES = (
+    *("confusion", "confusion_normalised", "per_class", "reliability", "coverage_risk"),
+    *("class_balance", "learning_curves", "learning_rate", "embedding"),
+)
 
 Draw = Callable[[ThemeName], Figure]
 
@@ -89,8 +92,8 @@ def write_report(
 ) -> Path:
     """Write the report folder and return its page.
 
-    The folder is written beside and then renamed, so that it is either old or new, never half. An
-    older report of the same name is replaced.
+    The folder is written beside and then renamed. The files of an older report of the same name are
+    replaced, each as a whole; what else lies there stays.
 
     Args:
         folder: for example ``RUN/report``.
@@ -100,15 +103,12 @@ def write_report(
     details = ReportDetails(**more) if details is None else details
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as beside:
         _write_into(beside, evaluation, details, title)
-        beside.chmod(0o755)  # mkdtemp's folders are for their owner only
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        drawn = {path.name for path in (beside / "figures").iterdir()}
+    for name in FIGURES:  # of an earlier test, and not about this one
+        if f"{name}.png" not in drawn:
+            (folder / "figures" / f"{name}.png").unlink(missing_ok=True)
     return folder / "index.html"
 
 
@@ -134,9 +134,7 @@ def write_page(
     board = None if leaderboard is None else _page_board(leaderboard, columns or {})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(render_page(title, sections, board=board), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, render_page(title, sections, board=board))
     return path
 
 
@@ -164,21 +162,20 @@ def _write_into(folder: Path, evaluation: Evaluation, details: ReportDetails, ti
     drawn = draw_all(evaluation, details)
     (folder / "figures").mkdir()
     for figure in drawn:
-        (folder / "figures" / f"{figure.name}.png").write_bytes(figure.light)
+        write_bytes(folder / "figures" / f"{figure.name}.png", figure.light)
     for name, draw in (
         ("top_losses", galleries.top_losses_figure),
         ("confident_errors", galleries.confident_errors_figure),
     ):
         content = to_png(draw(evaluation, root=details.root))
-        (folder / "figures" / f"{name}.png").write_bytes(content)
+        write_bytes(folder / "figures" / f"{name}.png", content)
     section = _page_section(title, evaluation, details, drawn)
     write_suspects(folder / "suspects.csv", section.suspects)
     write_per_class(folder / "per_class.csv", evaluation.per_class)
     write_predictions(folder / "predictions.csv", evaluation)
     metrics = json.dumps(evaluation.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
-    (folder / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
-    page = render_page(title, [section])
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    write_text(folder / "metrics.json", metrics + "\n")
+    write_text(folder / "index.html", render_page(title, [section]))
 
 
 def _page_section(

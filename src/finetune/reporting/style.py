@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
+from finetune.files import write_bytes
+
 ThemeName = Literal["light", "dark"]
 MANY = 40  # from here on not every class can have its own row of text
 MISSING_GLYPH = "□"
@@ -150,9 +152,7 @@ def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure beside, then rename: the file is whole or not there."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(to_png(figure))
-    beside.replace(path)
+    write_bytes(path, to_png(figure))
 
 
 def display_names(names: Sequence[str], *, limit: int = 24) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from finetune.errors import DataError
 from finetune.evaluation.evaluate import ClassScores, Evaluation
 from finetune.evaluation.scores import Floats, Integers
+from finetune.files import atomic_write
 
 PREFIX = "p:"  # of the columns that hold a class's probability
 LARGE = 200_000  # numbers; from here on fewer digits keep the file below 20 MB
@@ -46,7 +47,7 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
         evaluation.probabilities.tolist(),
         strict=True,
     )
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "prediction", "confidence", *(PREFIX + n for n in names)])
         for image, label, prediction, row in rows:
@@ -58,7 +59,7 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
 def write_per_class(path: Path, scores: Sequence[ClassScores]) -> None:
     """One row a class; an undefined figure is an empty field."""
     rows = [{name: _rounded(value) for name, value in s.to_dict().items()} for s in scores]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -28,6 +28,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from finetune.evaluation.evaluate import Evaluation
 from finetune.evaluation.scores import Floats, Integers
+from finetune.files import atomic_write
 
 NEIGHBOURS = 10
 Reason = Literal["another class", "no class"]
@@ -152,7 +153,7 @@ def _in_turns(by_label: Integers, by_distance: Integers) -> list[tuple[int, Reas
 
 def write_suspects(path: Path, suspects: Sequence[LabelSuspect]) -> None:
     """A CSV to go through by hand: path, label, suggested label, quality of the label."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "reason", "suggested", "quality", "suspected"])
         for s in suspects:

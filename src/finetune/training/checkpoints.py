@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import CheckpointError
+from finetune.files import atomic_write
 from finetune.preprocessing import Preprocessing
 from finetune.training.checkpoint_schema import check_content, check_finite
 
@@ -165,12 +166,13 @@ def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
     """``torch.save`` beside the target, then rename: never a half-written file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(dict(content), beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path) as beside, beside.open("wb") as file:
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk; torch hides the reason
+                raise error.__context__ from None
+            raise
 
 
 def describe(

@@ -1,18 +1,17 @@
-"""Activations kept on disk: append-only shards, safe between processes without any lock.
+"""Activations cached on disk, for any number of processes at once, without a lock.
 
-A *space* is everything that decides an activation except the picture: backbone weights, boundary,
-preprocessing, view. Its folder holds shards, each a ``.npy`` array that is memory-mapped and a
-``.keys`` file with one content hash a row. A shard is written beside, then renamed, so a reader
-sees all of it or nothing; two processes that compute the same picture leave it there twice, which
-costs a little space and no correctness.
+A *space* is everything that decides an activation except the image: network, weights, boundary,
+preprocessing, view. Each computation adds a shard to its space; two processes that compute the same
+image leave it there twice, which costs a little space and no correctness.
+
+What cannot be read is computed again, what cannot be written stays in memory: a cache costs time,
+never the fit.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
-import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -20,17 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from finetune.cache_dir import CachedFiles, short_hash
+from finetune.training.feature_shards import ENDING, FORMAT, ROW, NewShard, Shard
+
 DEFAULT_MAX_BYTES = 8 * 2**30
-_STALE_SECONDS = 24 * 3600
 Place = tuple[int, int]  # shard, row
 
 
 class Activations(Dataset[Tensor]):
-    """The activations of some pictures, in their order: ``len()``, ``[i]`` and :meth:`tensor`.
+    """The activations of some images, in their order: ``len()``, ``[i]`` and :meth:`tensor`.
 
     Rows come from memory or from memory-mapped files; only what is asked for is read.
     """
@@ -48,7 +48,7 @@ class Activations(Dataset[Tensor]):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one picture's activations, without the picture."""
+        """Shape of one image's activations, without the image."""
         return tuple(self._shards[0].shape[1:])
 
     def tensor(self) -> Tensor:
@@ -65,125 +65,102 @@ def kept_or_computed(
     keys: Sequence[str],
     compute: Callable[[list[int]], Iterator[np.ndarray]],
 ) -> Activations:
-    """The rows of the keys; what is not kept yet is computed, each key once, and kept.
+    """The rows of the keys; what is not cached yet is computed, each key once, and cached.
 
     Args:
         store: where to look first and to keep; None keeps in memory only.
         space: what decides a row beside its key.
-        keys: of the pictures, in the order wanted; the same key may come twice.
+        keys: of the images, in the order wanted; the same key may come twice.
         compute: from indexes into ``keys`` to batches of their rows, in that order.
     """
-    shards, places = store.find(space) if store else ([], {})
+    shards, places = store.find(space, keys) if store else ([], {})
     first_of = {key: index for index, key in reversed(list(enumerate(keys)))}
     missing = sorted(index for key, index in first_of.items() if key not in places)
     if missing:
         batches = compute(missing)
         first = next(batches)
+        if shards and first.shape[1:] != shards[0].shape[1:]:  # whatever that is, it is not ours
+            return kept_or_computed(None, space, keys, compute)
         batches = chain([first], batches)
         missing_keys = [keys[index] for index in missing]
         if store is not None and store.fits(len(missing), first.shape[1:]):
-            store.write(space, missing_keys, batches)
-            shards, places = store.find(space)
+            try:
+                computed = store.keep(space, missing_keys, batches)
+            except OSError:  # what was written cannot be read back
+                computed = list(compute(missing))
         else:
-            places.update({key: (len(shards), row) for row, key in enumerate(missing_keys)})
-            shards.append(np.concatenate(list(batches)))
+            computed = list(batches)
+        rows = computed[0] if len(computed) == 1 else np.concatenate(computed)
+        places.update({key: (len(shards), row) for row, key in enumerate(missing_keys)})
+        shards.append(rows)
     return Activations(shards, [places[key] for key in keys])
 
 
 class FeatureStore:
-    """Activations by space and content hash under one folder, bounded in bytes.
+    """Activations by space and content hash in a folder of ours, bounded in bytes.
 
     Args:
-        folder: by default ``features`` in the platform's cache folder of this project.
-        max_bytes: beyond it, the spaces that were not used for the longest time are deleted.
+        cache_dir: what holds our folder; by default the platform's cache folder.
+        max_bytes: beyond it, the shards that were not used for the longest time are deleted.
     """
 
-    def __init__(self, folder: Path | None = None, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self.folder = folder or user_cache_path("finetune", appauthor=False) / "features"
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        self._files = CachedFiles(cache_dir, "features", FORMAT)
         self.max_bytes = max_bytes
+        self._shards: dict[Path, Shard] = {}
 
-    def find(self, space: str) -> tuple[list[np.ndarray], dict[str, Place]]:
-        """The shards of a space, memory-mapped, and where each content hash lies in them."""
+    def find(self, space: str, keys: Sequence[str]) -> tuple[list[np.ndarray], dict[str, Place]]:
+        """Memory-mapped shards, and where the rows of those keys lie that are there and whole."""
+        wanted = set(keys)
         shards: list[np.ndarray] = []
         places: dict[str, Place] = {}
-        for path in sorted(self._space(space).glob("*.npy")):
-            try:
-                keys = path.with_suffix(".keys").read_text(encoding="ascii").split()
-                shard = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError):
-                continue  # deleted or damaged meanwhile: what was in it is computed again
-            if len(keys) == len(shard):
-                places.update({key: (len(shards), row) for row, key in enumerate(keys)})
-                shards.append(shard)
-        if shards:
-            with suppress(OSError):  # a cache that only others may write
-                os.utime(self._space(space))
+        for path in self._files.listed(short_hash(space), ENDING):
+            shard = self._shard(path, space)
+            if shard is None or (shards and shard.rows.shape[1:] != shards[0].shape[1:]):
+                continue
+            here = [key for key in shard.keys if key in wanted and key not in places]
+            whole = {key: (len(shards), shard.keys[key]) for key in here if shard.is_whole(key)}
+            if whole:
+                places.update(whole)
+                shards.append(shard.rows)
+                self._files.used(path)
         return shards, places
 
     def fits(self, count: int, shape: Sequence[int]) -> bool:
         """Whether so many activations of this shape stay within the bound and the free space."""
-        needed = count * int(np.prod(shape)) * 4
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
-        except OSError:  # no place to write: a cache costs time, never the fit
-            return False
-        return needed <= min(self.max_bytes, free // 2) and os.access(self.folder, os.W_OK)
+        needed = count * math.prod(shape) * ROW.itemsize
+        return needed <= min(self.max_bytes, self._files.free_bytes() // 2)
 
-    def write(self, space: str, keys: Sequence[str], batches: Iterator[np.ndarray]) -> None:
-        """Publish the rows of ``batches``, in the order of ``keys``, once they are complete."""
-        folder = self._space(space)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = uuid.uuid4().hex
-        beside = folder / f".{name}.npy"
-        shard: np.ndarray | None = None
-        row = 0
+    def keep(
+        self, space: str, keys: Sequence[str], batches: Iterator[np.ndarray]
+    ) -> list[np.ndarray]:
+        """The rows of ``batches``, in the order of ``keys``, in a new shard or else in memory.
+
+        Raises:
+            OSError: the disk failed, and what it took cannot be read back either.
+            ValueError: there are more or fewer rows than keys.
+        """
+        new = NewShard(self._files, space, keys)
         try:
             for batch in batches:
-                if shard is None:
-                    shape = (len(keys), *batch.shape[1:])
-                    shard = np.lib.format.open_memmap(beside, "w+", np.float32, shape)
-                shard[row : row + len(batch)] = batch
-                row += len(batch)
-            if shard is None or row != len(keys):
-                raise ValueError(f"Expected {len(keys)} rows, found {row}.")
-            shard.flush()  # type: ignore[attr-defined]
-            (folder / f"{name}.keys").write_text("\n".join(keys), encoding="ascii")
-            beside.replace(folder / f"{name}.npy")
-        finally:
-            beside.unlink(missing_ok=True)
-        self._evict(keep=folder)
+                new.add(np.ascontiguousarray(batch, dtype=ROW))
+            rows = new.finish()
+        except BaseException:
+            new.remove()
+            raise
+        self._files.evict(self.max_bytes, keep=new.path.stem)
+        # A map of a deleted file would keep its room on the disk.
+        self._shards = {path: shard for path, shard in self._shards.items() if path.exists()}
+        return rows
 
-    def _space(self, space: str) -> Path:
-        return self.folder / space
-
-    def _evict(self, keep: Path) -> None:
-        """Delete the spaces longest unused until the bound holds; maps already open stay valid."""
-        folders = [path for path in self.folder.iterdir() if path.is_dir()]
-        for folder in folders:
-            for left_over in folder.glob(".*.npy"):  # of processes that were killed
-                if time.time() - _modified(left_over) > _STALE_SECONDS:
-                    left_over.unlink(missing_ok=True)
-        total = sum(_size(folder) for folder in folders)
-        for folder in sorted(folders, key=_modified):
-            if total <= self.max_bytes:
-                return
-            if folder != keep:
-                total -= _size(folder)
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _size(folder: Path) -> int:
-    return sum(_stat(path)[0] for path in folder.glob("*"))
-
-
-def _modified(path: Path) -> float:
-    return _stat(path)[1]
-
-
-def _stat(path: Path) -> tuple[int, float]:
-    try:
-        found = path.stat()
-    except OSError:  # another process deleted it meanwhile
-        return 0, 0.0
-    return found.st_size, found.st_mtime
+    def _shard(self, path: Path, space: str) -> Shard | None:
+        """An open shard, or None for what is not a whole one of this space."""
+        if path not in self._shards:
+            with suppress(Exception):  # deleted or damaged, in whatever way: computed again
+                self._shards[path] = Shard(self._files, path, space)
+        return self._shards.get(path)

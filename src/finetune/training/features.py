@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from finetune.data.dataset import Draw, ImageDataset
 from finetune.data.folder import LabelledImage
 from finetune.data.images import content_hash
 from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
+from finetune.errors import DataError
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.preprocessing import Preprocessing
 from finetune.training.feature_store import Activations, FeatureStore, kept_or_computed
@@ -77,7 +79,8 @@ def frozen_features(
             on a CPU and 64 on an accelerator where it is not given.
 
     Raises:
-        ImageError: a picture that cannot be read.
+        DataError: an image that changed meanwhile: its activations would be cached as the old ones.
+        ImageError: an image that cannot be read.
         NetworkError: the network cannot be cut at this boundary.
     """
     paths = [image.path if isinstance(image, LabelledImage) else image for image in dataset.images]
@@ -90,7 +93,9 @@ def frozen_features(
         draws: list[int | Draw] = [
             index if view is None else Draw(index, view.seed_for(keys[index])) for index in missing
         ]
-        return _forward(classifier, dataset, draws, boundary, size, num_workers)
+        yield from _forward(classifier, dataset, draws, boundary, size, num_workers)
+        for index in missing:
+            _check_unchanged(paths[index], keys[index])
 
     return kept_or_computed(store, space_key(classifier, boundary, view), keys, compute)
 
@@ -127,6 +132,18 @@ def live_features(classifier: Normalising, images: Tensor, boundary: str = "head
     """Activations of a batch of images in ``[0, 1]``; eval mode, no gradients."""
     bottom = split_at(classifier.network, boundary).bottom
     return bottom((images - classifier.mean) / classifier.std)
+
+
+def _check_unchanged(path: Path, key: str) -> None:
+    try:
+        found = content_hash(path)
+    except OSError:
+        found = ""
+    if found != key:
+        raise DataError(
+            f"Expected {path} to stay as it is while it is learnt from, found that it has changed; "
+            "start again when nothing writes there any more."
+        )
 
 
 def _forward(
