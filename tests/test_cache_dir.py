@@ -167,36 +167,54 @@ def test_files_are_private_until_the_folder_is_opened_to_others(files: CachedFil
     assert mode(other.folder) == 0o2770
 
 
-def test_files_of_other_owners_count_only_where_the_folder_is_shared(
+def with_other(found: os.stat_result, **values: object) -> SimpleNamespace:
+    names = (name for name in dir(found) if name.startswith("st_"))
+    return SimpleNamespace(**{name: getattr(found, name) for name in names} | values)
+
+
+def test_another_users_folder_is_used_only_where_it_is_shared(
     files: CachedFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(files, b"theirs", 1)
-    owner = path.stat().st_uid
+    owner, real = path.stat().st_uid, os.lstat
+
+    def lstat(path: str | Path, **options: object) -> os.stat_result | SimpleNamespace:
+        found = real(path, **options)  # type: ignore[arg-type]
+        return with_other(found, st_uid=owner + 2) if path == files.root else found
+
     monkeypatch.setattr("finetune.cache_dir._user", lambda: owner + 1)
-    assert files.listed(GROUP, ".rows") == []  # the folder is another user's
-    with pytest.raises(PermissionError):
-        files.create(files.new_path(GROUP, ".rows"))
-    files.root.chmod(0o777)  # a trap may be open to all as well
-    status = files.root.stat()
-    real = os.lstat
+    monkeypatch.setattr(os, "lstat", lstat)
+    for root, parent in ((0o700, 0o755), (0o755, 0o755), (0o777, 0o1777)):
+        files.root.chmod(root)
+        files.root.parent.chmod(parent)  # the last: anybody may have made it, it may be a trap
+        with pytest.raises(PermissionError):
+            files.open(path)
+        with pytest.raises(PermissionError):
+            files.create(files.new_path(GROUP, ".rows"))
+        assert files.listed(GROUP, ".rows") == []
+        assert files.evict(0) == 0
+    files.root.parent.chmod(0o755)  # the user has named a place of somebody who lets others in
+    with files.open(path) as file:
+        assert file.read() == b"theirs"
 
-    def owned(owner: int) -> None:
-        def lstat(path: object, **options: object) -> os.stat_result:
-            found = real(path, **options)  # type: ignore[arg-type]
-            if os.fspath(path) != os.fspath(files.root):  # type: ignore[arg-type]
-                return found
-            return os.stat_result((*found[:4], owner, *found[5:10]))
 
-        monkeypatch.setattr(os, "lstat", lstat)
+def test_files_of_others_in_a_users_own_folder_are_not_believed_unless_it_is_shared(
+    files: CachedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(files, b"planted", 1)
+    real = os.fstat
 
-    owned(owner + 2)
+    def of_somebody_else(descriptor: int) -> SimpleNamespace:
+        return with_other(real(descriptor), st_uid=real(descriptor).st_uid + 1)
+
+    monkeypatch.setattr(os, "fstat", of_somebody_else)
     with pytest.raises(PermissionError):
         files.open(path)
     assert files.evict(0) == 0
-    owned(owner + 1)  # this user's own, knowingly opened
+    assert path.exists()
+    files.root.chmod(0o770)
     with files.open(path) as file:
-        assert file.read() == b"theirs"
-    assert status.st_uid == owner
+        assert file.read() == b"planted"
 
 
 def test_no_place_is_no_bytes(files: CachedFiles, tmp_path: Path) -> None:
@@ -218,8 +236,7 @@ def test_a_stamp_shows_the_next_change_however_soon(
 
     def coarse(path: object, **options: object) -> SimpleNamespace:
         found = real(path, **options)  # type: ignore[arg-type]
-        values = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
-        return SimpleNamespace(**values | {"st_ctime_ns": found.st_ctime_ns // 10**7 * 10**7})
+        return with_other(found, st_ctime_ns=found.st_ctime_ns // 10**7 * 10**7)
 
     path = tmp_path / "image.bmp"
     path.touch()

@@ -16,11 +16,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 WRITE_THEMSELVES = {
     "files.py",
     "answer_files.py",
+    "cache_dir.py",
     "commands/resuming.py",
     "commands/terminal.py",
-    "data/inspection.py",
-    "data/packs.py",
-    "training/feature_store.py",
     "training/phases.py",
 }
 # What `atomic_write` has given, and streams in memory or onto it.
@@ -67,6 +65,16 @@ def test_a_full_disk_is_told_with_the_path(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert isinstance(caught.value, FinetuneError)
     assert isinstance(caught.value, OSError)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(errno.EPIPE, "gone"), FileNotFoundError(errno.ENOENT, "gone", "t.png")],
+)
+def test_what_else_fails_within_is_not_blamed_on_the_target(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(type(error), match="gone"), atomic_write(tmp_path / "t"):
+        raise error
     assert os.listdir(tmp_path) == []
 
 

@@ -32,7 +32,6 @@ TAG_TEXT = SIGNATURE + b"\n# What finetune can compute again; it may be deleted 
 OUR_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\.[a-z]+")
 HEADER_BYTES = 64
 CLOCK_STEP_NS = 20_000_000  # twice the longest that systems have
-SHARED = stat.S_IWGRP | stat.S_IWOTH
 # Planted links are not followed, and a FIFO is not waited for; where the system knows these.
 _SAFE = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
@@ -92,8 +91,8 @@ class CachedFiles:
         file = _opened(path, os.O_RDONLY)
         begin = self._mark if any_version else self.header
         try:
-            owner = os.fstat(file.fileno()).st_uid
-            if not self._trusts(owner) or not file.read(HEADER_BYTES).startswith(begin):
+            trusted = os.fstat(file.fileno()).st_uid == _user() or self._place()[1]
+            if not trusted or not file.read(HEADER_BYTES).startswith(begin):
                 raise PermissionError(f"Expected a cached file of ours, found another: {path}")
         except BaseException:
             file.close()
@@ -156,7 +155,7 @@ class CachedFiles:
         """What the disk has left where the files are or would be; 0 where none can be written."""
         try:
             if os.path.lexists(self.root):
-                self._mode()
+                self._place()
             there = self.folder
             while not there.exists():
                 there = there.parent
@@ -168,7 +167,7 @@ class CachedFiles:
     def _candidates(self, beginning: str = "", ending: str = "") -> list[Path]:
         """Regular files with names like ours, in the order of their names."""
         try:
-            self._mode()
+            self._place()
             if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
                 return []
             with os.scandir(self.folder) as entries:
@@ -183,33 +182,27 @@ class CachedFiles:
         except OSError:  # not there yet, or nothing that we may look into
             return []
 
-    def _mode(self) -> int:
-        """Permissions of our root.
+    def _place(self) -> tuple[int, bool]:
+        """Permissions of our root, and whether it is shared with other users.
 
         Raises:
             OSError: it does not exist, is no folder, or is another user's who does not share it.
         """
         found = os.lstat(self.root)
         mode = stat.S_IMODE(found.st_mode)
-        if not stat.S_ISDIR(found.st_mode) or (found.st_uid != _user() and not mode & SHARED):
-            raise PermissionError(
-                f"Expected a cache folder of this user, found another: {self.root}"
-            )
-        return mode
-
-    def _trusts(self, owner: int) -> bool:
-        """Whether to believe a file: this user's own, or others' whom the user has let in."""
-        root = os.lstat(self.root)
-        # A stranger's folder that is open to all may be a trap; an administrator's is none.
-        let_in = root.st_uid in (_user(), 0) and bool(root.st_mode & SHARED)
-        return owner == _user() or let_in
+        # Where all may write, as in /tmp, a stranger's open folder may be a trap.
+        known = found.st_uid in (_user(), 0) or not self.root.parent.stat().st_mode & stat.S_IWOTH
+        shared = known and bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
+        if not stat.S_ISDIR(found.st_mode) or not (shared or found.st_uid == _user()):
+            raise PermissionError(f"Expected a cache of this user, found another at {self.root}")
+        return mode, shared
 
     def _make(self) -> int:
         """Have the folder and its tag; the permissions that go with it."""
         self.root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             self.root.mkdir(mode=0o700)
-        mode = self._mode()
+        mode, _ = self._place()
         _tag(self.root, mode)
         try:
             self.folder.mkdir(mode=0o700)

@@ -137,6 +137,10 @@ def _told_of(path: Path, beside: Path) -> Iterator[None]:
     except OutputError as error:  # of a writer that was given the name beside
         raise OutputError(str(error).replace(str(beside), str(path))) from error
     except OSError as error:
+        about = Path(str(error.filename or beside))
+        ours = {beside, path} & {about, *about.parents}
+        if not ours or isinstance(error, BrokenPipeError):
+            raise  # something else failed in the block, such as reading
         raise OutputError(
             f"Expected to write {path}, found that it cannot be written "
             f"({error.strerror or error}); make room, or name another place."

@@ -16,7 +16,7 @@ from finetune.evaluation.comparison import compare_all
 from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.reporting import page as page_module
 from finetune.reporting.page import TEMPLATES, PageSection, flatten, render_page
-from finetune.reporting.report import FIGURES, ReportDetails, write_page, write_report
+from finetune.reporting.report import FIGURES, ReportDetails, report_files, write_page, write_report
 from finetune.reporting.tables import read_predictions
 from finetune.reporting.thumbnails import read_thumbnail, thumbnail_uris
 
@@ -90,7 +90,11 @@ def test_a_report_folder_is_complete(
         "figures", "index.html", "metrics.json", "per_class.csv", "predictions.csv", "suspects.csv",
     ]  # fmt: skip
     drawn = {path.stem for path in (folder / "figures").iterdir()}
-    assert drawn == {*FIGURES, "top_losses", "confident_errors"}
+    assert drawn == set(FIGURES)
+    (folder / "mine.png").touch()
+    assert sorted(report_files(folder)) == sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != "mine.png"
+    )
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["accuracy"] == evaluation.accuracy
     assert read_predictions(folder / "predictions.csv").paths == evaluation.paths

@@ -37,9 +37,11 @@ from finetune.reporting.triage import rank_suspects, write_suspects
 
 PACKAGES = ("finetune", "torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")
 MAX_SUSPECT_ROWS = 500
+TABLES = ("index.html", "metrics.json", "per_class.csv", "predictions.csv", "suspects.csv")
 FIGURES = (
     *("confusion", "confusion_normalised", "per_class", "reliability", "coverage_risk"),
     *("class_balance", "learning_curves", "learning_rate", "embedding"),
+    *("top_losses", "confident_errors"),
 )
 
 Draw = Callable[[ThemeName], Figure]
@@ -105,11 +107,16 @@ def write_report(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as beside:
         _write_into(beside, evaluation, details, title)
-        drawn = {path.name for path in (beside / "figures").iterdir()}
-    for name in FIGURES:  # of an earlier test, and not about this one
-        if f"{name}.png" not in drawn:
-            (folder / "figures" / f"{name}.png").unlink(missing_ok=True)
+        written = {folder / path.relative_to(beside) for path in report_files(beside)}
+    for path in set(report_files(folder)) - written:  # of an earlier test, not about this one
+        path.unlink()
     return folder / "index.html"
+
+
+def report_files(folder: Path) -> list[Path]:
+    """The files of a report folder that are ours; what else lies there is its owner's alone."""
+    names = [*TABLES, *(f"figures/{name}.png" for name in FIGURES)]
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def write_page(

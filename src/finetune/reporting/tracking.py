@@ -11,6 +11,7 @@ from typing import Any
 from finetune.errors import UsageError
 from finetune.evaluation.evaluate import Evaluation
 from finetune.reporting.galleries import most_confident_errors
+from finetune.reporting.report import report_files
 from finetune.reporting.thumbnails import read_thumbnail
 from finetune.training.tracking import tracked_run
 from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
@@ -64,12 +65,14 @@ def track_report(
             run.summary[f"{stage}/{name}"] = value
     drawings = {
         f"{stage}/{path.stem}": wandb.Image(str(path))
-        for path in sorted((report / "figures").glob("*.png"))
+        for path in report_files(report)
+        if path.suffix == ".png"
     }
     tables = {f"{stage}/{name}": table for name, table in _tables(report, evaluation).items()}
     run.log({**tables, **drawings})
     artifact = wandb.Artifact(f"{run.id}-{report.name}", type="report")
-    artifact.add_dir(str(report))
+    for path in report_files(report):
+        artifact.add_file(str(path), name=path.relative_to(report).as_posix())
     run.log_artifact(artifact)
     run.finish()
 
