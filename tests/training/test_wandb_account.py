@@ -114,6 +114,35 @@ def test_a_logger_of_a_file_sends_to_own_entities_only(
 
 
 @pytest.mark.usefixtures("online")
+@pytest.mark.parametrize(
+    ("settings", "environment", "mode"),
+    [
+        ({}, None, "online"),
+        ({"offline": True}, None, "offline"),
+        ({"mode": "offline"}, None, "offline"),
+        ({"mode": "disabled"}, None, "disabled"),
+        ({}, "offline", "offline"),
+        ({"mode": "online"}, "dryrun", "offline"),
+        ({}, "disabled", "disabled"),
+        ({"mode": "disabled"}, "offline", "disabled"),
+    ],
+)
+def test_figures_leave_only_where_settings_and_environment_agree(
+    settings: dict[str, Any],
+    environment: str | None,
+    mode: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    logger = WandbLogger(project="cats", **settings)
+    with_csv_logger(logger, tmp_path)
+    assert logger._wandb_init["mode"] == mode
+    assert Server.asked == (mode == "online")
+
+
+@pytest.mark.usefixtures("online")
 def test_a_logger_of_a_file_names_no_server_of_its_own(tmp_path: Path) -> None:
     logger = WandbLogger(project="cats", settings={"base_url": "https://attacker.example"})
     with pytest.raises(UsageError, match="WANDB_BASE_URL"):

@@ -70,8 +70,9 @@ def _settle(logger: WandbLogger, folder: Path, named_entities: Collection[str]) 
     if earlier is not None and settings.get("id") is None:
         settings |= {"id": earlier.id, "resume": "allow"}
         logger._id = earlier.id
-    offline = logger._offline or settings.get("mode") == "offline"
-    mode = mode_here("offline" if offline else "online")
+    offline = logger._offline or settings.get("mode") in ("offline", "dryrun")
+    disabled = settings.get("mode") == "disabled"
+    mode = mode_here("disabled" if disabled else "offline" if offline else "online")
     if mode == "online" and not has_account():
         print("No Weights & Biases key: logging offline; `wandb sync` sends it later.")
         mode = "offline"
@@ -80,7 +81,8 @@ def _settle(logger: WandbLogger, folder: Path, named_entities: Collection[str]) 
     if mode == "disabled":
         return
     wish = Destination(settings["project"], settings.get("entity"), settings.get("id"), mode)
-    target = permitted(wish, named_entities, earlier=earlier is not None)
+    continues = earlier is not None and wish.id == earlier.id
+    target = permitted(wish, named_entities, earlier=continues)
     settings["entity"] = target.entity
     print(f"Weights & Biases: {target}", flush=True)
 

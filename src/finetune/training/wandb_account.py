@@ -45,7 +45,7 @@ def mode_here(wanted: Mode) -> Mode:
     said = os.environ.get("WANDB_MODE", "online")
     if said == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
         return "disabled"
-    return "offline" if said in ("offline", "dryrun") else wanted
+    return "offline" if said in ("offline", "dryrun") and wanted == "online" else wanted
 
 
 def has_account() -> bool:
