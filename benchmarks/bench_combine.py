@@ -37,7 +37,7 @@ from finetune.combining.ensemble import Ensemble
 from finetune.combining.heads import ensemble_of_heads
 from finetune.combining.roles import of_role
 from finetune.combining.soups import average_checkpoints
-from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.evaluate import evaluate_logits
 from finetune.evaluation.held_out_loss import held_out_loss
 from finetune.prediction import PictureViews, find_pictures, predict
 from finetune.training.checkpoints import describe, plain, write_checkpoint
@@ -110,11 +110,9 @@ def one_seed(
     data = ImageFolderDataModule(root, class_names=members.class_names, seed=seed)
     val, test = members.held_out(data), members.held_out(data, "test")
     pick = of_role(val.ids, val.labels.tolist(), "pick", "half")
-    losses = [
-        held_out_loss(each[pick], val.labels[pick], "nll") for each in val.member_probabilities
-    ]
+    losses = [held_out_loss(each[pick], val.labels[pick], "nll") for each in val.member_logits]
     best = min(range(len(paths)), key=losses.__getitem__)
-    alone = [figures_of(each, test.labels) for each in test.member_probabilities]
+    alone = [figures_of(each, test.labels) for each in test.member_logits]
     for figures, path in zip(alone, paths, strict=True):
         figures["seconds"] = seconds_of(Ensemble.from_file(path), data)
     yield "best member by val", {**alone[best], "val_nll": losses[best]}
@@ -187,18 +185,18 @@ def judged(
     """A row before and one after calibration, and the time to predict the test pictures."""
     test = ensemble.held_out(data, "test")
     seconds = seconds_of(ensemble, data)
-    figures = figures_of(ensemble.pool(test.member_probabilities), test.labels)
+    figures = figures_of(ensemble.pool(test.member_logits), test.labels)
     yield name, {**figures, "seconds": seconds, "val_nll": val_nll}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # few pictures
         calibrated = ensemble.calibrate(data)
-    figures = figures_of(calibrated.combine(test.member_probabilities), test.labels)
+    figures = figures_of(calibrated.combine(test.member_logits), test.labels)
     yield f"{name}, calibrated", {**figures, "seconds": seconds, "val_nll": val_nll}
 
 
-def figures_of(probabilities: Tensor, labels: Tensor) -> Figures:
-    names = [str(index) for index in range(probabilities.shape[-1])]
-    found = evaluate(labels, probabilities.double(), names)
+def figures_of(logits: Tensor, labels: Tensor) -> Figures:
+    names = [str(index) for index in range(logits.shape[-1])]
+    found = evaluate_logits(labels, logits.double(), names)
     return {
         "accuracy": found.accuracy,
         "nll": found.nll,
@@ -208,7 +206,7 @@ def figures_of(probabilities: Tensor, labels: Tensor) -> Figures:
 
 def pooled_nll(ensemble: Ensemble, data: ImageFolderDataModule, rows: list[int]) -> float:
     held_out = ensemble.held_out(data)
-    pooled = ensemble.pool(held_out.member_probabilities[:, rows])
+    pooled = ensemble.pool(held_out.member_logits[:, rows])
     return held_out_loss(pooled, held_out.labels[rows], "nll")
 
 

@@ -20,7 +20,7 @@ from bench_combine import MEMBERS, fine_tuned
 from torch import Tensor
 
 from finetune import ImageFolderDataModule
-from finetune.combining.calibration import fit_temperature, log_of
+from finetune.combining.calibration import fit_temperature
 from finetune.combining.decisions import USUAL_PRIOR
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.pooling import Pooling, pool
@@ -57,12 +57,12 @@ def main() -> None:
 
 
 def held_out_answers(root: Path, runs: Path, seed: int) -> tuple[Tensor, Tensor]:
-    """Probabilities ``(M, N, C)`` of one seed's members for val and test pictures, and labels."""
+    """Logits ``(M, N, C)`` of one seed's members for val and test pictures, and labels."""
     paths = [fine_tuned(runs / root.name / f"seed{seed}-{k}-1") for k in range(len(MEMBERS))]
     ensemble = Ensemble.from_checkpoints(paths)
     data = ImageFolderDataModule(root, class_names=ensemble.class_names, seed=seed)
     val, test = ensemble.held_out(data), ensemble.held_out(data, "test")
-    answers = torch.cat([val.member_probabilities, test.member_probabilities], dim=1)
+    answers = torch.cat([val.member_logits, test.member_logits], dim=1)
     return answers.double(), torch.cat([val.labels, test.labels])
 
 
@@ -90,10 +90,9 @@ def judged(
 
 
 def figures(pooled: Tensor, labels: Tensor, scale: Tensor, judge: Tensor) -> Row:
-    logits = log_of(pooled)
-    temperature = fit_temperature(logits[scale], labels[scale], prior=USUAL_PRIOR).temperature
+    temperature = fit_temperature(pooled[scale], labels[scale], prior=USUAL_PRIOR).temperature
     answers, truth = pooled[judge], labels[judge]
-    scaled = (logits[judge] / temperature).softmax(dim=-1)
+    scaled = answers / temperature
     return (
         100 * held_out_loss(answers, truth, "accuracy"),
         held_out_loss(answers, truth, "nll"),

@@ -15,7 +15,6 @@ PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 # Caches, which append and are never believed; and the terminal, which opens /dev/null.
 WRITE_THEMSELVES = {
     "files.py",
-    "answer_files.py",
     "cache_dir.py",
     "commands/resuming.py",
     "commands/terminal.py",

@@ -17,15 +17,14 @@ ALLOWED = {
     "files": {"errors"},
     "spec": {"errors", "preprocessing"},
     "documents": {"errors", "spec"},
-    "answer_files": FLOOR,
+    "tables": FLOOR,
     "data": FLOOR,
     "networks": FLOOR,
     "evaluation": FLOOR,
     "training": FLOOR | {"networks", "evaluation"},
-    "combining": FLOOR | {"networks", "evaluation", "training"},
-    "prediction": FLOOR | {"answer_files", "data", "evaluation", "training", "combining"},
-    "reporting": FLOOR
-    | {"answer_files", "data", "evaluation", "training", "combining", "prediction"},
+    "combining": FLOOR | {"networks", "tables", "evaluation", "training"},
+    "prediction": FLOOR | {"tables", "data", "evaluation", "training", "combining"},
+    "reporting": FLOOR | {"tables", "data", "evaluation", "training", "combining", "prediction"},
     "exporting": FLOOR | {"networks", "evaluation", "training", "combining"},
 }
 # Where data and networks meet, by design.

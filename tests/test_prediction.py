@@ -2,6 +2,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from finetune.data.images import decode_image
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import DataError, ImageError, UsageError
 from finetune.prediction import find_pictures
+from finetune.tables.reading import read_table
 
 CLASSES = ("blue", "green", "red")
 
@@ -140,3 +142,18 @@ def test_nothing_is_printed_in_a_notebook(classifier, colour_folder: Path) -> No
 def test_dots_in_a_tables_name_stay(classifier, colour_folder: Path, tmp_path: Path) -> None:
     predict(classifier, colour_folder / "red" / "03.png").to_csv(tmp_path / "v1.2")
     assert [path.name for path in tmp_path.iterdir()] == ["v1.2.csv"]
+
+
+def test_a_safe_table_is_read_back_as_it_was(classifier, colour_folder, tmp_path: Path) -> None:
+    image = tmp_path / "=HYPERLINK(1).png"
+    image.write_bytes((colour_folder / "red" / "00.png").read_bytes())
+    predictions = replace(predict(classifier, image), paths=(Path(image.name),))
+    for safe in (False, True):
+        predictions.to_csv(tmp_path / "a.csv", safe=safe)
+        cells = [line.split(",")[0] for line in (tmp_path / "a.csv").read_text().splitlines()]
+        assert cells == ["path", f"{chr(39) * safe}{image.name}"]
+        table = read_table(tmp_path / "a.csv")
+        assert table.paths == (image.name,)
+        assert table.resolved_paths() == (str(image),)
+        found = torch.from_numpy(table.log_probabilities).softmax(-1).float()
+        assert_close(found, predictions.probabilities)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from finetune.combining.soups import average_checkpoints as average_checkpoints
     from finetune.data.datamodule import ImageFolderDataModule as ImageFolderDataModule
     from finetune.errors import FinetuneError as FinetuneError
-    from finetune.evaluation.evaluate import Evaluation as Evaluation
     from finetune.evaluation.evaluate import evaluate as evaluate
+    from finetune.evaluation.result import Evaluation as Evaluation
     from finetune.exporting.export import export as export
     from finetune.networks.factory import create_network as create_network
     from finetune.prediction import Predictions as Predictions
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Ensemble": "finetune.combining.ensemble",
-    "Evaluation": "finetune.evaluation.evaluate",
+    "Evaluation": "finetune.evaluation.result",
     "FinetuneError": "finetune.errors",
     "ImageClassifier": "finetune.training.classifier",
     "ImageFolderDataModule": "finetune.data.datamodule",

@@ -57,7 +57,7 @@ def read_csv_table(
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             first = file.readline()
             file.seek(0)
-            spaced = ", " in first
+            spaced = any(name.startswith(" ") for name in next(csv.reader([first]), []))
             lines = csv.reader(file, strict=True, skipinitialspace=spaced)
             columns = _columns(path, next(lines, []), known, required, error)
             return CsvTable(path, columns, tuple(_rows(path, lines, columns, error)))

@@ -9,10 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.combining.ensemble import Ensemble
-from finetune.combining.members import ClassifierMember
+from finetune.combining.members import ClassifierMember, TableMember
 from finetune.combining.pooling import mean_probabilities
 from finetune.data.datamodule import ImageFolderDataModule
-from finetune.errors import CalibrationError, CheckpointError, CheckpointMismatchError
+from finetune.errors import CalibrationError, CheckpointError, CheckpointMismatchError, DataError
+from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
 from finetune.prediction import PictureViews, predict
 from finetune.preprocessing import Preprocessing
 from finetune.training.classifier import ImageClassifier
@@ -77,8 +78,8 @@ def test_order_of_members_does_not_matter(make_checkpoint: MakeCheckpoint) -> No
     forward, backward = Ensemble.from_checkpoints(paths), Ensemble.from_checkpoints(paths[::-1])
     views = views_of(forward)
     torch.testing.assert_close(
-        forward.combine(forward.member_probabilities(views)),
-        backward.combine(backward.member_probabilities(views)),
+        forward.combine(forward.member_logits(views)),
+        backward.combine(backward.member_logits(views)),
     )
 
 
@@ -134,11 +135,11 @@ def test_a_saved_ensemble_is_one_safe_file_that_answers_alike(
         path.unlink()  # it needs nothing else
     again = Ensemble.from_file(tmp_path / "outer.ckpt")
     views = views_of(ensemble)
-    members = ensemble.member_probabilities(views)
-    assert torch.equal(again.member_probabilities(views), members)
+    members = ensemble.member_logits(views)
+    assert torch.equal(again.member_logits(views), members)
     assert torch.equal(again.combine(members), ensemble.combine(members))
     assert again.describe() == ensemble.describe()
-    torch.testing.assert_close(again(*views.values()).exp(), again.combine(members))
+    torch.testing.assert_close(again(*views.values()).exp(), again.probabilities(views))
 
 
 def test_saved_predictions_are_members_for_their_own_pictures(
@@ -153,11 +154,12 @@ def test_saved_predictions_are_members_for_their_own_pictures(
     both = Ensemble.from_checkpoints([make_checkpoint(), tmp_path / "answers.csv"])
     held_out = both.held_out(datamodule)
     live = Ensemble.from_checkpoints([path]).held_out(datamodule)
-    torch.testing.assert_close(held_out.member_probabilities[1], live.member_probabilities[0])
+    found, expected = held_out.member_logits[1], live.member_logits[0].log_softmax(-1)
+    torch.testing.assert_close(found, expected)
     both.save(tmp_path / "both.ckpt")
     reloaded = Ensemble.from_file(tmp_path / "both.ckpt").held_out(datamodule)
-    assert torch.equal(reloaded.member_probabilities, held_out.member_probabilities)
-    with pytest.raises(CheckpointMismatchError, match="only pictures that are in"):
+    assert torch.equal(reloaded.member_logits, held_out.member_logits)
+    with pytest.raises(CheckpointMismatchError, match=r"in .*answers\.csv by their path"):
         predict(both, pictures / "test")
     with pytest.raises(CheckpointMismatchError, match="paths"):
         both.member_probabilities(views_of(both))
@@ -166,10 +168,10 @@ def test_saved_predictions_are_members_for_their_own_pictures(
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        (["file", "p:a", "p:b"], ["x.png", "0.5", "0.5"], "a row a picture"),
-        (["path", "p:a"], ["x.png", "1"], "a row a picture"),
-        (["path", "p:a", "p:b"], ["x.png", "0.5", "much"], "numbers"),
-        (["path", "p:a", "p:b"], ["x.png", "0.9", "0.9"], "sum to 1"),
+        (["file", "p:a", "p:b"], ["x.png", "0.5", "0.5"], "expected columns"),
+        (["path", "p:a"], ["x.png", "1"], "expected columns"),
+        (["path", "p:a", "p:b"], ["x.png", "0.5", "much"], "line 2: expected a probability"),
+        (["path", "p:a", "p:b"], ["x.png", "0.9", "0.9"], "line 2: .* sum to 1, found 1.8"),
     ],
 )
 def test_tables_that_are_no_predictions_are_refused(
@@ -177,7 +179,7 @@ def test_tables_that_are_no_predictions_are_refused(
 ) -> None:
     with (tmp_path / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, row])
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(DataError, match=message):
         Ensemble.from_checkpoints([tmp_path / "table.csv"])
 
 
@@ -197,10 +199,9 @@ def test_selection_drops_a_ruined_member_and_is_not_below_the_best(
     picked = [index for index, each in enumerate(before.ids) if each in selected.roles["pick"]]
     assert len(picked) == 30
     labels = before.labels[picked]
-    rows = torch.arange(len(labels))
-    member_nll = -before.member_probabilities[:, picked][:, rows, labels].log().mean(-1)
-    after = selected.held_out(datamodule).member_probabilities[:, picked]
-    nll = -selected.pool(after)[rows, labels].log().mean()
+    member_nll = held_out_losses(before.member_logits[:, picked], labels, "nll")
+    after = selected.held_out(datamodule).member_logits[:, picked]
+    nll = held_out_loss(selected.pool(after), labels, "nll")
     assert nll <= member_nll.min() + 1e-6
     assert ensemble.select(datamodule, method="all") is ensemble
     learned = ensemble.select(datamodule, method="learned")
@@ -231,7 +232,7 @@ def test_calibration_keeps_labels_lowers_the_nll_and_fits_on_the_other_half(
         state_dict["network.fc.weight"] *= 8
         state_dict["network.fc.bias"] *= 8
 
-    paths = [make_checkpoint(change=sharpen), make_checkpoint(change=sharpen, noise=0.1)]
+    paths = [make_checkpoint(change=sharpen, noise=0.5, noise_seed=seed) for seed in range(2)]
     selected = Ensemble.from_checkpoints(paths).select(datamodule)
     with pytest.warns(UserWarning, match="30 images"):
         calibrated = selected.calibrate(datamodule, conformal=0.2, reject_risk=0.1)
@@ -240,7 +241,7 @@ def test_calibration_keeps_labels_lowers_the_nll_and_fits_on_the_other_half(
     assert fit.temperature > 1
     assert fit.nll_after < fit.nll_before
     assert not set(calibrated.roles["pick"]) & set(calibrated.roles["calibrate"])
-    members = calibrated.held_out(datamodule, "test").member_probabilities
+    members = calibrated.held_out(datamodule, "test").member_logits
     answer = calibrated.answer(members)
     assert torch.equal(answer.probabilities.argmax(-1), selected.pool(members).argmax(-1))
     assert answer.rejected is not None
@@ -291,3 +292,36 @@ def test_an_ensemble_stays_in_eval_mode(make_checkpoint: MakeCheckpoint) -> None
     ensemble = Ensemble.from_checkpoints([make_checkpoint(batchnorm="train")])
     ensemble.train()
     assert not any(module.training for module in ensemble.modules())
+
+
+def test_moved_images_are_found_in_a_table_by_names_that_are_unique(tmp_path: Path) -> None:
+    def member(paths: list[str]) -> TableMember:
+        logits = torch.arange(2.0 * len(paths)).view(-1, 2)
+        return TableMember("answers.csv", ["a", "b"], paths, logits)
+
+    moved = member(["/gone/x/1.jpg", "/gone/y/1.jpg", "/gone/x/2.jpg"])
+    assert moved.logits({}, ["/new/x/2.jpg"]).tolist() == [[4, 5]]
+    with pytest.raises(CheckpointMismatchError, match=r"found /new/x/1\.jpg"):
+        moved.logits({}, ["/new/x/1.jpg"])  # two rows have that name
+    with pytest.raises(CheckpointMismatchError, match=r"found /new/y/2\.jpg"):
+        moved.logits({}, ["/new/y/2.jpg"])  # the row is that of another image
+    (tmp_path / "2.jpg").touch()
+    still = member([str(tmp_path / "2.jpg")])
+    with pytest.raises(CheckpointMismatchError, match=r"found /new/x/2\.jpg"):
+        still.logits({}, ["/new/x/2.jpg"])  # the image of the table is where it was
+    assert still.logits({}, [str(tmp_path / "2.jpg")]).tolist() == [[0, 1]]
+
+
+def test_a_table_in_an_ensemble_of_the_first_format_answers_alike(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    table = TableMember(
+        "answers.csv", ["dots", "plain", "stripes"], ["/x/1.jpg"], torch.zeros(1, 3)
+    )
+    Ensemble([table]).save(tmp_path / "e.ckpt")
+    content = torch.load(tmp_path / "e.ckpt", weights_only=True)
+    del content["state_dict"]["members.0.log_probabilities"]
+    content["state_dict"]["members.0.table"] = torch.tensor([[0.5, 0.5, 0.0]])
+    torch.save(content, tmp_path / "e.ckpt")
+    found = Ensemble.from_file(tmp_path / "e.ckpt").member_probabilities({}, ["/x/1.jpg"])
+    torch.testing.assert_close(found, torch.tensor([[[0.5, 0.5, 0.0]]]))

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.folds import common_folds
 from finetune.combining.members import TableMember
+from finetune.combining.pooling import probabilities_of
 from finetune.errors import CheckpointMismatchError
+from finetune.spec.images import content_id
+from finetune.spec.splits import SplitRecord
 
 FOLDS, PICTURES = 3, 20  # a fold
 NAMES = ("no", "yes")
@@ -22,6 +25,10 @@ NAMES = ("no", "yes")
 class Picture:
     path: Path
     label: int
+
+    @property
+    def id(self) -> str:
+        return content_id(str(self.path).encode())
 
 
 def pictures(fold: int) -> list[Picture]:
@@ -60,12 +67,13 @@ class Member(nn.Module):
         self.name = f"runs/{name}/fold-{fold}-1/checkpoints/best.ckpt"
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
-        return ({"folds": FOLDS, "fold": self.fold},)
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
+        return (SplitRecord({"folds": FOLDS, "fold": self.fold}),)
 
-    def probabilities(
-        self, views: Mapping[Any, Tensor], paths: Sequence[str] | None = None
-    ) -> Tensor:
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        return True
+
+    def logits(self, views: Mapping[Any, Tensor], paths: Sequence[str] | None = None) -> Tensor:
         assert paths is not None
         truth = [
             self.unseen[int(Path(path).stem)]
@@ -74,7 +82,7 @@ class Member(nn.Module):
             for path in paths
         ]
         right = torch.tensor(truth)
-        return torch.stack([1 - right, right], dim=-1)
+        return torch.stack([1 - right, right], dim=-1).log()
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -96,12 +104,12 @@ def test_a_row_a_recipe_holds_what_each_fold_says_of_its_own_pictures() -> None:
     assert held_out.is_out_of_fold
     assert held_out.columns == ((0, 1, 2), (3, 4, 5))
     assert len(held_out.ids) == len(set(held_out.ids)) == FOLDS * PICTURES
-    truth = held_out.member_probabilities[:, :, 1]
+    truth = held_out.member_logits.exp()[:, :, 1]
     torch.testing.assert_close(truth[0], torch.tensor(varied * FOLDS))
     torch.testing.assert_close(truth[1], torch.full((FOLDS * PICTURES,), 0.7))
-    torch.testing.assert_close(
-        ensemble.pool_held_out(held_out)[:, 1], torch.tensor([v / 2 + 0.35 for v in varied] * FOLDS)
-    )
+    pooled = probabilities_of(ensemble.pool_held_out(held_out))
+    expected = torch.tensor([value / 2 + 0.35 for value in varied] * FOLDS)
+    torch.testing.assert_close(pooled[:, 1], expected)
 
 
 @pytest.mark.parametrize("method", ["greedy", "learned"])
@@ -117,8 +125,7 @@ def test_what_is_known_by_heart_picks_no_one(method: Any) -> None:
     # Two folds' pictures have trained any one member, so by all of them it would have won.
     fooled = Ensemble([ensemble.parts[0], ensemble.parts[3]])
     by_training = [
-        float(-member[:, 1].log().mean())
-        for member in (fooled.held_out(MODULES[1]).member_probabilities)
+        float(-member[:, 1].mean()) for member in fooled.held_out(MODULES[1]).member_logits
     ]
     assert by_training[0] < by_training[1]
 
@@ -155,13 +162,14 @@ def test_dropped_recipes_leave_the_answers_of_the_others_in_place() -> None:
     held_out = chosen.held_out(MODULES)
     assert held_out.columns == ((0, 1, 2),)
     assert len({Path(name).parents[2] for name in chosen.member_names}) == 1
-    torch.testing.assert_close(chosen.pool_held_out(held_out)[:, 1], torch.full((60,), 0.7))
+    pooled = probabilities_of(chosen.pool_held_out(held_out))
+    torch.testing.assert_close(pooled[:, 1], torch.full((60,), 0.7))
 
 
 def test_all_folds_answer_new_pictures_together() -> None:
     ensemble = Ensemble(recipe("a", **HONEST))
     test = ensemble.held_out(MODULES, "test")
-    assert test.member_probabilities.shape == (3, PICTURES, 2)
+    assert test.member_logits.shape == (3, PICTURES, 2)
     assert not test.is_out_of_fold
 
 
@@ -169,7 +177,7 @@ def test_only_folds_that_every_recipe_has_are_asked() -> None:
     some = [*recipe("a", **HONEST), *recipe("b", **HONEST)[1:]]
     assert common_folds(some) == [1, 2]
     held_out = Ensemble(some).held_out({fold: MODULES[fold] for fold in (1, 2)})
-    assert held_out.member_probabilities.shape == (2, 2 * PICTURES, 2)
+    assert held_out.member_logits.shape == (2, 2 * PICTURES, 2)
     with pytest.raises(CheckpointMismatchError, match=r"none for \[0\] beside runs/b/fold-1"):
         Ensemble(some).held_out(MODULES)
     with pytest.raises(CheckpointMismatchError, match=r"\[0\] and \[1\]"):
@@ -188,7 +196,7 @@ def test_members_that_have_seen_every_fold_are_refused() -> None:
 
 def test_a_table_of_predictions_is_a_recipe_of_its_own() -> None:
     paths = [str(picture.path) for fold in range(FOLDS) for picture in pictures(fold)]
-    table = TableMember("table.csv", NAMES, paths, torch.tensor([[0.2, 0.8]] * len(paths)))
+    table = TableMember("table.csv", NAMES, paths, torch.tensor([[0.2, 0.8]] * len(paths)).log())
     ensemble = Ensemble([table, *recipe("a", **HONEST)])
     held_out = ensemble.held_out(MODULES)
     assert held_out.columns == ((1, 2, 3), (0,))

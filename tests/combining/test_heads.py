@@ -8,6 +8,7 @@ from finetune.combining.ensemble import Ensemble
 from finetune.combining.heads import bootstrap_heads, ensemble_of_heads
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import UsageError
+from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
 from finetune.networks.splitting import split_at_parameters
 from finetune.training.classifier import ImageClassifier
 
@@ -33,9 +34,8 @@ def test_heads_on_one_backbone_differ_and_answer_better_together(
     assert all(torch.equal(before[name], t) for name, t in classifier.state_dict().items())
     assert isinstance(ensemble, Ensemble)
     held_out = ensemble.held_out(datamodule)
-    rows = torch.arange(len(held_out.labels))
-    member_nll = -held_out.member_probabilities[:, rows, held_out.labels].log().mean(-1)
-    nll = -ensemble.pool(held_out.member_probabilities)[rows, held_out.labels].log().mean()
+    member_nll = held_out_losses(held_out.member_logits, held_out.labels, "nll")
+    nll = held_out_loss(ensemble.pool(held_out.member_logits), held_out.labels, "nll")
     assert nll < member_nll.mean()
     assert member_nll.std() > 0
 

@@ -11,7 +11,7 @@ def fold(names: str, seed: int, *, members: int = 1) -> HeldOut:
         paths=tuple(names),
         ids=tuple(names),
         labels=torch.arange(len(names)) % 3,
-        member_probabilities=torch.rand(members, len(names), 3, generator=generator).softmax(-1),
+        member_logits=torch.rand(members, len(names), 3, generator=generator),
         seconds=(1.0,) * members,
     )
 
@@ -21,8 +21,8 @@ def test_every_picture_is_answered_once_by_who_did_not_see_it() -> None:
     together = out_of_fold([first, second])
     assert together.ids == tuple("abcde")
     assert together.labels.tolist() == [0, 1, 2, 0, 1]
-    assert torch.equal(together.member_probabilities[0, :3], first.member_probabilities[0])
-    assert torch.equal(together.member_probabilities[0, 3:], second.member_probabilities[0])
+    assert torch.equal(together.member_logits[0, :3], first.member_logits[0])
+    assert torch.equal(together.member_logits[0, 3:], second.member_logits[0])
     assert together.seconds == (2.0,)
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import random
 from pathlib import Path
 
@@ -5,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.combining.roles import halves, of_role, picture_id, refuse_reuse, with_role
+from finetune.combining.roles import halves, in_whole_ids, of_role, refuse_reuse, with_role
 from finetune.errors import CalibrationError
+from finetune.spec.images import file_id
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=60), seed=st.integers(0, 99))
@@ -49,9 +51,18 @@ def test_reuse_is_refused_or_branded() -> None:
     assert with_role(roles, "pick", ["c"]) == {"pick": ["a", "b", "c"]}
 
 
-def test_a_picture_keeps_its_id_when_it_moves_and_not_when_it_changes(tmp_path: Path) -> None:
-    first, moved, other = (tmp_path / name for name in ("a.png", "b.png", "c.png"))
-    first.write_bytes(b"x" * 50_000)
-    moved.write_bytes(b"x" * 50_000)
-    other.write_bytes(b"x" * 49_999 + b"y")
-    assert picture_id(first) == picture_id(moved) != picture_id(other)
+def test_roles_of_an_older_file_are_translated_and_still_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 20_000)
+    # As format 1 noted it: of the size and 16 KiB from either end.
+    content = paths[0].read_bytes()
+    sample = str(len(content)).encode() + content[:16384] + content[-16384:]
+    old = {"pick": [hashlib.blake2b(sample, digest_size=8).hexdigest()]}
+    ids = [file_id(path) for path in paths]
+    roles = in_whole_ids(old, [str(path) for path in paths], ids)
+    assert set(roles["pick"]) == {*old["pick"], ids[0]}
+    assert not refuse_reuse(roles, ids[1:], "calibrate")
+    with pytest.raises(CalibrationError, match="1 of 2 that helped to pick"):
+        refuse_reuse(roles, ids, "calibrate")
+    assert in_whole_ids({"pick": ids}, [], []) == {"pick": ids}

@@ -81,7 +81,7 @@ def test_greedy_finds_the_known_right_answer(
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the two good ones share a basin
-        soup = average_checkpoints(paths, method="greedy", datamodule=datamodule)
+        soup = average_checkpoints(paths, method="greedy", datamodule=datamodule, share="all")
     assert soup.coefficients == (0.0, 0.5, 0.5)
     assert soup.score is not None
     assert soup.score.nll < min(score.nll for score in soup.member_scores)
@@ -263,7 +263,7 @@ def test_an_average_remembers_every_split_that_its_members_had(
     again.save(tmp_path / "again.ckpt")
     for name in ("mixed.ckpt", "again.ckpt"):
         ensemble = Ensemble.from_checkpoints([tmp_path / name])
-        assert {data["fold"] for data in ensemble.fitted_on} == {1, 2}
+        assert {record.fold for record in ensemble.fitted_on} == {1, 2}
         ensemble.save(tmp_path / "ensemble.ckpt")
         assert Ensemble.from_file(tmp_path / "ensemble.ckpt").fitted_on == ensemble.fitted_on
 

@@ -94,4 +94,4 @@ def test_fits_with_different_splits_are_not_judged_together(
     paths = [str(write_probe("s0")), str(write_probe("s1", val_fraction=0.3))]
     call = ["average", *paths, "--data.root", str(colour_folder), "--method", "greedy"]
     assert cli.main([*call, "--output", str(tmp_path / "soup.ckpt")]) == 2
-    assert "data.val_fraction = 0.3, 0.4" in capsys.readouterr().err
+    assert "data.val_fraction = 0.4 and 0.3" in capsys.readouterr().err

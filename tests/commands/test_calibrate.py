@@ -8,7 +8,7 @@ from finetune import cli
 from finetune.combining.ensemble import Ensemble
 from finetune.commands.loading import load_answerer
 from finetune.prediction import predict
-from finetune.training.checkpoints import read_checkpoint
+from finetune.training.checkpoints import read_checkpoint, read_content, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 
 WriteCheckpoint = Callable[..., Path]
@@ -43,6 +43,38 @@ def test_a_calibrated_classifier_stays_a_checkpoint_and_answers_calibrated(
     assert [row["rejected"] for row in after.rows()] == [
         str(value).lower() for value in after.rejected.tolist()
     ]
+
+
+def test_sets_by_images_that_chose_the_fit_are_told_so(
+    write_probe: WriteCheckpoint,
+    colour_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def calibrated(path: Path, name: str, *options: str) -> tuple[bool, bool]:
+        """Whether the file and the output say that these images chose the fit."""
+        output = tmp_path / f"{name}.ckpt"
+        call = ["calibrate", str(path), "--data.root", str(colour_folder), "--data.cache", "off"]
+        assert cli.main([*call, "--conformal", "0.3", *options, "--output", str(output)]) == 0
+        kept = Ensemble.from_file(output).calibration
+        assert kept is not None
+        return kept.chosen_by, "--split test" in capsys.readouterr().out
+
+    tuned = write_probe("tuned", noise=1.0)
+    assert calibrated(tuned, "val") == (True, True)
+    assert calibrated(tuned, "test", "--split", "test", "--share", "all") == (False, False)
+    content = read_content(tuned)
+    head = tmp_path / "head.ckpt"
+    write_checkpoint(
+        head,
+        state_dict=content["state_dict"],
+        hyper_parameters={**content["hyper_parameters"], "strategy": "head"},
+        entry=content["finetune"],
+    )
+    assert calibrated(head, "closed form") == (False, False)
+    judge = ["test", "--ckpt_path", str(tmp_path / "test.ckpt"), "--data.root", str(colour_folder)]
+    assert cli.main([*judge, "--data.cache", "off"]) == 1
+    assert "helped to calibrate" in capsys.readouterr().err
 
 
 def test_an_ensemble_stays_an_ensemble_and_its_split_is_remembered(

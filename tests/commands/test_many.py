@@ -66,7 +66,7 @@ def test_an_ensemble_of_folds_is_judged_by_what_each_did_not_see(
     assert main(["average", "runs/f-1", "--output", str(tmp_path / "soup.ckpt")]) == 0
     soup = [str(tmp_path / "soup.ckpt"), *call, str(tmp_path / "refused.ckpt")]
     assert main(["calibrate", *soup]) == 1
-    assert "trained on any of their pictures" in capsys.readouterr().err
+    assert "a fit has trained on all others" in capsys.readouterr().err
     # Folds stand in a comparison as one.
     assert main([*arguments[:-1], "--name=g"]) == 0
     capsys.readouterr()

@@ -48,6 +48,27 @@ def test_several_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_figures")
+def test_roots_may_be_spelled_differently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for number in range(30):
+        (tmp_path / "photos" / f"{number}.jpg").touch()
+    spellings = ("photos/", f"{tmp_path}/photos/", f"{tmp_path}/link/", "gone/")
+    tables = [
+        str(write(tmp_path / f"{n}.csv", n, prefix=prefix)) for n, prefix in enumerate(spellings)
+    ]
+    page = tmp_path / "page.html"
+    assert main(["compare", *tables[:3]]) == 0
+    assert "on the 30 images" in capsys.readouterr().out
+    assert main(["report", *tables[:3], "--output", str(page)]) == 0
+    assert "Leaderboard" in page.read_text(encoding="utf-8")
+    assert main(["report", *tables, "--output", str(page)]) == 0
+    assert "no comparison on the page" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_folds_and_suspects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folds = [str(write(tmp_path / f"{i}.csv", i, prefix=f"fold{i}/")) for i in range(2)]
     page, suspects = tmp_path / "page.html", tmp_path / "suspects.csv"

@@ -8,8 +8,8 @@ from PIL import Image
 
 from finetune.commands.split import main
 from finetune.data.folder import scan_folder
-from finetune.data.images import content_hash
 from finetune.errors import ImageError, UsageError
+from finetune.spec.images import file_id
 
 
 def add_pictures(root: Path, name: str, numbers: range) -> None:
@@ -37,7 +37,7 @@ def test_the_manifest_records_everything(root: Path, capsys: pytest.CaptureFixtu
     written = rows(Path("split.csv"))
     assert {root / row["path"] for row in written} == {i.path for i in scan_folder(root).images}
     assert all(row["label"] == Path(row["path"]).parts[0] for row in written)
-    assert all(row["hash"] == content_hash(root / row["path"]) for row in written)
+    assert all(row["hash"] == file_id(root / row["path"]) for row in written)
     assert {row["split"] for row in written} == {"train", "test"}
     assert {row["fold"] for row in written if row["split"] == "train"} == {"0", "1", "2"}
     assert {row["fold"] for row in written if row["split"] == "test"} == {""}

@@ -2,11 +2,15 @@ import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune.data.folder import LabelledImage, scan_folder
-from finetune.errors import ImageFolderError
+from finetune.data.health import check_folder, readable_folder
+from finetune.data.inspection import inspect_files
+from finetune.errors import ImageError, ImageFolderError
+from finetune.prediction import find_pictures
 
 Painter = Callable[..., Path]
 
@@ -151,6 +155,58 @@ def test_unusable_folders_say_what_is_expected(paint: Painter, tmp_path: Path) -
     paint("two/valid/a/1.jpg")
     with pytest.raises(ImageFolderError, match="one folder for the split val"):
         scan_folder(tmp_path / "two")
+
+
+def test_a_class_called_train_beside_others_is_a_class(paint: Painter, tmp_path: Path) -> None:
+    for name in ("bus", "car", "train"):
+        paint(f"r/{name}/1.jpg")
+    folder = scan_folder(tmp_path / "r")
+    assert folder.class_names == ("bus", "car", "train")
+    assert not folder.is_split
+    paint("r/train/bus/2.jpg")  # now it has class folders
+    assert scan_folder(tmp_path / "r").class_names == ("bus",)
+
+
+@pytest.fixture
+def hidden_folder(paint: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three classes, one of which may not be listed (also by a user who may do everything)."""
+    for name in ("ant", "bee", "fly"):
+        for number in range(5):
+            paint(f"r/{name}/{number}.png")
+    closed, scandir = str(tmp_path / "r" / "bee"), os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    return tmp_path / "r"
+
+
+def test_a_class_folder_that_may_not_be_listed_does_not_vanish(hidden_folder: Path) -> None:
+    folder = scan_folder(hidden_folder)
+    assert folder.empty_classes == ()
+    inspections = inspect_files([i.path for i in folder.images], root=hidden_folder, remember=False)
+    (finding,) = [f for f in check_folder(folder, inspections) if f.severity == "error"]
+    assert finding.path == hidden_folder / "bee"
+    assert "Permission denied" in finding.problem
+    with pytest.raises(ImageError, match=r"bee \(cannot be listed: Permission denied"):
+        readable_folder(folder, inspections, on_bad_image="error")
+    assert readable_folder(folder, inspections, on_bad_image="skip").class_names == ("ant", "fly")
+    with pytest.raises(ImageFolderError, match="bee, which cannot be listed"):
+        find_pictures(hidden_folder)
+
+
+def test_what_a_fit_finds_predict_finds(paint: Painter, tmp_path: Path) -> None:
+    paint("r/ant/1.png")
+    paint("elsewhere/2.png")
+    paint("r/ant/deep/3.png")
+    (tmp_path / "r" / "bee").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "r" / "bee" / "loop").symlink_to(tmp_path / "r", target_is_directory=True)
+    found = find_pictures(tmp_path / "r")
+    assert sorted(found) == sorted(i.path for i in scan_folder(tmp_path / "r").images)
+    assert len(found) == 3
 
 
 def test_the_order_does_not_depend_on_the_disk(

@@ -40,7 +40,7 @@ def test_patterns_that_cannot_be_meant_are_refused(paint: Painter, tmp_path: Pat
 def test_copies_and_groups_are_joined() -> None:
     paths = [Path(str(number)) for number in range(7)]
     groups = ["a", None, None, "b", "a", None, "b"]
-    images = [LabelledImage(p, 0, g) for p, g in zip(paths, groups, strict=True)]
-    hashes = dict(zip(paths, ["h1", "h2", "h1", "h3", "h4", "h5", "h3"], strict=True))
-    together = groups_with_duplicates(images, hashes)
+    ids = ["h1", "h2", "h1", "h3", "h4", "h5", "h3"]
+    images = [LabelledImage(p, 0, g, id=i) for p, g, i in zip(paths, groups, ids, strict=True)]
+    together = groups_with_duplicates(images)
     assert together == [0, None, 0, 3, 0, None, 3]

@@ -24,7 +24,6 @@ from finetune.data.decoding_memory import MAX_DECODING_BYTES, _DecodingMemory, d
 from finetune.data.images import (
     FORMATS,
     ImageReader,
-    content_hash,
     decode_bytes,
     decode_image,
     open_image,
@@ -33,6 +32,7 @@ from finetune.data.images import (
 )
 from finetune.data.loading import make_loader
 from finetune.errors import ImageError, UsageError
+from finetune.spec.images import content_id, file_id
 
 Painter = Callable[..., Path]
 
@@ -273,9 +273,9 @@ def test_equal_files_have_equal_hashes(tmp_path: Path, paint: Painter) -> None:
     one = paint("one.png")
     copy = tmp_path / "copy.png"
     copy.write_bytes(one.read_bytes())
-    assert content_hash(one) == content_hash(copy)
-    assert content_hash(one) != content_hash(paint("two.png"))
-    assert len(content_hash(one)) == 32
+    assert file_id(one) == file_id(copy) == content_id(one.read_bytes())
+    assert file_id(one) != file_id(paint("two.png"))
+    assert len(file_id(one)) == 32
 
 
 def test_threads_decode_side_by_side() -> None:

@@ -4,14 +4,14 @@ import pytest
 
 from finetune.data import sample
 from finetune.data.folder import scan_folder
-from finetune.data.images import content_hash
 from finetune.data.sample import CROPS, PHOTOGRAPHS, write_sample
 from finetune.errors import ImageFolderError
+from finetune.spec.images import file_id
 
 
 def hashes(root: Path) -> dict[str, str]:
     return {
-        path.relative_to(root).as_posix(): content_hash(path)
+        path.relative_to(root).as_posix(): file_id(path)
         for path in root.rglob("*")
         if path.is_file()
     }

@@ -14,7 +14,8 @@ from finetune.evaluation.comparison import (
     holm_correction,
     mcnemar_p_value,
 )
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.result import Evaluation
 
 
 def answers(correct: np.ndarray, paths: list[str] | None = None) -> Evaluation:

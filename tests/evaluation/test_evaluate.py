@@ -13,7 +13,8 @@ from sklearn import metrics
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from finetune.errors import UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.result import Evaluation
 from finetune.evaluation.scores import confidence_bins, label_ranks, risk_coverage
 
 
@@ -50,7 +51,9 @@ def test_figures_equal_scikit_learn(drawn: tuple[np.ndarray, np.ndarray]) -> Non
     assert evaluation.macro_f1 == pytest.approx(
         metrics.f1_score(labels, predictions, labels=present, average="macro", zero_division=0)
     )
-    assert evaluation.nll == pytest.approx(metrics.log_loss(labels, probabilities, labels=classes))
+    if probabilities[np.arange(len(labels)), labels].min() > 0:  # scikit-learn clips
+        expected = metrics.log_loss(labels, probabilities, labels=classes)
+        assert evaluation.nll == pytest.approx(expected)
     one_hot = np.eye(len(classes))[labels]
     assert evaluation.brier == pytest.approx(((probabilities - one_hot) ** 2).sum(1).mean())
     np.testing.assert_array_equal(
@@ -170,8 +173,7 @@ def test_probabilities_of_exactly_zero_and_one() -> None:
     assert evaluation.nll == pytest.approx(0, abs=1e-12)
     assert evaluation.confused_pairs() == ()
     wrong = evaluate([1], [[1.0, 0.0]], ["a", "b"])
-    assert math.isfinite(wrong.nll)
-    assert wrong.nll > 30
+    assert wrong.nll == pytest.approx(-math.log(5e-324))
 
 
 def test_one_image_is_enough() -> None:
@@ -221,7 +223,7 @@ def test_folds_give_mean_and_deviation() -> None:
         ([], np.zeros((0, 2)), ["a", "b"], "at least one row"),
         ([2], [[0.5, 0.5]], ["a", "b"], "from 0 to 1"),
         ([-1], [[0.5, 0.5]], ["a", "b"], "from 0 to 1"),
-        ([0], [[3.0, -2.0]], ["a", "b"], "softmax"),
+        ([0], [[3.0, -2.0]], ["a", "b"], "evaluate_logits"),
         ([0], [[math.nan, 1.0]], ["a", "b"], "sum to 1"),
     ],
 )

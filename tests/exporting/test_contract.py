@@ -41,7 +41,7 @@ def answers(classifier: ImageClassifier, images: Tensor) -> Tensor:
     """As ``finetune predict`` has them."""
     single = SingleClassifier(classifier.eval())
     views = {classifier.preprocessing: images}
-    return single.answer(single.member_probabilities(views)).probabilities
+    return single.answer(single.member_logits(views)).probabilities
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_every_format_answers_as_the_classifier(
         assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)
         assert_close(program(images), expected, atol=1e-5, rtol=0)
         views = {classifier.preprocessing: images}
-        again = ensemble.answer(ensemble.member_probabilities(views))
+        again = ensemble.answer(ensemble.member_logits(views))
         assert torch.equal(again.probabilities, expected)
 
 

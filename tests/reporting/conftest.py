@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.result import Evaluation
 
 Make = Callable[..., Evaluation]
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.result import Evaluation
 from finetune.reporting import curves, figures, galleries, style
 
 STRANGE = ["ばら", "$x^2$ and $5", "tab\there", "a" * 90, "", "😀", "<b>", "عربى"]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from finetune.evaluation.comparison import compare_all
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.result import Evaluation
 from finetune.reporting import page as page_module
 from finetune.reporting.page import TEMPLATES, PageSection, flatten, render_page
 from finetune.reporting.report import FIGURES, ReportDetails, report_files, write_page, write_report
-from finetune.reporting.tables import read_predictions
 from finetune.reporting.thumbnails import read_thumbnail, thumbnail_uris
+from finetune.tables.reading import read_table
 
 EVIL = "</script><script>alert(1)</script>"
 Make = Callable[..., Evaluation]
@@ -97,7 +98,7 @@ def test_a_report_folder_is_complete(
     )
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["accuracy"] == evaluation.accuracy
-    assert read_predictions(folder / "predictions.csv").paths == evaluation.paths
+    assert read_table(folder / "predictions.csv").paths == evaluation.paths
     text = page.read_text(encoding="utf-8")
     assert "model.backbone" in text
     assert "truncated" in text

@@ -13,7 +13,8 @@ from PIL import Image
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.result import Evaluation
 from finetune.preprocessing import Preprocessing
 from finetune.reporting.embeddings import embed, recorded_features
 from finetune.reporting.sources import load_source, load_sources, merge_folds
@@ -101,6 +102,10 @@ def test_rows_without_label_are_left_out(tmp_path: Path) -> None:
     path.write_text("path,label,p:ant,p:bee\nx,,0.5,0.5\n")
     with pytest.raises(DataError, match="expected labels"):
         load_source(path)
+
+
+def test_a_checkpoint_in_a_run_knows_where_its_images_were(run: Path) -> None:
+    assert load_source(run / "checkpoints" / "best.ckpt").details.root == Path("photos")
 
 
 def test_what_cannot_be_judged_is_refused(run: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def contents(
         "hyper_parameters": plain(dict(classifier.hparams)),
         ENTRY: plain_entry(classifier),
     }
-    table = TableMember("t.csv", CLASSES, ["p"], torch.tensor([[0.2, 0.3, 0.5]]))
+    table = TableMember("t.csv", CLASSES, ["p"], torch.tensor([[0.2, 0.3, 0.5]]).log())
     member = ClassifierMember(classifier, "m")
     inner = Ensemble([member, table], calibration=Calibration.from_dict(CALIBRATION), roles=ROLES)
     path = tmp_path_factory.mktemp("ensemble") / "e.ckpt"

@@ -74,7 +74,11 @@ def test_fine_tuning_starts_where_the_probe_ended(run, colour_folder, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["head-then-all", "partial:1"])
-def test_a_harmful_fine_tuning_is_not_delivered(run, strategy, colour_folder, tmp_path):
+def test_a_harmful_fine_tuning_is_not_delivered(
+    run, strategy, colour_folder, tmp_path, monkeypatch
+):
+    sure = partial(module.fit_probe, l2=1e-5)  # on these colours nothing can better it
+    monkeypatch.setattr(module, "fit_probe", sure)
     run(colour_folder, tmp_path / "probe", "head")
     fit, _, said = run(
         colour_folder, tmp_path / "ruined", strategy, lr=0.2, label_smoothing=0.0, epochs=1

@@ -74,7 +74,7 @@ def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
         log_every_n_steps=1,
     )
     trainer.fit(classifier, datamodule)
-    track_best(trainer.loggers, folder / "checkpoints" / "best.ckpt")
+    track_best(trainer.loggers, folder / "checkpoints" / "best.ckpt", data)
     finish_tracking(folder)
     wandb.teardown()  # its writing process ends, so the file is complete
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")

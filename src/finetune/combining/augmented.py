@@ -1,4 +1,4 @@
-"""Test-time augmentation: named views of the same picture, whose probabilities are averaged.
+"""Test-time augmentation: named views of the same image, whose probabilities are averaged.
 
 The views are cut from the preprocessed batch, so a picture is decoded and resized once whatever
 their number. Source of the practice: Krizhevsky et al., ImageNet classification with deep
@@ -8,6 +8,7 @@ of in-domain uncertainty estimation and ensembling in deep learning, 2020.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -101,14 +102,15 @@ def mean_over_views(
     images: dict[object, Tensor],
     views: Sequence[View],
 ) -> Tensor:
-    """The mean of ``answer`` over the views of all images; one view changes no bit."""
-    total = answer({key: views[0](value) for key, value in images.items()})
+    """The log of the mean over the views of the softmax of ``answer``; one view changes no bit."""
+    first = answer({key: views[0](value) for key, value in images.items()})
     if len(views) == 1:
-        return total
-    summed = total.double()
+        return first
+    logs = first.double().log_softmax(dim=-1)
     for view in views[1:]:
-        summed += answer({key: view(value) for key, value in images.items()}).double()
-    return (summed / len(views)).to(total.dtype)
+        further = answer({key: view(value) for key, value in images.items()})
+        logs = torch.logaddexp(logs, further.double().log_softmax(dim=-1))
+    return (logs - math.log(len(views))).to(first.dtype)
 
 
 def _crop(images: Tensor, down: float, right: float) -> Tensor:

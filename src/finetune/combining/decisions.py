@@ -15,10 +15,9 @@ from finetune.combining.calibration import (
     apply_temperature,
     fit_reject_rule,
     fit_temperature,
-    log_of,
 )
 from finetune.combining.conformal import ConformalRule, Score, fit_conformal
-from finetune.combining.pooling import Coefficients
+from finetune.combining.pooling import Coefficients, probabilities_of
 from finetune.combining.uncertainty import Uncertainty, uncertainty
 
 
@@ -36,6 +35,8 @@ class Calibration:
         reused: whether pictures were used that had picked members: figures flatter then.
         out_of_fold: whether each picture was answered by a fold that was not trained on it: the
             whole ensemble is usually better than that, so its figures are on the safe side.
+        chosen_by: whether the fit itself chose its epoch, phase or confidence by these pictures:
+            the answers suit them a little better than others, and sets may cover a little less.
     """
 
     fit: TemperatureFit
@@ -43,26 +44,27 @@ class Calibration:
     conformal: ConformalRule | None = None
     reused: bool = False
     out_of_fold: bool = False
+    chosen_by: bool = False
 
     @property
     def temperature(self) -> float:
         """T; above 1 the uncalibrated answers were too sure."""
         return self.fit.temperature
 
-    def probabilities(self, pooled: Tensor) -> Tensor:
-        """Calibrated probabilities ``(N, C)``; the order of the classes stays."""
+    def logits(self, pooled: Tensor) -> Tensor:
+        """Calibrated logits ``(N, C)`` of pooled ones; the order of the classes stays."""
         return apply_temperature(pooled, self.temperature)
 
     def rejected(self, pooled: Tensor) -> Tensor | None:
         """Which of the pictures ``(N, C)`` to leave to a human, ``(N,)`` bool; None: no rule."""
         if self.reject is None:
             return None
-        confidence = apply_temperature(pooled.double(), self.temperature).amax(dim=-1)
+        confidence = self.logits(pooled.double()).softmax(dim=-1).amax(dim=-1)
         return confidence < self.reject.threshold
 
     def prediction_sets(self, pooled: Tensor) -> Tensor | None:
         """Membership ``(N, C)`` bool of the classes in each picture's set; None: no rule."""
-        return None if self.conformal is None else self.conformal.sets(pooled)
+        return None if self.conformal is None else self.conformal.sets(probabilities_of(pooled))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, for a checkpoint."""
@@ -78,6 +80,7 @@ class Calibration:
             conformal=None if conformal is None else ConformalRule(**conformal),
             reused=bool(values.get("reused", False)),
             out_of_fold=bool(values.get("out_of_fold", False)),
+            chosen_by=bool(values.get("chosen_by", False)),
         )
 
 
@@ -86,13 +89,15 @@ class Answer:
     """What a classifier or an ensemble says about N pictures.
 
     Attributes:
-        probabilities: ``(N, C)``, pooled and calibrated; rows sum to 1.
+        logits: ``(N, C)``, pooled and calibrated; of a classifier alone its own.
+        probabilities: ``(N, C)``, their softmax.
         member_probabilities: ``(M, N, C)``, not calibrated.
         uncertainty: entropies, disagreement, variation ratio, each ``(N,)``.
         rejected: ``(N,)`` bool, or None without a reject rule.
         prediction_sets: ``(N, C)`` bool, or None without a conformal rule.
     """
 
+    logits: Tensor
     probabilities: Tensor
     member_probabilities: Tensor
     uncertainty: Uncertainty
@@ -102,13 +107,16 @@ class Answer:
 
 def decide(
     pooled: Tensor,
-    member_probabilities: Tensor,
+    member_logits: Tensor,
     calibration: Calibration | None,
     coefficients: Coefficients = None,
 ) -> Answer:
-    """Apply a calibration to pooled probabilities ``(N, C)`` and say how sure the members are."""
+    """Apply a calibration to pooled logits ``(N, C)`` and say how sure the members are."""
+    logits = pooled if calibration is None else calibration.logits(pooled)
+    member_probabilities = probabilities_of(member_logits)
     return Answer(
-        probabilities=pooled if calibration is None else calibration.probabilities(pooled),
+        logits=logits,
+        probabilities=probabilities_of(logits),
         member_probabilities=member_probabilities,
         uncertainty=uncertainty(member_probabilities, coefficients),
         rejected=None if calibration is None else calibration.rejected(pooled),
@@ -124,17 +132,18 @@ def fit_calibration(
     conformal_alpha: float | None = None,
     score: Score = "thr",
 ) -> Calibration:
-    """Calibrate pooled probabilities ``(N, C)`` of held-out pictures with labels ``(N,)``.
+    """Calibrate pooled logits ``(N, C)`` of held-out pictures with labels ``(N,)``.
 
     Raises:
         CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
     """
-    fit = fit_temperature(log_of(pooled), labels, prior=USUAL_PRIOR)
+    fit = fit_temperature(pooled, labels, prior=USUAL_PRIOR)
     reject = None
     if reject_risk is not None:
-        calibrated = apply_temperature(pooled.double(), fit.temperature)
+        calibrated = apply_temperature(pooled.double(), fit.temperature).softmax(dim=-1)
         reject = fit_reject_rule(calibrated, labels, risk=reject_risk)
     conformal = None
     if conformal_alpha is not None:
-        conformal = fit_conformal(pooled, labels, alpha=conformal_alpha, score=score)
+        probabilities = probabilities_of(pooled)
+        conformal = fit_conformal(probabilities, labels, alpha=conformal_alpha, score=score)
     return Calibration(fit, reject, conformal)

@@ -1,6 +1,6 @@
 """How differently the members of an ensemble err: what combining them can gain.
 
-All matrices are symmetric, ``(M, M)``, float64; labels ``(N,)``, probabilities ``(M, N, C)``.
+All matrices are symmetric, ``(M, M)``, float64; labels ``(N,)``, logits ``(M, N, C)``.
 Source of the pairwise measures: Kuncheva & Whitaker, Measures of diversity in classifier
 ensembles, 2003.
 """
@@ -44,7 +44,7 @@ class Diversity:
 
 
 def diversity(
-    member_probabilities: Tensor,
+    member_logits: Tensor,
     labels: Tensor,
     coefficients: Sequence[float] | None = None,
     *,
@@ -55,18 +55,16 @@ def diversity(
 
     Coefficients, pooling and metric are those of the ``ambiguity``.
     """
-    predicted = member_probabilities.argmax(dim=-1)
+    predicted = member_logits.argmax(dim=-1)
     correct = predicted == labels
     return Diversity(
         disagreement=pairwise_disagreement(predicted),
         error_correlation=error_correlation(correct),
-        kappa=cohen_kappa(predicted, member_probabilities.shape[-1]),
+        kappa=cohen_kappa(predicted, member_logits.shape[-1]),
         q_statistic=q_statistic(correct),
-        divergence=pairwise_divergence(member_probabilities),
+        divergence=pairwise_divergence(member_logits),
         oracle_accuracy=float(correct.any(dim=0).double().mean()),
-        ambiguity=ambiguity(
-            member_probabilities, labels, coefficients, pooling=pooling, metric=metric
-        ),
+        ambiguity=ambiguity(member_logits, labels, coefficients, pooling=pooling, metric=metric),
     )
 
 
@@ -103,11 +101,10 @@ def q_statistic(correct: Tensor) -> Tensor:
     return torch.where(both + one > 0, (both - one) / (both + one).clamp_min(1e-300), 0.0)
 
 
-def pairwise_divergence(member_probabilities: Tensor) -> Tensor:
+def pairwise_divergence(member_logits: Tensor) -> Tensor:
     """``(KL(p_i, p_j) + KL(p_j, p_i)) / 2``, mean over images, for ``(M, N, C)``."""
-    values = member_probabilities.double().clamp_min(torch.finfo(torch.float32).tiny)
-    flat, logs = values.flatten(1), values.log().flatten(1)
-    images = values.shape[1]
+    logs = member_logits.double().log_softmax(dim=-1).flatten(1)
+    flat, images = logs.exp(), member_logits.shape[1]
     cross = flat @ logs.T / images
     own = cross.diagonal()
     one_way = own.unsqueeze(1) - cross
@@ -115,7 +112,7 @@ def pairwise_divergence(member_probabilities: Tensor) -> Tensor:
 
 
 def ambiguity(
-    member_probabilities: Tensor,
+    member_logits: Tensor,
     labels: Tensor,
     coefficients: Sequence[float] | None = None,
     *,
@@ -127,7 +124,7 @@ def ambiguity(
     At least 0 for the NLL, in nats, of a mean or a geometric pool, and for the Brier score of a
     mean (Jensen); the accuracy may fall. Votes have an accuracy only.
     """
-    members = member_probabilities.double()
+    members = member_logits.double()
     weights = torch.tensor(normalised_coefficients(coefficients, len(members))).double()
     alone = float(weights @ held_out_losses(members, labels, metric))
     gain = alone - held_out_loss(pool(members, coefficients, method=pooling), labels, metric)

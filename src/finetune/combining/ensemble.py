@@ -16,8 +16,15 @@ from finetune.combining.conformal import Score
 from finetune.combining.decisions import Answer, Calibration, decide, fit_calibration
 from finetune.combining.held_out import HeldOut
 from finetune.combining.members import Member, Paths, Views
-from finetune.combining.pooling import Pooling, pool
-from finetune.combining.roles import Roles, Share, of_role, refuse_reuse, with_role
+from finetune.combining.pooling import Pooling, pool, probabilities_of
+from finetune.combining.roles import (
+    Roles,
+    Share,
+    in_whole_ids,
+    of_role,
+    refuse_reuse,
+    with_role,
+)
 from finetune.combining.selection import choose_coefficients
 from finetune.combining.side_by_side import DataModules, SideBySide
 from finetune.evaluation.held_out_loss import Metric
@@ -96,32 +103,32 @@ class Ensemble(SideBySide):
         """Stay in ``eval``: an ensemble is not trained."""
         return super().train(False)
 
-    def pool(self, member_probabilities: Tensor) -> Tensor:
-        """``(M, N, C)`` into ``(N, C)``, before calibration."""
-        return pool(member_probabilities, self.coefficients, method=self.pooling)
+    def pool(self, member_logits: Tensor) -> Tensor:
+        """Logits ``(M, N, C)`` into logits ``(N, C)``, before calibration."""
+        return pool(member_logits, self.coefficients, method=self.pooling)
 
     def pool_held_out(self, held_out: HeldOut, rows: Sequence[int] | None = None) -> Tensor:
-        """The pooled answers ``(N, C)`` to held-out pictures, or to some, before calibration.
+        """The pooled logits ``(N, C)`` of held-out pictures, or to some, before calibration.
 
         Of a cross-validation each picture is answered by one member a recipe, the one that was not
         trained on it: the whole ensemble, with all folds of a recipe, is usually a little better.
         """
-        members = held_out.member_probabilities
+        members = held_out.member_logits
         members = members if rows is None else members[:, list(rows)]
         return pool(members, held_out.of_rows(self.coefficients), method=self.pooling)
 
     def calibrated(self, pooled: Tensor) -> Tensor:
-        """Pooled answers ``(N, C)`` after the temperature, where there is one."""
-        return pooled if self.calibration is None else self.calibration.probabilities(pooled)
+        """Pooled logits ``(N, C)`` over the temperature, where there is one."""
+        return pooled if self.calibration is None else self.calibration.logits(pooled)
 
-    def combine(self, member_probabilities: Tensor) -> Tensor:
-        """``(M, N, C)`` into ``(N, C)``, pooled and calibrated."""
-        return self.calibrated(self.pool(member_probabilities))
+    def combine(self, member_logits: Tensor) -> Tensor:
+        """Logits ``(M, N, C)`` into logits ``(N, C)``, pooled and calibrated."""
+        return self.calibrated(self.pool(member_logits))
 
-    def answer(self, member_probabilities: Tensor) -> Answer:
-        """Pool ``(M, N, C)``, calibrate, and say how sure."""
-        pooled = self.pool(member_probabilities)
-        return decide(pooled, member_probabilities, self.calibration, self.coefficients)
+    def answer(self, member_logits: Tensor) -> Answer:
+        """Pool logits ``(M, N, C)``, calibrate, and say how sure."""
+        pooled = self.pool(member_logits)
+        return decide(pooled, member_logits, self.calibration, self.coefficients)
 
     def forward(self, *views: Tensor) -> Tensor:
         """Log probabilities ``(N, C)``, which any loss or metric takes for logits.
@@ -130,12 +137,18 @@ class Ensemble(SideBySide):
             views: images ``(N, C_i, S_i, S_i)``, one for each of :attr:`preprocessings`.
         """
         by_preprocessing = dict(zip(self.preprocessings, views, strict=True))
-        probabilities = self.probabilities(by_preprocessing)
-        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+        return self.logits(by_preprocessing).log_softmax(dim=-1)
+
+    def logits(self, views: Views, paths: Paths = None) -> Tensor:
+        """Calibrated logits ``(N, C)``: an ensemble is a member of another one this way."""
+        return self._combined(views, paths).float()
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
-        """Calibrated probabilities ``(N, C)``: an ensemble is a member of another one this way."""
-        # Not by member_probabilities: inference mode would keep gradients and exports out.
+        """Calibrated probabilities ``(N, C)``."""
+        return probabilities_of(self._combined(views, paths))
+
+    def _combined(self, views: Views, paths: Paths) -> Tensor:
+        # Not by member_logits: inference mode would keep gradients and exports out.
         answers = [answer for answer, _ in self._timed(views, paths)]
         return self.combine(torch.stack(answers))
 
@@ -185,9 +198,10 @@ class Ensemble(SideBySide):
         held_out = self.held_out(datamodule, split)
         rows = of_role(held_out.ids, held_out.labels.tolist(), "pick", share)
         ids = [held_out.ids[row] for row in rows]
-        refuse_reuse(self.roles, ids, "pick")
+        roles = in_whole_ids(self.roles, held_out.paths, held_out.ids)
+        refuse_reuse(roles, ids, "pick")
         coefficients = choose_coefficients(
-            held_out.member_probabilities[:, rows],
+            held_out.member_logits[:, rows],
             held_out.labels[rows],
             method=method,
             metric=metric,
@@ -197,7 +211,7 @@ class Ensemble(SideBySide):
             min_gain=min_gain,
             seed=seed,
         )
-        roles = with_role(self.roles, "pick", ids)
+        roles = with_role(roles, "pick", ids)
         return self._with_coefficients(held_out.of_members(coefficients), roles)
 
     def calibrate(
@@ -228,7 +242,8 @@ class Ensemble(SideBySide):
         held_out = self.held_out(datamodule, split)
         rows = of_role(held_out.ids, held_out.labels.tolist(), "calibrate", share)
         ids = [held_out.ids[row] for row in rows]
-        reused = refuse_reuse(self.roles, ids, "calibrate", allow_reuse=allow_reuse)
+        roles = in_whole_ids(self.roles, held_out.paths, held_out.ids)
+        reused = refuse_reuse(roles, ids, "calibrate", allow_reuse=allow_reuse)
         calibration = fit_calibration(
             self.pool_held_out(held_out, rows),
             held_out.labels[rows],
@@ -236,8 +251,13 @@ class Ensemble(SideBySide):
             conformal_alpha=conformal,
             score=score,
         )
-        calibration = replace(calibration, reused=reused, out_of_fold=held_out.is_out_of_fold)
-        roles = with_role(self.roles, "calibrate", ids)
+        calibration = replace(
+            calibration,
+            reused=reused,
+            out_of_fold=held_out.is_out_of_fold,
+            chosen_by=self.chosen_by(ids, split),
+        )
+        roles = with_role(roles, "calibrate", ids)
         return self._copy(calibration=calibration, roles=roles)
 
     def _with_coefficients(self, coefficients: Sequence[float], roles: Roles) -> Self:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from finetune.combining.calibration import log_of
 from finetune.combining.decisions import Calibration
 from finetune.combining.members import ClassifierMember, Member, TableMember
 from finetune.errors import CheckpointError, UsageError
 from finetune.preprocessing import Preprocessing
+from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import (
     ENTRY,
@@ -22,6 +25,7 @@ from finetune.training.checkpoints import (
     read_content,
     save_atomically,
 )
+from finetune.training.fitted_splits import SPLIT_ENTRIES, with_fitted_split
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
@@ -47,24 +51,15 @@ def checkpoint_file(path: str | Path) -> Path:
     return path
 
 
-def fitted_data(path: Path, details: Mapping[str, Any]) -> dict[str, Any]:
-    """How a fit split its pictures: its settings, and the ``split.csv`` of its run folder."""
-    data = dict(details.get("data") or {})
-    split = path.absolute().parent.parent / "split.csv"
-    if data and not data.get("manifest") and path.parent.name == "checkpoints" and split.is_file():
-        data["manifest"] = str(split)
-    return data
-
-
 def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
-    """A checkpoint, another ensemble or a predictions CSV as a member.
+    """A checkpoint, another ensemble or a table of predictions as a member.
 
     Raises:
         CheckpointError: the file is none of these.
     """
     path = checkpoint_file(path)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        return TableMember.from_csv(path)
+    if path.suffix.lower() in ENDINGS and path.is_file():
+        return TableMember.from_file(path)
     entry = read_content(path, mmap=True)[ENTRY]
     if entry["kind"] == "ensemble":
         ensemble = load_ensemble(path, ensemble_type)
@@ -78,11 +73,9 @@ def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
 
 
 def _classifier_member(path: Path) -> ClassifierMember:
-    member = ClassifierMember.from_checkpoint(read_checkpoint(path), str(path))
-    data = fitted_data(path, member.classifier.details)
-    if data:
-        member.classifier.details = {**member.classifier.details, "data": data}
-    return member
+    checkpoint = read_checkpoint(path)
+    checkpoint = replace(checkpoint, details=with_fitted_split(path, checkpoint.details))
+    return ClassifierMember.from_checkpoint(checkpoint, str(path))
 
 
 def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
@@ -161,10 +154,13 @@ def _build_member(
     if described["kind"] == "ensemble":
         return build_ensemble(described, tensors, ensemble_type, path)
     if described["kind"] == "predictions":
-        names, paths, table = described["class_names"], described["paths"], tensors["table"]
-        if tuple(table.shape) != (len(paths), len(names)) or not table.is_floating_point():
-            raise ValueError(f"expected ({len(paths)}, {len(names)}) probabilities")
-        return TableMember(described["name"], names, paths, table)
+        names, paths = described["class_names"], described["paths"]
+        logits = tensors.get("log_probabilities")
+        if logits is None:  # a file of format 1, which kept probabilities
+            logits = log_of(tensors["table"])
+        if tuple(logits.shape) != (len(paths), len(names)) or not logits.is_floating_point():
+            raise ValueError(f"expected ({len(paths)}, {len(names)}) log probabilities")
+        return TableMember(described["name"], names, paths, logits)
     checkpoint = Checkpoint(
         path=path,
         state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},
@@ -172,6 +168,6 @@ def _build_member(
         class_names=tuple(described["class_names"]),
         backbone=described["backbone"],
         preprocessing=Preprocessing.from_dict(described["preprocessing"]),
-        details={key: described[key] for key in ("data", "further_data") if key in described},
+        details={key: described[key] for key in SPLIT_ENTRIES if key in described},
     )
     return ClassifierMember.from_checkpoint(checkpoint, described["name"])

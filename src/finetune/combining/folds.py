@@ -20,7 +20,7 @@ Column = dict[int, int]  # fold to the index of the member that held it out
 
 def fold_of(member: Member) -> int | None:
     """The fold that held-out pictures of a member are in; None if it is of no single fold."""
-    folds = {data.get("fold") for data in member.fitted_on}
+    folds = {record.fold for record in member.fitted_on}
     return next(iter(folds)) if len(folds) == 1 else None
 
 
@@ -91,7 +91,7 @@ def one_test_side(datamodules: Mapping[int, Any], split: str) -> Any:
         CheckpointMismatchError: they are not.
     """
     sides = {
-        frozenset(str(image.path) for image in datamodule.images(split))
+        frozenset(image.id for image in datamodule.images(split))
         for datamodule in datamodules.values()
     }
     if len(sides) > 1:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.combining.roles import picture_id
 from finetune.errors import CheckpointMismatchError
 
 
@@ -20,9 +19,9 @@ class HeldOut:
     """N labelled pictures and M members' answers to them.
 
     Attributes:
-        paths, ids: ``N`` file names and content fingerprints.
+        paths, ids: ``N`` file names, and ids of whole contents.
         labels: ``(N,)``, indexes into the members' class names.
-        member_probabilities: ``(M, N, C)``; empty as long as nothing was computed. Of a
+        member_logits: ``(M, N, C)``; empty as long as nothing was computed. Of a
             cross-validation a row a recipe, whose folds share the work.
         seconds: each row's time for all pictures.
         columns: which members answered for each row, ``M`` tuples; empty: each member for itself.
@@ -31,7 +30,7 @@ class HeldOut:
     paths: tuple[str, ...]
     ids: tuple[str, ...]
     labels: Tensor
-    member_probabilities: Tensor
+    member_logits: Tensor
     seconds: tuple[float, ...] = ()
     columns: tuple[tuple[int, ...], ...] = ()
 
@@ -61,9 +60,9 @@ class HeldOut:
         """The same for the same pictures in the same order."""
         return hashlib.blake2b("\n".join(self.ids).encode(), digest_size=16).hexdigest()
 
-    def with_answers(self, member_probabilities: Tensor, seconds: Sequence[float]) -> HeldOut:
+    def with_answers(self, member_logits: Tensor, seconds: Sequence[float]) -> HeldOut:
         """The same pictures, answered."""
-        return replace(self, member_probabilities=member_probabilities, seconds=tuple(seconds))
+        return replace(self, member_logits=member_logits, seconds=tuple(seconds))
 
     def of(self, members: Sequence[int]) -> HeldOut:
         """Only some members' answers; rows that several share stay or go as a whole."""
@@ -74,7 +73,7 @@ class HeldOut:
             columns = tuple(tuple(position[index] for index in columns[row]) for row in rows)
         return replace(
             self,
-            member_probabilities=self.member_probabilities[rows],
+            member_logits=self.member_logits[rows],
             seconds=tuple(self.seconds[row] for row in rows),
             columns=columns,
         )
@@ -84,8 +83,8 @@ def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -
     """The pictures of a split, unanswered.
 
     Args:
-        datamodule: an ``ImageFolderDataModule``, or anything with its ``images(split)`` and
-            ``class_names``.
+        datamodule: an ``ImageFolderDataModule``, or anything with its ``class_names`` and
+            ``images(split)``, each with path, label and id.
         split: for example ``val``.
         class_names: the members'; labels are indexes into these.
 
@@ -105,9 +104,9 @@ def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -
     paths = tuple(str(image.path) for image in images)
     return HeldOut(
         paths=paths,
-        ids=tuple(picture_id(path) for path in paths),
+        ids=tuple(image.id for image in images),
         labels=torch.tensor(labels, dtype=torch.long),
-        member_probabilities=torch.empty(0, len(labels), len(class_names)),
+        member_logits=torch.empty(0, len(labels), len(class_names)),
     )
 
 
@@ -129,7 +128,7 @@ def out_of_fold(
     parts_with = Counter(identity for fold in folds for identity in {*fold.ids})
     twice = [identity for identity, count in parts_with.items() if count > 1]
     columns = [range(len(folds))] if columns is None else columns
-    members = {len(fold.member_probabilities) for fold in folds}
+    members = {len(fold.member_logits) for fold in folds}
     if twice or members != {len(columns)}:
         raise CheckpointMismatchError(
             f"Expected folds without common pictures and {len(columns)} answers for each, found "
@@ -140,7 +139,7 @@ def out_of_fold(
         paths=tuple(path for fold in folds for path in fold.paths),
         ids=tuple(identity for fold in folds for identity in fold.ids),
         labels=torch.cat([fold.labels for fold in folds]),
-        member_probabilities=torch.cat([fold.member_probabilities for fold in folds], dim=1),
+        member_logits=torch.cat([fold.member_logits for fold in folds], dim=1),
         seconds=tuple(map(sum, zip(*(fold.seconds for fold in folds), strict=True))),
         columns=tuple(tuple(column) for column in columns),
     )

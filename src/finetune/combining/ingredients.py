@@ -9,25 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from finetune.combining.ensemble_file import checkpoint_file, fitted_data
+from finetune.combining.ensemble_file import checkpoint_file
 from finetune.combining.members import align_classes
 from finetune.combining.sharing import head_names
 from finetune.errors import CheckpointMismatchError
 from finetune.networks.factory import create_network
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import as_checkpoint, read_checkpoint, read_content
+from finetune.training.fitted_splits import split_records, with_fitted_split
 
 PREFIX = "network."
-# Settings of the data that say on which side a picture stands.
-DECIDE_THE_SPLIT = (
-    "manifest",
-    "val_fraction",
-    "test_fraction",
-    "seed",
-    "folds",
-    "fold",
-    "group_by",
-)
 
 
 @dataclass(slots=True)
@@ -55,25 +47,14 @@ class Ingredient:
         return str(self.hyper_parameters.get("batchnorm", "eval"))
 
     @property
-    def fitted_on(self) -> dict[str, Any]:
-        """How its pictures were split; empty if it does not say."""
-        return fitted_data(self.path, self.details)
-
-    @property
-    def splits(self) -> list[dict[str, Any]]:
-        """As the file itself says: its fit's, and for an average those that differ from it."""
-        own = [self.details["data"]] if self.details.get("data") else []
-        return [*own, *self.details.get("further_data", ())]
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
+        """How its pictures were split, and for an average those of its members that differ."""
+        return split_records(self.details)
 
     @property
     def roles(self) -> Mapping[str, Sequence[str]]:
         """Which pictures picked or calibrated before."""
         return self.details.get("roles") or {}
-
-
-def same_split(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two fits of one folder held out the same pictures, by their settings."""
-    return all(one.get(name) == other.get(name) for name in DECIDE_THE_SPLIT)
 
 
 def survey(paths: Sequence[str | Path]) -> list[Ingredient]:
@@ -139,7 +120,11 @@ def _look_at(path: Path) -> Ingredient:
         backbone=checkpoint.backbone,
         preprocessing=checkpoint.preprocessing,
         # Tensors of the last validation would keep the whole file mapped.
-        details={key: value for key, value in checkpoint.details.items() if key != "val"},
+        details={
+            key: value
+            for key, value in with_fitted_split(path, checkpoint.details).items()
+            if key != "val"
+        },
         averaged_during_training="current_model_state" in content,
         unread=checkpoint.state_dict,
     )

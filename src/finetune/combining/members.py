@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from finetune.errors import CheckpointError, CheckpointMismatchError
+from finetune.errors import CheckpointMismatchError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
+from finetune.tables.reading import read_table
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
+from finetune.training.fitted_splits import SPLIT_ENTRIES, split_records
+from finetune.training.probe_phase import linear_head
 
 Views = Mapping[Preprocessing, Tensor]
 Paths = Sequence[str] | None
 
 
 class Member(Protocol):
-    """Anything that answers with probabilities for its own class names."""
+    """Anything that answers with logits for its own class names."""
 
     name: str
     class_names: tuple[str, ...]
@@ -30,11 +34,17 @@ class Member(Protocol):
         """The views of a picture that it needs."""
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How the pictures of each fit in it were split; empty where that is not known."""
 
-    def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
-        """Probabilities ``(N, C)`` for one batch, given as images in ``[0, 1]``, view by view."""
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether its fit chose its epoch, phase or confidence by some of these images."""
+
+    def logits(self, views: Views, paths: Paths = None) -> Tensor:
+        """Logits ``(N, C)`` float32 for one batch, given as images in ``[0, 1]``, view by view.
+
+        Their softmax is the answer: log probabilities are logits too.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Plain values from which, together with its tensors, it can be built again."""
@@ -59,17 +69,26 @@ class ClassifierMember(nn.Module):
         """The one that the classifier was trained with."""
         return (self.classifier.preprocessing,)
 
-    @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    @cached_property
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """The split of its own fit, and for an average those of its members that differ."""
-        details = self.classifier.details
-        own = [details["data"]] if details.get("data") else []
-        return (*own, *details.get("further_data", ()))
+        return split_records(self.classifier.details)
 
-    def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
-        """Probabilities ``(N, C)`` float32, those of the classifier alone bit for bit."""
-        images = views[self.classifier.preprocessing]
-        return self.classifier(images).float().softmax(dim=-1)
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether the val images of its fit are among these; a closed form needs none of them."""
+        closed_form = linear_head(self.classifier.network) is not None
+        if self.classifier.hparams["strategy"] == "head" and closed_form:
+            return False
+        for record in self.fitted_on:
+            sides = {at.side for each in ids if (at := record.standing(each, "")) is not None}
+            if "val" in sides or (not record.images and split == "val"):
+                return True
+        return False
+
+    def logits(self, views: Views, paths: Paths = None) -> Tensor:
+        """Logits ``(N, C)`` float32, those of the classifier alone bit for bit."""
+        logits: Tensor = self.classifier(views[self.classifier.preprocessing]).float()
+        return logits
 
     def describe(self) -> dict[str, Any]:
         """The ``finetune`` entry of its checkpoint, with what else builds the network."""
@@ -78,93 +97,91 @@ class ClassifierMember(nn.Module):
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
         }
-        for key in ("data", "further_data"):  # so that a later test splits alike
+        for key in SPLIT_ENTRIES:  # so that a later test splits alike
             if key in classifier.details:
                 entry[key] = classifier.details[key]
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}
 
 
 class TableMember(nn.Module):
-    """Saved predictions: answers for the pictures in its table and for no others.
+    """Saved predictions: answers for the images in its table and for no others.
 
-    Pictures are found by their full path, or by their name where that is unique.
+    Images are found by their full path, or, where they have moved, by a file name that is unique.
     """
 
-    table: Tensor
+    log_probabilities: Tensor
 
     def __init__(
-        self, name: str, class_names: Sequence[str], paths: Sequence[str], table: Tensor
+        self, name: str, class_names: Sequence[str], paths: Sequence[str], logits: Tensor
     ) -> None:
         super().__init__()
         self.name = name
         self.class_names = tuple(class_names)
         self.paths = tuple(paths)
-        self.register_buffer("table", table)
+        self.register_buffer("log_probabilities", logits.float())
         self._rows = {str(Path(path).absolute()): row for row, path in enumerate(self.paths)}
+        self._by_name: dict[str, list[int]] = {}
+        for row, path in enumerate(self.paths):
+            self._by_name.setdefault(Path(path).name, []).append(row)
+        self._taken: dict[int, str] = {}
 
     @classmethod
-    def from_csv(cls, path: str | Path) -> TableMember:
-        """Read what ``finetune predict`` wrote: a row a picture, a column ``p:<class>`` a class.
+    def from_file(cls, path: str | Path) -> TableMember:
+        """Read what ``finetune predict`` wrote: a row an image, a column ``p:<class>`` a class.
+
+        Relative paths in it start at the table's folder, or at the working folder.
 
         Raises:
-            CheckpointError: no ``path`` column, no class columns, or rows that are no
-                probabilities.
+            DataError: a table that is not as it should be; see :func:`read_table`.
         """
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = _class_columns(list(reader.fieldnames or []))
-        if not rows or "path" not in rows[0] or len(columns) < 2:
-            raise CheckpointError(
-                f"Expected a row a picture with a path and a column p:CLASS a class in {path}, "
-                f"found {list(rows[0])[:6] if rows else 'no rows'}; "
-                "write it with `finetune predict`."
-            )
-        try:
-            table = torch.tensor([[float(row[column]) for column in columns] for row in rows])
-        except ValueError as error:
-            raise CheckpointError(
-                f"Expected numbers in the class columns of {path}, found text ({error}); "
-                "write it with `finetune predict`."
-            ) from error
-        if bool((table < 0).any()) or not torch.allclose(
-            table.sum(-1), torch.ones(len(table)), atol=1e-2
-        ):
-            raise CheckpointError(
-                f"Expected rows of probabilities that sum to 1 in {path}, found others; "
-                "write it with `finetune predict`."
-            )
-        return cls(str(path), list(columns.values()), [row["path"] for row in rows], table)
+        table = read_table(path)
+        logits = torch.from_numpy(table.log_probabilities)
+        return cls(str(path), table.class_names, table.resolved_paths(), logits)
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """None: it looks at no picture."""
+        """None: it looks at no image."""
         return ()
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """Empty: a table does not say."""
         return ()
 
-    def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
-        """The rows ``(N, C)`` of these pictures.
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """False: a table does not say."""
+        return False
+
+    def logits(self, views: Views, paths: Paths = None) -> Tensor:
+        """The rows ``(N, C)`` of these images.
 
         Raises:
-            CheckpointMismatchError: pictures without paths, or that are not in the table.
+            CheckpointMismatchError: images without paths, or that are not in the table.
         """
         if paths is None:
             raise CheckpointMismatchError(
-                f"Expected the paths of the pictures, since {self.name} is a table of predictions, "
+                f"Expected the paths of the images, since {self.name} is a table of predictions, "
                 "found none; predict files, or leave that member out."
             )
-        absolute = [str(Path(path).absolute()) for path in paths]
-        missing = [path for path in absolute if path not in self._rows]
-        if missing:
+        return self.log_probabilities[[self._row(str(Path(path).absolute())) for path in paths]]
+
+    def _row(self, path: str) -> int:
+        row = self._rows.get(path)
+        if row is not None:
+            return row
+        # Elsewhere than the table says: the image has moved, unless that one is still there.
+        alike = [row for row in self._by_name.get(Path(path).name, []) if not self._lies(row)]
+        if len(alike) != 1 or self._taken.setdefault(alike[0], path) != path:
             raise CheckpointMismatchError(
-                f"Expected only pictures that are in {self.name}, found {missing[0]}; "
-                "give a checkpoint instead of saved predictions."
+                f"Expected only images that are in {self.name} by their path, or, where they have "
+                f"moved, by a file name that is unique, found {path}; give a checkpoint instead of "
+                "saved predictions."
             )
-        return self.table[[self._rows[path] for path in absolute]]
+        return alike[0]
+
+    def _lies(self, row: int) -> bool:
+        """Whether there is an image where the table has seen one."""
+        return Path(self.paths[row]).exists()
 
     def describe(self) -> dict[str, Any]:
         """Names and paths; the table itself is a tensor of the state dict."""
@@ -174,11 +191,6 @@ class TableMember(nn.Module):
             "class_names": list(self.class_names),
             "paths": list(self.paths),
         }
-
-
-def _class_columns(columns: Sequence[str]) -> dict[str, str]:
-    """Column to class name."""
-    return {name: name.removeprefix("p:") for name in columns if name.startswith("p:")}
 
 
 def align_classes(own: Sequence[str], wanted: Sequence[str], *, source: str) -> list[int] | None:

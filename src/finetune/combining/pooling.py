@@ -1,11 +1,14 @@
-"""The members' probabilities into one answer: ``(M, N, C)`` to ``(N, C)``.
+"""The members' answers into one: logits ``(M, N, C)`` to logits ``(N, C)``.
 
-M members, N images, C classes; every function takes probabilities whose rows sum to 1 and returns
-such rows. Coefficients are normalised; a member with all of the weight is returned bit for bit.
+M members, N images, C classes. Logits are any numbers whose softmax over the classes gives the
+probabilities, log probabilities among them; so no answer is too sure to be told from certainty.
+What is pooled is float64. Coefficients are normalised; a member with all of the weight is returned
+bit for bit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
@@ -23,88 +26,98 @@ TIE = 1e-3
 
 
 def pool(
-    member_probabilities: Tensor, coefficients: Coefficients = None, *, method: Pooling = "mean"
+    member_logits: Tensor, coefficients: Coefficients = None, *, method: Pooling = "mean"
 ) -> Tensor:
-    """Combine ``(M, N, C)`` into ``(N, C)`` by the named method."""
+    """Combine logits ``(M, N, C)`` into logits ``(N, C)`` by the named method."""
+    values = _values(coefficients, len(member_logits))
+    weighted = [index for index, value in enumerate(values) if value > 0]
+    if len(weighted) == 1 and method != "vote":
+        return member_logits[weighted[0]]
     match method:
         case "mean":
-            return mean_probabilities(member_probabilities, coefficients)
+            return log_mean(member_logits, values)
         case "geometric":
-            return geometric_mean(member_probabilities, coefficients)
+            return mean_logits(member_logits, values)
         case "vote":
-            return majority_vote(member_probabilities, coefficients)
+            return majority_vote(member_logits, values)
         case _:
             assert_never(method)
 
 
-def mean_probabilities(member_probabilities: Tensor, coefficients: Coefficients = None) -> Tensor:
-    """The weighted arithmetic mean, accumulated in float64.
+def log_mean(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:
+    """Logarithms of the weighted arithmetic mean of the members' probabilities.
 
     Its negative log likelihood is at most the weighted mean of the members' (Jensen).
     """
+    values = _values(coefficients, len(member_logits))
+    terms = [
+        logits.double().log_softmax(dim=-1) + math.log(value)
+        for value, logits in zip(values, member_logits, strict=True)
+        if value > 0
+    ]
+    return torch.stack(terms).logsumexp(dim=0)
+
+
+def mean_logits(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:
+    """The weighted mean of logits: of the probabilities the geometric mean, renormalised.
+
+    A softmax does not see a constant added to a row, so averaging logits and averaging log
+    probabilities are the same thing. It is sharper than the arithmetic mean, and one member that
+    is sure can veto a class.
+    """
+    values = _values(coefficients, len(member_logits))
+    total = torch.zeros_like(member_logits[0], dtype=torch.float64)
+    for coefficient, logits in zip(values, member_logits, strict=True):
+        if coefficient > 0:
+            total.add_(logits.double(), alpha=coefficient)
+    return total
+
+
+def mean_probabilities(member_probabilities: Tensor, coefficients: Coefficients = None) -> Tensor:
+    """The weighted arithmetic mean of probabilities ``(M, N, C)`` themselves, in float64."""
     values = _values(coefficients, len(member_probabilities))
-    if (alone := _only_member(values)) is not None:
-        return member_probabilities[alone]
     total = torch.zeros_like(member_probabilities[0], dtype=torch.float64)
     for coefficient, probabilities in zip(values, member_probabilities, strict=True):
         total.add_(probabilities.double(), alpha=coefficient)
     return total.to(member_probabilities.dtype)
 
 
-def geometric_mean(member_probabilities: Tensor, coefficients: Coefficients = None) -> Tensor:
-    """The weighted geometric mean, renormalised: the softmax of the members' mean logits.
-
-    A softmax does not see a constant added to a row, so averaging logits and averaging log
-    probabilities are the same thing (:func:`mean_logits` starts from logits). It is sharper than
-    the arithmetic mean, and one member that is sure can veto a class.
-    """
-    values = _values(coefficients, len(member_probabilities))
-    if (alone := _only_member(values)) is not None:
-        return member_probabilities[alone]
-    return mean_logits(log_of(member_probabilities), values).to(member_probabilities.dtype)
-
-
-def mean_logits(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:
-    """Probabilities ``(N, C)``: the softmax of the weighted mean of logits ``(M, N, C)``."""
-    values = _values(coefficients, len(member_logits))
-    total = torch.zeros_like(member_logits[0], dtype=torch.float64)
-    for coefficient, logits in zip(values, member_logits, strict=True):
-        if coefficient > 0:
-            total.add_(logits.double(), alpha=coefficient)
-    return total.softmax(dim=-1).to(member_logits.dtype)
-
-
-def majority_vote(member_probabilities: Tensor, coefficients: Coefficients = None) -> Tensor:
-    """The share of the (weighted) votes that each class gets.
+def majority_vote(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:
+    """Logarithms of the share of the (weighted) votes that each class gets.
 
     The class with most votes wins. Ties go to the class with the larger mean probability, then to
     the lower index; 0.002 of a tied row's votes move to its winner, so that the largest value of a
-    row always names the winner.
+    row always names the winner. No vote at all counts as a share of 1e-38.
     """
-    values = _values(coefficients, len(member_probabilities))
-    number_of_classes = member_probabilities.shape[-1]
-    shares = torch.zeros_like(member_probabilities[0], dtype=torch.float64)
-    for coefficient, probabilities in zip(values, member_probabilities, strict=True):
-        votes = torch.nn.functional.one_hot(probabilities.argmax(dim=-1), number_of_classes)
+    values = _values(coefficients, len(member_logits))
+    number_of_classes = member_logits.shape[-1]
+    shares = torch.zeros_like(member_logits[0], dtype=torch.float64)
+    for coefficient, logits in zip(values, member_logits, strict=True):
+        votes = torch.nn.functional.one_hot(logits.argmax(dim=-1), number_of_classes)
         shares.add_(votes.double(), alpha=coefficient)
     tied = shares > shares.amax(dim=-1, keepdim=True) - TIE
-    means = mean_probabilities(member_probabilities.double(), values)
+    means = mean_probabilities(member_logits.double().softmax(dim=-1), values)
     winner = means.masked_fill(~tied, -1.0).argmax(dim=-1)
     won = torch.nn.functional.one_hot(winner, number_of_classes).double()
     is_tie = tied.sum(dim=-1, keepdim=True) > 1
     settled = (1 - 2 * TIE) * shares + 2 * TIE * won
-    return torch.where(is_tie, settled, shares).to(member_probabilities.dtype)
+    return log_of(torch.where(is_tie, settled, shares).float())
+
+
+def probabilities_of(logits: Tensor) -> Tensor:
+    """Probabilities ``(..., C)`` in float32; of float32 logits, as their own softmax has them."""
+    return logits.softmax(dim=-1).float()
 
 
 def fit_coefficients(
-    member_probabilities: Tensor,
+    member_logits: Tensor,
     labels: Tensor,
     *,
     prior: float = 0.0,
     tolerance: float = 1e-6,
     max_rounds: int = 5000,
 ) -> Tensor:
-    """Coefficients ``(M,)`` on the simplex with the least NLL of :func:`mean_probabilities`.
+    """Coefficients ``(M,)`` on the simplex with the least NLL of :func:`log_mean`.
 
     The problem is convex; expectation maximisation walks down it from equal coefficients, which
     never leaves the simplex and never rises. It stops when the NLL is within ``tolerance`` of the
@@ -112,15 +125,14 @@ def fit_coefficients(
     mean over images of ``p_m / p``.
 
     Args:
-        member_probabilities: ``(M, N, C)``.
+        member_logits: ``(M, N, C)``.
         labels: ``(N,)``, the true classes.
         prior: images' worth of belief in equal coefficients; more of it on fewer images.
         tolerance: distance of the NLL to its optimum that is small enough.
         max_rounds: bound on the work.
     """
-    members = len(member_probabilities)
-    chosen = member_probabilities.double()[:, torch.arange(len(labels)), labels]
-    chosen = chosen.clamp_min(torch.finfo(torch.float64).tiny)
+    members = len(member_logits)
+    chosen = likelihood_ratios(member_logits, labels)
     coefficients = torch.full((members,), 1.0 / members, dtype=torch.float64)
     images = chosen.shape[1]
     for _ in range(max_rounds):
@@ -135,12 +147,17 @@ def fit_coefficients(
     return coefficients
 
 
+def likelihood_ratios(member_logits: Tensor, labels: Tensor) -> Tensor:
+    """Each member's ``p(label)`` over that of the best one, image by image, ``(M, N)`` float64.
+
+    Mixtures of members differ in these ratios alone, however small the probabilities are.
+    """
+    logs = member_logits.double().log_softmax(dim=-1)[:, torch.arange(len(labels)), labels]
+    ratios = (logs - logs.amax(dim=0)).exp()
+    return ratios.clamp_min(torch.finfo(torch.float64).tiny)
+
+
 def _values(coefficients: Coefficients, members: int) -> list[float]:
     if isinstance(coefficients, Tensor):
         coefficients = coefficients.tolist()
     return normalised_coefficients(coefficients, members)
-
-
-def _only_member(values: list[float]) -> int | None:
-    weighted = [index for index, value in enumerate(values) if value > 0]
-    return weighted[0] if len(weighted) == 1 else None

@@ -21,20 +21,37 @@ Role = Literal["pick", "calibrate"]
 Roles = Mapping[str, Sequence[str]]
 Share = Literal["half", "all"]
 
-SAMPLED_BYTES = 16384  # from either end of a picture
+SAMPLED_DIGITS = 16  # of the ids in files of format 1
 
 
-def picture_id(path: str | Path) -> str:
-    """A short fingerprint of a picture's content; the same wherever the file is moved to."""
-    path = Path(path)
-    if not path.is_file():
-        return hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
-    size = path.stat().st_size
+def in_whole_ids(roles: Roles, paths: Sequence[str], ids: Sequence[str]) -> Roles:
+    """Roles by ids of whole contents, where a file of format 1 noted them by samples.
+
+    Args:
+        roles: as kept in a checkpoint.
+        paths, ids: of the images that are to be used now: only these can be translated.
+    """
+    sampled = {identity for used in roles.values() for identity in used}
+    if all(len(identity) != SAMPLED_DIGITS for identity in sampled):
+        return roles
+    old_ids = [_sampled_id(Path(path)) for path in paths]
+    translated = {}
+    for role, used in roles.items():
+        had = set(used)
+        found = [new for old, new in zip(old_ids, ids, strict=True) if old in had]
+        translated[role] = [*used, *found]
+    return translated
+
+
+def _sampled_id(path: Path) -> str:
+    """Format 1's id: of the size and 16 KiB from either end."""
     with path.open("rb") as file:
-        head = file.read(SAMPLED_BYTES)
-        file.seek(max(size - SAMPLED_BYTES, 0))
-        tail = file.read(SAMPLED_BYTES)
-    return hashlib.blake2b(str(size).encode() + head + tail, digest_size=8).hexdigest()
+        head = file.read(16384)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 16384, 0))
+        tail = file.read(16384)
+    content = str(size).encode() + head + tail
+    return hashlib.blake2b(content, digest_size=SAMPLED_DIGITS // 2).hexdigest()
 
 
 def halves(ids: Sequence[str], labels: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -93,8 +110,3 @@ def with_role(roles: Roles, role: Role, ids: Iterable[str]) -> dict[str, list[st
     noted = {name: list(used) for name, used in roles.items()}
     noted[role] = sorted({*noted.get(role, ()), *ids})
     return noted
-
-
-def file_fingerprint(path: str | os.PathLike[str]) -> str:
-    """Like :func:`picture_id`, for a checkpoint's provenance."""
-    return picture_id(Path(path))

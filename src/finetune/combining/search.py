@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune.combining.calibration import log_of
-from finetune.combining.pooling import Pooling
+from finetune.combining.pooling import Pooling, likelihood_ratios
 from finetune.evaluation.held_out_loss import Metric, held_out_losses
 
 SAME = 1e-12  # losses closer than this are a tie
@@ -29,7 +29,7 @@ class Search:
     """Greedy searches among members ``(M, N, C)``; holds what every round needs.
 
     Args:
-        members: their held-out probabilities, float64.
+        members: their held-out logits.
         labels: ``(N,)``.
         metric: what to lower; ties in accuracy are settled by the NLL.
         pooling: how the selected members' answers will be combined.
@@ -48,9 +48,10 @@ class Search:
         max_members: int,
     ) -> None:
         if metric == "nll" and pooling == "mean":  # only the true class matters: a factor C less
-            members = members[:, torch.arange(len(labels)), labels].unsqueeze(-1)
+            self.summands = likelihood_ratios(members, labels).unsqueeze(-1)
             labels = torch.zeros_like(labels)
-        self.summands = _summands(members, pooling)
+        else:
+            self.summands = _summands(members.double(), pooling)
         self.labels, self.metric, self.pooling = labels, metric, pooling
         self.rounds, self.max_members = rounds, max_members
         self.single = self._scores(self.summands)
@@ -111,8 +112,11 @@ class Search:
         return torch.einsum("m,mnc->nc", coefficients, self.summands).unsqueeze(0)
 
     def _losses(self, means: Tensor, metric: Metric) -> Tensor:
-        answers = means.softmax(dim=-1) if self.pooling == "geometric" else means
-        return held_out_losses(answers, self.labels, metric)
+        if self.pooling != "geometric" and metric == "nll":  # leave the other classes alone
+            true = means[:, torch.arange(len(self.labels)), self.labels]
+            return -true.clamp_min(torch.finfo(torch.float64).tiny).log().mean(dim=-1)
+        logits = means if self.pooling == "geometric" else log_of(means)
+        return held_out_losses(logits, self.labels, metric)
 
     def _scores(self, means: Tensor) -> Tensor:
         scores = self._losses(means, self.metric)
@@ -170,11 +174,11 @@ def _without(coefficients: Tensor, index: int) -> Tensor:
 def _summands(members: Tensor, pooling: Pooling) -> Tensor:
     match pooling:
         case "mean":
-            return members
+            return members.softmax(dim=-1)
         case "geometric":
-            return log_of(members)
+            return members.log_softmax(dim=-1)
         case "vote":
             votes = torch.nn.functional.one_hot(members.argmax(dim=-1), members.shape[-1])
-            return (1 - TIED_VOTES) * votes + TIED_VOTES * members
+            return (1 - TIED_VOTES) * votes + TIED_VOTES * members.softmax(dim=-1)
         case _:
             assert_never(pooling)

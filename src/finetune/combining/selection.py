@@ -50,7 +50,7 @@ class Selection:
 
 
 def select_members(
-    member_probabilities: Tensor,
+    member_logits: Tensor,
     labels: Tensor,
     *,
     metric: Metric = "nll",
@@ -65,7 +65,7 @@ def select_members(
     """Select members ``(M, N, C)`` and their coefficients on held-out labels ``(N,)``.
 
     Args:
-        member_probabilities: held-out probabilities of each member.
+        member_logits: held-out logits of each member.
         labels: their true classes.
         metric: what to lower; ties in accuracy are settled by the NLL.
         pooling: how the members' answers will be combined.
@@ -81,8 +81,8 @@ def select_members(
         UsageError: other numbers of labels or costs than images or members, or a metric of
             probabilities for votes.
     """
-    _check(member_probabilities, labels, metric, pooling)
-    members = member_probabilities.double()
+    _check(member_logits, labels, metric, pooling)
+    members = member_logits.double()
     relative_costs = _relative_costs(costs, len(members))
     search = Search(
         members,
@@ -111,7 +111,7 @@ def select_members(
 
 
 def choose_coefficients(
-    member_probabilities: Tensor,
+    member_logits: Tensor,
     labels: Tensor,
     *,
     method: Literal["greedy", "learned"],
@@ -127,7 +127,7 @@ def choose_coefficients(
     """
     if method == "greedy":
         return select_members(
-            member_probabilities, labels, pooling=pooling, max_members=max_members, **settings
+            member_logits, labels, pooling=pooling, max_members=max_members, **settings
         ).coefficients
     if pooling != "mean":
         raise UsageError(
@@ -137,11 +137,11 @@ def choose_coefficients(
         raise UsageError(
             "Expected max_members with method greedy only, found it with learned; leave it out."
         )
-    return fit_coefficients(member_probabilities, labels, prior=LEARNED_PRIOR).tolist()
+    return fit_coefficients(member_logits, labels, prior=LEARNED_PRIOR).tolist()
 
 
 def cross_validated_answers(
-    member_probabilities: Tensor,
+    member_logits: Tensor,
     labels: Tensor,
     choose: Callable[[Tensor, Tensor], Sequence[float]],
     *,
@@ -149,10 +149,10 @@ def cross_validated_answers(
     folds: int = 5,
     seed: int = 0,
 ) -> Tensor:
-    """Pooled answers ``(N, C)`` of which none profits from the choice of the coefficients.
+    """Pooled logits ``(N, C)`` of which none profits from the choice of the coefficients.
 
     Args:
-        member_probabilities: ``(M, N, C)``, held out.
+        member_logits: ``(M, N, C)``, held out.
         labels: ``(N,)``.
         choose: coefficients ``(M,)`` from some images' answers ``(M, n, C)`` and labels ``(n,)``;
             what it makes of the other folds answers for each fold.
@@ -166,23 +166,23 @@ def cross_validated_answers(
     if len(labels) < 2:
         raise UsageError(f"Expected two held-out images or more, found {len(labels)}.")
     order = np.random.default_rng(seed).permutation(len(labels))
-    answers = torch.empty_like(member_probabilities[0])
+    answers = torch.empty_like(member_logits[0], dtype=torch.float64)
     for fold in range(min(folds, len(labels))):
         inside = torch.from_numpy(np.sort(order[fold::folds]))
         outside = torch.from_numpy(np.setdiff1d(order, inside.numpy()))
-        coefficients = choose(member_probabilities[:, outside], labels[outside])
-        inner = member_probabilities[:, inside]
-        answers[inside] = pool(inner, coefficients, method=pooling)
+        coefficients = choose(member_logits[:, outside], labels[outside])
+        inner = member_logits[:, inside]
+        answers[inside] = pool(inner, coefficients, method=pooling).double()
     return answers
 
 
-def _check(member_probabilities: Tensor, labels: Tensor, metric: Metric, pooling: Pooling) -> None:
+def _check(member_logits: Tensor, labels: Tensor, metric: Metric, pooling: Pooling) -> None:
     if pooling == "vote" and metric != "accuracy":
         raise UsageError(
             f"Expected metric accuracy for a vote, whose shares are no probabilities, found "
             f"{metric}; select by accuracy, or pool by mean or geometric."
         )
-    images = member_probabilities.shape[1]
+    images = member_logits.shape[1]
     if len(labels) != images or images == 0:
         raise UsageError(
             f"Expected a label for each of at least one image, found {len(labels)} labels for "

@@ -39,15 +39,15 @@ def group_by_backbone(members: Sequence[Member]) -> list[list[int]]:
     return groups
 
 
-def grouped_probabilities(group: Sequence[ClassifierMember], views: Views) -> list[Tensor]:
+def grouped_logits(group: Sequence[ClassifierMember], views: Views) -> list[Tensor]:
     """Answers of members that share a backbone: it runs once, then each final layer."""
     first = group[0].classifier
     if len(group) == 1:
-        return [group[0].probabilities(views)]
+        return [group[0].logits(views)]
     normalised = (views[first.preprocessing] - first.mean) / first.std
     features = split_at_parameters(first.network, "head", ()).bottom(normalised)
     tops = [split_at_parameters(member.classifier.network, "head", ()).top for member in group]
-    return [top(features).float().softmax(dim=-1) for top in tops]
+    return [top(features).float() for top in tops]
 
 
 def _same_backbone(first: Member, second: Member) -> bool:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from finetune.combining.folds import columns_of_folds, one_test_side
 from finetune.combining.held_out import HeldOut, held_out_pictures, out_of_fold
 from finetune.combining.members import ClassifierMember, Member, Paths, Views, align_classes
-from finetune.combining.sharing import group_by_backbone, grouped_probabilities
+from finetune.combining.pooling import probabilities_of
+from finetune.combining.sharing import group_by_backbone, grouped_logits
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
 
 DataModules = Any | Mapping[int, Any]
 
@@ -62,19 +64,27 @@ class SideBySide(nn.Module):
         return tuple(member.name for member in self.parts)
 
     @property
-    def fitted_on(self) -> tuple[dict[str, Any], ...]:
+    def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How each classifier among the members, at any depth, had its pictures split."""
-        return tuple(data for member in self.parts for data in member.fitted_on)
+        return tuple(record for member in self.parts for record in member.fitted_on)
+
+    def chosen_by(self, ids: Sequence[str], split: str) -> bool:
+        """Whether a fit among the members chose its epoch, phase or confidence by these images."""
+        return any(member.chosen_by(ids, split) for member in self.parts)
 
     @torch.inference_mode()
-    def member_probabilities(self, views: Views, paths: Paths = None) -> Tensor:
-        """Every member's answer to one batch, ``(M, N, C)``.
+    def member_logits(self, views: Views, paths: Paths = None) -> Tensor:
+        """Every member's logits for one batch, ``(M, N, C)``.
 
         Args:
             views: images ``(N, C_i, S_i, S_i)`` in ``[0, 1]`` for each of :attr:`preprocessings`.
             paths: of the pictures; only members made of saved predictions need them.
         """
         return torch.stack([answer for answer, _ in self._timed(views, paths)])
+
+    def member_probabilities(self, views: Views, paths: Paths = None) -> Tensor:
+        """Every member's answer to one batch, ``(M, N, C)``; see :meth:`member_logits`."""
+        return probabilities_of(self.member_logits(views, paths))
 
     def held_out(self, datamodule: DataModules, split: str = "val") -> HeldOut:
         """The members' answers to a split's pictures; computed once, then remembered.
@@ -128,15 +138,15 @@ class SideBySide(nn.Module):
         return self._held_out[key]
 
     def _timed(self, views: Views, paths: Paths) -> list[tuple[Tensor, float]]:
-        """Each member's probabilities in the common class order, and the seconds they took."""
+        """Each member's logits in the common class order, and the seconds they took."""
         found: dict[int, tuple[Tensor, float]] = {}
         for group in self._groups:
             start = time.perf_counter()
             members = [self.parts[index] for index in group]
             if isinstance(members[0], ClassifierMember):
-                answers = grouped_probabilities(members, views)  # type: ignore[arg-type]
+                answers = grouped_logits(members, views)  # type: ignore[arg-type]
             else:
-                answers = [members[0].probabilities(views, paths)]
+                answers = [members[0].logits(views, paths)]
             seconds = (time.perf_counter() - start) / len(group)
             for index, answer in zip(group, answers, strict=True):
                 order = self._orders[index]

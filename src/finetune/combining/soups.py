@@ -20,13 +20,15 @@ from finetune.combining.averaging import (
     interpolate_state_dicts,
     normalised_coefficients,
 )
-from finetune.combining.ingredients import Ingredient, read_ingredient, same_split, survey
-from finetune.combining.roles import Share, file_fingerprint
+from finetune.combining.ingredients import Ingredient, read_ingredient, survey
+from finetune.combining.roles import Share
 from finetune.combining.tasting import Score, Taster, warn_of_barrier
 from finetune.errors import UsageError
 from finetune.evaluation.held_out_loss import Metric
+from finetune.spec.images import file_id
 from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
+from finetune.training.fitted_splits import split_entries
 
 Method = Literal["uniform", "weighted", "greedy", "interpolate"]
 BatchNorm = Literal["auto", "average", "update"]
@@ -281,19 +283,15 @@ class _Kitchen:
         members = [
             {
                 "path": str(each.path),
-                "fingerprint": file_fingerprint(each.path),
+                "fingerprint": file_id(each.path),
                 "coefficient": coefficient,
                 "averaged_during_training": each.averaged_during_training,
             }
             for each, coefficient in zip(self.ingredients, coefficients, strict=True)
         ]
         details: dict[str, Any] = {"provenance": {"members": members, "batchnorm": batchnorm}}
-        splits = [data for each in self.ingredients for data in each.splits]
-        if splits:
-            details["data"] = splits[0]
-            # What was held out of one may have trained another: whoever judges later must know.
-            if further := [data for data in splits if not same_split(data, splits[0])]:
-                details["further_data"] = further
+        # What was held out of one may have trained another: whoever judges later must know.
+        details |= split_entries(record for each in self.ingredients for record in each.fitted_on)
         roles = self._roles()
         if roles:
             details["roles"] = roles

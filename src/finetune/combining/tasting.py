@@ -78,11 +78,10 @@ class Taster:
     def taste(self, state_dict: Mapping[str, Tensor]) -> Score:
         """The score of these weights on the picking pictures."""
         logits, labels = self._logits(state_dict)[self.rows], self.pictures.labels[self.rows]
-        probabilities = logits.double().softmax(dim=-1)
         return Score(
-            nll=held_out_loss(probabilities, labels, "nll"),
-            accuracy=1 - held_out_loss(probabilities, labels, "accuracy"),
-            loss=held_out_loss(probabilities, labels, self.metric),
+            nll=held_out_loss(logits, labels, "nll"),
+            accuracy=1 - held_out_loss(logits, labels, "accuracy"),
+            loss=held_out_loss(logits, labels, self.metric),
         )
 
     def answers(self, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -90,7 +89,8 @@ class Taster:
         return {
             "logits": self._logits(state_dict),
             "labels": self.pictures.labels,
-            "paths": list(self.pictures.paths),
+            "paths": self.datamodule.names(self.split),
+            "ids": list(self.pictures.ids),
         }
 
     def reestimated(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

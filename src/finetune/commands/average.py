@@ -10,7 +10,7 @@ from finetune.commands.held_out import (
     build_datamodule,
     warnings_in_one_line,
 )
-from finetune.commands.outputs import CHECKPOINTS, add_output, checked_output, fitted_roots
+from finetune.commands.outputs import CHECKPOINTS, add_output, checked_output
 from finetune.commands.parsing import Parser
 
 if TYPE_CHECKING:
@@ -36,12 +36,11 @@ def main(arguments: list[str]) -> int:
     quiet_libraries()
     with warnings_in_one_line():
         ingredients = survey(with_members(options.checkpoints))
-        output.keep_off(images=fitted_roots(each.fitted_on for each in ingredients))
+        records = [record for each in ingredients for record in each.fitted_on]
+        output.keep_off(fits=records)
         datamodule = None
         if options.root is not None:
-            further = [data for each in ingredients for data in each.splits[1:]]
-            fitted_on = [data for each in ingredients if (data := each.fitted_on)] + further
-            datamodule = build_datamodule(options, fitted_on, ingredients[0].class_names)
+            datamodule = build_datamodule(options, records, ingredients[0].class_names)
         soup = average_checkpoints(
             [each.path for each in ingredients],
             method=options.method,

@@ -11,7 +11,7 @@ from finetune.commands.held_out import (
     build_held_out,
     warnings_in_one_line,
 )
-from finetune.commands.outputs import CHECKPOINTS, add_output, checked_output, fitted_roots
+from finetune.commands.outputs import CHECKPOINTS, add_output, checked_output
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     path = checkpoint_file(options.checkpoint)
     with warnings_in_one_line():
         ensemble = Ensemble.from_file(path)
-        output.keep_off(images=fitted_roots(ensemble.fitted_on))
+        output.keep_off(fits=ensemble.fitted_on)
         datamodule = build_held_out(options, ensemble)
         calibrated = ensemble.calibrate(
             datamodule,
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
             conformal=options.conformal,
             score=options.score,
             share=options.share,
+            split=options.split,
             allow_reuse=options.allow_reuse,
         )
     for line in describe_calibration(calibrated.calibration):
@@ -84,6 +85,12 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
         lines.append(
             "each picture was answered by the folds that were not trained on it: the whole "
             "ensemble is usually a little better than these figures"
+        )
+    if calibration.chosen_by and calibration.conformal is not None:
+        lines.append(
+            "by these images the fit itself had chosen its epoch, phase or confidence, so sets of "
+            "others may hold the true class a little less often; `finetune calibrate --split test` "
+            "takes images that chose nothing (folds do not help: each chose by its own)"
         )
     if calibration.reused:
         lines.append("these pictures had picked members: the figures flatter")
@@ -131,7 +138,10 @@ def _parser() -> argparse.ArgumentParser:
         help="how sets are built: thr smallest, aps and raps sized to the picture",
     )
     parser.add_argument(
-        "--allow-reuse", action="store_true", help="accept pictures that picked members, and say so"
+        "--split",
+        choices=["val", "test"],
+        default="val",
+        help="whose images calibrate; test images chose nothing, but then cannot test any more",
     )
     add_output(parser, "the file", metavar="FILE.ckpt")
     add_data_options(parser)

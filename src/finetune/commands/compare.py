@@ -27,12 +27,12 @@ def main(arguments: list[str]) -> int:
     output = None if options.output is None else checked_page(options.output, options)
 
     from finetune.evaluation.comparison import compare_all
-    from finetune.reporting.sources import load_sources
+    from finetune.reporting.sources import comparable, load_sources
 
     sources = load_sources(options.sources, root=options.root)
     if output is not None:
         keep_off_sources(output, sources)
-    board = compare_all({name: source.evaluation for name, source in sources.items()})
+    board = compare_all(comparable(sources))
     columns = {name: source.columns for name, source in sources.items()}
     print("\n".join(leaderboard_lines(board, columns)))
     if output is not None:
@@ -78,8 +78,10 @@ def leaderboard_lines(
     ]
     left_out = f"; {board.left_out} others are left out" if board.left_out else ""
     pairs = sorted(board.pairs, key=lambda pair: pair.adjusted_p_value)
+    dominant = [f"{name}: {e.dominant}" for name, e in board.evaluations.items() if e.dominant]
     return [
         *table,
+        *dominant,
         "",
         f"on the {images} images that all have in common{left_out}; "
         "* not distinguishable from the best",

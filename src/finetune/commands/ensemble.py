@@ -18,7 +18,6 @@ from finetune.commands.outputs import (
     Output,
     add_output,
     checked_output,
-    fitted_roots,
 )
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> int:
                 pooling=options.pooling,
             )
         for each in filter(None, (output, figure)):
-            each.keep_off(images=fitted_roots(whole.fitted_on))
+            each.keep_off(fits=whole.fitted_on)
         chosen = whole
         if options.root is not None:
             datamodule = build_held_out(options, whole)
@@ -132,7 +131,7 @@ def write_diversity(figure: Output, whole: Ensemble, held_out: HeldOut) -> None:
     from finetune.reporting.diversity import diversity_figure
     from finetune.reporting.style import save_png
 
-    found = diversity(held_out.member_probabilities, held_out.labels)
+    found = diversity(held_out.member_logits, held_out.labels)
     with figure.writing() as beside:
         save_png(diversity_figure(found, row_names(whole, held_out)), beside)
     print(f"diversity of the members in {figure.path}")
@@ -151,7 +150,7 @@ def describe_ensemble(
     from finetune.evaluation.held_out_loss import held_out_loss
 
     rows = picking_rows(chosen, held_out)
-    labels, members = held_out.labels[rows], held_out.member_probabilities[:, rows]
+    labels, members = held_out.labels[rows], held_out.member_logits[:, rows]
     kept = [0.0] * len(whole.parts)
     for position, value in zip(
         _positions(whole.member_names, chosen.member_names), chosen.coefficients, strict=True
@@ -160,14 +159,10 @@ def describe_ensemble(
     names = row_names(whole, held_out)
     width = max(len("ensemble"), *map(len, names))
 
-    def figures(probabilities: Tensor, votes: bool = False) -> str:
-        accuracy = f"accuracy {1 - held_out_loss(probabilities, labels, 'accuracy'):.4f}"
+    def figures(logits: Tensor, votes: bool = False) -> str:
+        accuracy = f"accuracy {1 - held_out_loss(logits, labels, 'accuracy'):.4f}"
         # Shares of votes are no probabilities: their likelihood says nothing.
-        return (
-            accuracy
-            if votes
-            else f"{accuracy}  nll {held_out_loss(probabilities, labels, 'nll'):.4f}"
-        )
+        return accuracy if votes else f"{accuracy}  nll {held_out_loss(logits, labels, 'nll'):.4f}"
 
     lines = [
         f"{name:<{width}}  {figures(member)}  coefficient {value:.3f}"
@@ -179,7 +174,7 @@ def describe_ensemble(
     pooled = chosen.pool_held_out(of_chosen, rows)
     metric: Metric = "accuracy" if chosen.pooling == "vote" else "nll"
     lines.append(f"{'ensemble':<{width}}  {figures(pooled, votes=metric == 'accuracy')}")
-    answers = of_chosen.member_probabilities[:, rows]
+    answers = of_chosen.member_logits[:, rows]
     found = diversity(
         answers,
         labels,
@@ -214,7 +209,7 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
     else:
         kind = "cross-validated"
         answers = cross_validated_answers(
-            held_out.member_probabilities[:, rows],
+            held_out.member_logits[:, rows],
             labels,
             lambda members, truth: choose_coefficients(
                 members,
@@ -312,7 +307,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature as well")
     parser.add_argument("--reject-risk", type=float, metavar="R", help="as for calibrate")
     parser.add_argument("--conformal", type=float, metavar="A", help="as for calibrate")
-    parser.add_argument("--allow-reuse", action="store_true", help="as for calibrate")
     add_output(parser, "the file", metavar="FILE.ckpt")
     add_data_options(parser)
     return parser

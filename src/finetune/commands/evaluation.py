@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.evaluation.evaluate import Evaluation
+    from finetune.evaluation.result import Evaluation
 
 Verb = Literal["validate", "test"]
 Stage = Literal["val", "test"]
@@ -30,7 +30,7 @@ class Judged(NamedTuple):
     ``features`` is what entered the final layer, ``(B, D)`` a batch; empty where it is not known.
     """
 
-    log_probabilities: Tensor
+    logits: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     paths: list[Path]
@@ -54,7 +54,7 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     """
     from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import quiet_libraries
-    from finetune.evaluation.metrics import figures_of
+    from finetune.evaluation.metrics import dominant_of, figures_of
 
     quiet_libraries()
     stage: Stage = "val" if verb == "validate" else "test"
@@ -62,8 +62,10 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
-    figures = figures_of(judged.log_probabilities, judged.labels)
+    figures = figures_of(judged.logits, judged.labels)
     print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
+    if dominant := dominant_of(judged.logits, judged.labels, judged.paths):
+        print(dominant, flush=True)
     pictures = str(judged.root.resolve())
     folder = _folder_for(judged)
     key = free_stage(folder, stage, pictures)
@@ -90,13 +92,16 @@ def _is_combined(path: str) -> bool:
 
 def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
+    from finetune.commands.held_out import say_differences, warnings_in_one_line
     from finetune.commands.trainer import FinetuneCLI
     from finetune.reporting.embeddings import recorded_features
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
     cli.model.take_over(cli.checkpoint)
-    cli.datamodule.setup(verb)
+    with warnings_in_one_line():
+        cli.datamodule.setup(verb)
+    say_differences(cli.datamodule, cli.record)
     started = time.perf_counter()
     with recorded_features(cli.model) as features:
         _run_trainer(cli, verb)
@@ -104,7 +109,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     stage: Stage = "val" if verb == "validate" else "test"
     logits, labels = cli.model.answers[stage]
     return Judged(
-        logits.double().log_softmax(dim=-1),
+        logits,
         labels,
         cli.model.class_names,
         # Fewer answers than images where the trainer limits its batches.
@@ -137,7 +142,7 @@ def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
 def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     """An ensemble, or anything calibrated: each picture decoded once for all members."""
     from finetune.combining.ensemble import Ensemble
-    from finetune.combining.roles import refuse_reuse
+    from finetune.combining.roles import in_whole_ids, refuse_reuse
     from finetune.commands.held_out import build_held_out, warnings_in_one_line
     from finetune.reporting.embeddings import recorded_features
 
@@ -155,11 +160,10 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
         with recorded_features(ensemble) as features:
             held_out = ensemble.held_out(datamodule, stage)
         seconds = time.perf_counter() - started
-        refuse_reuse(ensemble.roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
-    exact = replace(held_out, member_probabilities=held_out.member_probabilities.double())
-    probabilities = ensemble.calibrated(ensemble.pool_held_out(exact))
+        roles = in_whole_ids(ensemble.roles, held_out.paths, held_out.ids)
+        refuse_reuse(roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
     return Judged(
-        probabilities.clamp(min=1e-30).log(),
+        ensemble.calibrated(ensemble.pool_held_out(held_out)),
         held_out.labels,
         tuple(ensemble.class_names),
         [Path(path) for path in held_out.paths],
@@ -181,11 +185,6 @@ def _combined_parser(verb: Verb) -> Parser:
     parser.add_argument("--ckpt_path", required=True, help="the file to judge")
     parser.add_argument("--name", help="name of the run, where the file lies in none")
     parser.add_argument("--runs", default="runs", help="folder of all runs")
-    parser.add_argument(
-        "--allow-reuse",
-        action="store_true",
-        help="judge also on pictures that picked members or calibrated, and say so",
-    )
     if verb == "test":  # taken out before; here for the help
         parser.add_argument(
             "--track-to",
@@ -205,13 +204,11 @@ def _folder_for(judged: Judged) -> Path:
 
 
 def _write_report(judged: Judged, folder: Path, name: str) -> tuple[Evaluation, Path]:
-    from finetune.evaluation.evaluate import evaluate
+    from finetune.evaluation.evaluate import evaluate_logits
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
 
-    evaluation = evaluate(
-        judged.labels, judged.log_probabilities.exp(), judged.class_names, judged.paths
-    )
+    evaluation = evaluate_logits(judged.labels, judged.logits, judged.class_names, judged.paths)
     details = replace(
         read_details(folder),
         root=judged.root,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.commands.outputs import add_output, checked_output, default_output, fitted_roots
+from finetune.commands.outputs import add_output, checked_output, default_output
 from finetune.commands.parsing import Parser
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 
     files = find_pictures(options.pictures)
     answerer = load_answerer(options.checkpoint)
-    output.keep_off(inputs=files, images=fitted_roots(fits_of(answerer)))
+    output.keep_off(inputs=files, fits=fits_of(answerer))
     rows = []
     for file in files:
         explanations = explain(answerer, file, [None, *options.class_names])

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.outputs import add_output, checked_output, fitted_roots
+from finetune.commands.outputs import add_output, checked_output
 from finetune.commands.parsing import Parser
 from finetune.exporting.targets import SUFFIXES
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         require_packages()
     quiet_libraries()
     answerer = load_answerer(checkpoint_file(options.checkpoint))
-    output.keep_off(images=fitted_roots(fits_of(answerer)))
+    output.keep_off(fits=fits_of(answerer))
     with output.writing() as beside:
         exported = export(answerer, beside, format=options.format)
     if options.format in ("onnx", "torch"):

@@ -60,12 +60,12 @@ def main(arguments: list[str]) -> int:
 
 def check_monitor(cli: FinetuneCLI) -> None:
     """Refuse a figure that no validation gives, before an epoch is spent."""
-    from finetune.evaluation.metrics import classification_metrics
+    from finetune.evaluation.metrics import figure_names
 
     known = [
         "val/loss",
         "val/nll_rescaled",
-        *classification_metrics(len(cli.model.class_names), prefix="val/"),
+        *(f"val/{name}" for name in figure_names(len(cli.model.class_names))),
     ]
     if cli.config.monitor not in known:
         raise UsageError(
@@ -107,7 +107,8 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
     recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
-        print(cli.datamodule.summary(), *data_errors(cli), sep="\n")
+        changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
+        print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
         print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
         notes = "".join(f"# {line}\n" for line in lines.splitlines())
         write_text(folder / "config.yaml", notes + cli.config_yaml())
@@ -195,7 +196,7 @@ def run_phases(
         phased_fit.run(resume)
     finally:  # nobody may ever go on with a fit that was stopped
         if os.environ.get("LOCAL_RANK", "0") == "0" and phased_fit.best.is_file():
-            track_best(loggers, phased_fit.best)
+            track_best(loggers, phased_fit.best, cli.datamodule.root)
 
 
 def _store(cli: FinetuneCLI) -> FeatureStore | None:
@@ -246,7 +247,7 @@ def conclude(folder: Path) -> None:
     """Write the best epoch's figures and say what lies where."""
     from finetune.commands.evaluation import summary
     from finetune.commands.runs import contents, write_metrics
-    from finetune.evaluation.metrics import figures_of
+    from finetune.evaluation.metrics import dominant_of, figures_of
     from finetune.training.checkpoints import read_checkpoint
 
     best = folder / "checkpoints" / "best.ckpt"
@@ -254,6 +255,8 @@ def conclude(folder: Path) -> None:
     if val is not None and len(val["labels"]):
         figures = figures_of(val["logits"], val["labels"])
         print(summary("val", figures, len(val["labels"])), flush=True)  # whatever the disk says
+        if dominant := dominant_of(val["logits"], val["labels"], val["paths"]):
+            print(dominant, flush=True)
         write_metrics(folder, "val", figures)
     print(f"\n{folder}:")
     for path, meaning in contents(folder):

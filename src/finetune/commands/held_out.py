@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,7 @@ from finetune.errors import UsageError
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
     from finetune.data.datamodule import ImageFolderDataModule
-
-# What decides on which side a picture stands.
-SPLIT_SETTINGS = ("val_fraction", "test_fraction", "seed", "folds", "fold", "group_by")
-DEFAULTS: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0}
+    from finetune.spec.splits import SplitRecord
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +42,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default="half",
         help="of the val pictures: one half picks, the other half calibrates; or all",
     )
+    group.add_argument(
+        "--allow-reuse",
+        action="store_true",
+        help="accept images that trained, picked or calibrated before, and say so",
+    )
 
 
 def build_held_out(
@@ -58,48 +60,41 @@ def build_held_out(
     """
     from finetune.combining.folds import common_folds
 
-    fitted_on = ensemble.fitted_on
-    if options.manifest or len({data.get("fold") for data in fitted_on}) < 2:
-        return build_datamodule(options, fitted_on, ensemble.class_names)
-    common_split([_without_fold(data) for data in fitted_on], options.root)
+    records = ensemble.fitted_on
+    if options.manifest or len({record.fold for record in records}) < 2:
+        return build_datamodule(options, records, ensemble.class_names)
     return {
         fold: build_datamodule(
-            options,
-            [data for data in fitted_on if data.get("fold") == fold],
-            ensemble.class_names,
+            options, [each for each in records if each.fold == fold], ensemble.class_names
         )
         for fold in common_folds(ensemble.parts)
     }
 
 
-def _without_fold(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the fits of one cross-validation agree about; their ``split.csv`` each say else."""
-    return {name: value for name, value in data.items() if name not in ("fold", "manifest")}
-
-
 def build_datamodule(
-    options: argparse.Namespace,
-    fitted_on: Sequence[Mapping[str, Any]],
-    class_names: Sequence[str],
+    options: argparse.Namespace, records: Sequence[SplitRecord], class_names: Sequence[str]
 ) -> ImageFolderDataModule:
-    """The pictures of ``--data.root``, split as the fits had them.
+    """The pictures of ``--data.root``, on the sides where the fits had them.
+
+    What one fit trained on, none is judged by. Says what differs from the fits' images.
 
     Args:
         options: of :func:`add_data_options`.
-        fitted_on: the data settings that the checkpoints keep.
+        records: how the fits split their pictures, as the checkpoints keep it.
         class_names: the checkpoints' vocabulary.
 
     Raises:
-        UsageError: the fits were split differently, so that one's held-out pictures may have
-            trained another.
+        UsageError: fits of which the settings alone are known, and these differ.
     """
     from finetune.data.datamodule import ImageFolderDataModule
+    from finetune.training.fitted_splits import common_record
 
-    settings = {} if options.manifest else common_split(fitted_on, options.root)
-    settings |= _reading(fitted_on)
+    record = None if options.manifest and not records else common_record(records)
+    settings = {} if record is None else split_settings(record, options.manifest)
+    settings |= _reading(records)
     if options.manifest:
         settings["manifest"] = options.manifest
-    return ImageFolderDataModule(
+    datamodule = ImageFolderDataModule(
         options.root,
         class_names=class_names,
         batch_size=options.batch_size,
@@ -108,58 +103,54 @@ def build_datamodule(
         cache_dir=options.cache_dir,
         **settings,
     )
+    if record is not None:
+        datamodule.follow(record, allow_reuse=options.allow_reuse)
+        say_differences(datamodule, record)
+    return datamodule
 
 
-def _reading(fitted_on: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the most lenient of the fits accepted as a picture."""
-    settings: dict[str, Any] = {}
-    for name in ("max_pixels", "allow_outside"):
-        if values := [data[name] for data in fitted_on if name in data]:
-            settings[name] = max(values)
-    if any(data.get("on_bad_image") == "skip" for data in fitted_on):
-        settings["on_bad_image"] = "skip"
+def say_differences(datamodule: ImageFolderDataModule, record: SplitRecord | None) -> None:
+    """Print what has come, changed and gone since the fit, or that this cannot be known."""
+    if differences := datamodule.differences:
+        print(differences, flush=True)
+    if record is not None and not record.images and datamodule.manifest is None:
+        print(
+            "the checkpoint, of an older version, does not tell which images it was trained on: "
+            "sides are dealt anew by its settings, right only for the very folder of the fit",
+            flush=True,
+        )
+
+
+def split_settings(record: SplitRecord, manifest: str | None = None) -> dict[str, Any]:
+    """How new pictures are dealt to sides, as arguments of the data module.
+
+    Args:
+        record: of the fit.
+        manifest: that was given now, and so counts instead of an old fit's.
+
+    Raises:
+        UsageError: an old fit was made with a manifest that is not there any more.
+    """
+    settings = record.dealing
+    fitted = settings.pop("manifest", None)
+    if fitted is not None and manifest is None and not record.images:
+        if not Path(fitted).is_file():
+            raise UsageError(
+                f"Expected the fit's own split at {fitted}, found none; give --data.manifest."
+            )
+        settings["manifest"] = fitted
     return settings
 
 
-def common_split(fitted_on: Sequence[Mapping[str, Any]], root: str) -> dict[str, Any]:
-    """The one split of all fits, as arguments of the data module.
-
-    Raises:
-        UsageError: there are several.
-    """
-    if not fitted_on:
-        return {}
-    manifests = [_manifest(data, root) for data in fitted_on]
-    contents = {None if each is None else Path(each).read_bytes() for each in manifests}
-    if len(contents) > 1:
-        raise UsageError(
-            "Expected fits with one split of the pictures, found several: "
-            f"{', '.join(sorted(map(str, set(manifests))))}; give --data.manifest with pictures "
-            "that none was trained on."
-        )
-    if manifests[0] is not None:
-        return {"manifest": manifests[0]}
-    splits = [
-        {name: data.get(name, DEFAULTS.get(name)) for name in SPLIT_SETTINGS} for data in fitted_on
-    ]
-    for name in SPLIT_SETTINGS:
-        values = {str(split[name]) for split in splits}
-        if len(values) > 1:
-            raise UsageError(
-                f"Expected fits with one split of the pictures, found data.{name} = "
-                f"{', '.join(sorted(values))}: what one held out may have trained another; "
-                "give --data.manifest with pictures that none was trained on."
-            )
-    return {name: value for name, value in splits[0].items() if value is not None}
-
-
-def _manifest(data: Mapping[str, Any], root: str) -> str | None:
-    """The fit's manifest, if it was about this folder and is still there."""
-    manifest, fitted_root = data.get("manifest"), data.get("root")
-    if manifest is None or fitted_root is None or not Path(manifest).is_file():
-        return None
-    same = Path(fitted_root).absolute() == Path(root).absolute()
-    return str(manifest) if same else None
+def _reading(records: Sequence[SplitRecord]) -> dict[str, Any]:
+    """What the most lenient of the fits accepted as a picture."""
+    settings: dict[str, Any] = {}
+    for name in ("max_pixels", "allow_outside"):
+        if values := [each.settings[name] for each in records if name in each.settings]:
+            settings[name] = max(values)
+    if any(record.settings.get("on_bad_image") == "skip" for record in records):
+        settings["on_bad_image"] = "skip"
+    return settings
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from finetune.commands.outputs import (
     Output,
     add_overwrite,
     checked_output,
-    fitted_roots,
 )
 from finetune.commands.parsing import Parser
 from finetune.errors import PretrainedWeightsError, UsageError
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from finetune.networks.layers import Layer
+    from finetune.spec.splits import SplitRecord
 
 COLUMNS = ("layer", "kind", "output", "sees", "stride", "parameters", "connections")
 
@@ -60,9 +60,9 @@ def main(arguments: list[str]) -> int:
             option="--filters",
             inputs=[given.network],
         )
-    network, facts, fit = _open(given)
+    network, facts, fits = _open(given)
     if filters is not None:
-        filters.keep_off(images=fitted_roots([fit]))
+        filters.keep_off(fits=fits)
     from finetune.networks.capacity import data_advice
     from finetune.networks.layers import layer_table
 
@@ -88,8 +88,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _open(given: Any) -> tuple[nn.Module, dict[str, int], dict[str, Any]]:
-    """The network, the sizes at which to look at it, and the data settings of its fit."""
+def _open(given: Any) -> tuple[nn.Module, dict[str, int], tuple[SplitRecord, ...]]:
+    """The network, the sizes at which to look at it, and how its fit split its images."""
+    from finetune.commands.loading import fits_of
     from finetune.networks.baselines import is_baseline
     from finetune.networks.factory import create_network, preprocessing_of
     from finetune.training.classifier import ImageClassifier
@@ -112,7 +113,7 @@ def _open(given: Any) -> tuple[nn.Module, dict[str, int], dict[str, Any]]:
             "in_chans": preprocessing.in_chans,
             "classes": len(classifier.class_names),
         }
-        return classifier.network, facts, classifier.details.get("data") or {}
+        return classifier.network, facts, fits_of(classifier)
     in_chans, classes = given.in_chans or 3, given.classes or 10
     # Only a picture of the filters needs the pretrained weights.
     pretrained = given.filters is not None and not is_baseline(given.network)
@@ -135,7 +136,7 @@ def _open(given: Any) -> tuple[nn.Module, dict[str, int], dict[str, Any]]:
         "in_chans": in_chans,
         "classes": classes,
     }
-    return network, facts, {}
+    return network, facts, ()
 
 
 def _thinned(layers: list[Layer]) -> list[Layer]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.spec.splits import SplitRecord
 
 
 def load_answerer(path: str | Path) -> Any:
@@ -22,10 +24,11 @@ def load_answerer(path: str | Path) -> Any:
     return ImageClassifier.from_checkpoint(path)
 
 
-def fits_of(answerer: Any) -> tuple[Mapping[str, Any], ...]:
-    """The data settings of the fits behind what :func:`load_answerer` gave, as far as known."""
+def fits_of(answerer: Any) -> tuple[SplitRecord, ...]:
+    """How the fits behind what :func:`load_answerer` gave split their images, as far as known."""
     from finetune.training.classifier import ImageClassifier
+    from finetune.training.fitted_splits import split_records
 
     if isinstance(answerer, ImageClassifier):
-        return (answerer.details.get("data") or {},)
+        return split_records(answerer.details)
     return tuple(answerer.fitted_on)

@@ -30,17 +30,18 @@ def heads_on_one_backbone(options: argparse.Namespace) -> Ensemble:
         )
     import torch
 
-    from finetune.combining.ensemble_file import checkpoint_file, fitted_data
+    from finetune.combining.ensemble_file import checkpoint_file
     from finetune.combining.heads import bootstrap_heads, ensemble_of_heads
     from finetune.commands.held_out import build_datamodule
     from finetune.training.classifier import ImageClassifier
     from finetune.training.features import frozen_features, pictures_of
+    from finetune.training.fitted_splits import split_records, with_fitted_split
 
     path = checkpoint_file(options.checkpoints[0])
     classifier = ImageClassifier.from_checkpoint(path)
-    data = fitted_data(path, classifier.details)
-    classifier.details = {**classifier.details, **({"data": data} if data else {})}
-    datamodule = build_datamodule(options, [data] if data else [], classifier.class_names)
+    classifier.details = with_fitted_split(path, classifier.details)
+    records = split_records(classifier.details)
+    datamodule = build_datamodule(options, records, classifier.class_names)
     pictures, workers = pictures_of(classifier, datamodule, "train")
     features = frozen_features(classifier, pictures, num_workers=workers).tensor()
     labels = torch.tensor([image.label for image in datamodule.images("train")])

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UsageError
 from finetune.files import atomic_folder, atomic_write
+
+if TYPE_CHECKING:
+    from finetune.spec.splits import SplitRecord
 
 CHECKPOINTS, FIGURES, PAGES, TABLES = (".ckpt",), (".png",), (".html", ".htm"), (".csv",)
 # In a run folder, what a fit or a test has found; pages and figures beside it can be drawn again.
@@ -46,12 +49,14 @@ class Output:
         *,
         inputs: Iterable[Place] = (),
         images: Iterable[Place] = (),
+        fits: Iterable[SplitRecord] = (),
     ) -> None:
         """Refuse a place that is among what is read.
 
         Args:
             inputs: files and run folders that are read, as far as given.
             images: folders of images, as far as given; nothing is written below them.
+            fits: how fits split their images; nor is it where these lie.
 
         Raises:
             UsageError: it is one of them, or below.
@@ -62,10 +67,14 @@ class Output:
                     self._refuse("a place beside what is read", f"{path}, which is read")
         within = self.path.absolute() if self.is_folder else self.path.absolute().parent
         within = Path(os.path.realpath(within))
-        folders = {_identity(folder): folder for folder in images if folder is not None}
+        fits = list(fits)
+        given = chain(images, _fitted_roots(fits))
+        folders = {_identity(folder): folder for folder in given if folder is not None}
         for parent in (within, *within.parents):
             if (found := folders.get(_identity(parent))) is not None and os.path.isdir(parent):
                 self._refuse("a place outside the images", f"it below {found}")
+            if any(_holds_images(parent, fit) for fit in fits):
+                self._refuse("a place outside the images", f"it below {parent}, which a fit read")
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
@@ -164,16 +173,18 @@ def checked_output(
     return output
 
 
-def fitted_roots(fits: Iterable[Mapping[str, Any] | None]) -> list[str]:
-    """The folders of images that fits were made with, as far as they lie where they lay.
-
-    Args:
-        fits: the data settings that checkpoints keep.
-    """
-    roots = {str(data["root"]) for data in fits if data and data.get("root")}
+def _fitted_roots(fits: Iterable[SplitRecord]) -> list[str]:
+    """The folders of images that old checkpoints tell, as far as they lie where they lay."""
+    roots = {str(fit.settings["root"]) for fit in fits if fit.settings.get("root")}
     # A relative root was said elsewhere: what is called so here is believed unless we are in it.
     here = Path.cwd().resolve()
     return [r for r in roots if os.path.isabs(r) or not here.is_relative_to(Path(r).resolve())]
+
+
+def _holds_images(folder: Path, fit: SplitRecord) -> bool:
+    """Whether images of a fit lie below a folder as they lay below its root; looks at some."""
+    some = fit.images[:: max(1, len(fit.images) // 8)]
+    return any((folder / image.path).is_file() for image in some)
 
 
 def _is_run(folder: str | os.PathLike[str]) -> bool:

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune.commands.outputs import Output, add_overwrite, checked_output, fitted_roots
+from finetune.commands.outputs import Output, add_overwrite, checked_output
 from finetune.commands.parsing import Parser, whole_number
+from finetune.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.prediction import Predictions
+    from finetune.tables.writing import Row, Write
 
 
 def main(arguments: list[str]) -> int:
     """Print the answers, or write them to ``--output`` as they come."""
     options = _parser().parse_args(arguments)
     pictures = _from_standard_input(options.pictures)
-    output = None
-    if options.output is not None:
-        from finetune.answer_files import format_of
-
-        format_of(options.output)
-        output = checked_output(
-            options.output,
-            endings=(Path(options.output).suffix.lower(),),
-            overwrite=options.overwrite,
-            inputs=[options.checkpoint, *pictures],
-            images=pictures,
-        )
+    output = _checked(options, pictures)
 
     from lightning import Trainer
 
@@ -43,7 +35,7 @@ def main(arguments: list[str]) -> int:
     files = find_pictures(pictures)
     answerer = load_answerer(options.checkpoint)
     if output is not None:
-        output.keep_off(inputs=files, images=fitted_roots(fits_of(answerer)))
+        output.keep_off(inputs=files, fits=fits_of(answerer))
     watched = output is not None and on_terminal()
     trainer = Trainer(
         accelerator=options.accelerator,
@@ -55,16 +47,16 @@ def main(arguments: list[str]) -> int:
         callbacks=[progress_bar()] if watched else [],
         enable_progress_bar=watched,
     )
+    one_process = trainer.world_size == 1
     with ExitStack() as stack:
-        write: Callable[[dict[str, Any]], None] = _print
-        if output is not None and trainer.is_global_zero and trainer.world_size == 1:
-            write = stack.enter_context(_answer_file(output))
+        write: Write = _print
+        if output is not None and trainer.is_global_zero:
+            opened = _table(output, answerer.class_names, safe=options.safe_csv)
+            write = stack.enter_context(opened)
 
         def on_answer(path: Path, answer: Predictions) -> None:
-            for row in answer.rows(top_k=options.topk):
-                write(row)
+            answer.write(write, top_k=options.topk)
 
-        one_process = trainer.world_size == 1
         predictions = predict(
             answerer,
             files,
@@ -75,12 +67,8 @@ def main(arguments: list[str]) -> int:
             trainer=trainer,
             on_answer=on_answer if one_process else None,
         )
-    if not one_process and trainer.is_global_zero:
-        with ExitStack() as stack:
-            if output is not None:
-                write = stack.enter_context(_answer_file(output))
-            for row in predictions.rows(top_k=options.topk):
-                write(row)
+        if not one_process and trainer.is_global_zero:
+            predictions.write(write, top_k=options.topk)
     for path, reason in predictions.skipped:
         print(f"left out {path}: {reason}", file=sys.stderr)
     if output is not None and trainer.is_global_zero:
@@ -88,11 +76,32 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-@contextmanager
-def _answer_file(output: Output) -> Iterator[Callable[[dict[str, Any]], None]]:
-    from finetune.answer_files import open_answer_file
+def _checked(options: argparse.Namespace, pictures: Sequence[str]) -> Output | None:
+    """Where the table is to go, checked before any work is done; None: to the screen."""
+    from finetune.tables.writing import format_of
 
-    with output.writing() as beside, open_answer_file(beside) as write:
+    form = None if options.output is None else format_of(options.output)
+    if options.safe_csv and form != "csv":
+        raise UsageError(
+            f"Expected --output FILE.csv beside --safe-csv, found {options.output}; "
+            "leave --safe-csv out: only of CSV a spreadsheet makes formulas."
+        )
+    if options.output is None:
+        return None
+    return checked_output(
+        options.output,
+        endings=(Path(options.output).suffix.lower(),),
+        overwrite=options.overwrite,
+        inputs=[options.checkpoint, *pictures],
+        images=pictures,
+    )
+
+
+@contextmanager
+def _table(output: Output, class_names: Sequence[str], *, safe: bool) -> Iterator[Write]:
+    from finetune.tables.writing import open_table
+
+    with output.writing() as beside, open_table(beside, class_names, safe=safe) as write:
         yield write
 
 
@@ -107,6 +116,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
     add_overwrite(parser)
+    parser.add_argument(
+        "--safe-csv",
+        action="store_true",
+        help="put names that a spreadsheet would take for formulas behind an apostrophe",
+    )
     parser.add_argument("--topk", type=whole_number(1), default=1, help="how many classes to name")
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=32, help="pictures a batch, at least 1"
@@ -143,7 +157,7 @@ def _from_standard_input(pictures: list[str]) -> list[str]:
     return [name for name in pictures if name != "-"] + listed
 
 
-def _print(row: dict[str, Any]) -> None:
+def _print(row: Row, log_probabilities: Sequence[float]) -> None:
     ranks = [""] + [f"_{rank}" for rank in range(2, len(row))]
     named = [
         f"{row[f'prediction{rank}']} {row[f'confidence{rank}']:.3f}"

@@ -16,7 +16,6 @@ from finetune.commands.outputs import (
     add_output,
     checked_output,
     default_output,
-    fitted_roots,
 )
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
@@ -73,6 +72,8 @@ def main(arguments: list[str]) -> int:
             f"{source.title}: accuracy {e.accuracy:.3f} [{low:.3f}, {high:.3f}] "
             f"on {len(e.labels)} images"
         )
+        if e.dominant is not None:
+            print(e.dominant)
     print(f"report in {output.path}")
     return 0
 
@@ -102,13 +103,14 @@ def _is_page_of_a_run(page: Path) -> bool:
 def keep_off_sources(output: Output, sources: Mapping[str, Source]) -> None:
     """Refuse a place among the images that the sources are about."""
     from finetune.training.checkpoints import read_checkpoint
+    from finetune.training.fitted_splits import split_records
 
     weights = [source.weights for source in sources.values() if source.weights is not None]
-    fits = [read_checkpoint(each, mmap=True).details.get("data") for each in weights]
-    roots = [{"root": source.details.root} for source in sources.values()]
+    kept = [split_records(read_checkpoint(each, mmap=True).details) for each in weights]
+    roots = [source.details.root for source in sources.values()]
     images = {path for source in sources.values() for path in source.evaluation.paths}
     folders = {os.path.dirname(path) for path in images if os.path.isabs(path)}
-    output.keep_off(images=[*fitted_roots([*fits, *roots]), *folders])
+    output.keep_off(images=[*roots, *folders], fits=[fit for fits in kept for fit in fits])
 
 
 def with_embeddings(source: Source) -> Source:
@@ -145,11 +147,15 @@ def write_all_suspects(output: Output, sources: dict[str, Source]) -> None:
 def _leaderboard(sources: dict[str, Source]) -> Leaderboard | None:
     """A comparison, if there are several sources that answered the same images."""
     from finetune.evaluation.comparison import compare_all
+    from finetune.reporting.sources import comparable, in_common
 
-    first, *others = (set(source.evaluation.paths) for source in sources.values())
-    if not others or not first.intersection(*others):
+    if len(sources) < 2:
         return None
-    return compare_all({name: source.evaluation for name, source in sources.items()})
+    evaluations = comparable(sources)
+    if not in_common(evaluations):
+        print("no comparison on the page: there is no image that all of them have answered")
+        return None
+    return compare_all(evaluations)
 
 
 def _parser() -> Parser:

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune.commands.outputs import Output
 from finetune.documents import read_json
-from finetune.errors import UsageError
+from finetune.errors import OutputError, UsageError
 from finetune.files import write_link, write_text
 from finetune.spec.run_files import METRICS
 
@@ -71,7 +71,8 @@ def link_latest(folder: Path) -> None:
         write_link(link, folder.name)
     except OSError:  # such as Windows without the right to make links
         if not os.path.lexists(note) or _is_our_note(note):
-            write_text(note, f"{NEWEST}{folder.name}\n")
+            with suppress(OutputError):  # a full disk; the fit is whole without it
+                write_text(note, f"{NEWEST}{folder.name}\n")
 
 
 NEWEST = "the newest run of finetune: "

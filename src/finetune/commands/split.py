@@ -125,7 +125,7 @@ def _split(
         progress=True,
     )
     folder = readable_folder(folder, inspections, on_bad_image=options.on_bad_image)
-    together = groups_with_duplicates(folder.images, folder.content_hashes)
+    together = groups_with_duplicates(folder.images)
     return assign_splits(folder, settings, together=together)
 
 

@@ -29,8 +29,8 @@ def teacher_probabilities(
         UsageError: there is no such file.
     """
     from finetune.commands.loading import load_answerer
-    from finetune.data.images import content_hash
     from finetune.prediction import predict
+    from finetune.spec.images import file_id
     from finetune.training.feature_store import kept_or_computed
 
     path = Path(teacher)
@@ -38,15 +38,15 @@ def teacher_probabilities(
         raise UsageError(f"Expected a checkpoint after --model.teacher, found nothing at {path}.")
     answerer = load_answerer(path)
     columns = _columns(answerer.class_names, datamodule.class_names, path)
-    pictures = [image.path for image in datamodule.images("train")]
+    images = datamodule.images("train")
 
     def compute(missing: list[int]) -> Iterator[np.ndarray]:
-        wanted = [pictures[index] for index in missing]
+        wanted = [images[index].path for index in missing]
         answers = predict(answerer, wanted, max_pixels=datamodule.max_pixels)
         yield answers.probabilities.float().cpu().numpy()
 
-    keys = [content_hash(picture) for picture in pictures]
-    kept = kept_or_computed(store, f"teacher-{content_hash(path)}", keys, compute)
+    keys = [image.id for image in images]
+    kept = kept_or_computed(store, f"teacher-{file_id(path)}", keys, compute)
     return kept.tensor()[:, columns]
 
 

@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from finetune.commands.config_files import checkpoint_option
-from finetune.commands.held_out import SPLIT_SETTINGS
+from finetune.commands.config_files import checkpoint_option, option_value
+from finetune.commands.held_out import split_settings
 from finetune.commands.parsing import explain, take_all
 from finetune.commands.settling import choose_size_from_scratch
 from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import FinetuneError, UsageError
+from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
+from finetune.training.fitted_splits import common_record, split_records, with_fitted_split
 from finetune.training.recipe import Choice
 
 PURPOSES = {
@@ -67,6 +68,7 @@ class FinetuneCLI(LightningCLI):
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.verb = verb
         self.checkpoint: Checkpoint | None = None
+        self.record: SplitRecord | None = None  # how the checkpoint's fit split its images
         self.image_size: Choice | None = None  # where it had to be chosen before the build
         arguments, self.named_entities = take_all(arguments, "--track-to")
         arguments, imports = take_all(arguments, "--imports")
@@ -108,6 +110,12 @@ class FinetuneCLI(LightningCLI):
                 type=str | None,
                 help="Weights & Biases entity that figures may go to beside your own ones.",
             )
+        if self.verb != "fit":
+            parser.add_argument(
+                "--allow-reuse",
+                action="store_true",
+                help="Judge also images that trained, where --data.manifest asks for it; say so.",
+            )
         if self.verb == "fit":
             parser.add_argument(
                 "--monitor",
@@ -140,8 +148,11 @@ class FinetuneCLI(LightningCLI):
         path = checkpoint_option(args)
         if path is not None:
             self.checkpoint = read_checkpoint(path)
+            details = with_fitted_split(Path(path), self.checkpoint.details)
+            self.record = common_record(split_records(details))
+            manifest = option_value(args, "--data.manifest")
             try:
-                parser.set_defaults(self._defaults(self.checkpoint))
+                parser.set_defaults(self._defaults(self.checkpoint, manifest))
             except KeyError as error:  # a setting that this version does not know
                 raise damaged(path, str(error)) from error
         elif self.verb != "fit" and not {"-h", "--help"} & set(args):
@@ -151,7 +162,7 @@ class FinetuneCLI(LightningCLI):
             )
         super().parse_arguments(parser, args)
 
-    def _defaults(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _defaults(self, checkpoint: Checkpoint, manifest: str | None) -> dict[str, Any]:
         settings = {
             key: value
             for key, value in checkpoint.hyper_parameters.items()
@@ -160,7 +171,11 @@ class FinetuneCLI(LightningCLI):
         # The weights are in the checkpoint: pretrained ones are not fetched again.
         settings["pretrained"] = False
         defaults = {f"model.{key}": value for key, value in settings.items()}
-        return defaults | split_defaults(checkpoint)
+        if self.record is None:
+            return defaults
+        # A fit says itself which images it takes; the others are about those of the fit.
+        dealing = split_settings(self.record, "given" if self.verb == "fit" else manifest)
+        return defaults | {f"data.{key}": value for key, value in dealing.items()}
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -170,9 +185,7 @@ class FinetuneCLI(LightningCLI):
                     f"Expected --{name.replace('_', '-')} on the command line, "
                     "found it in a file; give it there."
                 )
-        if self.checkpoint is not None:
-            follow_the_fits_split(self.config, self.checkpoint)
-        elif self.verb == "fit":
+        if self.checkpoint is None and self.verb == "fit":
             self.image_size = choose_size_from_scratch(self.config)
 
     @override
@@ -183,6 +196,9 @@ class FinetuneCLI(LightningCLI):
         except ValueError as error:  # a number out of its range, found by the class itself
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
+        if self.record is not None:
+            allow_reuse = self.verb == "fit" or self.config.allow_reuse
+            self.datamodule.follow(self.record, allow_reuse=allow_reuse)
         self.model = self.config_init["model"]
 
     def build_trainer(self, **settings: Any) -> Trainer:
@@ -194,37 +210,6 @@ class FinetuneCLI(LightningCLI):
         config = self.config.clone()
         config.ckpt_path = None  # the same run again begins at the beginning
         return str(self.parser.dump(config, skip_none=False, skip_link_targets=True))
-
-
-def split_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How the fit split its images, as defaults of the ``data`` options."""
-    data = checkpoint.details.get("data", {})
-    return {f"data.{key}": data[key] for key in SPLIT_SETTINGS if key in data}
-
-
-def follow_the_fits_split(config: Namespace, checkpoint: Checkpoint) -> None:
-    """On the folder of the fit, its own split decides: no training image is ever tested.
-
-    Raises:
-        UsageError: the fit was made with a manifest that is not there any more.
-    """
-    from finetune.commands.runs import run_folder_of
-
-    data = checkpoint.details.get("data", {})
-    if config.data.manifest is not None or data.get("root") is None:
-        return
-    if Path(data["root"]).resolve() != Path(str(config.data.root)).resolve():
-        return
-    run = run_folder_of(checkpoint.path)
-    if run is not None and (run / "split.csv").is_file():
-        config.data.manifest = str(run / "split.csv")
-    elif data.get("manifest"):
-        if not Path(data["manifest"]).is_file():
-            raise UsageError(
-                f"Expected the fit's own split at {data['manifest']}, found none; "
-                "give --data.manifest."
-            )
-        config.data.manifest = data["manifest"]
 
 
 def _seed_number(seed: int | bool) -> int:

@@ -12,8 +12,9 @@ import os
 from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split, normal_name
+from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
 from finetune.data.splits import check_fractions, fold_labels, held_out_by, split_labels
+from finetune.data.walk import normal_name
 from finetune.errors import ImageFolderError, UsageError
 
 
@@ -42,6 +43,7 @@ def assign_splits(
     settings: SplitSettings,
     *,
     keep_test_absent: bool = False,
+    only_new: bool = False,
     together: Sequence[Hashable | None] | None = None,
 ) -> ImageFolder:
     """The folder with every picture on a side: train, val or test.
@@ -50,6 +52,8 @@ def assign_splits(
         folder: as found; the sides and folds that its pictures have already stay.
         settings: what to hold out for the sides that are missing.
         keep_test_absent: do not hold out test pictures: a manifest has said which there are.
+        only_new: fill a side that is missing with new pictures alone: an earlier fit has dealt out
+            the others.
         together: of each picture, what keeps it with others on one side; by default its group.
 
     Raises:
@@ -66,7 +70,7 @@ def assign_splits(
         # New pictures are dealt to all sides, so that each comes near its share of everything.
         to_fill |= {split for split in SPLITS[1:] if split not in absent}
         images = _deal(folder.root, images, groups, settings, to_fill, movable=(None,))
-    elif to_fill and "train" in folder.splits:
+    elif to_fill and "train" in folder.splits and not only_new:
         images = _deal(folder.root, images, groups, settings, to_fill, movable=("train",))
     if has_folds:
         images = _assign_folds(folder.root, images, groups, settings)
@@ -115,6 +119,14 @@ def relative_names(root: str | os.PathLike[str], images: Sequence[LabelledImage]
             name = os.path.abspath(name).removeprefix(prefix)
         names.append(name.replace(os.sep, "/"))
     return names
+
+
+def names_below(root: str | os.PathLike[str], images: Sequence[LabelledImage]) -> list[str]:
+    """Each picture's path from the root in NFC, never absolute: one outside begins with ``..``."""
+    return [
+        os.path.relpath(key, root).replace(os.sep, "/") if os.path.isabs(key) else key
+        for key in picture_keys(root, images)
+    ]
 
 
 def _deal(

@@ -17,9 +17,10 @@ from PIL import __version__ as pillow_version
 from torch import Tensor
 
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash
-from finetune.data.images import ImageReader, decode_bytes, hash_bytes
+from finetune.data.images import ImageReader, decode_bytes
 from finetune.data.packs import PackIndex, PackWriter
 from finetune.errors import ImageError
+from finetune.spec.images import content_id
 
 CacheMode = Literal["off", "memory", "disk", "auto"]
 
@@ -72,7 +73,7 @@ class CachedReader:
             content = Path(path).read_bytes()
         except OSError as error:
             raise _unreadable(path, error) from error
-        content_key = bytes.fromhex(hash_bytes(content))
+        content_key = bytes.fromhex(content_id(content))
         with self._lock:
             pixels = self._index.read_content(content_key)
             if pixels is not None:
@@ -190,7 +191,7 @@ def estimated_bytes(reader: ImageReader) -> int:
 
 
 def _digest(text: str) -> bytes:
-    return bytes.fromhex(hash_bytes(text.encode(errors="surrogateescape")))
+    return bytes.fromhex(content_id(text.encode(errors="surrogateescape")))
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

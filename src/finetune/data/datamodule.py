@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finetune.data.assignment import SplitSettings, assign_splits, check_classes_in_train
+from finetune.data.assignment import SplitSettings, check_classes_in_train, names_below
 from finetune.data.cache import CacheMode, caching_reader
 from finetune.data.dataset import (
     ImageDataset,
@@ -25,12 +25,12 @@ from finetune.data.dataset import (
 )
 from finetune.data.findings import Finding, write_findings
 from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
-from finetune.data.groups import groups_with_duplicates
 from finetune.data.images import MAX_PIXELS, ImageReader
 from finetune.data.loading import make_loader, silence_worker_advice
 from finetune.data.manifest import write_manifest
 from finetune.data.pictures import OnBadImage, Pictures
 from finetune.data.preview import MOST, write_batch_picture
+from finetune.data.sides import Sides
 from finetune.data.transforms import (
     Augmentation,
     collate_bytes,
@@ -42,6 +42,7 @@ from finetune.data.workload import choose_num_workers as choose_num_workers
 from finetune.data.workload import reading_seconds
 from finetune.errors import ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
 
 # What counts where nothing is given and no recipe has chosen.
 BATCH_SIZE = 32
@@ -127,11 +128,10 @@ class ImageFolderDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed if training_seed is None else training_seed
         self.max_pixels = max_pixels
-        self.split_settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
         self._given_preprocessing = preprocessing
         self._given_class_names = None if class_names is None else tuple(class_names)
         self._cache: tuple[CacheMode, str | None] = (cache, cache_dir)
-        self._pictures = Pictures(
+        pictures = Pictures(
             self.root,
             manifest=manifest,
             allow_outside=allow_outside,
@@ -141,11 +141,43 @@ class ImageFolderDataModule(LightningDataModule):
             cache_dir=cache_dir,
             remember=cache != "off",
         )
-        self._assigned: ImageFolder | None = None
+        settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
+        self._sides = Sides(pictures, settings)
         self._readers: dict[ImageReader, Reader] = {}
         # A teacher's probabilities for the training pictures, (N, C), as train batches' third
         # tensor.
         self.soft_labels: Tensor | None = None
+
+    def follow(self, record: SplitRecord, *, allow_reuse: bool = False) -> None:
+        """Put each image on the side where an earlier fit had it, and only new ones elsewhere.
+
+        Images are known by content, or else by their path below the root, wherever the folder lies.
+        A manifest that says sides itself wins; what trained the fit is then refused as val or test.
+
+        Args:
+            record: of the fit, from its checkpoint.
+            allow_reuse: judge images that trained all the same, with a warning.
+        """
+        self._sides.follow(record, allow_reuse=allow_reuse)
+
+    @property
+    def split_settings(self) -> SplitSettings:
+        """How much is held out, and how."""
+        return self._sides.settings
+
+    @property
+    def split_record(self) -> SplitRecord:
+        """On which side each image stands, for the checkpoints of this fit."""
+        return self._sides.record(self.folder, dict(self.hparams))
+
+    @property
+    def differences(self) -> str:
+        """What has come, changed and gone since the fit that is followed; empty if nothing has."""
+        return self._sides.differences(self.folder)
+
+    @property
+    def _pictures(self) -> Pictures:
+        return self._sides.pictures
 
     def settle(self, *, augmentation: Augmentation, batch_size: int) -> None:
         """Take over settings that a recipe has chosen."""
@@ -183,22 +215,16 @@ class ImageFolderDataModule(LightningDataModule):
     @property
     def folder(self) -> ImageFolder:
         """Every picture with its label in :attr:`class_names` and its side."""
-        if self._assigned is None or self._assigned.class_names != self.class_names:
-            found = self._pictures.readable()
-            if self._given_class_names or self._of_classifier("class_names"):
-                found = found.with_class_names(self.class_names)
-            self._assigned = assign_splits(
-                found,
-                self.split_settings,
-                keep_test_absent=self.manifest is not None and found.is_split,
-                together=groups_with_duplicates(found.images, found.content_hashes),
-            )
-        return self._assigned
+        return self._sides.folder(self._given_class_names or self._of_classifier("class_names"))
 
     def images(self, split: Split) -> tuple[LabelledImage, ...]:
         """The pictures of a split, in the order of its unshuffled loader."""
         _check_choice("split", split, get_args(Split))
-        return self.folder.of_split(split)
+        return self._sides.of_split(self.folder, split)
+
+    def names(self, split: Split) -> list[str]:
+        """The paths of a split's images below the root, as a checkpoint keeps them."""
+        return names_below(self.root, self.images(split))
 
     @property
     def draw_weights(self) -> Tensor | None:
@@ -319,6 +345,8 @@ class ImageFolderDataModule(LightningDataModule):
             remedy = f"give {self.root}/{split}/<class>/"
             if split != "train":
                 remedy += f" or a {split}_fraction above 0"
+            if self._sides.followed is not None and self.images("train"):
+                remedy = "a fit has trained on all others; add images, or give --data.manifest"
             raise ImageFolderError(
                 f"Expected {split} pictures in {self.root}, found none; {remedy}."
             )

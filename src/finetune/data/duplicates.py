@@ -40,20 +40,73 @@ def near_duplicates(
     Perceptual hashes (of ``imagehash``, to be asked for in the inspection) find candidates; small
     copies, compared pixel by pixel, confirm them. Copies in another format or size, with another
     quality or a slightly changed light are found; mirrored, turned or strongly cropped ones not.
+
+    Each content counts once, by its first index, and of pictures that look the same only as many
+    pairs are given as connect them: memory is proportional to the number of pictures.
     """
-    small_of: dict[int, np.ndarray] = {}
+    first_of: dict[str, int] = {}
+    for index, inspection in enumerate(inspections):
+        if inspection.perceptual_hash:
+            first_of.setdefault(inspection.content_hash or str(inspection.path), index)
+    of_hash: dict[str, list[int]] = defaultdict(list)
+    for index in first_of.values():
+        of_hash[inspections[index].perceptual_hash].append(index)
+    alike = _Alike(lambda index: (read_small or small_copy)(inspections[index].path))
+    hashes = list(of_hash)
+    for own, near in _close_hashes(hashes):
+        alike.add(of_hash[hashes[own]])
+        for other in near:
+            alike.connect(of_hash[hashes[own]], of_hash[hashes[other]])
+    return sorted(alike.pairs)
 
-    def small(index: int) -> np.ndarray:
-        if index not in small_of:
-            small_of[index] = (read_small or small_copy)(inspections[index].path)
-        return small_of[index]
 
-    return [
-        (one, other)
-        for one, other in _close_hashes([each.perceptual_hash for each in inspections])
-        if inspections[one].content_hash != inspections[other].content_hash
-        and _correlation(small(one), small(other)) >= NEAR_CORRELATION
-    ]
+class _Alike:
+    """Connects pictures whose small copies agree, and keeps the pairs that connect."""
+
+    def __init__(self, small: Callable[[int], np.ndarray]) -> None:
+        self.pairs: list[tuple[int, int]] = []
+        self._small = small
+        self._rows: dict[int, np.ndarray | None] = {}
+        self._sets = DisjointSets()
+
+    def add(self, equal: Sequence[int]) -> None:
+        """Compare pictures of one hash: each with those that none before it was like."""
+        leaders: list[int] = []
+        for index in equal if len(equal) > 1 else ():
+            if self._row(index) is None:
+                continue
+            if leaders and (found := self._agreeing(index, leaders)):
+                self._join(found[0], index)
+            else:
+                leaders.append(index)
+
+    def connect(self, some: Sequence[int], others: Sequence[int]) -> None:
+        """Compare pictures of two hashes, as far as these are not connected yet."""
+        for index in some:
+            apart = [each for each in others if not self._sets.together(index, each)]
+            for other in self._agreeing(index, apart):
+                self._join(index, other)
+
+    def _join(self, one: int, other: int) -> None:
+        if self._sets.join(one, other):
+            self.pairs.append((min(one, other), max(one, other)))
+
+    def _agreeing(self, index: int, others: Sequence[int]) -> list[int]:
+        own = self._row(index)
+        rows = [(each, row) for each in others if (row := self._row(each)) is not None]
+        if own is None or not rows:
+            return []
+        correlations = np.stack([row for _, row in rows]) @ own
+        return [rows[position][0] for position in np.flatnonzero(correlations >= NEAR_CORRELATION)]
+
+    def _row(self, index: int) -> np.ndarray | None:
+        """The small copy around its mean with length 1; None where it is of one grey."""
+        if index not in self._rows:
+            values = self._small(index).astype(np.float32).ravel()
+            values -= values.mean()
+            norm = float(np.sqrt((values**2).sum()))
+            self._rows[index] = values / norm if norm > 1e-3 else None
+        return self._rows[index]
 
 
 def small_copy(path: Path) -> np.ndarray:
@@ -67,41 +120,60 @@ def small_copy(path: Path) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((SMALL, SMALL)), dtype=float)
 
 
-def join(pairs: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Connect indexes that share a pair (or a longer group), and give the connected sets."""
-    parent: dict[int, int] = {}
+class DisjointSets:
+    """Which numbers are connected, pair by pair."""
 
-    def find(index: int) -> int:
-        parent.setdefault(index, index)
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
+    def __init__(self) -> None:
+        self._parent: dict[int, int] = {}
+
+    def find(self, index: int) -> int:
+        """The smallest number that this one is connected with."""
+        self._parent.setdefault(index, index)
+        while self._parent[index] != index:
+            self._parent[index] = self._parent[self._parent[index]]
+            index = self._parent[index]
         return index
 
+    def together(self, one: int, other: int) -> bool:
+        """Whether two are connected already."""
+        return self.find(one) == self.find(other)
+
+    def join(self, one: int, other: int) -> bool:
+        """Connect two; False where they were already."""
+        small, large = sorted((self.find(one), self.find(other)))
+        self._parent[large] = small
+        return small != large
+
+    def groups(self) -> list[list[int]]:
+        """The connected sets of all numbers seen so far, each sorted."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for index in sorted(self._parent):
+            groups[self.find(index)].append(index)
+        return list(groups.values())
+
+
+def join(pairs: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Connect indexes that share a pair (or a longer group), and give the connected sets."""
+    sets = DisjointSets()
     for first, *others in pairs:
-        find(first)
+        sets.find(first)
         for other in others:
-            roots = sorted((find(first), find(other)))
-            parent[roots[1]] = roots[0]
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index in sorted(parent):
-        groups[find(index)].append(index)
-    return list(groups.values())
+            sets.join(first, other)
+    return sets.groups()
 
 
-def _close_hashes(hashes: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of indexes whose hashes are at most ``NEAR_BITS`` apart, sorted."""
-    having = np.array([index for index, text in enumerate(hashes) if text], dtype=np.int64)
-    values = np.array([int(hashes[index], 16) for index in having], dtype=np.uint64)
-    found: set[tuple[int, int]] = set()
-    for band in range(BANDS):
-        keys = (values >> np.uint64(8 * band)) & np.uint64(255)
-        for members in _buckets(keys):
-            for position, one in enumerate(members[:-1]):
-                others = members[position + 1 :]
-                near = _bits(values[others] ^ values[one]) <= NEAR_BITS
-                found.update((int(one), int(other)) for other in others[near])
-    return sorted((int(having[one]), int(having[other])) for one, other in found)
+def _close_hashes(hashes: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
+    """Of each of these different hashes, those after it that are at most ``NEAR_BITS`` apart."""
+    values = np.array([int(text, 16) for text in hashes], dtype=np.uint64)
+    bands = [(values >> np.uint64(8 * band)) & np.uint64(255) for band in range(BANDS)]
+    buckets = [dict(_buckets(keys)) for keys in bands]
+    for index, value in enumerate(values):
+        found: set[int] = set()
+        for keys, bucket in zip(bands, buckets, strict=True):
+            members = bucket[int(keys[index])]
+            later = members[np.searchsorted(members, index, side="right") :]
+            found.update(later[_bits(values[later] ^ value) <= NEAR_BITS].tolist())
+        yield index, sorted(found)
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
@@ -109,14 +181,9 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return _BITS_OF_BYTE[values.view(np.uint8)].reshape(-1, 8).sum(axis=1)
 
 
-def _buckets(keys: np.ndarray) -> Iterator[np.ndarray]:
-    """Positions with equal keys, each sorted."""
+def _buckets(keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each key with the positions that have it, sorted."""
     order = np.argsort(keys, kind="stable")
     borders = np.flatnonzero(np.diff(keys[order])) + 1
-    yield from np.split(order, borders)
-
-
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    norm = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum()) / norm if norm else 0.0
+    for positions in np.split(order, borders) if len(keys) else ():
+        yield int(keys[positions[0]]), positions

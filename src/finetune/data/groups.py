@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from finetune.data.assignment import picture_keys
 from finetune.data.duplicates import join
@@ -45,16 +44,14 @@ def groups_by_pattern(folder: ImageFolder, pattern: str) -> ImageFolder:
     return replace(folder, images=tuple(images))
 
 
-def groups_with_duplicates(
-    images: Sequence[LabelledImage], content_hashes: Mapping[Path, str]
-) -> list[Hashable | None]:
+def groups_with_duplicates(images: Sequence[LabelledImage]) -> list[Hashable | None]:
     """What keeps each picture with others on one side: its group, and equal contents."""
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, image in enumerate(images):
         if image.group is not None:
             members["group", image.group].append(index)
-        if content := content_hashes.get(image.path):
-            members["content", content].append(index)
+        if image.id:
+            members["content", image.id].append(index)
     together: list[Hashable | None] = [None] * len(images)
     for connected in join(group for group in members.values() if len(group) > 1):
         for index in connected:

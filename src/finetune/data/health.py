@@ -14,6 +14,7 @@ from finetune.data.findings import Finding, Severity
 from finetune.data.folder import ImageFolder, LabelledImage
 from finetune.data.inspection import Inspection
 from finetune.data.looks import look_findings
+from finetune.data.walk import UnusedFile
 from finetune.errors import ImageError
 
 FEW_EVALUATED = 5  # fewer pictures of a class in val or test than this say next to nothing
@@ -39,7 +40,7 @@ def check_folder(
         if inspection.problem is None
     ]
     findings = [
-        *unreadable_files(inspections),
+        *unreadable_files(inspections, folder.unlisted),
         *duplicate_findings(folder, inspections, near=duplicates == "near"),
         *class_findings(folder, [image for image, _ in readable]),
         *look_findings([inspection for _, inspection in readable]),
@@ -49,9 +50,13 @@ def check_folder(
     return sorted(findings, key=lambda finding: order[finding.severity])
 
 
-def unreadable_files(inspections: Iterable[Inspection]) -> list[Finding]:
-    """An error for each file that is no picture, damaged, or too large."""
-    return [
+def unreadable_files(
+    inspections: Iterable[Inspection], unlisted: Iterable[UnusedFile] = ()
+) -> list[Finding]:
+    """An error for each file that is no picture, damaged, or too large, and for hidden folders."""
+    remedy = "change the folder's rights, or train with on_bad_image=skip"
+    folders = [Finding(each.path, "unreadable", "error", each.reason, remedy) for each in unlisted]
+    return folders + [
         Finding(
             inspection.path,
             "unreadable",
@@ -70,12 +75,12 @@ def readable_folder(
     *,
     on_bad_image: Literal["error", "skip"],
 ) -> ImageFolder:
-    """The folder without the files that cannot be read, with the hash of every content.
+    """The folder without the files that cannot be read, each image with the id of its content.
 
     Raises:
         ImageError: there are such files, and they are not to be skipped.
     """
-    bad = unreadable_files(inspections)
+    bad = unreadable_files(inspections, folder.unlisted)
     if bad and on_bad_image == "error":
         raise ImageError(
             f"Expected only readable pictures in {folder.root}, found {len(bad)} that are not, the "
@@ -85,8 +90,11 @@ def readable_folder(
     pairs = zip(folder.images, inspections, strict=True)
     return replace(
         folder,
-        images=tuple(image for image, each in pairs if each.problem is None),
-        content_hashes={each.path: each.content_hash for each in inspections},
+        images=tuple(
+            replace(image, id=each.content_hash, stamp=each.stamp)
+            for image, each in pairs
+            if each.problem is None
+        ),
     )
 
 

@@ -15,7 +15,6 @@ The rules, the same in training and in prediction:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import warnings
@@ -201,17 +200,6 @@ def orientation_of(image: Image.Image) -> int:
     except Exception:  # a broken EXIF block says nothing about the image itself
         return 1
     return number if number in _TO_UPRIGHT else 1
-
-
-def content_hash(path: str | os.PathLike[str]) -> str:
-    """BLAKE2b of a file's bytes, as 32 hexadecimal digits: equal files have equal hashes."""
-    with open(path, "rb") as file:
-        return hash_bytes(file.read())
-
-
-def hash_bytes(content: bytes) -> str:
-    """BLAKE2b with 128 bits, as 32 hexadecimal digits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def shrunk_size(

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,18 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash, write_all
-from finetune.data.images import MAX_PIXELS, decode_bytes, hash_bytes, open_image
+from finetune.data.images import MAX_PIXELS, decode_bytes, open_image
 from finetune.data.workload import usable_cores
 from finetune.errors import ImageError
+from finetune.spec.images import content_id
 
 LOOK_SIDE = 128  # short side, in pixels, at which a picture's looks are measured
 VERSION = 3  # of what is remembered; another number forgets everything
 ENDING = ".inspections"
 LIMIT_BYTES = 256 * 2**20  # of all data sets' memories together
+
+
+Stamp = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Inspection:
         brightest: the largest value of any channel, 0 to 255.
         perceptual_hash: 64 bits as 16 hexadecimal digits, nearly equal for pictures that look
             alike; empty unless asked for.
+        stamp: what tells whether the file has changed since; see
+            :func:`~finetune.cache_dir.file_stamp`.
     """
 
     path: Path
@@ -65,9 +71,9 @@ class Inspection:
     flatness: float = 0.0
     brightest: int = 0
     perceptual_hash: str = ""
+    stamp: Stamp = field(default=(), compare=False)
 
 
-Stamp = tuple[int, ...]
 Memory = dict[str, tuple[Stamp, Inspection]]
 
 
@@ -80,7 +86,7 @@ def inspect_file(
         content = path.read_bytes()
     except OSError as error:
         return Inspection(path, problem=f"cannot be opened: {error.strerror}")
-    known = Inspection(path, status.st_size, status.st_mtime_ns, content_hash=hash_bytes(content))
+    known = Inspection(path, status.st_size, status.st_mtime_ns, content_hash=content_id(content))
     try:
         with open_image(content, name=str(path), max_pixels=max_pixels) as image:
             known = replace(
@@ -154,7 +160,7 @@ def inspect_files(
                 found = ((path, stamps[path]) for path in new if path in results)
                 seen = {os.path.abspath(path): (at, results[path]) for path, at in found if at}
                 _remember(files, group, seen)
-    return [results[path] for path in paths]
+    return [replace(results[path], stamp=stamps[path] or ()) for path in paths]
 
 
 def _orientation(image: Image.Image) -> int:

@@ -15,15 +15,8 @@ from pathlib import Path
 
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.data.assignment import picture_keys, relative_names
-from finetune.data.folder import (
-    SPLIT_FOLDERS,
-    ImageFolder,
-    LabelledImage,
-    Split,
-    UnusedFile,
-    images_below,
-    normal_name,
-)
+from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
+from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
 from finetune.files import write_text
 
@@ -37,7 +30,7 @@ class _Row:
     split: Split | None
     fold: int | None
     group: str | None
-    hash: str | None
+    hash: str
 
 
 def read_manifest(
@@ -76,7 +69,8 @@ def read_manifest(
     class_names = sorted({row.label for row in rows})
     label_of = {name: label for label, name in enumerate(class_names)}
     images = [
-        LabelledImage(row.path, label_of[row.label], row.group, row.split, row.fold) for row in rows
+        LabelledImage(row.path, label_of[row.label], row.group, row.split, row.fold, row.hash)
+        for row in rows
     ]
     order: dict[Split | None, int] = {"train": 0, "val": 1, "test": 2, None: 3}
     images.sort(key=lambda image: (order[image.split], image.label))
@@ -85,20 +79,14 @@ def read_manifest(
         class_names=tuple(class_names),
         images=tuple(images),
         unused=tuple(unused),
-        content_hashes={row.path: row.hash for row in rows if row.hash},
     )
 
 
-def write_manifest(
-    path: str | os.PathLike[str],
-    folder: ImageFolder,
-    content_hashes: Mapping[Path, str] | None = None,
-) -> None:
+def write_manifest(path: str | os.PathLike[str], folder: ImageFolder) -> None:
     """Write a folder's pictures with their sides; a file at ``path`` is replaced as a whole.
 
     Paths are relative to the folder's root (absolute where a picture is not below it).
     """
-    hashes = folder.content_hashes if content_hashes is None else content_hashes
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = relative_names(folder.root, folder.images)
@@ -108,7 +96,7 @@ def write_manifest(
     for name, image in zip(names, folder.images, strict=True):
         label = folder.class_names[image.label]
         fold = "" if image.fold is None else image.fold
-        extra = (image.split or "", fold, image.group or "", hashes.get(image.path, ""))
+        extra = (image.split or "", fold, image.group or "", image.id)
         writer.writerow((name, label, *extra))
     write_text(path, text.getvalue())
 
@@ -177,7 +165,7 @@ def _parse_row(row: Mapping[str, str], base: Path, group_column: str, place: str
         split=split,
         fold=int(fold) if fold else None,
         group=row.get(group_column) or None,
-        hash=row.get("hash", "").strip() or None,
+        hash=row.get("hash", "").strip(),
     )
 
 

@@ -9,11 +9,13 @@ from typing import Literal
 
 from finetune.data.findings import Finding
 from finetune.data.folder import ImageFolder, scan_folder
+from finetune.data.following import listed_folder
 from finetune.data.groups import groups_by_pattern
 from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.images import MAX_PIXELS
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.manifest import read_manifest
+from finetune.spec.splits import SplitRecord
 
 OnBadImage = Literal["error", "skip"]
 
@@ -27,6 +29,7 @@ class Pictures:
             :class:`finetune.data.datamodule.ImageFolderDataModule`.
         cache_dir: where what was found out about a file is remembered.
         remember: whether it is.
+        listed: a fit by manifest, whose images and labels count where no manifest is given.
     """
 
     root: Path
@@ -37,14 +40,16 @@ class Pictures:
     on_bad_image: OnBadImage = "error"
     cache_dir: str | None = None
     remember: bool = True
+    listed: SplitRecord | None = None
 
     @cached_property
     def found(self) -> ImageFolder:
         """All of them, readable or not."""
-        if self.manifest is None:
-            found = scan_folder(self.root)
-        else:
+        listed = listed_folder(self.root, self.listed) if self.listed else None
+        if self.manifest is not None:
             found = read_manifest(self.manifest, self.root, allow_outside=self.allow_outside)
+        else:
+            found = listed or scan_folder(self.root)
         return groups_by_pattern(found, self.group_by) if self.group_by else found
 
     @property
@@ -86,4 +91,4 @@ class Pictures:
     @property
     def bad_images(self) -> list[Finding]:
         """The files that cannot be read."""
-        return unreadable_files(self.inspections)
+        return unreadable_files(self.inspections, self.found.unlisted)

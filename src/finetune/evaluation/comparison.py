@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from finetune.errors import UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate_logits
 from finetune.evaluation.intervals import bootstrap_interval
+from finetune.evaluation.result import Evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +177,9 @@ def _numbered_paths(name: str, evaluation: Evaluation) -> Iterator[tuple[str, in
 
 
 def _subset(evaluation: Evaluation, index: list[int]) -> Evaluation:
-    return evaluate(
+    return evaluate_logits(
         evaluation.labels[index],
-        evaluation.probabilities[index],
+        evaluation.log_probabilities[index],
         evaluation.class_names,
         [evaluation.paths[i] for i in index],
         confidence_level=evaluation.confidence_level,

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from typing import Literal, assert_never
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from finetune.evaluation.metrics import log_probabilities_of
+from finetune.evaluation.scores import brier_score, losses_of
 
 Metric = Literal["nll", "accuracy", "brier"]
 
 
-def held_out_loss(probabilities: Tensor, labels: Tensor, metric: Metric) -> float:
-    """NLL (nats), ``1 - accuracy`` or the Brier score (0 to 2) of ``(N, C)``; lower is better."""
-    return float(held_out_losses(probabilities.unsqueeze(0).double(), labels, metric)[0])
+def held_out_loss(logits: Tensor, labels: Tensor, metric: Metric) -> float:
+    """NLL (nats), ``1 - accuracy`` or the Brier score (0 to 2) of ``(N, C)``; lower is better.
+
+    Logits, log probabilities among them, have a likelihood however small the probability is.
+    """
+    return float(held_out_losses(logits.unsqueeze(0), labels, metric)[0])
 
 
 def held_out_losses(candidates: Tensor, labels: Tensor, metric: Metric) -> Tensor:
-    """The losses ``(K,)`` of K candidates' answers ``(K, N, C)`` in float64."""
-    images = torch.arange(len(labels))
+    """The losses ``(K,)`` of K candidates' logits ``(K, N, C)`` in float64."""
+    truth = labels.cpu().numpy()
     match metric:
         case "nll":
-            true = candidates[:, images, labels]
-            return -true.clamp_min(torch.finfo(torch.float64).tiny).log().mean(dim=-1)
+            losses = losses_of(truth, log_probabilities_of(candidates)).mean(axis=-1)
         case "accuracy":
-            return (candidates.argmax(dim=-1) != labels).double().mean(dim=-1)
+            losses = np.mean(candidates.cpu().double().numpy().argmax(axis=-1) != truth, axis=-1)
         case "brier":
-            truth = torch.nn.functional.one_hot(labels, candidates.shape[-1]).double()
-            return (candidates - truth).square().sum(dim=-1).mean(dim=-1)
+            losses = brier_score(truth, log_probabilities_of(candidates))
         case _:
             assert_never(metric)
+    return torch.from_numpy(losses)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import binomtest
 
 
 def wilson_interval(
@@ -25,13 +25,8 @@ def wilson_interval(
     _check_level(confidence_level)
     if total == 0:
         return 0.0, 1.0
-    z2 = float(norm.ppf((1 + confidence_level) / 2)) ** 2
-    wrong = total - correct
-    centre = (correct + z2 / 2) / (total + z2)
-    half = (z2 * (correct * wrong / total + z2 / 4)) ** 0.5 / (total + z2)
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if wrong == 0 else min(1.0, centre + half)
-    return low, high
+    interval = binomtest(correct, total).proportion_ci(confidence_level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_interval(

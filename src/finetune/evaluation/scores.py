@@ -1,18 +1,27 @@
-"""Figures of merit from labels ``(N,)`` and probabilities ``(N, C)``: pure functions on arrays."""
+"""The one definition of each figure: pure functions of labels ``(N,)`` and answers ``(N, C)``.
+
+Answers are log probabilities in nats wherever a probability may be too small for a float: the
+likelihood of an image that is answered wrongly for sure is a finite number all the same.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from finetune.evaluation.intervals import percentile_interval
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+CALIBRATION_BINS = 15  # as in Guo et al. 2017 and as torchmetrics has it
+FEW_LOSSES = 10  # among fewer images one of them always carries much
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,21 @@ class ConfidenceBins:
     error: float
 
 
+@dataclass(frozen=True, slots=True)
+class DominantImage:
+    """One image whose loss of so many ``nats`` is a ``share`` of all images' loss."""
+
+    path: str
+    nats: float
+    share: float
+
+    def __str__(self) -> str:
+        return (
+            f"one image of {self.nats:,.1f} nats carries {100 * self.share:.0f} % of the NLL: "
+            f"{self.path}"
+        )
+
+
 def confidence_bins(confidences: Floats, correct: NDArray[np.bool_], n_bins: int) -> ConfidenceBins:
     """Equal-width bins of the winning class's probability (Guo et al. 2017, top-label)."""
     edges = np.linspace(0, 1, n_bins + 1)
@@ -47,22 +71,47 @@ def confidence_bins(confidences: Floats, correct: NDArray[np.bool_], n_bins: int
     )
 
 
-def negative_log_likelihood(labels: Integers, probabilities: Floats) -> float:
-    """Mean of ``-log p(label)``; a probability of exactly 0 counts as the smallest float step."""
-    classes = np.arange(probabilities.shape[1])
-    return float(
-        log_loss(labels, probabilities / probabilities.sum(1, keepdims=True), labels=classes)
-    )
+def calibration_error(labels: Integers, log_probabilities: Floats) -> float:
+    """Expected calibration error, in ``[0, 1]``; see :func:`confidence_bins`."""
+    correct = log_probabilities.argmax(axis=1) == labels
+    return confidence_bins(np.exp(log_probabilities.max(axis=1)), correct, CALIBRATION_BINS).error
 
 
-def brier_score(labels: Integers, probabilities: Floats) -> float:
-    """Mean squared distance to the one-hot label, over all classes: 0 is perfect, 2 the worst."""
-    of_label = probabilities[np.arange(len(labels)), labels]
-    return float(np.mean((probabilities**2).sum(axis=1) - 2 * of_label + 1))
+def losses_of(labels: Integers, log_probabilities: Floats) -> Floats:
+    """``-log p(label)`` in nats: ``(..., N, C)`` to ``(..., N)``; the mean of these is the NLL."""
+    return -log_probabilities[..., np.arange(len(labels)), labels]
+
+
+def brier_score(labels: Integers, log_probabilities: Floats) -> Floats:
+    """Mean squared distance to the one-hot label: ``(..., N, C)`` to ``(...)``, 0 to 2.
+
+    Over all classes, as scikit-learn's ``brier_score_loss`` without halving.
+    """
+    of_label = np.exp(-losses_of(labels, log_probabilities))
+    squares = np.exp(2 * log_probabilities).sum(axis=-1)
+    score: Floats = np.mean(squares - 2 * of_label + 1, axis=-1)
+    return score
+
+
+def dominant_image(losses: Floats, paths: Sequence[str | Path]) -> DominantImage | None:
+    """The one image with more than half of the summed losses ``(N,)``; None among few images."""
+    worst, total = int(losses.argmax()), float(losses.sum())
+    if len(losses) < FEW_LOSSES or not losses[worst] > total / 2:
+        return None
+    return DominantImage(str(paths[worst]), float(losses[worst]), float(losses[worst]) / total)
+
+
+def confusion_counts(labels: Integers, predictions: Integers, n_classes: int) -> Integers:
+    """Images ``(C, C)`` by label (rows) and prediction (columns)."""
+    counts: Integers = confusion_matrix(labels, predictions, labels=np.arange(n_classes))
+    return counts
 
 
 def label_ranks(labels: Integers, probabilities: Floats) -> Integers:
-    """How many classes come before the label, ``(N,)``; of equals, the lower index comes first."""
+    """How many classes come before the label, ``(N,)``; of equals, the lower index comes first.
+
+    Logits rank as their probabilities do.
+    """
     of_label = probabilities[np.arange(len(labels)), labels][:, None]
     before = np.arange(probabilities.shape[1])[None, :] < labels[:, None]
     ahead = (probabilities > of_label) | ((probabilities == of_label) & before)

@@ -41,7 +41,7 @@ def check_parity(ensemble: Ensemble, reloaded: Reloaded) -> float:
 def _difference(ensemble: Ensemble, reloaded: Reloaded, batch_size: int) -> float:
     views = random_views(ensemble.preprocessings, batch_size, seed=batch_size)
     by_preprocessing = dict(zip(ensemble.preprocessings, views, strict=True))
-    ours = ensemble.answer(ensemble.member_probabilities(by_preprocessing)).probabilities
+    ours = ensemble.answer(ensemble.member_logits(by_preprocessing)).probabilities
     theirs = reloaded(views)
     if theirs.shape != ours.shape:
         return float("inf")

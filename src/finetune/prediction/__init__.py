@@ -7,5 +7,4 @@ from finetune.prediction.pictures import Picture as Picture
 from finetune.prediction.pictures import PictureViews as PictureViews
 from finetune.prediction.pictures import find_pictures as find_pictures
 from finetune.prediction.predictions import Predictions as Predictions
-from finetune.prediction.predictions import answer_row as answer_row
 from finetune.prediction.predictor import predict as predict

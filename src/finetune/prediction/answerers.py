@@ -24,10 +24,10 @@ class Answerer(Protocol):
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """The different views of a picture that the members need, each once."""
 
-    def member_probabilities(self, views: Views, paths: Sequence[str] | None = None) -> Tensor:
+    def member_logits(self, views: Views, paths: Sequence[str] | None = None) -> Tensor:
         """``(M, B, C)`` from one batch ``(B, C, S, S)`` in ``[0, 1]`` for each view."""
 
-    def answer(self, member_probabilities: Tensor) -> Answer:
+    def answer(self, member_logits: Tensor) -> Answer:
         """``(M, B, C)`` into probabilities ``(B, C)``, and how sure they are."""
 
 
@@ -44,13 +44,13 @@ class SingleClassifier(torch.nn.Module):
         """The classifier's own."""
         return (self.classifier.preprocessing,)
 
-    def member_probabilities(self, views: Views, paths: Sequence[str] | None = None) -> Tensor:
+    def member_logits(self, views: Views, paths: Sequence[str] | None = None) -> Tensor:
         """``(1, B, C)``."""
         logits: Tensor = self.classifier(views[self.classifier.preprocessing])
-        return logits.float().softmax(dim=-1).unsqueeze(0)
+        return logits.float().unsqueeze(0)
 
-    def answer(self, member_probabilities: Tensor) -> Answer:
+    def answer(self, member_logits: Tensor) -> Answer:
         """The one member's answer, calibrated if its checkpoint is."""
         kept = self.classifier.details.get("calibration")
         calibration = Calibration.from_dict(kept) if kept else None
-        return decide(member_probabilities[0], member_probabilities, calibration)
+        return decide(member_logits[0], member_logits, calibration)

@@ -11,9 +11,9 @@ from typing import Literal
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from finetune.data.folder import images_below
 from finetune.data.images import MAX_PIXELS, ImageReader
 from finetune.data.transforms import evaluation_transform
+from finetune.data.walk import images_below
 from finetune.errors import DataError, ImageError
 from finetune.preprocessing import Preprocessing
 

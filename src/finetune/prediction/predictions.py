@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from finetune.answer_files import open_answer_file
+from finetune.tables.cells import PREFIX
+from finetune.tables.writing import Write, open_table
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Predictions:
     Attributes:
         paths: one a picture, as given.
         probabilities: ``(N, C)``; rows sum to 1.
+        logits: ``(N, C)``, whose softmax the probabilities are: they tell also answers apart whose
+            probability is too small for a float.
         class_names: of the columns.
         member_probabilities: ``(M, N, C)``; a single classifier is one member.
         disagreement: share of the pairs of members that name different classes, ``(N,)``.
@@ -31,6 +34,7 @@ class Predictions:
 
     paths: tuple[Path, ...]
     probabilities: Tensor
+    logits: Tensor
     class_names: tuple[str, ...]
     member_probabilities: Tensor
     disagreement: Tensor | None = None
@@ -44,7 +48,7 @@ class Predictions:
     @property
     def labels(self) -> list[str]:
         """The most probable class of each picture."""
-        return [self.class_names[index] for index in self.probabilities.argmax(dim=-1).tolist()]
+        return [self.class_names[index] for index in self.logits.argmax(dim=-1).tolist()]
 
     @property
     def confidences(self) -> Tensor:
@@ -52,13 +56,50 @@ class Predictions:
         return self.probabilities.amax(dim=-1)
 
     def rows(self, *, top_k: int = 1) -> Iterator[dict[str, Any]]:
-        """One dictionary a picture: :func:`answer_row`, and what ensembles and calibration add.
+        """One dictionary an image: what :meth:`write` writes, probabilities as numbers."""
+        values = self.probabilities.tolist()
+        for row, probabilities in zip(self._columns(top_k), values, strict=True):
+            named = zip(self.class_names, probabilities, strict=True)
+            yield row | {f"{PREFIX}{name}": value for name, value in named}
 
-        ``disagreement`` where there are several members, ``rejected`` (true or false) and
-        ``prediction_set`` (names joined by ``|``) where there are such rules.
+    def write(self, write: Write, *, top_k: int = 1) -> None:
+        """Add a row an image to an open table: ``path, label`` (empty), ``prediction, confidence``.
+
+        Then come further ranks (``prediction_2``, ...), ``disagreement`` where there are several
+        members, ``rejected`` (true or false) and ``prediction_set`` (names joined by ``|``) where
+        there are such rules, and ``p:<class>``.
+
+        Args:
+            write: of :func:`finetune.tables.writing.open_table`, for these class names.
+            top_k: how many of the most probable classes to name; at most ``C``.
         """
+        logs = self.logits.double().log_softmax(dim=-1).tolist()
+        for row, log_probabilities in zip(self._columns(top_k), logs, strict=True):
+            write(row, log_probabilities)
+
+    def to_csv(self, path: str | Path, *, safe: bool = False) -> None:
+        """Write the rows as CSV, with that ending; the file appears when it is complete.
+
+        Args:
+            path: of the file.
+            safe: names that a spreadsheet would take for formulas get an apostrophe.
+        """
+        with open_table(_ending_in(".csv", path), self.class_names, safe=safe) as write:
+            self.write(write)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the rows as Parquet, with that ending; the file appears when it is complete."""
+        with open_table(_ending_in(".parquet", path), self.class_names) as write:
+            self.write(write)
+
+    def _columns(self, top_k: int) -> Iterator[dict[str, Any]]:
+        ranked = self.logits.topk(min(top_k, len(self.class_names)), dim=-1).indices
         for index, path in enumerate(self.paths):
-            row = answer_row(path, self.probabilities[index], self.class_names, top_k=top_k)
+            row: dict[str, Any] = {"path": str(path), "label": ""}
+            for rank, label in enumerate(ranked[index].tolist(), start=1):
+                suffix = "" if rank == 1 else f"_{rank}"
+                row[f"prediction{suffix}"] = self.class_names[label]
+                row[f"confidence{suffix}"] = float(self.probabilities[index, label])
             if self.disagreement is not None and len(self.member_probabilities) > 1:
                 row["disagreement"] = float(self.disagreement[index])
             if self.rejected is not None:
@@ -68,44 +109,8 @@ class Predictions:
                 row["prediction_set"] = "|".join(self.class_names[label] for label in members)
             yield row
 
-    def to_csv(self, path: str | Path) -> None:
-        """Write the rows as CSV, with that ending; the file appears when it is complete."""
-        self._write(_ending_in(".csv", path))
-
-    def to_parquet(self, path: str | Path) -> None:
-        """Write the rows as Parquet, with that ending; the file appears when it is complete."""
-        self._write(_ending_in(".parquet", path))
-
-    def _write(self, path: Path) -> None:
-        with open_answer_file(path) as write:
-            for row in self.rows():
-                write(row)
-
 
 def _ending_in(suffix: str, path: str | Path) -> Path:
     """The path with the ending, which it may have already; other dots belong to its name."""
     path = Path(path)
     return path if path.suffix.lower() == suffix else path.with_name(path.name + suffix)
-
-
-def answer_row(
-    path: Path, probabilities: Tensor, class_names: Sequence[str], *, top_k: int = 1
-) -> dict[str, Any]:
-    """``path, label`` (empty), ``prediction, confidence``, further ranks, then ``p:<class>``.
-
-    Args:
-        path: of the picture.
-        probabilities: ``(C,)``.
-        class_names: of the ``C`` classes.
-        top_k: how many of the most probable classes to name; at most ``C``.
-    """
-    row: dict[str, Any] = {"path": str(path), "label": ""}
-    ranked = probabilities.topk(min(top_k, len(class_names)))
-    for rank, (value, index) in enumerate(
-        zip(ranked.values.tolist(), ranked.indices.tolist(), strict=True), start=1
-    ):
-        suffix = "" if rank == 1 else f"_{rank}"
-        row[f"prediction{suffix}"] = class_names[index]
-        row[f"confidence{suffix}"] = value
-    values = zip(class_names, probabilities.tolist(), strict=True)
-    return row | {f"p:{name}": value for name, value in values}

@@ -124,7 +124,7 @@ class _Answering(LightningModule):
         paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
         by_preprocessing = dict(zip(self.answerer.preprocessings, views, strict=True))
         return mean_over_views(
-            lambda images: self.answerer.member_probabilities(images, paths),
+            lambda images: self.answerer.member_logits(images, paths),
             by_preprocessing,
             self.views,
         )
@@ -194,8 +194,9 @@ class _Collector(Callback):
         return Predictions(
             paths=tuple(self.paths[index] for index in indexes),
             probabilities=answer.probabilities,
+            logits=answer.logits,
             class_names=tuple(self.answerer.class_names),
-            member_probabilities=members,
+            member_probabilities=answer.member_probabilities,
             disagreement=answer.uncertainty.disagreement,
             rejected=answer.rejected,
             prediction_sets=answer.prediction_sets,

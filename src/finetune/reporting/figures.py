@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
-from finetune.evaluation.evaluate import ClassScores, Evaluation
 from finetune.evaluation.intervals import wilson_interval
+from finetune.evaluation.result import ClassScores, Evaluation
 from finetune.evaluation.scores import ConfidenceBins, Floats
 from finetune.reporting.style import (
     MANY,

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from finetune.errors import UsageError
-from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.result import Evaluation
 from finetune.evaluation.scores import Floats, Integers
 from finetune.reporting.style import THEMES, ThemeName, display_names, font_families, new_axes
 from finetune.reporting.thumbnails import locate, read_thumbnail

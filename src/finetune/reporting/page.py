@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from finetune.evaluation.comparison import Leaderboard
-from finetune.evaluation.evaluate import Evaluation, Interval
+from finetune.evaluation.result import Evaluation, Interval
 from finetune.reporting.galleries import most_confident_errors
 from finetune.reporting.thumbnails import thumbnail_uris
 from finetune.reporting.triage import LabelSuspect
@@ -214,11 +214,12 @@ def _score(name: str, value: str, interval: Interval | None = None) -> dict[str,
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
+    notes = [] if evaluation.dominant is None else [f"Of the likelihood: {evaluation.dominant}."]
     few = evaluation.classes_with_few_images
     if not few:
-        return []
+        return notes
     names = ", ".join(few[:10]) + (f" and {len(few) - 10} more" if len(few) > 10 else "")
-    return [f"Fewer than five test images, so figures of their own mean little: {names}."]
+    return [*notes, f"Fewer than five test images, so figures of their own mean little: {names}."]
 
 
 def _board(board: PageBoard) -> dict[str, Any]:

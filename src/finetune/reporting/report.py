@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from finetune.evaluation.comparison import Leaderboard
-from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.result import Evaluation
 from finetune.files import atomic_folder, write_bytes, write_text
 from finetune.reporting import curves as curve_figures
 from finetune.reporting import figures, galleries

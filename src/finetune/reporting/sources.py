@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from finetune.combining.decisions import Calibration
 from finetune.documents import read_json, read_yaml
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.evaluate import evaluate_logits
+from finetune.evaluation.result import Evaluation
 from finetune.reporting.curves import read_curves
 from finetune.reporting.report import ReportDetails
-from finetune.reporting.tables import read_predictions
+from finetune.reporting.thumbnails import locate
 from finetune.spec.run_files import METRICS
+from finetune.tables.reading import read_table
+from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -85,8 +90,10 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
     if path.is_dir():
         return _from_run(path, root)
     if not path.exists():
-        raise UsageError(f"Expected a run folder, a .ckpt or a .csv, found nothing at {path}.")
-    if path.suffix.lower() == ".csv":
+        raise UsageError(
+            f"Expected a run folder, a .ckpt or a table of predictions, found nothing at {path}."
+        )
+    if path.suffix.lower() in ENDINGS:
         name = path.parent.name if path.stem == "predictions" and path.parent.name else path.stem
         return Source(name, "", read_evaluation(path), ReportDetails(root=root))
     return _held_out(path, root)
@@ -107,6 +114,27 @@ def load_sources(paths: list[str], *, root: Path | None = None) -> dict[str, Sou
     if len(set(names)) < len(names):
         raise UsageError(f"Expected different things, found one twice in {', '.join(paths)}.")
     return dict(zip(names, sources, strict=True))
+
+
+def comparable(sources: Mapping[str, Source]) -> dict[str, Evaluation]:
+    """The evaluations, with one spelling for each image where they name their roots differently."""
+    evaluations = {name: source.evaluation for name, source in sources.items()}
+    if len(evaluations) < 2 or in_common(evaluations):
+        return evaluations
+    return {
+        name: replace(evaluation, paths=_one_spelling(evaluation.paths, sources[name].details.root))
+        for name, evaluation in evaluations.items()
+    }
+
+
+def in_common(evaluations: Mapping[str, Evaluation]) -> bool:
+    """Whether there are images that all have answered."""
+    return bool(set[str].intersection(*(set(e.paths) for e in evaluations.values())))
+
+
+def _one_spelling(paths: Sequence[str], root: Path | None) -> tuple[str, ...]:
+    located = [(path, locate(path, root)) for path in paths]
+    return tuple(os.path.realpath(at) if at.exists() else path for path, at in located)
 
 
 def merge_folds(sources: Mapping[str, Source]) -> Source:
@@ -131,9 +159,10 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
         )
     orders = [[s.evaluation.class_names.index(n) for n in names] for s in sources.values()]
     evaluations = [source.evaluation for source in sources.values()]
-    evaluation = evaluate(
-        np.concatenate([np.argsort(o)[e.labels] for o, e in zip(orders, evaluations, strict=True)]),
-        np.concatenate([e.probabilities[:, o] for o, e in zip(orders, evaluations, strict=True)]),
+    pairs = list(zip(orders, evaluations, strict=True))
+    evaluation = evaluate_logits(
+        np.concatenate([np.argsort(order)[e.labels] for order, e in pairs]),
+        np.concatenate([e.log_probabilities[:, order] for order, e in pairs]),
         names,
         paths,
         folds=np.repeat(np.arange(len(evaluations)), [len(e.labels) for e in evaluations]),
@@ -144,21 +173,21 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Judge a CSV of predictions; images without a label are left out.
+    """Judge a table of predictions; images without a label are left out.
 
     Raises:
         DataError: no image has a label.
     """
-    table = read_predictions(path)
+    table = read_table(path)
     known = table.labels >= 0
     if not known.any():
         raise DataError(
             f"{path}: expected labels to judge the answers by, found none; fill the column "
             "'label', or run `finetune test` on labelled images."
         )
-    return evaluate(
+    return evaluate_logits(
         table.labels[known],
-        table.probabilities[known],
+        table.log_probabilities[known],
         table.class_names,
         [image for image, has_label in zip(table.paths, known, strict=True) if has_label],
     )
@@ -193,16 +222,16 @@ def _held_out(path: Path, root: Path | None) -> Source:
     checkpoint = as_checkpoint(content, path)
     evaluation = _of_checkpoint(checkpoint)
     columns = _columns(checkpoint)
+    settings = path.absolute().parent.parent / "config.yaml"
+    if root is None and path.parent.name == "checkpoints":
+        root = _root(_settings(settings))
     return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
 
 
 def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
     """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
-    config = folder / "config.yaml"
-    settings = read_yaml(config) if config.is_file() else {}
-    data = settings.get("data") or {}
-    if root is None and isinstance(data, Mapping) and data.get("root"):
-        root = Path(str(data["root"]))
+    settings = _settings(folder / "config.yaml")
+    root = _root(settings) if root is None else root
     metrics = folder / "metrics.csv"
     return ReportDetails(
         root=root,
@@ -216,6 +245,13 @@ def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
     )
 
 
+def _root(settings: Mapping[str, Any]) -> Path | None:
+    """The folder of the fit's images, as it was given."""
+    data = settings.get("data")
+    root = data.get("root") if isinstance(data, Mapping) else None
+    return Path(str(root)) if root else None
+
+
 def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
     val = checkpoint.details.get("val")
     if not val or len(val["labels"]) == 0:
@@ -225,8 +261,8 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
         )
     calibration = checkpoint.details.get("calibration")
     temperature = Calibration.from_dict(calibration).temperature if calibration else 1.0
-    probabilities = (val["logits"].double() / temperature).softmax(dim=-1).numpy()
-    return evaluate(val["labels"].numpy(), probabilities, checkpoint.class_names, val["paths"])
+    logits = val["logits"].double().numpy() / temperature
+    return evaluate_logits(val["labels"].numpy(), logits, checkpoint.class_names, val["paths"])
 
 
 def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
@@ -246,6 +282,10 @@ def _times(folder: Path) -> dict[str, float]:
     if "ms_per_picture" in test:
         times["ms a picture"] = float(test["ms_per_picture"])
     return times
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _class_counts(path: Path) -> dict[str, dict[str, int]] | None:

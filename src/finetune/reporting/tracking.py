@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UsageError
-from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.result import Evaluation
 from finetune.reporting.galleries import most_confident_errors
 from finetune.reporting.report import report_files
 from finetune.reporting.thumbnails import read_thumbnail

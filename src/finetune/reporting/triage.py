@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from finetune.evaluation.evaluate import Evaluation
+from finetune.evaluation.result import Evaluation
 from finetune.evaluation.scores import Floats, Integers
 from finetune.files import atomic_write
 

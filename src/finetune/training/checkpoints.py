@@ -7,8 +7,10 @@ optimizer's state) with one entry more, ``finetune``, made of plain values and t
     kind: classifier | ensemble
     class_names: [str, ...]            backbone: str
     preprocessing: {image_size, mean, std, crop_fraction, interpolation}
-    data: {...}                        how the images were split, so that a later test splits alike
-    val: {logits (N, C), labels (N,), paths}      the last validation, for combining and calibrating
+    data: {...}                        settings of the data
+    split: {...}                       the side of every image, see ``finetune.spec.splits``
+    val: {logits (N, C), labels (N,), paths, ids}      the last validation, for combining and
+                                       calibrating; paths are below the folder of the images
     calibration, provenance: {...}     where something was fitted or combined afterwards
 """
 

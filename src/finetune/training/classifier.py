@@ -11,10 +11,11 @@ from lightning import LightningModule
 from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
-from finetune.evaluation.metrics import classification_metrics
+from finetune.evaluation.metrics import figures_of
 from finetune.networks.factory import create_network, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoint_schema import check_dtypes, check_finite, damaged
 from finetune.training.checkpoints import (
     ENTRY,
@@ -165,8 +166,6 @@ class ImageClassifier(LightningModule):
         # Set while lower stages are frozen and their activations kept: batches then hold these
         # activations, and this is what turns them into logits.
         self.upper: Callable[[Tensor], Tensor] | None = None
-        self.val_metrics = classification_metrics(len(self.class_names), prefix="val/")
-        self.test_metrics = classification_metrics(len(self.class_names), prefix="test/")
         # The logits of the last pass over each stage's images, in the order of the loader.
         self.answers: dict[str, tuple[Tensor, Tensor]] = {}
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -307,19 +306,17 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, batch: Batch, stage: Stage) -> None:
         images, labels = batch[:2]
         logits = self(images)
-        (self.val_metrics if stage == "val" else self.test_metrics).update(logits, labels)
         self._batches.append((logits.float(), labels))
         loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
 
     def _conclude(self, stage: Stage) -> None:
-        metrics = self.val_metrics if stage == "val" else self.test_metrics
-        self.log_dict(metrics.compute())
-        metrics.reset()
         logits, labels = zip(*self._batches, strict=True)
         answers = self._in_order(torch.cat(logits), stage), self._in_order(torch.cat(labels), stage)
         self._batches.clear()
         self.answers[stage] = answers
+        figures = figures_of(*answers)
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
         if stage == "val":
             self.log("val/nll_rescaled", rescaled_nll(*answers))
 
@@ -364,18 +361,25 @@ class ImageClassifier(LightningModule):
             for name, value in checkpoint["state_dict"].items()
         }
         checkpoint[ENTRY] = self.entry(datamodule)
+        # The same settings, with the places of this machine.
+        checkpoint.pop("datamodule_hyper_parameters", None)
 
     def entry(self, datamodule: Any = None) -> dict[str, Any]:
         """What a checkpoint says beside the weights; see ``finetune.training.checkpoints``."""
         details = dict(self.details)
         if datamodule is not None:
-            details["data"] = plain(dict(datamodule.hparams))
+            record: SplitRecord = datamodule.split_record
+            details["data"], details["split"] = plain(record.settings), record.plain
         if datamodule is not None and "val" in self.answers:
             logits, labels = self.answers["val"]
             # Fewer answers than images where the trainer limits its validation batches.
             images = datamodule.images("val")[: len(labels)]
-            paths = [str(image.path) for image in images]
-            details["val"] = {"logits": logits, "labels": labels, "paths": paths}
+            details["val"] = {
+                "logits": logits,
+                "labels": labels,
+                "paths": datamodule.names("val")[: len(labels)],
+                "ids": [image.id for image in images],
+            }
         return describe(self.class_names, self.backbone, self.preprocessing, **details)
 
 

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from finetune.cache_dir import file_stamp
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.dataset import Draw, ImageDataset
 from finetune.data.folder import LabelledImage
-from finetune.data.images import content_hash
 from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
 from finetune.errors import DataError
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.preprocessing import Preprocessing
+from finetune.spec.images import file_id
 from finetune.training.feature_store import Activations, FeatureStore, kept_or_computed
 
 # Pictures a forward pass: on a processor, as many as its caches take.
@@ -83,8 +84,10 @@ def frozen_features(
         ImageError: an image that cannot be read.
         NetworkError: the network cannot be cut at this boundary.
     """
-    paths = [image.path if isinstance(image, LabelledImage) else image for image in dataset.images]
-    keys = [content_hash(path) for path in paths]
+    keys = [
+        (image.id or file_id(image.path)) if isinstance(image, LabelledImage) else file_id(image)
+        for image in dataset.images
+    ]
     size = (
         batch_size or BATCH_SIZE["cpu" if classifier.mean.device.type == "cpu" else "accelerator"]
     )
@@ -95,7 +98,7 @@ def frozen_features(
         ]
         yield from _forward(classifier, dataset, draws, boundary, size, num_workers)
         for index in missing:
-            _check_unchanged(paths[index], keys[index])
+            _check_unchanged(dataset.images[index], keys[index])
 
     return kept_or_computed(store, space_key(classifier, boundary, view), keys, compute)
 
@@ -134,12 +137,14 @@ def live_features(classifier: Normalising, images: Tensor, boundary: str = "head
     return bottom((images - classifier.mean) / classifier.std)
 
 
-def _check_unchanged(path: Path, key: str) -> None:
+def _check_unchanged(image: LabelledImage | Path, key: str) -> None:
+    path = image.path if isinstance(image, LabelledImage) else image
+    stamp = image.stamp if isinstance(image, LabelledImage) else ()
     try:
-        found = content_hash(path)
+        same = file_stamp(path) == stamp or file_id(path) == key
     except OSError:
-        found = ""
-    if found != key:
+        same = False
+    if not same:
         raise DataError(
             f"Expected {path} to stay as it is while it is learnt from, found that it has changed; "
             "start again when nothing writes there any more."

@@ -10,6 +10,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from finetune.spec.splits import SplitRecord
 from finetune.training.feature_store import Activations
 
 Choice = tuple[int, int]  # picture, view
@@ -42,6 +43,16 @@ class KeptData(LightningDataModule):
     def images(self, split: str) -> Any:
         """The original's pictures."""
         return self.original.images(split)
+
+    def names(self, split: str) -> Any:
+        """Their paths below the root."""
+        return self.original.names(split)
+
+    @property
+    def split_record(self) -> SplitRecord:
+        """On which side each picture stands."""
+        record: SplitRecord = self.original.split_record
+        return record
 
     def class_counts(self, split: str) -> Any:
         """The original's pictures of each class."""

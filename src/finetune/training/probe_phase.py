@@ -90,6 +90,7 @@ def fit_final_layer(kept: KeptActivations) -> FittedLayer:
         sample_weights=None if weights is None else weights.repeat(count),
         groups=_group_numbers(images).repeat(count),
         seed=datamodule.seed,
+        say=kept.say,
     )
     with torch.no_grad():
         layer.weight.copy_(probe.weight)

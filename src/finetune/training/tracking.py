@@ -128,7 +128,7 @@ def finish_tracking(folder: Path) -> None:
     write_text(folder / TRACKED, json.dumps(known))
 
 
-def track_best(loggers: Sequence[Logger], best: Path) -> None:
+def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
     """Send what the best of a fit answers: figures to every logger, tables to Weights & Biases.
 
     A fit of the final layer alone has no epochs, so these are its only figures.
@@ -136,6 +136,7 @@ def track_best(loggers: Sequence[Logger], best: Path) -> None:
     Args:
         loggers: of the fit; the CSV log, which is about epochs, is left alone.
         best: the checkpoint, with its answers to the ``val`` pictures.
+        root: the folder of these pictures.
     """
     checkpoint = read_checkpoint(best, mmap=True)
     val: Mapping[str, Any] | None = checkpoint.details.get("val")
@@ -149,15 +150,16 @@ def track_best(loggers: Sequence[Logger], best: Path) -> None:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()  # the trainer has closed its file: this is a new one
         if isinstance(logger, WandbLogger):
-            _send_tables(logger, checkpoint, val)
+            _send_tables(logger, checkpoint, val, root)
 
 
-def _send_tables(logger: WandbLogger, checkpoint: Checkpoint, val: Mapping[str, Any]) -> None:
+def _send_tables(
+    logger: WandbLogger, checkpoint: Checkpoint, val: Mapping[str, Any], root: Path
+) -> None:
     import wandb
 
     logits, labels = val["logits"], val["labels"]
     names = list(checkpoint.class_names)
-    paths = [Path(path) for path in val["paths"]]
     logger.experiment.log(
         {
             "val/confusion_matrix": wandb.plot.confusion_matrix(
@@ -165,13 +167,17 @@ def _send_tables(logger: WandbLogger, checkpoint: Checkpoint, val: Mapping[str, 
                 preds=logits.argmax(dim=-1).tolist(),
                 class_names=names,
             ),
-            "val/worst_predictions": worst_predictions(logits, labels, paths, names),
+            "val/worst_predictions": worst_predictions(logits, labels, val["paths"], names, root),
         }
     )
 
 
 def worst_predictions(
-    logits: torch.Tensor, labels: torch.Tensor, paths: Sequence[Path], class_names: Sequence[str]
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    paths: Sequence[str],
+    class_names: Sequence[str],
+    root: Path,
 ) -> Any:
     """A table of the images with the highest loss, worst first, with thumbnails."""
     import wandb
@@ -181,8 +187,8 @@ def worst_predictions(
     table = wandb.Table(columns=["image", "path", "label", "prediction", "confidence", "loss"])
     for index in losses.argsort(descending=True)[:WORST_PREDICTIONS].tolist():
         table.add_data(
-            _thumbnail(paths[index]),
-            str(paths[index]),
+            _thumbnail(root / paths[index]),
+            paths[index],
             class_names[int(labels[index])],
             class_names[int(predictions[index])],
             float(confidences[index]),

@@ -1,0 +1,105 @@
+"""The images of a folder or manifest, each on a side: as found, dealt out, or as a fit had it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from finetune.data.assignment import SplitSettings, assign_splits
+from finetune.data.folder import ImageFolder, LabelledImage, Split
+from finetune.data.following import differences, follow, record_of, trained
+from finetune.data.groups import groups_with_duplicates
+from finetune.data.pictures import Pictures
+from finetune.errors import ManifestError
+from finetune.spec.splits import SplitRecord
+
+# Settings that name places of this machine, which no checkpoint tells.
+PLACES = ("root", "manifest", "cache_dir")
+
+
+class Sides:
+    """Puts images on sides; every step is done when it is first asked for.
+
+    Args:
+        pictures: what was found.
+        settings: what to hold out where nothing says sides.
+    """
+
+    def __init__(self, pictures: Pictures, settings: SplitSettings) -> None:
+        self.pictures = pictures
+        self.settings = settings
+        self.followed: SplitRecord | None = None
+        self._allow_reuse = False
+        self._folder: ImageFolder | None = None
+        self._record: tuple[ImageFolder, SplitRecord] | None = None
+        self._judged: set[Split] = set()
+
+    def follow(self, record: SplitRecord, *, allow_reuse: bool) -> None:
+        """Follow an earlier fit; see ``ImageFolderDataModule.follow``."""
+        self.followed = record if record.images else None
+        self._allow_reuse = allow_reuse
+        self._folder = None
+        self._judged.clear()
+        if record.images and record.listed:
+            self.pictures = replace(self.pictures, listed=record)
+
+    def folder(self, class_names: Sequence[str] | None) -> ImageFolder:
+        """Every image with its side, and its label in these names (None: the folder's own)."""
+        wanted = tuple(class_names or self.pictures.found.class_names)
+        if self._folder is None or self._folder.class_names != wanted:
+            self._folder = self._assigned(wanted)
+        return self._folder
+
+    def _assigned(self, class_names: tuple[str, ...]) -> ImageFolder:
+        found = self.pictures.readable().with_class_names(class_names)
+        as_given = self.pictures.manifest is not None and found.is_split
+        record = None if as_given else self.followed
+        assigned = assign_splits(
+            found if record is None else follow(found, record),
+            self.settings,
+            keep_test_absent=as_given,
+            only_new=record is not None,
+            together=groups_with_duplicates(found.images),
+        )
+        # Once more: folds of a folder that has grown may have moved an image that trained.
+        return assigned if record is None else follow(assigned, record)
+
+    def of_split(self, folder: ImageFolder, split: Split) -> tuple[LabelledImage, ...]:
+        """The images of one side.
+
+        Raises:
+            ManifestError: some of val or test have trained the fit that is followed, by a manifest
+                that says otherwise.
+        """
+        images = folder.of_split(split)
+        if self.followed is not None and split != "train" and split not in self._judged:
+            self._judged.add(split)
+            self._refuse_trained(trained(folder, self.followed, split), split, len(images))
+        return images
+
+    def _refuse_trained(self, found: list[LabelledImage], split: Split, judged: int) -> None:
+        if not found:
+            return
+        message = (
+            f"Expected {split} images that did not train the checkpoint, found {len(found)} of "
+            f"{judged} that did, the first {found[0].path}"
+        )
+        if not self._allow_reuse:
+            self._judged.clear()
+            raise ManifestError(f"{message}; take them out of the manifest, or add --allow-reuse.")
+        warnings.warn(f"{message}; the figures will flatter.", stacklevel=5)
+
+    def record(self, folder: ImageFolder, settings: dict[str, Any]) -> SplitRecord:
+        """What a fit on these sides notes in its checkpoints; computed once."""
+        if self._record is None or self._record[0] is not folder:
+            settings = {key: value for key, value in settings.items() if key not in PLACES}
+            listed = self.pictures.manifest is not None or self.pictures.listed is not None
+            noted = record_of(folder, settings, listed=listed, earlier=self.followed)
+            self._record = folder, noted
+        return self._record[1]
+
+    def differences(self, folder: ImageFolder) -> str:
+        """What has come, changed and gone since the fit that is followed; empty if nothing has."""
+        return "" if self.followed is None else str(differences(folder, self.followed))

@@ -1,0 +1,198 @@
+"""What :func:`finetune.evaluation.evaluate.evaluate` finds: every figure of one set of answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from finetune.evaluation.scores import (
+    ConfidenceBins,
+    DominantImage,
+    Floats,
+    Integers,
+    dominant_image,
+    losses_of,
+)
+
+FEW_IMAGES = 5  # below this many test images a class's own figures mean little
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """One class's figures; NaN where they are undefined (no image, or never predicted)."""
+
+    name: str
+    support: int
+    precision: float
+    recall: float
+    recall_interval: Interval
+    f1: float
+    auroc: float
+
+    @property
+    def few_images(self) -> bool:
+        """Whether there are too few test images to trust these figures."""
+        return self.support < FEW_IMAGES
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; None where a figure is undefined."""
+        return {
+            "class": self.name,
+            "support": self.support,
+            "precision": _finite(self.precision),
+            "recall": _finite(self.recall),
+            "recall_low": self.recall_interval[0],
+            "recall_high": self.recall_interval[1],
+            "f1": _finite(self.f1),
+            "auroc": _finite(self.auroc),
+            "few_images": self.few_images,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusedPair:
+    """``count`` images of class ``label``, a ``share`` of them, were taken for ``prediction``."""
+
+    label: str
+    prediction: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All figures of one set of answers to one set of images.
+
+    Attributes:
+        labels: ``(N,)`` indexes into ``class_names``.
+        probabilities: ``(N, C)``, as given.
+        log_probabilities: ``(N, C)`` in nats, finite also where a probability is too small for a
+            float; ``nll`` and ``brier`` come from these.
+        predictions: the likeliest class of each image, ``(N,)``; of equals, the first.
+        class_names, paths: names of the ``C`` classes and of the ``N`` images.
+        accuracy: with Wilson's and a bootstrap interval.
+        balanced_accuracy, macro_f1: means over the classes that occur among the labels.
+        top_k: ``{k: share of images whose label is among the k likeliest classes}``.
+        calibration: confidence bins; ``calibration.error`` is the expected calibration error.
+        coverage, risk: ``(N,)`` each; ``aurc`` is the mean risk, smaller is better.
+        confusion: ``(C, C)`` counts, rows are labels, columns predictions.
+        fold_accuracies: accuracy of each fold, if ``evaluate`` was told the folds.
+    """
+
+    labels: Integers = field(repr=False)
+    probabilities: Floats = field(repr=False)
+    log_probabilities: Floats = field(repr=False)
+    predictions: Integers = field(repr=False)
+    class_names: tuple[str, ...]
+    paths: tuple[str, ...] = field(repr=False)
+    confidence_level: float
+    accuracy: float
+    accuracy_wilson: Interval
+    accuracy_bootstrap: Interval
+    balanced_accuracy: float
+    balanced_accuracy_interval: Interval
+    macro_f1: float
+    macro_f1_interval: Interval
+    macro_auroc: float
+    nll: float
+    brier: float
+    aurc: float
+    top_k: dict[int, float]
+    calibration: ConfidenceBins = field(repr=False)
+    coverage: Floats = field(repr=False)
+    risk: Floats = field(repr=False)
+    confusion: Integers = field(repr=False)
+    per_class: tuple[ClassScores, ...] = field(repr=False)
+    fold_accuracies: tuple[float, ...] = ()
+
+    @property
+    def losses(self) -> Floats:
+        """``-log p(label)`` of each image, ``(N,)``, in nats; ``nll`` is their mean."""
+        return losses_of(self.labels, self.log_probabilities)
+
+    @property
+    def dominant(self) -> DominantImage | None:
+        """The one image that carries more than half of the NLL, where there is such."""
+        return dominant_image(self.losses, self.paths)
+
+    @property
+    def confidences(self) -> Floats:
+        """Probability of the predicted class, ``(N,)``."""
+        return self.probabilities.max(axis=1)
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error, 15 equal bins of the winning probability."""
+        return self.calibration.error
+
+    @property
+    def classes_with_few_images(self) -> tuple[str, ...]:
+        """Classes whose own figures mean little, those without any image included."""
+        return tuple(scores.name for scores in self.per_class if scores.few_images)
+
+    def confused_pairs(self, limit: int = 20) -> tuple[ConfusedPair, ...]:
+        """The most frequent errors, most frequent first."""
+        errors = self.confusion.copy()
+        np.fill_diagonal(errors, 0)
+        order = np.argsort(-errors, axis=None, kind="stable")[:limit]
+        pairs = zip(*np.unravel_index(order, errors.shape), strict=True)
+        support = self.confusion.sum(axis=1)
+        return tuple(
+            ConfusedPair(
+                self.class_names[row],
+                self.class_names[column],
+                int(errors[row, column]),
+                float(errors[row, column] / support[row]),
+            )
+            for row, column in pairs
+            if errors[row, column]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``metrics.json``; None where a figure is undefined."""
+        folds, dominant = self.fold_accuracies, self.dominant
+        return {
+            "images": len(self.labels),
+            "classes": len(self.class_names),
+            "confidence_level": self.confidence_level,
+            "accuracy": self.accuracy,
+            "accuracy_wilson": list(self.accuracy_wilson),
+            "accuracy_bootstrap": list(self.accuracy_bootstrap),
+            "balanced_accuracy": self.balanced_accuracy,
+            "balanced_accuracy_interval": list(self.balanced_accuracy_interval),
+            "macro_f1": self.macro_f1,
+            "macro_f1_interval": list(self.macro_f1_interval),
+            "macro_auroc": _finite(self.macro_auroc),
+            "nll": self.nll,
+            **({} if dominant is None else {"dominant_image": asdict(dominant)}),
+            "brier": self.brier,
+            "calibration_error": self.calibration_error,
+            "aurc": self.aurc,
+            **{f"top_{k}_accuracy": share for k, share in self.top_k.items()},
+            **({"folds": _fold_summary(folds)} if folds else {}),
+            "classes_with_few_images": list(self.classes_with_few_images),
+            "most_confused": [
+                {"label": p.label, "prediction": p.prediction, "count": p.count, "share": p.share}
+                for p in self.confused_pairs()
+            ],
+            "class_names": list(self.class_names),
+            "confusion_matrix": self.confusion.tolist(),
+        }
+
+
+def _fold_summary(accuracies: tuple[float, ...]) -> dict[str, Any]:
+    deviation = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
+    return {
+        "accuracies": list(accuracies),
+        "mean": float(np.mean(accuracies)),
+        "standard_deviation": deviation,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value

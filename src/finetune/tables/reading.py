@@ -1,0 +1,167 @@
+"""Predictions read back, ours or another tool's: every cell is checked, nothing is skipped."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from finetune.csv_table import CsvTable, read_csv_table
+from finetune.errors import DataError
+from finetune.tables.cells import PREFIX, log_probability, unescaped
+from finetune.tables.writing import format_of
+
+ROUNDING = 1e-2  # how far a row of few digits may be from a sum of 1
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionTable:
+    """What a table says.
+
+    Attributes:
+        file: where it lies.
+        paths: ``N`` names of images, as written.
+        labels: ``(N,)`` indexes into ``class_names``; -1 where the table tells no label.
+        log_probabilities: ``(N, C)`` in nats; each row's probabilities sum to 1.
+    """
+
+    file: Path
+    paths: tuple[str, ...] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    log_probabilities: NDArray[np.float64] = field(repr=False)
+    class_names: tuple[str, ...]
+
+    def resolved_paths(self) -> tuple[str, ...]:
+        """Absolute paths: relative ones start at the table's folder.
+
+        Where nothing lies there, but in the working folder, they start at that one.
+        """
+        return tuple(str(self._resolved(Path(path))) for path in self.paths)
+
+    def _resolved(self, path: Path) -> Path:
+        beside = self.file.absolute().parent / path
+        return path.absolute() if not beside.exists() and path.exists() else beside
+
+
+def read_table(path: str | Path) -> PredictionTable:
+    """Read a table of predictions; needed are ``path`` and at least two columns ``p:<class>``.
+
+    ``label`` may be missing or empty; other columns are not looked at. Formats are told by the
+    ending, as they are written.
+
+    Raises:
+        DataError: no such file, columns that are missing or there twice, a row of another length,
+            a cell that is no probability, a row that does not sum to 1, a label that is none of
+            the classes, an image that is there twice. Messages name the line.
+    """
+    path = Path(path)
+    read = {"csv": _csv, "jsonl": _json_lines, "parquet": _parquet}[format_of(path)]
+    if not path.is_file():
+        raise DataError(f"Expected a table of predictions at {path}, found no regular file there.")
+    table = read(path)
+    columns = [name for name in table.columns if name.startswith(PREFIX)]
+    if "path" not in table.columns or len(columns) < 2:
+        raise DataError(
+            f"{path}: expected columns path, label and one '{PREFIX}<class>' for each of at least "
+            f"two classes, found {list(table.columns[:6])}; write it with `finetune predict` or "
+            "`finetune test`."
+        )
+    if len(set(table.columns)) != len(table.columns):
+        raise DataError(f"{path}: expected each column once, found one twice; rename it.")
+    class_names = tuple(name.removeprefix(PREFIX) for name in columns)
+    return PredictionTable(
+        file=path,
+        paths=_paths(table),
+        labels=_labels(table, class_names),
+        log_probabilities=_log_probabilities(table, columns),
+        class_names=class_names,
+    )
+
+
+def _csv(path: Path) -> CsvTable:
+    table = read_csv_table(path, known=("path", "label"), required=(), error=DataError)
+    rows = [(n, {name: unescaped(cell) for name, cell in row.items()}) for n, row in table.rows]
+    return replace(table, rows=tuple(rows))
+
+
+def _json_lines(path: Path) -> CsvTable:
+    rows: list[tuple[int, dict[str, str]]] = []
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text, parse_float=str, parse_int=str)
+                cells = {name: "" if value is None else str(value) for name, value in row.items()}
+            except (ValueError, AttributeError) as error:
+                raise _wrong(path, number, "a JSON object", str(error)) from error
+            if rows and list(cells) != list(rows[0][1]):
+                raise _wrong(path, number, "the columns of the first line", str(list(cells)[:6]))
+            rows.append((number, cells))
+    return CsvTable(path, tuple(rows[0][1]) if rows else (), tuple(rows))
+
+
+def _parquet(path: Path) -> CsvTable:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"Expected a Parquet table at {path}, found none ({error}).") from error
+    rows = (
+        {name: "" if value is None else str(value) for name, value in row.items()}
+        for row in table.to_pylist()
+    )
+    return CsvTable(path, tuple(table.column_names), tuple(enumerate(rows, start=1)))
+
+
+def _paths(table: CsvTable) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    for number, row in table.rows:
+        image = row["path"]
+        if image in seen:
+            found = f"{image!r} again, as in line {seen[image]}"
+            raise _wrong(table.path, number, "each image once", found)
+        seen[image] = number
+    return tuple(seen)
+
+
+def _labels(table: CsvTable, class_names: Sequence[str]) -> NDArray[np.int64]:
+    index = {"": -1, **{name: i for i, name in enumerate(class_names)}}
+    labels = np.full(len(table.rows), -1, dtype=np.int64)
+    for position, (number, row) in enumerate(table.rows):
+        label = row.get("label", "")
+        if label not in index:
+            expected = f"a label among the {len(class_names)} classes of the '{PREFIX}' columns"
+            raise _wrong(table.path, number, f"{expected}, or none", repr(label))
+        labels[position] = index[label]
+    return labels
+
+
+def _log_probabilities(table: CsvTable, columns: Sequence[str]) -> NDArray[np.float64]:
+    values = np.empty((len(table.rows), len(columns)))
+    for position, (number, row) in enumerate(table.rows):
+        try:
+            values[position] = [log_probability(row[name]) for name in columns]
+        except (ValueError, OverflowError) as error:
+            expected = f"a probability in every '{PREFIX}' column"
+            raise _wrong(table.path, number, expected, str(error)) from error
+        total = math.fsum(np.exp(values[position]))
+        if abs(total - 1) > ROUNDING:
+            raise _wrong(table.path, number, "probabilities that sum to 1", f"{total:.4g}")
+    normalised: NDArray[np.float64] = log_softmax(values, axis=1) if len(values) else values
+    return normalised
+
+
+def _wrong(path: Path, line: int, expected: str, found: str) -> DataError:
+    return DataError(
+        f"{path}, line {line}: expected {expected}, found {found}; "
+        "correct it, or write the table with `finetune predict`."
+    )
