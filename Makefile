@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SAMPLE := sample
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint types check bench bench-data bench-combine notebooks clean
+.PHONY: help demo install test torture lint types check bench bench-data bench-combine notebooks clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ demo: $(VENV)/.demo  ## Fine-tune, test and predict on the embedded sample, besi
 
 test: $(VENV)/.dev  ## Run all tests
 	$(BIN)/python -m pytest
+
+torture: $(VENV)/.dev  ## Kill fits at every commit point, resume them, compare each file
+	TORTURE=1 $(BIN)/python -m pytest tests/training/test_killed.py tests/commands/test_resuming.py
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .

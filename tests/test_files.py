@@ -9,16 +9,21 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import FinetuneError, OutputError
-from finetune.files import atomic_folder, atomic_write, write_bytes, write_text
+from finetune.files import (
+    append_text,
+    atomic_folder,
+    atomic_write,
+    remove_left_behind,
+    write_bytes,
+    write_text,
+)
 
 PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 # Caches, which append and are never believed; and the terminal, which opens /dev/null.
 WRITE_THEMSELVES = {
     "files.py",
     "cache_dir.py",
-    "commands/resuming.py",
     "commands/terminal.py",
-    "training/phases.py",
 }
 # What `atomic_write` has given, and streams in memory or onto it.
 MAY_BE_WRITTEN = {"beside", "content", "file", "raw", "small"}
@@ -65,6 +70,33 @@ def test_a_full_disk_is_told_with_the_path(tmp_path: Path) -> None:
     assert isinstance(caught.value, FinetuneError)
     assert isinstance(caught.value, OSError)
     assert os.listdir(tmp_path) == []
+
+
+def test_text_is_added_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_text(path, "a\n")
+    append_text(path, "ü\n")
+    assert path.read_bytes() == "a\nü\n".encode()
+    with pytest.raises(OutputError, match=r"nowhere/x\.csv"):
+        append_text(tmp_path / "nowhere" / "x.csv", "")
+
+
+def test_what_killed_processes_left_behind_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = []
+    for name in ("best.ckpt", "noend", "an odd - name.tar.gz"):
+        with atomic_write(tmp_path / name) as beside:
+            left.append(beside.name)
+    for name in left:  # as if the process had not lived to tidy up
+        (tmp_path / name).touch()
+    others = [*os.listdir(tmp_path), ".hidden", ".best-0123.ckpt", "x-0123456789abcdef.ckpt"]
+    others = [name for name in others if name not in left]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / ".link-0123456789abcdef.ckpt").symlink_to("best.ckpt")
+    (tmp_path / ".folder-0123456789abcdef").mkdir()
+    remove_left_behind(tmp_path)
+    kept = {*others, ".link-0123456789abcdef.ckpt", ".folder-0123456789abcdef"}
+    assert set(os.listdir(tmp_path)) == kept
 
 
 @pytest.mark.parametrize(

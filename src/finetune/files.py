@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -116,6 +117,17 @@ def write_link(path: str | Path, target: str) -> None:
             beside.unlink(missing_ok=True)
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Add to the end of a file in UTF-8, by one write, for tables that grow row by row.
+
+    Raises:
+        OutputError: the file cannot be written; what it held stays.
+    """
+    path = Path(path)
+    with _told_of(path, path), path.open("ab") as file:
+        file.write(text.encode("utf-8", errors="surrogateescape"))
+
+
 def sync(path: str | Path) -> None:
     """Have the disk hold what was written to a file."""
     descriptor = os.open(path, os.O_RDWR)
@@ -197,3 +209,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def remove_left_behind(folder: str | Path) -> None:
+    """Remove what processes that were killed were writing into a folder that is ours alone."""
+    for path in Path(folder).glob(".*"):
+        if _BESIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+_BESIDE = re.compile(r"\..*-[0-9a-f]{16}(\.[^.]*)?", re.DOTALL)  # the names of atomic_write

@@ -96,6 +96,8 @@ def test_a_failed_member_stops_no_other_and_is_made_up_for(
     assert "finetune fit --resume runs/group-1" in capsys.readouterr().out
     before = weights(Path("runs/group-1/seed-1-1"))
     fail = False
+    assert main(["fit", "--resume", "runs/group-1", "--model.lr=0.1"]) == 2
+    assert "--model.lr beside --resume" in capsys.readouterr().err
     assert main(["fit", "--resume", "runs/group-1"]) == 0
     assert torch.equal(weights(Path("runs/group-1/seed-1-1")), before)
     assert Path("runs/group-1/seed-0-1/metrics.json").is_file()

@@ -110,7 +110,16 @@ def test_learning_curves_share_a_panel_by_metric() -> None:
     style.to_png(curves.learning_curves_figure({}), dpi=40)
 
 
-def test_curves_are_read_from_a_run(tmp_path: Path) -> None:
+def test_epochs_are_counted_through_all_phases(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("phase,epoch,step,lr-1,val/loss\n1,0,2,0.3,0.5\n1,1,5,0.1,\n2,0,2,0.2,0.4\n")
+    assert curves.read_curves(path) == {
+        "lr-1": [(0, 0.3), (1, 0.1), (2, 0.2)],
+        "val/loss": [(1, 0.5), (3, 0.4)],
+    }
+
+
+def test_curves_are_read_from_a_run_of_an_earlier_version(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(
         "epoch,step,train/loss,val/loss,lr-AdamW\n"

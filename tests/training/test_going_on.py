@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback
 
 from finetune.errors import TrainingError
 from finetune.training import gradient_phases, time_limit
-from finetune.training.checkpoints import read_checkpoint
+from finetune.training.checkpoints import read_checkpoint, read_content
 from finetune.training.going_on import Place, place_of
 
 pytestmark = [
@@ -14,6 +14,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
 ]
+
+
+def place(last, strategy, monitor="val/nll"):
+    content = read_content(last)
+    return place_of(last, content, strategy=strategy, monitor=monitor, folder=last.parent)
 
 
 class Disturb(Callback):
@@ -63,7 +68,7 @@ def test_a_fit_shortened_by_a_time_limit_goes_on_with_the_shortened_schedule(
         fit("part", Disturb(6), epochs=40, fit_options=limit())
     last = tmp_path / "part" / "last.ckpt"
     shortened = {"from": 40, "to": 3}
-    assert place_of(last, "head-then-all") == Place(1, last, shortened)
+    assert place(last, "head-then-all") == Place(1, last, epochs=1, shortened=shortened)
     _, _, said = fit("part", rest, epochs=40, resume=last, seed=99)
     assert "phase 2: everything for 3 epochs" in said
     assert rest.rates == whole.rates[4:]
@@ -88,15 +93,29 @@ def test_another_number_of_epochs_by_hand_wins_over_the_shortened_one(
 
 def test_weights_alone_are_no_place_to_go_on_from(run, colour_folder, tmp_path):
     fit, _, _ = run(colour_folder, tmp_path, "all", epochs=1)
-    fit.classifier.details["fit"] = {"strategy": "all", "phase": 0}
-    fit._write(tmp_path / "weights.ckpt")
+    fit.found.but(done=False).write(tmp_path / "best.ckpt")
     with pytest.raises(TrainingError, match="weights alone"):
-        place_of(tmp_path / "weights.ckpt", "all")
+        place(tmp_path / "best.ckpt", "all")
+
+
+def test_the_best_of_the_earlier_phases_is_asked_for(run, colour_folder, tmp_path):
+    run(colour_folder, tmp_path / "fit", "head-then-all", epochs=1)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / "fit" / "last.ckpt").rename(alone / "last.ckpt")
+    with pytest.raises(TrainingError, match=r"found no best\.ckpt"):
+        run(colour_folder, alone, "head-then-all", epochs=1, resume=alone / "last.ckpt")
+
+
+def test_a_fit_picked_by_another_figure_is_refused(run, colour_folder, tmp_path):
+    run(colour_folder, tmp_path, "all", epochs=1)
+    with pytest.raises(TrainingError, match="--monitor"):
+        place(tmp_path / "last.ckpt", "all", monitor="val/accuracy")
 
 
 def test_a_finished_probe_is_not_repeated(run, colour_folder, tmp_path):
     run(colour_folder, tmp_path, "head")
-    assert place_of(tmp_path / "last.ckpt", "head") == Place(1)
+    assert place(tmp_path / "last.ckpt", "head") == Place(1)
     _, _, said = run(colour_folder, tmp_path, "head", resume=tmp_path / "last.ckpt")
     assert said == []
 

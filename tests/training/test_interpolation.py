@@ -3,8 +3,9 @@ import torch
 
 from finetune.networks.freezing import split_at
 from finetune.preprocessing import Preprocessing
-from finetune.training.checkpoints import describe, read_checkpoint, write_checkpoint
-from finetune.training.interpolation import held_out_answers, interpolate, take_best_between
+from finetune.training.candidates import Candidate
+from finetune.training.checkpoints import describe
+from finetune.training.interpolation import best_between, held_out_answers, interpolate
 
 LABELS = torch.zeros(40, dtype=torch.long)
 
@@ -15,12 +16,11 @@ def confidence(state):
     return torch.stack([sure, torch.zeros(40)], dim=1)
 
 
-def checkpoint(path, weight, answer=confidence):
+def candidate(weight, answer=confidence):
     state = {"network.w": torch.tensor([weight]), "network.steps": torch.tensor(round(weight))}
     val = {"logits": answer(state), "labels": LABELS, "paths": []}
     entry = describe(("a", "b"), "test_resnet", Preprocessing(), val=val, fit={"phase": 1})
-    write_checkpoint(path, state_dict=state, hyper_parameters={"lr": 0.1}, entry=entry)
-    return path
+    return Candidate(state, {"lr": 0.1}, entry)
 
 
 def test_ends_are_exact_and_integers_are_the_later_ones():
@@ -33,28 +33,27 @@ def test_ends_are_exact_and_integers_are_the_later_ones():
     assert half["steps"] == 8
 
 
-def test_the_best_point_replaces_the_later_end(tmp_path):
-    earlier, later = checkpoint(tmp_path / "a", -1.0), checkpoint(tmp_path / "b", 3.0)
-    before = earlier.read_bytes()
-    assert take_best_between(earlier, later, confidence, monitor="val/nll") == 0.25
-    found = read_checkpoint(later)
+def test_the_best_point_replaces_the_later_end():
+    earlier, later = candidate(-1.0), candidate(3.0)
+    found = best_between(earlier, later, confidence, monitor="val/nll")
     assert found.state_dict["network.w"].item() == 0.0
     assert found.state_dict["network.steps"] == 3
-    assert torch.equal(found.details["val"]["logits"], confidence(found.state_dict))
-    assert found.details["fit"] == {"phase": 1, "share": 0.25}
+    assert torch.equal(found.outputs[0], confidence(found.state_dict))
+    assert found.facts == {"phase": 1, "share": 0.25}
     assert found.hyper_parameters == {"lr": 0.1}
-    assert earlier.read_bytes() == before
+    for end, weight in ((earlier, -1.0), (later, 3.0)):  # values: neither end has changed
+        assert end.state_dict["network.w"].item() == weight
+        assert end.facts == {"phase": 1}
+        assert torch.equal(end.outputs[0], confidence(end.state_dict))
 
 
-def test_a_better_end_stays_as_it_is(tmp_path):
-    earlier, later = checkpoint(tmp_path / "a", 2.0), checkpoint(tmp_path / "b", 0.0)
-    before = later.read_bytes()
-    assert take_best_between(earlier, later, confidence, monitor="val/nll") == 1.0
-    assert later.read_bytes() == before
+def test_a_better_end_stays_as_it_is():
+    later = candidate(0.0)
+    assert best_between(candidate(2.0), later, confidence, monitor="val/nll") is later
 
 
-@pytest.mark.parametrize(("monitor", "share"), [("val/accuracy", 0.5), ("val/nll", 1.0)])
-def test_the_wanted_figure_decides_in_its_own_direction(monitor, share, tmp_path):
+@pytest.mark.parametrize(("monitor", "share"), [("val/accuracy", 0.5), ("val/nll", None)])
+def test_the_wanted_figure_decides_in_its_own_direction(monitor, share):
     def answer(state):
         """All right but hardly sure half-way, one wrong and the rest sure at the ends."""
         half = abs(state["network.w"].item()) < 0.1
@@ -62,11 +61,11 @@ def test_the_wanted_figure_decides_in_its_own_direction(monitor, share, tmp_path
         sure[0] = 0.01 if half else -0.01
         return torch.stack([sure, torch.zeros(40)], dim=1)
 
-    earlier, later = (checkpoint(tmp_path / str(w), w, answer) for w in (-1.0, 1.0))
-    assert take_best_between(earlier, later, answer, monitor=monitor) == share
+    found = best_between(candidate(-1.0, answer), candidate(1.0, answer), answer, monitor=monitor)
+    assert found.facts.get("share") == share
 
 
-def test_the_confidence_of_a_point_is_put_right_in_weights_and_answers(tmp_path):
+def test_the_confidence_of_a_point_is_put_right_in_weights_and_answers():
     features = torch.randn(40, generator=torch.Generator().manual_seed(0))
 
     def answer(state):
@@ -74,13 +73,12 @@ def test_the_confidence_of_a_point_is_put_right_in_weights_and_answers(tmp_path)
         right = torch.where(torch.arange(40) % 4 == 0, -1.0, 1.0) + 0.3 * features
         return torch.stack([right * state["network.w"], torch.zeros(40)], dim=1)
 
-    earlier, later = (checkpoint(tmp_path / str(w), w, answer) for w in (4.0, 40.0))
-    share = take_best_between(earlier, later, answer, monitor="val/nll", rescaled_head=["w"])
-    found = read_checkpoint(later)
-    assert share < 1
+    ends = candidate(4.0, answer), candidate(40.0, answer)
+    found = best_between(*ends, answer, monitor="val/nll", rescaled_head=["w"])
+    assert found.facts["share"] < 1
     # Every point of this line is the same classifier once its confidence is put right.
     assert found.state_dict["network.w"].item() == pytest.approx(1.0, abs=0.5)
-    torch.testing.assert_close(found.details["val"]["logits"], answer(found.state_dict))
+    torch.testing.assert_close(found.outputs[0], answer(found.state_dict))
 
 
 def test_other_weights_answer_as_if_they_were_loaded(colour_folder, data_of, classifier_of):

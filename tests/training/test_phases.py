@@ -10,7 +10,7 @@ from finetune.networks.freezing import network_stages, stages_below
 from finetune.training import interpolation, phases
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
-from finetune.training.interpolation import take_best_between
+from finetune.training.interpolation import best_between
 from finetune.training.phases import PhasedFit
 
 pytestmark = [
@@ -124,12 +124,11 @@ def test_points_between_two_phases_are_judged_as_their_ends_were(
     looks = []
 
     def look(earlier, later, answer, **options):
-        for path in (earlier, later):
-            end = read_checkpoint(path)
-            looks.append((answer(end.state_dict), end.details["val"]["logits"]))
-        return take_best_between(earlier, later, answer, **options)
+        for end in (earlier, later):
+            looks.append((answer(end.state_dict), end.outputs[0]))
+        return best_between(earlier, later, answer, **options)
 
-    monkeypatch.setattr(phases, "take_best_between", look)
+    monkeypatch.setattr(phases, "best_between", look)
     run(colour_folder, tmp_path, strategy, epochs=2, lr=3e-3, label_smoothing=0.1)
     assert len(looks) == 2
     for answered, stored in looks:
@@ -154,6 +153,13 @@ def test_a_point_between_two_phases_is_delivered(run, colour_folder, tmp_path, m
     found = fit.classifier.state_dict()
     for name, value in read_checkpoint(best).state_dict.items():
         assert torch.equal(found[name], value), name
+
+
+def test_an_undisturbed_fit_reads_none_of_its_files(run, colour_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("candidates are values"))
+    run(colour_folder, tmp_path, "gradual", epochs=3, label_smoothing=0.1)
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "best.ckpt").details["fit"]["done"]
 
 
 def test_a_past_deadline_leaves_the_probe(data_of, classifier_of, run, colour_folder, tmp_path):

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from finetune import ImageClassifier, ImageFolderDataModule
 from finetune.cli import main
 from finetune.training.phases import PhasedFit
-from finetune.training.tracking import finish_tracking, track_best, with_csv_logger
+from finetune.training.tracking import configured_loggers, finish_tracking, track_best
 
 BLOCK = 32 * 1024
 
@@ -64,7 +64,7 @@ def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
     trainer = Trainer(
         max_epochs=2,
         accelerator="cpu",
-        logger=with_csv_logger(WandbLogger(project="test", offline=True), folder),
+        logger=configured_loggers(WandbLogger(project="test", offline=True), folder),
         callbacks=[
             ModelCheckpoint(folder / "checkpoints", "best", monitor="val/nll"),
         ],
@@ -96,7 +96,6 @@ def test_figures_tables_and_checkpoint_are_found_in_the_file(
     assert logged["val/confusion_matrix_table/nrows"] == [9]
     names = [r.artifact.name for r in records(log) if r.WhichOneof("record_type") == "artifact"]
     assert any(name.endswith("-best") for name in names)
-    assert (tmp_path / "run" / "metrics.csv").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:.*protobuf.*", "ignore::DeprecationWarning")
@@ -187,13 +186,10 @@ def test_two_fits_of_one_process_are_two_runs(tmp_path: Path, colour_folder: Pat
     assert history(second)["epoch"][-1] == 1
 
 
-def test_a_csv_log_is_written_whatever_is_configured(tmp_path: Path) -> None:
-    for number, configured in enumerate((None, True, False, [], CSVLogger(tmp_path / "own"))):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        loggers = with_csv_logger(configured, folder)
-        assert isinstance(loggers[0], CSVLogger)
-        assert Path(loggers[0].log_dir) == folder
+def test_loggers_are_those_that_were_configured(tmp_path: Path) -> None:
+    own = CSVLogger(tmp_path / "own")
+    for configured, expected in ((None, []), (True, []), (False, []), ([], []), (own, [own])):
+        assert configured_loggers(configured, tmp_path) == expected
 
 
 def test_without_an_account_the_run_stays_here(
@@ -203,6 +199,6 @@ def test_without_an_account_the_run_stays_here(
     monkeypatch.delenv("WANDB_DISABLED", raising=False)
     monkeypatch.setattr("wandb.api", type("Api", (), {"api_key": None})())
     logger = WandbLogger(project="test")
-    with_csv_logger(logger, tmp_path)
+    configured_loggers(logger, tmp_path)
     assert logger._wandb_init["mode"] == "offline"
     assert "logging offline" in capsys.readouterr().out

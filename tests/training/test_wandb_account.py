@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from finetune.cli import main
 from finetune.errors import UsageError
-from finetune.training.tracking import tracked_run, with_csv_logger
+from finetune.training.tracking import configured_loggers, tracked_run
 from finetune.training.wandb_account import Destination, permitted
 
 MINE = {"me/cats/mine": "me", "our-team/cats/mine": "me", "our-team/cats/hers": "her"}
@@ -106,10 +106,10 @@ def test_a_logger_of_a_file_sends_to_own_entities_only(
     logger = WandbLogger(project="cats", entity=entity)
     if entity == "attacker":
         with pytest.raises(UsageError, match="'attacker'"):
-            with_csv_logger(logger, tmp_path)
-        with_csv_logger(logger, tmp_path, ["attacker"])
+            configured_loggers(logger, tmp_path)
+        configured_loggers(logger, tmp_path, ["attacker"])
     else:
-        with_csv_logger(logger, tmp_path)
+        configured_loggers(logger, tmp_path)
     assert f"Weights & Biases: {entity}/cats/(new) (sent now)" in capsys.readouterr().out
 
 
@@ -137,7 +137,7 @@ def test_figures_leave_only_where_settings_and_environment_agree(
     if environment is not None:
         monkeypatch.setenv("WANDB_MODE", environment)
     logger = WandbLogger(project="cats", **settings)
-    with_csv_logger(logger, tmp_path)
+    configured_loggers(logger, tmp_path)
     assert logger._wandb_init["mode"] == mode
     assert Server.asked == (mode == "online")
 
@@ -146,7 +146,7 @@ def test_figures_leave_only_where_settings_and_environment_agree(
 def test_a_logger_of_a_file_names_no_server_of_its_own(tmp_path: Path) -> None:
     logger = WandbLogger(project="cats", settings={"base_url": "https://attacker.example"})
     with pytest.raises(UsageError, match="WANDB_BASE_URL"):
-        with_csv_logger(logger, tmp_path)
+        configured_loggers(logger, tmp_path)
 
 
 @pytest.mark.usefixtures("online")
@@ -154,7 +154,7 @@ def test_a_resumed_fit_does_not_continue_a_strangers_run(tmp_path: Path) -> None
     known = {"id": "hers", "project": "cats", "entity": "our-team", "mode": "online"}
     (tmp_path / "tracking.json").write_text(json.dumps(known))
     with pytest.raises(UsageError, match="hers of her"):
-        with_csv_logger(WandbLogger(project="cats", entity="our-team"), tmp_path)
+        configured_loggers(WandbLogger(project="cats", entity="our-team"), tmp_path)
 
 
 GOOD = {"id": "mine", "project": "cats", "entity": "me", "mode": "online"}

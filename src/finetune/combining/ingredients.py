@@ -16,7 +16,8 @@ from finetune.errors import CheckpointMismatchError
 from finetune.networks.factory import create_network
 from finetune.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
-from finetune.training.checkpoints import as_checkpoint, read_checkpoint, read_content
+from finetune.training.checkpoints import ENTRY, as_checkpoint, read_checkpoint, read_content
+from finetune.training.checksums import verify
 from finetune.training.fitted_splits import split_records, with_fitted_split
 
 PREFIX = "network."
@@ -109,6 +110,7 @@ def read_ingredient(ingredient: Ingredient, class_names: Sequence[str]) -> dict[
 def _look_at(path: Path) -> Ingredient:
     content = read_content(path, mmap=True)
     checkpoint = as_checkpoint(content, path)
+    verify(content, ENTRY, path, parts=("state_dict",))  # mapped, so not when it was read
     if not checkpoint.state_dict:
         raise CheckpointMismatchError(
             f"Expected weights in {path}, found none; give a file that `finetune fit` wrote."

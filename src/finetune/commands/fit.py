@@ -8,10 +8,17 @@ import shutil
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from finetune.commands.recording import (
+    notes_of,
+    say_what_lies_where,
+    write_config,
+    write_figures,
+)
+from finetune.commands.resuming import Resumed, new_fit_from
 from finetune.errors import UsageError
-from finetune.files import write_text
+from finetune.files import remove_left_behind
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.training.candidates import Candidate
     from finetune.training.feature_store import FeatureStore
     from finetune.training.gradient_phases import TrainerSettings
 
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Fit one classifier; the run folder stays only if there is something to keep."""
     from finetune.commands.many import fit_many, many_fits, resumed_group
-    from finetune.commands.resuming import resumed_arguments
+    from finetune.commands.resuming import resumed_run
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
 
     started = time.monotonic()
@@ -39,14 +47,19 @@ def main(arguments: list[str]) -> int:
         cli = FinetuneCLI("fit", several.shared)  # refuses wrong settings before anything is made
         cli.datamodule.setup("fit")
         return fit_many(several, _new_folder(cli))
-    arguments, resumed = resumed_arguments(arguments)
-    cli = FinetuneCLI("fit", arguments)
+    resumed = resumed_run(arguments)
+    if resumed is not None and resumed.is_finished:
+        say_finished(resumed)
+        return 0
+    cli = FinetuneCLI("fit", arguments if resumed is None else resumed.arguments)
     limit = parse_time(cli.config.time_limit)
     deadline = None if limit is None else started + limit
     check_monitor(cli)
     cli.datamodule.setup("fit")
     if resumed is not None:
-        fit(cli, resumed, deadline=deadline)
+        for place in (resumed.run, resumed.run / "checkpoints"):
+            remove_left_behind(place)
+        fit(cli, resumed.run, deadline=deadline, resumed=resumed)
         return 0
     folder = _new_folder(cli)
     try:
@@ -95,9 +108,30 @@ def parse_time(text: str | None) -> float | None:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> None:
+def say_finished(resumed: Resumed) -> None:
+    """Say that there is nothing to go on with, and change nothing.
+
+    Raises:
+        UsageError: options that could have an effect in a new fit alone.
+    """
+    best = resumed.run / "checkpoints" / "best.ckpt"
+    if resumed.beside:
+        raise UsageError(
+            f"Expected a fit to go on with, found {resumed.run} finished, where "
+            f"{' '.join(resumed.beside)} can have no effect; {new_fit_from(best)}"
+        )
+    print(f"{resumed.run} is finished: nothing is left to do")
+    say_what_lies_where(resumed.run)
+
+
+def fit(
+    cli: FinetuneCLI,
+    folder: Path,
+    *,
+    deadline: float | None = None,
+    resumed: Resumed | None = None,
+) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
-    from finetune.commands.resuming import keep_earlier_epochs
     from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.settling import does_the_data_suffice, settle
     from finetune.training.tracking import finish_tracking
@@ -110,15 +144,17 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
         changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
         print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
         print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
-        notes = "".join(f"# {line}\n" for line in lines.splitlines())
-        write_text(folder / "config.yaml", notes + cli.config_yaml())
-        cli.datamodule.write_records(folder)
+        if resumed is None or cli.checkpoint is None:
+            cli.datamodule.write_records(folder)
+            if resumed is None or resumed.beside:
+                # The last of the records: a run with it can be resumed.
+                write_config(folder, lines.splitlines(), cli.config_yaml())
     epochs = next(choice.value for choice in recipe if choice.name == "epochs")
-    with timed_fit(folder) if is_first else nullcontext(), keep_earlier_epochs(folder):
+    with timed_fit(folder) if is_first else nullcontext():
         try:
             if cli.model.teacher is not None:
                 teach(cli, cli.model.teacher)
-            run_phases(cli, folder, epochs, deadline=deadline, say=print if is_first else _silent)
+            best = run_phases(cli, folder, epochs, deadline=deadline, resumed=resumed)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
             if is_first and (folder / "checkpoints" / "last.ckpt").is_file():
                 print(f"stopped; go on with: finetune fit --resume {folder}")
@@ -127,8 +163,10 @@ def fit(cli: FinetuneCLI, folder: Path, *, deadline: float | None = None) -> Non
             finish_tracking(folder)
             if is_first and any((folder / "checkpoints").glob("*.ckpt")):
                 link_latest(folder)
+        if is_first:
+            write_figures(folder, best)
     if is_first:
-        conclude(folder)
+        say_what_lies_where(folder)
 
 
 MOST_ERRORS = 5
@@ -157,28 +195,37 @@ def teach(cli: FinetuneCLI, teacher: str) -> None:
 
 
 def run_phases(
-    cli: FinetuneCLI, folder: Path, epochs: int, *, deadline: float | None, say: Any
-) -> None:
+    cli: FinetuneCLI,
+    folder: Path,
+    epochs: int,
+    *,
+    deadline: float | None,
+    resumed: Resumed | None,
+) -> Candidate | None:
     """One phase after the other, into ``folder/checkpoints``; the model is the best in the end."""
     import torch
 
-    from finetune.commands.resuming import copy_best
+    from finetune.commands.resuming import copy_candidates
     from finetune.commands.settling import on_cpu
     from finetune.training.phases import PhasedFit
-    from finetune.training.tracking import track_best, with_csv_logger
+    from finetune.training.tracking import configured_loggers, track_best
 
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not on_cpu(cli):
         cli.model.to(torch.accelerator.current_accelerator())
     configured = cli.config_init["trainer"].as_dict()["logger"]
-    loggers = with_csv_logger(configured, folder, cli.named_entities)
+    loggers = configured_loggers(configured, folder, cli.named_entities)
 
     def new_trainer(settings: TrainerSettings) -> Trainer:
+        if is_first and resumed is not None and resumed.beside and cli.checkpoint is not None:
+            # What was given beside --resume takes effect now.
+            write_config(folder, notes_of(folder), cli.config_yaml(as_given=True))
         return build_trainer(cli, folder, loggers, settings)
 
     checkpoints = folder / "checkpoints"
     resume = None if cli.config.ckpt_path is None else Path(cli.config.ckpt_path)
-    if resume is not None:
-        copy_best(resume.parent, checkpoints)
+    if resume is not None and is_first:
+        copy_candidates(resume.parent, checkpoints)
     phased_fit = PhasedFit(
         cli.model,
         cli.datamodule,
@@ -190,13 +237,14 @@ def run_phases(
         patience=cli.config.patience or 0,
         store=_store(cli),
         deadline=deadline,
-        say=say,
+        say=print if is_first else _silent,
     )
     try:
         phased_fit.run(resume)
     finally:  # nobody may ever go on with a fit that was stopped
-        if os.environ.get("LOCAL_RANK", "0") == "0" and phased_fit.best.is_file():
+        if loggers and is_first and phased_fit.best.is_file():
             track_best(loggers, phased_fit.best, cli.datamodule.root)
+    return phased_fit.found
 
 
 def _store(cli: FinetuneCLI) -> FeatureStore | None:
@@ -216,6 +264,7 @@ def build_trainer(
     from lightning.pytorch.callbacks import LearningRateMonitor
 
     from finetune.commands.terminal import on_terminal, progress_bar
+    from finetune.training.epoch_log import EpochLog
     from finetune.training.progress import EpochLine
 
     settings = cli.config_init["trainer"].as_dict()
@@ -224,7 +273,8 @@ def build_trainer(
     theirs = given if isinstance(given, list) else [given]  # one alone is no list
     ours: list[Callback] = [
         *phase.callbacks,
-        LearningRateMonitor("epoch"),
+        *([LearningRateMonitor("epoch")] if loggers else []),
+        EpochLog(folder / "metrics.csv", phase.phase),
         progress_bar() if watched else EpochLine(),
     ]
     accumulate = phase.accumulate_grad_batches * (settings["accumulate_grad_batches"] or 1)
@@ -241,24 +291,3 @@ def build_trainer(
 
 def _silent(line: str) -> None:
     """What the other processes of a distributed fit say."""
-
-
-def conclude(folder: Path) -> None:
-    """Write the best epoch's figures and say what lies where."""
-    from finetune.commands.evaluation import summary
-    from finetune.commands.runs import contents, write_metrics
-    from finetune.evaluation.metrics import dominant_of, figures_of
-    from finetune.training.checkpoints import read_checkpoint
-
-    best = folder / "checkpoints" / "best.ckpt"
-    val: dict[str, Any] | None = read_checkpoint(best).details.get("val")
-    if val is not None and len(val["labels"]):
-        figures = figures_of(val["logits"], val["labels"])
-        print(summary("val", figures, len(val["labels"])), flush=True)  # whatever the disk says
-        if dominant := dominant_of(val["logits"], val["labels"], val["paths"]):
-            print(dominant, flush=True)
-        write_metrics(folder, "val", figures)
-    print(f"\n{folder}:")
-    for path, meaning in contents(folder):
-        print(f"  {path.relative_to(folder)!s:<27}  {meaning}")
-    print(f"\nnext: finetune predict {best} PICTURE_OR_FOLDER...")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from finetune.commands.config_files import check_texts
 from finetune.commands.parsing import take, take_all
+from finetune.commands.resuming import refuse_what_is_decided
 from finetune.commands.side_by_side import (
     device_options,
     fit_in_a_process,
@@ -31,10 +32,14 @@ SPOKEN = ("--track-to", "--imports")  # options that count on the command line o
 
 @dataclass(frozen=True, slots=True)
 class ManyFits:
-    """What to fit: the members' names, each with its options, and the options that all share."""
+    """What to fit: the members' names, each with its options, and the options that all share.
+
+    Those beside ``--resume`` are shared too, and interrupted members are gone on with by them.
+    """
 
     members: dict[str, list[str]]
     shared: list[str]
+    beside: tuple[str, ...] = ()
 
 
 def many_fits(arguments: Sequence[str]) -> ManyFits | None:
@@ -68,7 +73,7 @@ def fit_many(fits: ManyFits, group: Path) -> int:
         0 if all members are there in the end, else 1.
     """
     # What only the person at the command line may decide is never kept in a file.
-    kept, spoken = without_spoken(fits.shared)
+    kept, _ = without_spoken(fits.shared)
     write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": kept}))
     calls = {}
     for name, options in fits.members.items():
@@ -77,7 +82,7 @@ def fit_many(fits: ManyFits, group: Path) -> int:
             continue
         interrupted = _interrupted(group, name)
         # An interrupted member has its settings in its own folder.
-        resume = [f"--resume={interrupted}", *spoken] if interrupted else []
+        resume = [f"--resume={interrupted}", *fits.beside] if interrupted else []
         calls[name] = resume or [*fits.shared, *options, f"--runs={group}", f"--name={name}"]
     problems = _fit_all(calls, device_options(fits.shared))
     failed = [name for name in problems if not finished(group, name)]
@@ -171,12 +176,18 @@ def _best(group: Path, name: str) -> Path | None:
 
 
 def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
-    """The group that ``--resume GROUP`` names, if it is a group."""
+    """The group that ``--resume GROUP`` names, if it is a group.
+
+    Raises:
+        UsageError: an option by which the members would no longer be fits of one kind, or a group
+            that decides what only the command line may.
+    """
     rest, value = take(arguments, "--resume")
     path = Path(value) if value else None
     if path is None or not (path / MEMBERS).is_file():
         return None
     kept = read_json(path / MEMBERS, MEMBERS_SCHEMA)
+    refuse_what_is_decided(rest, path, members=True)
     shared = kept.get("shared", [])
     for options in (shared, *kept["members"].values()):
         check_texts([option.partition("=")[2] or option for option in options], path)
@@ -186,7 +197,7 @@ def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
                 f"Expected {spoken[0].partition('=')[0]} on the command line, found it in "
                 f"{path / MEMBERS}; give it there."
             )
-    return ManyFits(kept["members"], [*shared, *rest]), path
+    return ManyFits(kept["members"], [*shared, *rest], tuple(rest)), path
 
 
 def without_spoken(

@@ -79,7 +79,7 @@ def settle(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Choice, .
         augmentation=settled["augmentation"], batch_size=settled.get("batch_size", data.batch_size)
     )
     ours = {name: value for name, value in settled.items() if name not in SECTIONS}
-    cli.model.settle(**{name: value for name, value in ours.items() if name != "image_size"})
+    cli.model.settle(**ours)
     return recipe
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
@@ -14,6 +16,7 @@ from typing_extensions import override
 from finetune.commands.config_files import checkpoint_option, option_value
 from finetune.commands.held_out import split_settings
 from finetune.commands.parsing import explain, take_all
+from finetune.commands.resuming import keep_settings
 from finetune.commands.settling import choose_size_from_scratch
 from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
@@ -57,8 +60,9 @@ class OneLineParser(LightningArgumentParser):
 class FinetuneCLI(LightningCLI):
     """Parses and builds classifier, data and trainer of one verb; runs nothing.
 
-    With ``--ckpt_path`` the checkpoint's settings are the defaults, and options given beside it
-    win; the classes come from the data only in ``fit``.
+    With ``--ckpt_path`` the checkpoint's settings are the defaults. Options given beside it win in
+    ``test`` and ``validate``; ``fit`` goes on as it was begun, and refuses what cannot have an
+    effect. The classes come from the data only in ``fit``.
     """
 
     datamodule: ImageFolderDataModule
@@ -68,6 +72,7 @@ class FinetuneCLI(LightningCLI):
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.verb = verb
         self.checkpoint: Checkpoint | None = None
+        self.as_given: Namespace | None = None  # before a fit's checkpoint has decided
         self.record: SplitRecord | None = None  # how the checkpoint's fit split its images
         self.image_size: Choice | None = None  # where it had to be chosen before the build
         arguments, self.named_entities = take_all(arguments, "--track-to")
@@ -171,6 +176,8 @@ class FinetuneCLI(LightningCLI):
         # The weights are in the checkpoint: pretrained ones are not fetched again.
         settings["pretrained"] = False
         defaults = {f"model.{key}": value for key, value in settings.items()}
+        if self.verb == "fit":
+            defaults |= fitted_data(checkpoint)
         if self.record is None:
             return defaults
         # A fit says itself which images it takes; the others are about those of the fit.
@@ -185,7 +192,10 @@ class FinetuneCLI(LightningCLI):
                     f"Expected --{name.replace('_', '-')} on the command line, "
                     "found it in a file; give it there."
                 )
-        if self.checkpoint is None and self.verb == "fit":
+        if self.checkpoint is not None and self.verb == "fit":
+            self.as_given = self.config.clone()
+            keep_settings(self.config, self.checkpoint)
+        elif self.verb == "fit":
             self.image_size = choose_size_from_scratch(self.config)
 
     @override
@@ -205,11 +215,21 @@ class FinetuneCLI(LightningCLI):
         """The trainer that the configuration describes, with some of its settings replaced."""
         return Trainer(**{**self.config_init["trainer"].as_dict(), **settings})
 
-    def config_yaml(self) -> str:
-        """Every resolved setting, ready for ``--config``."""
-        config = self.config.clone()
+    def config_yaml(self, *, as_given: bool = False) -> str:
+        """Every resolved setting, ready for ``--config``; or as a resumed fit was given them."""
+        config = (self.as_given if as_given and self.as_given else self.config).clone()
         config.ckpt_path = None  # the same run again begins at the beginning
         return str(self.parser.dump(config, skip_none=False, skip_link_targets=True))
+
+
+def fitted_data(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How a fit was given its images, but not where, as defaults of a fit that goes on with it."""
+    data = checkpoint.details.get("data", {})
+    known = set(signature(ImageFolderDataModule).parameters) - {"root", "manifest", "training_seed"}
+    defaults = {f"data.{name}": data[name] for name in known if name in data}
+    if data.get("training_seed") is not None:
+        defaults["seed_everything"] = data["training_seed"]
+    return defaults
 
 
 def _seed_number(seed: int | bool) -> int:
@@ -227,8 +247,6 @@ def quiet_libraries() -> None:
     for message in (
         "LightningCLI's args parameter",
         ".*does not have many workers",
-        "Experiment logs directory .* exists and is not empty",
-        "Checkpoint directory .* exists and is not empty",
         ".*treespec, LeafSpec.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
     ):

@@ -18,7 +18,7 @@ from finetune.reporting.style import THEMES, ThemeName, add_legend, escape_math,
 Curve = Sequence[tuple[float, float]]  # (epochs that are over, value)
 LEARNING_RATE = "lr"  # Lightning's LearningRateMonitor names its curves lr-...
 AT_MOST = 6  # panels
-NOT_A_METRIC = ("epoch", "step")
+NOT_A_METRIC = ("phase", "epoch", "step")
 
 
 def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
@@ -38,13 +38,17 @@ def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
         for name, text in row.items():
             value = _number(text)
             if name and name not in NOT_A_METRIC and value is not None:
-                curves.setdefault(name, []).append((finished.get(number, float(number)), value))
+                over = finished.get(number, float(number))
+                if _number(row.get("phase")) is not None:
+                    # One row an epoch, through all phases; its learning rate is that at its start.
+                    over = float(number if _is_learning_rate(name) else number + 1)
+                curves.setdefault(name, []).append((over, value))
     return curves
 
 
 def _finished_epochs(rows: Sequence[Mapping[str, str]]) -> dict[int, float]:
     """How many epochs were over at each row; by its step for a row without an epoch."""
-    epochs, steps = ([_number(row.get(name)) for row in rows] for name in NOT_A_METRIC)
+    epochs, steps = ([_number(row.get(name)) for row in rows] for name in ("epoch", "step"))
     known = {
         step + 1: epoch + 1
         for step, epoch in zip(steps, epochs, strict=True)

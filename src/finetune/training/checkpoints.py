@@ -31,6 +31,7 @@ from finetune.errors import CheckpointError
 from finetune.files import atomic_write
 from finetune.preprocessing import Preprocessing
 from finetune.training.checkpoint_schema import check_content, check_finite
+from finetune.training.checksums import CHECKSUMS, signed, verify
 
 VERSION = 1
 ENTRY = "finetune"
@@ -62,7 +63,8 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
 
     Args:
         path: a ``.ckpt`` file of this project.
-        mmap: map tensors from the file instead of reading them, for averages of many.
+        mmap: map tensors from the file instead of reading them, for averages of many; only what
+            the entry says is verified then.
 
     Raises:
         CheckpointError: no such file, no checkpoint, one of other software, or a newer version.
@@ -103,11 +105,15 @@ def as_checkpoint(content: Mapping[str, Any], path: str | Path) -> Checkpoint:
         ) from error
 
 
-_FIELDS = {"version", "kind", "class_names", "backbone", "preprocessing"}
+_FIELDS = {"version", "kind", "class_names", "backbone", "preprocessing", CHECKSUMS}
 
 
 def read_content(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """The whole checkpoint dictionary, checked to be one of ours; see :func:`read_checkpoint`."""
+    """The whole checkpoint dictionary, checked to be one of ours; see :func:`read_checkpoint`.
+
+    What is mapped is not verified by its checksum before it is read: whoever reads the weights of
+    a mapped file calls :func:`finetune.training.checksums.verify`.
+    """
     if not Path(path).is_file():
         raise CheckpointError(f"Expected a checkpoint, found no file {path}; check the path.")
     try:
@@ -132,6 +138,7 @@ def read_content(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
             "update finetune."
         )
     check_content(content, ENTRY, path)
+    verify(content, ENTRY, path, parts=(ENTRY,) if mmap else None)
     if not mmap:
         check_finite(content["state_dict"], path)
     return content
@@ -165,12 +172,17 @@ def write_checkpoint(
 
 
 def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
-    """``torch.save`` beside the target, then rename: never a half-written file."""
+    """``torch.save`` with checksums, beside the target, then rename: never a half-written file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as beside, beside.open("wb") as file:
         try:
-            torch.save(dict(content), file)
+            # Into an open file: a path would become part of the content.
+            torch.save(signed(content, ENTRY) if ENTRY in content else dict(content), file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # a full disk; torch hides the reason
                 raise error.__context__ from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
-from finetune.training.candidates import figure, higher_is_better
+from finetune.errors import TrainingError
+from finetune.training.best_epoch import BestEpoch
+from finetune.training.candidates import Candidate, higher_is_better
+from finetune.training.checkpoint_io import use_atomic_checkpoints
 from finetune.training.classifier import ImageClassifier
+from finetune.training.going_on import Place, phase_file
 from finetune.training.keeping_alive import (
     L2SP,
     EpochSeed,
@@ -32,6 +36,7 @@ class TrainerSettings:
     max_epochs: int
     callbacks: list[Callback]
     accumulate_grad_batches: int = 1
+    phase: int = 0
 
 
 @dataclass(slots=True)
@@ -41,7 +46,7 @@ class GradientPhases:
     Attributes:
         classifier: is changed in place.
         datamodule: whose batch size is halved where memory does not suffice.
-        folder: of the checkpoints; ``best.ckpt`` there is what a phase has to better.
+        folder: of the checkpoints.
         new_trainer: makes the trainer of one phase.
         monitor, patience, deadline, say: as in :class:`finetune.training.phases.PhasedFit`.
         trainer: of the last phase.
@@ -63,34 +68,44 @@ class GradientPhases:
             self._penalty = L2SP(self.classifier.hparams["l2_sp"])
 
     def run(
-        self, index: int, data: Any, epochs: int, *, seconds: float | None, inside: Path | None
-    ) -> Path:
-        """Fit once, in smaller batches where these are too large, and name the best checkpoint.
+        self,
+        index: int,
+        data: Any,
+        epochs: int,
+        *,
+        earlier: Candidate | None,
+        seconds: float | None,
+        at: Place,
+    ) -> Candidate:
+        """Fit once, in smaller batches where these are too large; the best epoch.
 
         Args:
             index: of the phase, from 0.
             data: the data module, or activations kept of its pictures.
             epochs: at most.
+            earlier: the best of the phases before, which is to be bettered.
             seconds: that may be used; None: as long as it takes.
-            inside: a checkpoint of this phase to go on from.
+            at: where in the phase to go on.
 
         Raises:
+            TrainingError: no epoch was validated, though images are held out.
             KeyboardInterrupt: the trainer was interrupted; ``last.ckpt`` is there.
         """
         start = {name: value.clone() for name, value in self.classifier.state_dict().items()}
         whole_batch, accumulate = self.datamodule.batch_size, 1
         while True:
-            best, last = self._checkpoints(index)
-            stopper = self._stopper()
-            callbacks = [*self._guards(epochs), best, last, *stopper]
-            self.trainer = self.new_trainer(TrainerSettings(epochs, callbacks, accumulate))
+            best = self._best_epoch(index, at)
+            stopper = self._stopper(earlier)
+            callbacks = [*self._guards(epochs), best, *stopper]
+            settings = TrainerSettings(epochs, callbacks, accumulate, index)
+            self.trainer = use_atomic_checkpoints(self.new_trainer(settings))
             try:
                 if seconds is not None and self.trainer.world_size == 1:
                     self._shorten(self.trainer, data, epochs, seconds)
                 self.classifier.train()  # Lightning begins in whatever mode it finds
                 with _expected_warnings_off():
                     self.trainer.fit(
-                        self.classifier, datamodule=data, ckpt_path=inside, weights_only=True
+                        self.classifier, datamodule=data, ckpt_path=at.checkpoint, weights_only=True
                     )
                 break
             except RuntimeError as error:
@@ -103,7 +118,22 @@ class GradientPhases:
             raise KeyboardInterrupt
         if any(each.stopped_epoch for each in stopper):
             self.say(f"stopped early: nothing better for {self.patience} epochs")
-        return Path(best.best_model_path)
+        if best.found is None:
+            raise TrainingError(
+                "Expected an epoch of the phase to be validated, found none; lower "
+                "--trainer.check_val_every_n_epoch, or set no other limits on validation."
+            )
+        return best.found
+
+    def pull_as_before(self, callbacks: Mapping[str, Any]) -> None:
+        """Pull weights to where an earlier part of the fit, with these callbacks, pulled them."""
+        if self._penalty is not None and self._penalty.state_key in callbacks:
+            self._penalty.load_state_dict(callbacks[self._penalty.state_key])
+
+    def found_before(self, at: Place) -> Candidate | None:
+        """The best epoch so far of a phase that is resumed."""
+        path = phase_file(self.folder, at.phase)
+        return Candidate.read(path) if at.checkpoint and path.is_file() else None
 
     def _guards(self, epochs: int) -> list[Callback]:
         """What keeps a phase repeatable, alive, in time and near where it began."""
@@ -116,38 +146,23 @@ class GradientPhases:
             guards.append(Snapshots(self.folder, epochs // self.classifier.cycles))
         return guards
 
-    def _checkpoints(self, index: int) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-        """Two callbacks: Lightning's save_last writes only when there is a new best."""
-        has_val = bool(self.datamodule.images("val"))
-        best = ModelCheckpoint(
-            dirpath=self.folder,
-            filename="best" if index == 0 else f"phase{index + 1}",
-            monitor=self._watched if has_val else None,
-            mode="max" if higher_is_better(self.monitor) else "min",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
+    def _best_epoch(self, index: int, at: Place) -> BestEpoch:
+        return BestEpoch(
+            phase_file(self.folder, index),
+            monitor=self._watched,
+            held_out=bool(self.datamodule.images("val")),
+            found=self.found_before(at),
         )
-        last = ModelCheckpoint(
-            dirpath=self.folder,
-            filename="last",
-            every_n_epochs=1,
-            monitor="epoch" if has_val else "step",  # a monitor of its own tells the two apart
-            mode="max",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-        return best, last
 
-    def _stopper(self) -> list[StopWhenNotBetter]:
+    def _stopper(self, earlier: Candidate | None) -> list[StopWhenNotBetter]:
         if not self.patience or self.classifier.cycles > 1 or not self.datamodule.images("val"):
             return []
-        best = self.folder / "best.ckpt"
         return [
             StopWhenNotBetter(
                 self._watched,
                 higher_is_better=higher_is_better(self.monitor),
                 patience=self.patience,
-                best=figure(best, self.monitor) if best.is_file() else None,
+                best=None if earlier is None else earlier.figure(self.monitor),
             )
         ]
 
@@ -182,12 +197,11 @@ class GradientPhases:
 
 @contextmanager
 def _expected_warnings_off() -> Iterator[None]:
-    """Frozen parts are in eval mode, and the folder holds earlier phases: both are meant."""
+    """Frozen parts are in eval mode, and that is meant."""
     with warnings.catch_warnings():
         for message in (
             "Found .* module\\(s\\) in eval mode",
-            "Checkpoint directory .* exists and is not empty",
-            "The dirpath has changed",
+            "Be aware that when using `ckpt_path`",  # a run of an earlier version
             "Total length of `list` across ranks is zero",  # nothing is held out
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -9,15 +9,14 @@ Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (WiSE
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from finetune.training.candidates import rescaled, standing
-from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
+from finetune.training.candidates import Candidate, standing
+from finetune.training.rescaling import rescaled
 
 StateDict = Mapping[str, Tensor]
 
@@ -33,49 +32,38 @@ def interpolate(earlier: StateDict, later: StateDict, share: float) -> dict[str,
     }
 
 
-def take_best_between(
-    earlier: Path,
-    later: Path,
+def best_between(
+    earlier: Candidate,
+    later: Candidate,
     answer: Callable[[StateDict], Tensor],
     *,
     monitor: str,
     rescaled_head: Iterable[str] = (),
-) -> float:
-    """Replace the later checkpoint by the best point between the two, where that is better.
+) -> Candidate:
+    """The later candidate, or the best point on the way to it, where that is better.
 
     Args:
-        earlier, later: checkpoints of one network, with answers to the same held-out pictures.
-        answer: logits ``(N, C)`` of these pictures with the given weights.
+        earlier, later: of one network, with answers to the same held-out images.
+        answer: logits ``(N, C)`` of these images with the given weights.
         monitor: the held-out figure that decides, such as ``val/nll``.
         rescaled_head: names of the final layer's parameters, where the confidence of each point
-            is to be put right as that of the later checkpoint was.
+            is to be put right as that of the later candidate was.
 
     Returns:
-        The later phase's share in what the file holds now: 1 where no point is better.
+        With the later one's ``share`` in it as a fact, where it is a point between.
     """
-    start, end = (read_content(path) for path in (earlier, later))
-    head, labels = list(rescaled_head), end[ENTRY]["val"]["labels"]
-    best_share, best_state, best_logits = 1.0, end["state_dict"], end[ENTRY]["val"]["logits"]
-    highest = standing(best_logits, labels, monitor)
+    assert later.outputs is not None
+    head, labels = list(rescaled_head), later.outputs[1]
+    best, highest = later, standing(*later.outputs, monitor)
     for share in SHARES:
-        state = interpolate(start["state_dict"], end["state_dict"], share)
+        state = interpolate(earlier.state_dict, later.state_dict, share)
         logits = answer(state)
         if head:
             state, logits = rescaled(state, logits, labels, head)
         reached = standing(logits, labels, monitor)
         if reached > highest:
-            best_share, best_state, best_logits, highest = share, state, logits, reached
-    if best_share != 1:
-        entry = end[ENTRY]
-        entry["val"]["logits"] = best_logits
-        entry["fit"] = {**entry.get("fit", {}), "share": best_share}
-        write_checkpoint(
-            later,
-            state_dict=best_state,
-            hyper_parameters=end["hyper_parameters"],
-            entry=entry,
-        )
-    return best_share
+            best, highest = later.but(state, logits, share=share), reached
+    return best
 
 
 def held_out_answers(classifier: Any, batches: Iterable[Any], state: StateDict) -> Tensor:

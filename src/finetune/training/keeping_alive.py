@@ -87,6 +87,11 @@ class StopWhenNotBetter(EarlyStopping):
         if best is not None:
             self.best_score = torch.tensor(best)
 
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What was waited for, but the patience that is asked for now."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
 
 class L2SP(Callback):
     """Pulls weights back to where the fit began: ``alpha / 2 * ||w - w0||^2`` (Li et al. 2018).

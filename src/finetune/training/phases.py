@@ -19,15 +19,17 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
+from finetune.errors import TrainingError, UsageError
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
-from finetune.training.candidates import clearly_better, rescale
-from finetune.training.checkpoints import read_checkpoint, write_checkpoint
+from finetune.training.candidates import Candidate, clearly_better
+from finetune.training.checkpoints import ENTRY, plain, read_content
 from finetune.training.classifier import ImageClassifier
 from finetune.training.feature_store import FeatureStore
-from finetune.training.going_on import START, Place, place_of
+from finetune.training.going_on import START, Place, phase_file, place_of
 from finetune.training.gradient_phases import GradientPhases, TrainerSettings
-from finetune.training.interpolation import held_out_answers, take_best_between
+from finetune.training.interpolation import best_between, held_out_answers
 from finetune.training.kept_activations import KeptActivations
 from finetune.training.probe_phase import fit_final_layer, linear_head
 from finetune.training.snapshots import whole_cycles
@@ -50,6 +52,7 @@ class PhasedFit:
         store: of the activations; None keeps them in memory.
         deadline: in ``time.monotonic()`` seconds; no phase goes on beyond it.
         say: gets a line about each phase.
+        found: the best so far, as ``best.ckpt`` holds it.
     """
 
     classifier: ImageClassifier
@@ -63,6 +66,7 @@ class PhasedFit:
     store: FeatureStore | None = None
     deadline: float | None = None
     say: Callable[[str], None] = print
+    found: Candidate | None = field(default=None, init=False)
     _kept: KeptActivations = field(init=False)
     _gradient_phases: GradientPhases = field(init=False)
 
@@ -99,7 +103,8 @@ class PhasedFit:
             if index > 0 and self._remaining() == 0:
                 self.say("time is up: the remaining phases are left out")
                 break
-            self.classifier.details["fit"] = {"strategy": self.strategy, "phase": index}
+            facts = {"strategy": self.strategy, "phase": index, "monitor": self.monitor}
+            self.classifier.details["fit"] = facts
             if phases[index].kind == "probe":
                 self._probe(index)
                 continue
@@ -108,12 +113,29 @@ class PhasedFit:
                 epochs = self._in_cycles(epochs)
             self._train(index, phases[index], epochs, share, place.within(index))
         freeze(network, (), batch_norm=self.classifier.hparams["batchnorm"])
-        if self.best.is_file():
-            self._load(self.best)
+        if self.found is not None:
+            self.classifier.load_weights(dict(self.found.state_dict), source=str(self.best))
+            if self.found.outputs is not None:
+                self.classifier.answers["val"] = self.found.outputs
 
     def _go_on_from(self, path: Path) -> Place:
-        place = place_of(path, self.strategy)
-        self.classifier.load_weights(read_checkpoint(path).state_dict, source=str(path))
+        content = read_content(path)
+        place = place_of(
+            path, content, strategy=self.strategy, monitor=self.monitor, folder=self.folder
+        )
+        self.classifier.load_weights(content["state_dict"], source=str(path))
+        self._gradient_phases.pull_as_before(content.get("callbacks", {}))
+        if place.phase > 0:
+            if not self.best.is_file():
+                raise TrainingError(
+                    f"Expected the best of the earlier phases beside {path}, found no "
+                    f"{self.best.name}; copy it there, or start a new fit with "
+                    f"--model.pretrained {path}."
+                )
+            self.found = Candidate.read(self.best)
+            if self.found.facts.get("phase", 0) > 0 and _is_first():
+                # A fit that was killed in between has written the best, but not removed this.
+                phase_file(self.folder, self.found.facts["phase"]).unlink(missing_ok=True)
         return place
 
     def _feasible(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
@@ -127,8 +149,16 @@ class PhasedFit:
     def _probe(self, index: int) -> None:
         fitted = fit_final_layer(self._kept)
         self.classifier.details["fit"] |= {"done": True, "probe": fitted.details}
-        self._write(self.best)
-        self._write(self.folder / "last.ckpt")
+        self.found = Candidate.of(
+            {
+                "state_dict": self.classifier.state_dict(),
+                "hyper_parameters": plain(dict(self.classifier.hparams)),
+                ENTRY: self.classifier.entry(self.datamodule),
+            }
+        )
+        if _is_first():
+            self.found.write(self.best)
+            self.found.write(self.folder / "last.ckpt")
         self.say(f"phase {index + 1}: {fitted}")
 
     def _in_cycles(self, epochs: int) -> int:
@@ -158,69 +188,87 @@ class PhasedFit:
         self.say(f"phase {index + 1}: {what} for {epochs} epochs{how}")
         device = classifier.device
         try:
-            found = self._gradient_phases.run(
-                index, kept or self.datamodule, epochs, seconds=seconds, inside=at.checkpoint
-            )
+            found = self._best_of_phase(index, kept or self.datamodule, epochs, seconds, at)
             classifier.to(device)  # Lightning leaves it on the processor
-            self._keep_better(found, kept or self.datamodule)
+            self._conclude(index, found, kept or self.datamodule)
         finally:
             classifier.upper = None
             network.to(memory_format=torch.contiguous_format)
 
-    def _keep_better(self, found: Path, data: Any) -> None:
-        """Make what the phase has found ``best.ckpt`` if it is better than what is there."""
-        assert self.trainer is not None
-        if self.trainer.is_global_zero and found.is_file():
+    def _best_of_phase(
+        self, index: int, data: Any, epochs: int, seconds: float | None, at: Place
+    ) -> Candidate:
+        """Train what is left of a phase, which is nothing where it was killed before its end."""
+        if epochs < at.epochs and not at.stopped:
+            raise UsageError(
+                f"Expected at least the {at.epochs} epochs of phase {index + 1} that are over, "
+                f"found {epochs}; give a larger --trainer.max_epochs."
+            )
+        if at.stopped or epochs == at.epochs:
+            before = self._gradient_phases.found_before(at)
+            if before is not None:
+                return before
+        return self._gradient_phases.run(
+            index, data, epochs, earlier=self.found, seconds=seconds, at=at
+        )
+
+    def _conclude(self, index: int, found: Candidate, data: Any) -> None:
+        """Put right what a phase has found; it becomes ``best.ckpt`` if it is better.
+
+        Each checkpoint of a phase's end is written once, and says that this is done: a fit that is
+        killed before it repeats all of this, and one killed after it nothing.
+        """
+        own = phase_file(self.folder, index)
+        if _is_first():
             smoothed = self.classifier.setting("label_smoothing")
             head = network_stages(self.classifier.network)["head"] if smoothed else ()
-            if head:
-                rescale(found, head)
-            if found.absolute() != self.best.absolute():
-                self._look_between(found, data, head)
-                if clearly_better(found, self.best, self.monitor):
-                    found.replace(self.best)
-                else:
-                    self.say(
-                        "the earlier phase stays: not clearly bettered on held-out pictures; "
-                        f"this one is kept in {found.name}"
-                    )
-        self.trainer.strategy.barrier()
+            found = found.rescaled(head) if head else found
+            if self.found is not None:
+                found = self._look_between(self.found, found, data, head)
+            found = found.but(done=True)
+            if self.found is None or clearly_better(found, self.found, self.monitor):
+                found.write(self.best)
+                if own != self.best:
+                    own.unlink(missing_ok=True)
+                self.found = found
+            else:
+                found.write(own)
+                self.say(
+                    "the earlier phase stays: not clearly bettered on held-out images; "
+                    f"this one is kept in {own.name}"
+                )
+        if self.trainer is not None:
+            self.trainer.strategy.barrier()
+        if not _is_first():
+            self.found = Candidate.read(self.best)
 
-    def _look_between(self, found: Path, data: Any, head: Iterable[str]) -> None:
-        """Put the best point between the earlier phases and this one into this one's file."""
-        val = read_checkpoint(found, mmap=True).details.get("val")
-        answered = 0 if val is None else len(val["labels"])
-        # Where the trainer limits its batches, nobody has answered all of the pictures.
+    def _look_between(
+        self, earlier: Candidate, found: Candidate, data: Any, head: Iterable[str]
+    ) -> Candidate:
+        """The best point between the earlier phases and what this one has found."""
+        answered = 0 if found.outputs is None else len(found.outputs[1])
+        # Where the trainer limits its batches, nobody has answered all of the images.
         if not answered or answered < len(self.datamodule.images("val")) or self._remaining() == 0:
-            return
-        share = take_best_between(
-            self.best,
+            return found
+        best = best_between(
+            earlier,
             found,
             partial(held_out_answers, self.classifier, data.val_dataloader()),
             monitor=self.monitor,
             rescaled_head=head,
         )
-        if share != 1:
+        if best is not found:
             self.say(
-                f"better on held-out pictures than the end of this phase: {share:.0%} of the way "
-                "to it from the earlier one"
+                "better on held-out images than the end of this phase: "
+                f"{best.facts['share']:.0%} of the way to it from the earlier one"
             )
-
-    def _write(self, path: Path) -> None:
-        write_checkpoint(
-            path,
-            state_dict=self.classifier.state_dict(),
-            hyper_parameters=dict(self.classifier.hparams),
-            entry=self.classifier.entry(self.datamodule),
-        )
-
-    def _load(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path)
-        self.classifier.load_weights(checkpoint.state_dict, source=str(path))
-        val = checkpoint.details.get("val")
-        if val is not None:
-            self.classifier.answers["val"] = val["logits"], val["labels"]
+        return best
 
     def _remaining(self) -> float | None:
         """Seconds until the deadline; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+
+def _is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0

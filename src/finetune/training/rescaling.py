@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,24 @@ def rescaled_nll(logits: Tensor, labels: Tensor) -> float:
     """
     scaled = logits.detach().cpu().double() / best_temperature(logits, labels)
     return float(torch.nn.functional.cross_entropy(scaled, labels.cpu()))
+
+
+def rescaled(
+    state: Mapping[str, Tensor], logits: Tensor, labels: Tensor, head: Iterable[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Undo what label smoothing does to the confidence: one factor on the final layer.
+
+    Args:
+        state: a classifier's weights.
+        logits, labels: its answers to held-out images, ``(N, C)`` and ``(N,)``.
+        head: names of the final layer's parameters in the network.
+
+    Returns:
+        Weights and answers that agree.
+    """
+    temperature = best_temperature(logits, labels)
+    names = {f"network.{name}" for name in head}
+    scaled = {
+        name: value / temperature if name in names else value for name, value in state.items()
+    }
+    return scaled, logits / temperature

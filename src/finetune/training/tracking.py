@@ -27,14 +27,14 @@ WORST_PREDICTIONS = 32
 THUMBNAIL_PIXELS = 160
 
 
-def with_csv_logger(
+def configured_loggers(
     configured: Any, folder: Path, named_entities: Collection[str] = ()
 ) -> list[Logger]:
-    """The configured loggers, writing below the run folder, and a CSV log in every case.
+    """The configured loggers, writing below the run folder.
 
     Args:
         configured: Lightning's ``logger`` setting: None, a truth value, a logger or several.
-        folder: the run folder; ``metrics.csv`` lies in it.
+        folder: the run folder.
         named_entities: of Weights & Biases, that the user named as places to send to.
 
     Raises:
@@ -47,9 +47,7 @@ def with_csv_logger(
             _settle(logger, folder, named_entities)
         elif not isinstance(logger, CSVLogger | TensorBoardLogger):
             print(f"figures also go where {type(logger).__name__} sends them: see its settings")
-    csv_logger = CSVLogger(folder, name="", version="")
-    _ = csv_logger.experiment  # opened while the folder is empty: later it would warn of old logs
-    return [csv_logger, *loggers]
+    return loggers
 
 
 def _settle(logger: WandbLogger, folder: Path, named_entities: Collection[str]) -> None:

@@ -1,0 +1,55 @@
+"""What a fit leaves in its run folder beside the checkpoints: settings, figures, a word on each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.files import write_text
+
+if TYPE_CHECKING:
+    from finetune.training.candidates import Candidate
+
+
+def write_config(folder: Path, notes: Iterable[str], config: str) -> None:
+    """Write ``config.yaml``, with notes that it has not yet as comments above it."""
+    known = set(config.splitlines())
+    comments = "".join(f"# {line}\n" for line in notes if f"# {line}" not in known)
+    write_text(folder / "config.yaml", comments + config)
+
+
+def notes_of(folder: Path) -> list[str]:
+    """The notes of the ``config.yaml`` that is there."""
+    lines = (folder / "config.yaml").read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("# ") for line in itertools.takewhile(_is_note, lines)]
+
+
+def _is_note(line: str) -> bool:
+    return line.startswith("# ")
+
+
+def write_figures(folder: Path, best: Candidate | None) -> None:
+    """Write and print what the best classifier of the fit answers."""
+    from finetune.commands.evaluation import summary
+    from finetune.commands.runs import write_metrics
+    from finetune.evaluation.metrics import dominant_of, figures_of
+
+    if best is not None and best.outputs is not None:
+        figures = figures_of(*best.outputs)
+        print(summary("val", figures, len(best.outputs[1])), flush=True)  # whatever the disk says
+        if dominant := dominant_of(*best.outputs, best.entry["val"]["paths"]):
+            print(dominant, flush=True)
+        write_metrics(folder, "val", figures)
+
+
+def say_what_lies_where(folder: Path) -> None:
+    """Name the files of a run, and what may be next."""
+    from finetune.commands.runs import contents
+
+    print(f"\n{folder}:")
+    for path, meaning in contents(folder):
+        print(f"  {path.relative_to(folder)!s:<27}  {meaning}")
+    best = folder / "checkpoints" / "best.ckpt"
+    print(f"\nnext: finetune predict {best} PICTURE_OR_FOLDER...")
