@@ -32,6 +32,7 @@ from finetune.errors import CheckpointError
 from finetune.files import atomic_write
 from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.training.checkpoint_schema import check_content, check_finite
 from finetune.training.checksums import CHECKSUMS, signed, verify
 
 VERSION = 2
@@ -151,12 +152,16 @@ def read_content(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
             f"Expected a checkpoint that `finetune fit` wrote in {path}, found one of other "
             "software; weights alone go to --model.pretrained."
         )
-    if entry.get("version", 0) > VERSION:
+    version = entry.get("version", 0)
+    if isinstance(version, int) and version > VERSION:
         raise CheckpointError(
             f"Expected version {VERSION} or older in {path}, found {entry['version']}; "
             "update finetune."
         )
+    check_content(content, ENTRY, path)
     verify(content, ENTRY, path, parts=(ENTRY,) if mmap else None)
+    if not mmap:
+        check_finite(content["state_dict"], path)
     return content
 
 

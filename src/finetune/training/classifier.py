@@ -17,6 +17,7 @@ from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
 from finetune.spec.splits import SplitRecord
+from finetune.training.checkpoint_schema import check_dtypes, check_finite, damaged
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -209,7 +210,10 @@ class ImageClassifier(LightningModule):
     @classmethod
     def rebuilt(cls, checkpoint: Checkpoint) -> ImageClassifier:
         """The same from what was read of a file."""
-        classifier = cls.like(checkpoint)
+        try:
+            classifier = cls.like(checkpoint)
+        except Exception as error:  # whatever a stranger's settings make a network say
+            raise damaged(checkpoint.path, f"it describes no network ({error})") from error
         classifier.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
         classifier.details = checkpoint.details
         return classifier
@@ -252,6 +256,8 @@ class ImageClassifier(LightningModule):
                 f"found others in {source}: {', '.join(differing[:3])}; leave --model.* options "
                 "to the checkpoint."
             )
+        check_dtypes(self.state_dict(), state_dict, source)
+        check_finite(state_dict, source)
         self.load_state_dict(state_dict)
 
     def forward(self, images: Tensor) -> Tensor:
