@@ -213,7 +213,8 @@ def run_phases(
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not on_cpu(cli):
         cli.model.to(torch.accelerator.current_accelerator())
-    loggers = configured_loggers(cli.config_init["trainer"].as_dict()["logger"], folder)
+    configured = cli.config_init["trainer"].as_dict()["logger"]
+    loggers = configured_loggers(configured, folder, cli.named_entities)
 
     def new_trainer(settings: TrainerSettings) -> Trainer:
         if is_first and resumed is not None and resumed.beside and cli.checkpoint is not None:
