@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 
-FLOOR = {"cache_dir", "csv_table", "errors", "files", "preprocessing", "spec"}
+FLOOR = {"cache_dir", "csv_table", "documents", "errors", "files", "preprocessing", "spec"}
 ALLOWED = {
     "errors": set(),
     "preprocessing": set(),
@@ -16,6 +16,7 @@ ALLOWED = {
     "csv_table": {"errors"},
     "files": {"errors"},
     "spec": {"errors", "preprocessing"},
+    "documents": {"errors", "spec"},
     "tables": FLOOR,
     "data": FLOOR,
     "networks": FLOOR,

@@ -181,6 +181,8 @@ def test_values_are_written_as_they_are_typed() -> None:
         "cache_dir": Path("a b"),
         "trainer": {"strategy": "auto"},
         "data.seed": 3,
+        "imports": ["a", "b"],
+        "time_limit": "10m",
     }
     assert as_arguments("fit", settings) == [
         "--model.lr=1e-05",
@@ -190,6 +192,9 @@ def test_values_are_written_as_they_are_typed() -> None:
         "--data.cache_dir=a b",
         "--trainer.strategy=auto",
         "--data.seed=3",
+        "--imports=a",
+        "--imports=b",
+        "--time-limit=10m",
     ]
 
 

@@ -11,6 +11,7 @@ from finetune import ImageClassifier
 from finetune.combining.ingredients import survey
 from finetune.errors import CheckpointError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.checkpoints import (
     ENTRY,
     describe,
@@ -147,7 +148,7 @@ def test_a_file_that_was_read_and_written_again_has_sums_of_its_own(saved: Path)
 
 
 def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
-    entry = describe(("a", "b"), "test_resnet", Preprocessing())
+    entry = describe(("a", "b"), "test_resnet", Preprocessing(), network=NetworkSpec("test_resnet"))
     for name in ("one.ckpt", "other.ckpt"):
         write_checkpoint(
             tmp_path / name,

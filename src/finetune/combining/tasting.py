@@ -59,9 +59,7 @@ class Taster:
     def __init__(
         self, ingredient: Ingredient, datamodule: Any, metric: Metric, share: Share, split: str
     ) -> None:
-        self.classifier = ImageClassifier(
-            **{**ingredient.hyper_parameters, "pretrained": False}
-        ).eval()
+        self.classifier = ImageClassifier.like(ingredient)
         self.datamodule, self.metric, self.split = datamodule, metric, split
         self.pictures = held_out_pictures(datamodule, split, ingredient.class_names)
         self.rows = of_role(self.pictures.ids, self.pictures.labels.tolist(), "pick", share)

@@ -147,15 +147,14 @@ def _root(data: Place | None) -> list[str]:
 
 def _fitted_root(run: Path) -> str:
     """The images of a run, as its configuration has them."""
-    from yaml import YAMLError, safe_load
+
+    from finetune.commands.config_files import read_settings
 
     config = run / "config.yaml"
-    if config.is_file():
-        try:
-            return str(safe_load(config.read_text(encoding="utf-8"))["data"]["root"])
-        except (YAMLError, UnicodeDecodeError, KeyError, TypeError):
-            pass
-    raise UsageError(f"Expected a folder of images beside {run}, found none; give data=DIR.")
+    root = read_settings(str(config)).get("data", {}).get("root") if config.is_file() else None
+    if root is None:
+        raise UsageError(f"Expected a folder of images beside {run}, found none; give data=DIR.")
+    return str(root)
 
 
 def _refuse_many(options: Mapping[str, Any]) -> None:

@@ -19,9 +19,12 @@ from finetune.errors import UsageError
 
 Verb = Literal["fit", "validate", "test"]
 
-OF_ALL = ("config", "name", "runs")
-OF_FIT = ("ckpt_path", "monitor", "patience", "resume", "time_limit")
+OF_ALL = ("config", "imports", "name", "runs")
+OF_FIT = ("ckpt_path", "monitor", "patience", "resume", "time_limit", "track_to")
 OF_JUDGING = ("allow_reuse", "share")
+OF_TEST = ("track_to",)
+DASHED = ("allow_reuse", "time_limit", "track_to")
+REPEATED = ("imports", "track_to")  # several values are the option several times
 # Of the data module, but no settings: given by other means.
 GIVEN_ELSEWHERE = {"data.root", "data.preprocessing", "data.training_seed"}
 
@@ -40,7 +43,7 @@ def option_names(verb: Verb) -> dict[str, str]:
     )
     names = {name: f"{section}.{name}" for section, all_of in sections for name in all_of}
     names = {name: option for name, option in names.items() if option not in GIVEN_ELSEWHERE}
-    own = OF_ALL + (OF_FIT if verb == "fit" else OF_JUDGING)
+    own = {"fit": OF_FIT, "validate": OF_JUDGING, "test": OF_JUDGING + OF_TEST}[verb] + OF_ALL
     names |= {"strategy": "model.strategy", "seed": "seed_everything", "split_seed": "data.seed"}
     return names | {name: name for name in own}
 
@@ -67,12 +70,11 @@ def as_arguments(verb: Verb, settings: Mapping[str, Any]) -> list[str]:
     for option in options:
         if option not in full:
             _refuse(verb, option, [*names, *full])
-    return [f"--{_typed(option)}={_text(option, value)}" for option, value in options.items()]
-
-
-def _typed(option: str) -> str:
-    """In the spelling of the command."""
-    return option.replace("_", "-") if option in ("time_limit", "allow_reuse") else option
+    return [
+        f"--{option.replace('_', '-') if option in DASHED else option}={_text(option, each)}"
+        for option, value in options.items()
+        for each in (value if option in REPEATED and not isinstance(value, str) else [value])
+    ]
 
 
 def _refuse(verb: Verb, name: str, known: list[str]) -> None:
