@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -204,3 +205,88 @@ def test_importing_loads_nothing_heavy() -> None:
         "assert not {'torch', 'lightning', 'timm', 'jsonargparse'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def twins(
+    run: finetune.Run, tmp_path_factory: pytest.TempPathFactory, colour_folder: Path
+) -> list[finetune.Run]:
+    """Two runs of one split."""
+    runs = tmp_path_factory.mktemp("twins") / "runs"
+    return [run, finetune.fit(colour_folder, runs=runs, seed=2, quiet=True, **SMALL)]
+
+
+def test_fits_are_averaged_combined_and_calibrated_as_typed(
+    twins: list[finetune.Run], colour_folder: Path, tmp_path: Path, capsys
+) -> None:
+    folders = [twin.folder for twin in twins]
+    reading = {"cache": "off", "quiet": True}
+    files = sorted((colour_folder / "red").iterdir())
+    soup = finetune.average(folders, colour_folder, output="average.ckpt", **reading)
+    ensemble = finetune.ensemble(folders, output="ensemble.ckpt", quiet=True)
+    with pytest.warns(UserWarning, match="hold out at least"):  # Python's own, for it to filter
+        calibrated = finetune.calibrate(
+            folders[0], colour_folder, output="calibrate.ckpt", **reading
+        )
+    assert capsys.readouterr().out == ""
+    data = [f"--data.root={colour_folder}", "--data.cache=off"]
+    for verb, options in (("average", data), ("ensemble", []), ("calibrate", data)):
+        given = folders[:1] if verb == "calibrate" else folders
+        typed = tmp_path / f"typed-{verb}.ckpt"
+        assert main([verb, *map(str, given), *options, f"--output={typed}"]) == 0
+        expected = finetune.load(typed)(files)
+        assert torch.equal(finetune.load(f"{verb}.ckpt")(files).logits, expected.logits)
+    assert soup.score is not None
+    assert soup.coefficients == (0.5, 0.5)
+    assert len(finetune.load("ensemble.ckpt")(files).member_probabilities) == 2
+    assert ensemble.class_names == ("blue", "green", "red")
+    assert calibrated.calibration is not None
+
+
+def test_what_is_not_asked_for_is_not_written(twins: list[finetune.Run], tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    finetune.average([twin.best for twin in twins], quiet=True)
+    finetune.ensemble([twin.best for twin in twins], quiet=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_wrong_names_and_places_are_refused(
+    twins: list[finetune.Run], colour_folder: Path, tmp_path: Path
+) -> None:
+    folders = [twin.folder for twin in twins]
+    there = tmp_path / "there.ckpt"
+    there.write_text("mine")
+    for call, message in [
+        (lambda: finetune.average(folders, metod="greedy"), "did you mean method"),
+        (lambda: finetune.average(folders, method="gredy"), "greedy"),
+        (lambda: finetune.average(folders, output=there), "overwrite"),
+        (lambda: finetune.average(folders, output=colour_folder / "a.ckpt"), "outside the images"),
+        (lambda: finetune.ensemble(folders, select="greedy"), "held-out"),
+        (lambda: finetune.calibrate(folders[0], colour_folder, conformall=0.1), "conformal"),
+        (lambda: finetune.calibrate(folders[0], colour_folder, batch_size=0), "at least 1"),
+        (lambda: finetune.check(colour_folder, duplicate="near"), "did you mean duplicates"),
+        (lambda: finetune.report(folders[0], titel="x"), "did you mean title"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            call()
+    assert there.read_text() == "mine"
+
+
+def test_a_folder_is_checked(colour_folder: Path, tmp_path: Path, capsys) -> None:
+    assert finetune.check(colour_folder, cache_dir=tmp_path, quiet=True) == []
+    assert capsys.readouterr().out == ""
+    own = tmp_path / "own"
+    shutil.copytree(colour_folder, own)
+    (own / "red" / "00.png").write_bytes(b"no image")
+    findings = finetune.check(own, cache_dir=tmp_path)
+    assert [each.severity for each in findings] == ["error"]
+    assert findings[0].path.name == "00.png"
+    assert "1 error" in capsys.readouterr().out
+
+
+def test_a_run_is_exported_and_reported(run: finetune.Run, tmp_path: Path) -> None:
+    exported = finetune.export(run.folder, "classifier", format="safetensors")
+    assert exported.class_names == ("blue", "green", "red")
+    assert (tmp_path / "classifier" / "config.json").is_file()
+    page = finetune.report(run.folder, output="page.html", title="ours", quiet=True)
+    assert "ours" in page.read_text(encoding="utf-8")

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble as Ensemble
     from finetune.combining.soups import average_checkpoints as average_checkpoints
+    from finetune.commands.average import average as average
+    from finetune.commands.calibrate import calibrate as calibrate
+    from finetune.commands.check import check as check
+    from finetune.commands.ensemble import ensemble as ensemble
+    from finetune.commands.report import report as report
     from finetune.commands.run import Run as Run
     from finetune.commands.run import fit as fit
     from finetune.commands.run import test as test
@@ -39,14 +44,19 @@ _HOMES = {
     "Predictor": "finetune.prediction.loading",
     "Preprocessing": "finetune.preprocessing",
     "Run": "finetune.commands.run",
+    "average": "finetune.commands.average",
     "average_checkpoints": "finetune.combining.soups",
+    "calibrate": "finetune.commands.calibrate",
+    "check": "finetune.commands.check",
     "create_network": "finetune.networks.factory",
+    "ensemble": "finetune.commands.ensemble",
     "evaluate": "finetune.evaluation.evaluate",
     "export": "finetune.exporting.export",
     "fit": "finetune.commands.run",
     "load": "finetune.prediction.loading",
     "predict": "finetune.prediction",
     "read_checkpoint": "finetune.training.checkpoints",
+    "report": "finetune.commands.report",
     "test": "finetune.commands.run",
     "validate": "finetune.commands.run",
     "write_report": "finetune.reporting.report",

@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from finetune.commands.terminal import HushedText
 from finetune.errors import UsageError
 
+Where = str | os.PathLike[str]
+
 # Random numbers, warnings and the environment are the whole process's: a second thread waits.
 _TURN = threading.RLock()
 

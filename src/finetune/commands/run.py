@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from finetune.commands.guest import Where, as_guest
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.prediction.loading import Predictor
-
-Place = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +48,13 @@ class Run:
         return load(self.best)
 
     def test(
-        self, data: Place | None = None, *, quiet: bool = False, **options: Any
+        self, data: Where | None = None, *, quiet: bool = False, **options: Any
     ) -> dict[str, float | str]:
         """Judge the best checkpoint on the test images; see :func:`finetune.test`."""
         return test(self.folder, data, quiet=quiet, **options)
 
 
-def fit(data: Place | None = None, *, quiet: bool = False, **options: Any) -> Run:
+def fit(data: Where | None = None, *, quiet: bool = False, **options: Any) -> Run:
     """Fine-tune a classifier on a folder of images, as ``finetune fit`` does.
 
     All settings of the command are there by their last name, and chosen for the data where they are
@@ -73,7 +72,6 @@ def fit(data: Place | None = None, *, quiet: bool = False, **options: Any) -> Ru
         UsageError: a setting that is not there, or is out of its range.
         FinetuneError: images, a network or weights that cannot be used.
     """
-    from finetune.commands.guest import as_guest
     from finetune.commands.settings import as_arguments
 
     started = time.monotonic()
@@ -88,8 +86,8 @@ def fit(data: Place | None = None, *, quiet: bool = False, **options: Any) -> Ru
 
 
 def test(  # no test of pytest's
-    checkpoint: Place,
-    data: Place | None = None,  # noqa: PT028
+    checkpoint: Where,
+    data: Where | None = None,  # noqa: PT028
     *,
     quiet: bool = False,  # noqa: PT028
     **options: Any,
@@ -113,7 +111,7 @@ def test(  # no test of pytest's
 
 
 def validate(
-    checkpoint: Place, data: Place | None = None, *, quiet: bool = False, **options: Any
+    checkpoint: Where, data: Where | None = None, *, quiet: bool = False, **options: Any
 ) -> dict[str, float | str]:
     """Judge a checkpoint on the validation images; see :func:`finetune.test`."""
     return _judge("validate", checkpoint, data, options, quiet=quiet)
@@ -121,13 +119,12 @@ def validate(
 
 def _judge(
     verb: Literal["validate", "test"],
-    checkpoint: Place,
-    data: Place | None,
+    checkpoint: Where,
+    data: Where | None,
     options: Mapping[str, Any],
     *,
     quiet: bool,
 ) -> dict[str, float | str]:
-    from finetune.commands.guest import as_guest
     from finetune.commands.settings import as_arguments
 
     with as_guest(quiet=quiet):
@@ -140,7 +137,7 @@ def _judge(
         return judge(verb, given)
 
 
-def _root(data: Place | None) -> list[str]:
+def _root(data: Where | None) -> list[str]:
     """Absolute, so that the run's configuration is right from anywhere."""
     return [] if data is None else [f"--data.root={os.path.abspath(data)}"]
 

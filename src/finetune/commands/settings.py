@@ -42,7 +42,11 @@ def option_names(verb: Verb) -> dict[str, str]:
         ("data", signature(ImageFolderDataModule).parameters),
     )
     names = {name: f"{section}.{name}" for section, all_of in sections for name in all_of}
-    names = {name: option for name, option in names.items() if option not in GIVEN_ELSEWHERE}
+    names = {
+        name: option
+        for name, option in names.items()
+        if option not in GIVEN_ELSEWHERE and not name.startswith("_")
+    }
     own = {"fit": OF_FIT, "validate": OF_JUDGING, "test": OF_JUDGING + OF_TEST}[verb] + OF_ALL
     names |= {"strategy": "model.strategy", "seed": "seed_everything", "split_seed": "data.seed"}
     return names | {name: name for name in own}
