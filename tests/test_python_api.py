@@ -243,6 +243,20 @@ def test_fits_are_averaged_combined_and_calibrated_as_typed(
     assert calibrated.calibration is not None
 
 
+def test_an_ensemble_is_judged_and_warns_as_python_does(
+    twins: list[finetune.Run], colour_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [twin.folder for twin in twins]
+    settings = {"cache": "off", "quiet": True}
+    finetune.ensemble(folders, colour_folder, select="learned", output="picked.ckpt", **settings)
+    with pytest.raises(FinetuneError, match="helped to pick"):
+        finetune.validate("picked.ckpt", colour_folder, **settings)
+    with pytest.warns(UserWarning, match="helped to pick"):
+        figures = finetune.validate("picked.ckpt", colour_folder, allow_reuse=True, **settings)
+    assert 0 <= figures["accuracy"] <= 1
+    assert (capsys.readouterr().out, Path("runs/validate-1").is_dir()) == ("", True)
+
+
 def test_what_is_not_asked_for_is_not_written(twins: list[finetune.Run], tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     finetune.average([twin.best for twin in twins], quiet=True)

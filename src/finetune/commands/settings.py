@@ -24,6 +24,7 @@ OF_FIT = ("ckpt_path", "monitor", "patience", "resume", "time_limit", "track_to"
 OF_JUDGING = ("allow_reuse", "share")
 OF_TEST = ("track_to",)
 DASHED = ("allow_reuse", "time_limit", "track_to")
+FLAGS = ("allow_reuse",)
 REPEATED = ("imports", "track_to")  # several values are the option several times
 # Of the data module, but no settings: given by other means.
 GIVEN_ELSEWHERE = {"data.root", "data.preprocessing", "data.training_seed"}
@@ -74,11 +75,16 @@ def as_arguments(verb: Verb, settings: Mapping[str, Any]) -> list[str]:
     for option in options:
         if option not in full:
             _refuse(verb, option, [*names, *full])
-    return [
-        f"--{option.replace('_', '-') if option in DASHED else option}={_text(option, each)}"
-        for option, value in options.items()
-        for each in (value if option in REPEATED and not isinstance(value, str) else [value])
-    ]
+    return [text for option, value in options.items() for text in _typed(option, value)]
+
+
+def _typed(option: str, value: Any) -> list[str]:
+    """One option as it is typed: a flag alone, several values as the option several times."""
+    spelled = f"--{option.replace('_', '-') if option in DASHED else option}"
+    if option in FLAGS:
+        return [spelled] if value else []
+    several = option in REPEATED and not isinstance(value, str)
+    return [f"{spelled}={_text(option, each)}" for each in (value if several else [value])]
 
 
 def _refuse(verb: Verb, name: str, known: list[str]) -> None:
