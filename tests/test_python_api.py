@@ -304,3 +304,25 @@ def test_a_run_is_exported_and_reported(run: finetune.Run, tmp_path: Path) -> No
     assert (tmp_path / "classifier" / "config.json").is_file()
     page = finetune.report(run.folder, output="page.html", title="ours", quiet=True)
     assert "ours" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_guide_is_true(
+    colour_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for colour, name in (("red", "cat"), ("green", "dog")):
+        shutil.copytree(colour_folder / colour, tmp_path / "pets" / name)
+    shutil.copy(tmp_path / "pets" / "cat" / "00.png", tmp_path / "pets" / "cat" / "1.jpg")
+    guide = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    fit = finetune.fit
+    small = {**SMALL, "cache": "auto"}
+    monkeypatch.setattr(finetune, "fit", lambda data, **given: fit(data, **{**given, **small}))
+    known: dict = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # so few images warn of themselves
+        for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+            exec(block, known)
+    assert len(known["answers"].labels) == 13
+    assert known["wrong"] == []
+    assert len(known["whole"].parts) == 3
+    assert Path("report.html").is_file()
