@@ -1,6 +1,7 @@
 """What the commands do, Python can: with the same figures, and the caller's process as it was."""
 
 import json
+import logging
 import os
 import random
 import re
@@ -93,11 +94,12 @@ def test_the_callers_process_stays_as_it_was(
     def state() -> list:
         numbers = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
         shown = warnings.filters[:], warnings.showwarning, sys.stdout, sys.argv[:], os.getcwd()
-        levels = [__import__("logging").getLogger(f"lightning.{n}").level for n in ("pytorch",)]
-        return [dict(os.environ), *numbers[:2], numbers[2].tolist(), *shown, levels]
+        levels = [logging.getLogger(f"lightning.{name}").level for name in ("pytorch", "fabric")]
+        switches = [torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark]
+        return [switches, dict(os.environ), *numbers[:2], numbers[2].tolist(), *shown, levels]
 
     before = state()
-    first = finetune.fit(colour_folder, quiet=True, **SMALL)
+    first = finetune.fit(colour_folder, quiet=True, deterministic=True, **SMALL)
     assert state() == before
     with pytest.raises(UsageError):
         finetune.fit(colour_folder, quiet=True, **{**SMALL, "max_epochs": -3})
@@ -133,7 +135,7 @@ def test_a_fit_in_a_thread_hushes_nobody_else(
         ({"strategy": "heads"}, "head"),
         ({"seeds": 3}, "once for each member"),
         ({"folds": 3}, "once for each member"),
-        ({"devices": 2}, "torchrun"),
+        ({"devices": 2}, "run `finetune fit`"),
         ({"callbacks": [object()]}, "class_path"),
         ({"monitor": "val/nil"}, "val/nll"),
         ({"limit_val_batches": 2.5}, "limit_val_batches"),
@@ -278,6 +280,7 @@ def test_wrong_names_and_places_are_refused(
         (lambda: finetune.ensemble(folders, select="greedy"), "held-out"),
         (lambda: finetune.calibrate(folders[0], colour_folder, conformall=0.1), "conformal"),
         (lambda: finetune.calibrate(folders[0], colour_folder, batch_size=0), "at least 1"),
+        (lambda: finetune.ensemble(folders, calibrate="no"), "True or False"),
         (lambda: finetune.check(colour_folder, duplicate="near"), "did you mean duplicates"),
         (lambda: finetune.report(folders[0], titel="x"), "did you mean title"),
     ]:

@@ -21,7 +21,7 @@ _TURN = threading.RLock()
 
 @contextmanager
 def as_guest(*, quiet: bool = False) -> Iterator[None]:
-    """Give back random states, environment, warnings and log levels as they were found.
+    """Give back random states, environment, warnings and switches as they were found.
 
     Args:
         quiet: print nothing; what other threads print is shown.
@@ -29,8 +29,8 @@ def as_guest(*, quiet: bool = False) -> Iterator[None]:
     Raises:
         UsageError: what Lightning calls a misconfiguration, in its words.
     """
+    import torch
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from torch import cuda
 
     from finetune.commands.trainer import quiet_libraries
 
@@ -39,7 +39,13 @@ def as_guest(*, quiet: bool = False) -> Iterator[None]:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
-        _keep_random_states(stack, on_gpus=bool(cuda.is_initialized()))  # type: ignore[no-untyped-call]
+        _keep_random_states(stack, on_gpus=bool(torch.cuda.is_initialized()))  # type: ignore[no-untyped-call]
+        stack.callback(
+            torch.use_deterministic_algorithms,
+            torch.are_deterministic_algorithms_enabled(),
+            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         stack.enter_context(warnings.catch_warnings())
         quiet_libraries()
         if quiet:

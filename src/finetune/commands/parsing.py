@@ -55,6 +55,8 @@ class Parser(argparse.ArgumentParser):
         """A value as the option takes it; several values for an option of one or more."""
         if value is None or isinstance(value, bool):
             return value
+        if action.nargs == 0:
+            raise UsageError(f"Expected {action.dest} to be True or False, found {value!r}.")
         if action.nargs == "+":
             several = [value] if isinstance(value, str | os.PathLike) else value
             return [self._one(action, each) for each in several]

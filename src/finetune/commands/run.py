@@ -65,8 +65,8 @@ def fit(data: Where | None = None, *, quiet: bool = False, **options: Any) -> Ru
     Args:
         data: the folder, with one folder of images a class; not needed beside ``resume="RUN"``.
         quiet: print nothing.
-        options: settings. ``devices`` is 1 unless ``torchrun`` started the script: Lightning would
-            run the whole script again for every device.
+        options: settings. ``devices`` is 1: Lightning would run the caller's whole script again for
+            every further one.
 
     Raises:
         UsageError: a setting that is not there, or is out of its range.
@@ -76,7 +76,7 @@ def fit(data: Where | None = None, *, quiet: bool = False, **options: Any) -> Ru
 
     started = time.monotonic()
     _refuse_many(options)
-    if not {"resume", "config"} & set(options) and "LOCAL_RANK" not in os.environ:
+    if not {"resume", "config"} & set(options):
         options = {**options, "devices": _one_device(options)}
     arguments = [*_root(data), *as_arguments("fit", options)]
     with as_guest(quiet=quiet):
@@ -171,5 +171,5 @@ def _one_device(options: Mapping[str, Any]) -> Any:
         return devices
     raise UsageError(
         f"Expected one device, found devices={devices!r}, each of which would run the whole script "
-        "again; start the script by torchrun, or run `finetune fit`."
+        "again; run `finetune fit`."
     )
