@@ -37,7 +37,10 @@ class Differences:
         told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
         line = f"images that differ from those of the fit: {told}; {self.known} are as they were"
         if self.changed and not self.known:
-            line += "\nno content is known, so sides are the fit's by path; is it another folder?"
+            line += (
+                "\nno content is known, so sides are the fit's by path; is it another folder? "
+                "Then put its images into test/<class>/."
+            )
         return line
 
 
