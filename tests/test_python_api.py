@@ -301,12 +301,10 @@ def test_a_folder_is_checked(colour_folder: Path, tmp_path: Path, capsys) -> Non
     assert "1 error" in capsys.readouterr().out
 
 
-def test_a_run_is_exported_and_reported(run: finetune.Run, tmp_path: Path) -> None:
+def test_a_run_is_exported(run: finetune.Run, tmp_path: Path) -> None:
     exported = finetune.export(run.folder, "classifier", format="safetensors")
     assert exported.class_names == ("blue", "green", "red")
     assert (tmp_path / "classifier" / "config.json").is_file()
-    page = finetune.report(run.folder, output="page.html", title="ours", quiet=True)
-    assert "ours" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -328,4 +326,4 @@ def test_the_guide_is_true(
     assert len(known["answers"].labels) == 13
     assert known["wrong"] == []
     assert len(known["whole"].parts) == 3
-    assert Path("report.html").is_file()
+    assert "Pets" in Path("report.html").read_text(encoding="utf-8")
