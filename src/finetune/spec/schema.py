@@ -77,13 +77,13 @@ def number(least: float = -math.inf, most: float = math.inf, *, finite: bool = T
 
 def _between(least: float, most: float) -> str:
     """A range in words; one that leaves out 0 or 1 by a hair says so."""
-    lower = "above 0" if least == math.ulp(0.0) else f"from {least:g}"
     if least == -math.inf and most == math.inf:
         return "that is finite"
+    above = least == math.ulp(0.0)
     if most in (math.inf, 2**63 - 1):
-        return "above 0" if least == math.ulp(0.0) else f"of at least {least:g}"
+        return "above 0" if above else f"of at least {least:g}"
     upper = "below 1" if most == math.nextafter(1, 0) else f"{most:,}".removesuffix(".0")
-    return f"{lower} to {upper}" if upper != "below 1" else f"{lower} and {upper}"
+    return f"above 0 and at most {upper}" if above else f"from {least:g} to {upper}"
 
 
 def text(most: int = 4096, pattern: str = r".*", says: str = "text") -> Check:
