@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble as Ensemble
     from finetune.combining.soups import average_checkpoints as average_checkpoints
+    from finetune.commands.average import average as average
+    from finetune.commands.calibrate import calibrate as calibrate
+    from finetune.commands.check import check as check
+    from finetune.commands.ensemble import ensemble as ensemble
+    from finetune.commands.report import report as report
+    from finetune.commands.run import Run as Run
+    from finetune.commands.run import fit as fit
+    from finetune.commands.run import test as test
+    from finetune.commands.run import validate as validate
     from finetune.data.datamodule import ImageFolderDataModule as ImageFolderDataModule
     from finetune.errors import FinetuneError as FinetuneError
     from finetune.evaluation.evaluate import evaluate as evaluate
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from finetune.networks.factory import create_network as create_network
     from finetune.prediction import Predictions as Predictions
     from finetune.prediction import predict as predict
+    from finetune.prediction.loading import Predictor as Predictor
+    from finetune.prediction.loading import load as load
     from finetune.preprocessing import Preprocessing as Preprocessing
     from finetune.reporting.report import write_report as write_report
     from finetune.training.checkpoints import read_checkpoint as read_checkpoint
@@ -30,13 +41,24 @@ _HOMES = {
     "ImageClassifier": "finetune.training.classifier",
     "ImageFolderDataModule": "finetune.data.datamodule",
     "Predictions": "finetune.prediction",
+    "Predictor": "finetune.prediction.loading",
     "Preprocessing": "finetune.preprocessing",
+    "Run": "finetune.commands.run",
+    "average": "finetune.commands.average",
     "average_checkpoints": "finetune.combining.soups",
+    "calibrate": "finetune.commands.calibrate",
+    "check": "finetune.commands.check",
     "create_network": "finetune.networks.factory",
+    "ensemble": "finetune.commands.ensemble",
     "evaluate": "finetune.evaluation.evaluate",
     "export": "finetune.exporting.export",
+    "fit": "finetune.commands.run",
+    "load": "finetune.prediction.loading",
     "predict": "finetune.prediction",
     "read_checkpoint": "finetune.training.checkpoints",
+    "report": "finetune.commands.report",
+    "test": "finetune.commands.run",
+    "validate": "finetune.commands.run",
     "write_report": "finetune.reporting.report",
 }
 __all__ = sorted(_HOMES)

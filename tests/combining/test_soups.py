@@ -95,7 +95,7 @@ def test_greedy_finds_the_known_right_answer(
 
     def shifted(sign: float) -> Callable[[dict[str, Tensor]], None]:
         def change(state_dict: dict[str, Tensor]) -> None:
-            state_dict["network.fc.bias"] += sign * torch.tensor([1.5, -1.5, 0.0])
+            state_dict["network.fc.bias"] += sign * torch.tensor([4.0, -4.0, 0.0])
 
         return change
 

@@ -6,8 +6,8 @@ import torch
 
 from finetune import cli
 from finetune.combining.ensemble import Ensemble
-from finetune.commands.loading import load_answerer
 from finetune.prediction import predict
+from finetune.prediction.loading import load_answerer
 from finetune.training.checkpoints import read_checkpoint, read_content, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 

@@ -11,9 +11,9 @@ import torch
 from finetune import predict
 from finetune.cli import main
 from finetune.commands import teaching
-from finetune.commands.loading import load_answerer
 from finetune.commands.teaching import teacher_probabilities
 from finetune.data.datamodule import ImageFolderDataModule
+from finetune.prediction.loading import load_answerer
 from finetune.training.checkpoints import read_checkpoint, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.feature_store import FeatureStore

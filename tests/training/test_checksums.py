@@ -72,7 +72,8 @@ def test_every_bit_of_a_tensor_counts(tensor: torch.Tensor) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     classifier = ImageClassifier(("a", "b"), "test_resnet", pretrained=False, image_size=32)
-    val = {"logits": torch.rand(50, 2), "labels": torch.zeros(50, dtype=torch.long), "paths": []}
+    val = {"logits": torch.rand(50, 2), "labels": torch.zeros(50, dtype=torch.long)}
+    val |= {"paths": [f"{number}.png" for number in range(50)]}
     write_checkpoint(
         tmp_path / "x.ckpt",
         state_dict=classifier.state_dict(),

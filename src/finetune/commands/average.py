@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from finetune.commands.guest import Where, as_guest
 from finetune.commands.held_out import (
     add_data_options,
     build_datamodule,
     warnings_in_one_line,
 )
-from finetune.commands.outputs import CHECKPOINTS, add_output, checked_output
+from finetune.commands.outputs import CHECKPOINTS, add_output, wanted_output
 from finetune.commands.parsing import Parser
 
 if TYPE_CHECKING:
@@ -20,7 +22,41 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Average, judge where there are pictures, write, and say what it brought."""
     options = _parser().parse_args(arguments)
-    output = checked_output(
+    with warnings_in_one_line():
+        _average(options)
+    return 0
+
+
+def average(
+    checkpoints: Where | Sequence[Where],
+    data: Where | None = None,
+    *,
+    output: Where | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Soup:
+    """Average the weights of fits of one backbone, as ``finetune average`` does.
+
+    Args:
+        checkpoints: files, run folders, or groups of them.
+        data: the folder of images that the fits were made with; what they held out judges.
+        output: the ``.ckpt`` file to write; without one nothing is written.
+        quiet: print nothing.
+        options: of the command by name, such as ``method="greedy"``, ``coefficients=[0.3, 0.7]``,
+            ``overwrite=True``.
+
+    Raises:
+        CheckpointMismatchError: checkpoints that cannot be averaged, with the reason.
+        UsageError: settings that contradict each other, or an output that must not be written.
+    """
+    given = {"checkpoints": checkpoints, "root": data, "output": output, **options}
+    chosen = _parser().options_from(**given)
+    with as_guest(quiet=quiet):
+        return _average(chosen)
+
+
+def _average(options: argparse.Namespace) -> Soup:
+    output = wanted_output(
         options.output,
         endings=CHECKPOINTS,
         overwrite=options.overwrite,
@@ -34,29 +70,30 @@ def main(arguments: list[str]) -> int:
     from finetune.commands.trainer import quiet_libraries
 
     quiet_libraries()
-    with warnings_in_one_line():
-        ingredients = survey(with_members(options.checkpoints))
-        records = [record for each in ingredients for record in each.fitted_on]
+    ingredients = survey(with_members(options.checkpoints))
+    records = [record for each in ingredients for record in each.fitted_on]
+    if output is not None:
         output.keep_off(fits=records)
-        datamodule = None
-        if options.root is not None:
-            datamodule = build_datamodule(options, records, ingredients[0].class_names)
-        soup = average_checkpoints(
-            [each.path for each in ingredients],
-            method=options.method,
-            coefficients=options.coefficients,
-            datamodule=datamodule,
-            metric=options.metric,
-            batchnorm=options.batchnorm,
-            share=options.share,
-        )
+    datamodule = None
+    if options.root is not None:
+        datamodule = build_datamodule(options, records, ingredients[0].class_names)
+    soup = average_checkpoints(
+        [each.path for each in ingredients],
+        method=options.method,
+        coefficients=options.coefficients,
+        datamodule=datamodule,
+        metric=options.metric,
+        batchnorm=options.batchnorm,
+        share=options.share,
+    )
     names = [str(each.path) for each in ingredients]
     for line in describe_soup(soup, names, options.metric):
         print(line)
-    with output.writing() as beside:
-        soup.save(beside)
-    print(f"average written to {output.path}")
-    return 0
+    if output is not None:
+        with output.writing() as beside:
+            soup.save(beside)
+        print(f"average written to {output.path}")
+    return soup
 
 
 def describe_soup(soup: Soup, names: list[str], metric: str) -> list[str]:
@@ -85,7 +122,7 @@ def describe_soup(soup: Soup, names: list[str], metric: str) -> list[str]:
     return rows
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="finetune average",
         description="Average the weights of fits of one backbone, best from one common head. "

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from finetune.commands.guest import Where, as_guest
 from finetune.commands.held_out import (
     add_data_options,
     build_held_out,
     warnings_in_one_line,
 )
-from finetune.commands.outputs import CHECKPOINTS, add_output, checked_output
+from finetune.commands.outputs import CHECKPOINTS, add_output, wanted_output
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
@@ -23,7 +24,44 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Fit on held-out pictures that picked nothing, and write a copy that answers calibrated."""
     options = _parser().parse_args(arguments)
-    output = checked_output(
+    with warnings_in_one_line():
+        _calibrate(options)
+    return 0
+
+
+def calibrate(
+    checkpoint: Where,
+    data: Where,
+    *,
+    output: Where | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Ensemble:
+    """Fit a temperature, and rules on request, as ``finetune calibrate`` does.
+
+    Args:
+        checkpoint: the file of a classifier, an average or an ensemble, or a run folder.
+        data: the folder of images that the fits were made with; what they held out calibrates.
+        output: the ``.ckpt`` file to write; without one nothing is written.
+        quiet: print nothing.
+        options: of the command by name, such as ``reject_risk=0.05``, ``conformal=0.1``,
+            ``split="test"``, ``overwrite=True``.
+
+    Returns:
+        What answers calibrated: a classifier as an ensemble of one.
+
+    Raises:
+        CalibrationError: images that have picked members, or none at all.
+        UsageError: a setting that is not there, or an output that must not be written.
+    """
+    given = {"checkpoint": checkpoint, "root": data, "output": output, **options}
+    chosen = _parser().options_from(**given)
+    with as_guest(quiet=quiet):
+        return _calibrate(chosen)
+
+
+def _calibrate(options: argparse.Namespace) -> Ensemble:
+    output = wanted_output(
         options.output,
         endings=CHECKPOINTS,
         overwrite=options.overwrite,
@@ -39,25 +77,26 @@ def main(arguments: list[str]) -> int:
 
     quiet_libraries()
     path = checkpoint_file(options.checkpoint)
-    with warnings_in_one_line():
-        ensemble = Ensemble.from_file(path)
+    ensemble = Ensemble.from_file(path)
+    if output is not None:
         output.keep_off(fits=ensemble.fitted_on)
-        datamodule = build_held_out(options, ensemble)
-        calibrated = ensemble.calibrate(
-            datamodule,
-            reject_risk=options.reject_risk,
-            conformal=options.conformal,
-            score=options.score,
-            share=options.share,
-            split=options.split,
-            allow_reuse=options.allow_reuse,
-        )
+    datamodule = build_held_out(options, ensemble)
+    calibrated = ensemble.calibrate(
+        datamodule,
+        reject_risk=options.reject_risk,
+        conformal=options.conformal,
+        score=options.score,
+        share=options.share,
+        split=options.split,
+        allow_reuse=options.allow_reuse,
+    )
     for line in describe_calibration(calibrated.calibration):
         print(line)
-    with output.writing() as beside:
-        _write(calibrated, path, beside)
-    print(f"calibrated checkpoint written to {output.path}")
-    return 0
+    if output is not None:
+        with output.writing() as beside:
+            _write(calibrated, path, beside)
+        print(f"calibrated checkpoint written to {output.path}")
+    return calibrated
 
 
 def describe_calibration(calibration: Calibration | None) -> list[str]:
@@ -118,7 +157,7 @@ def _write(calibrated: Ensemble, source: Path, beside: Path) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="finetune calibrate",
         description="Fit one temperature to a checkpoint's or an ensemble's answers, and on "

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from finetune.commands.guest import Where, as_guest
 from finetune.commands.parsing import Parser, whole_number
 from finetune.commands.terminal import on_terminal, shown
 
@@ -23,6 +24,32 @@ SHOWN = 20  # of each kind, where not all are asked for
 def main(arguments: list[str]) -> int:
     """Check a folder; 0 when all is well, 1 when something would make a figure wrong."""
     options = _parser().parse_args(arguments)
+    findings = _check(options)
+    wrong = any(finding.severity == "error" for finding in findings)
+    return SOMETHING_WRONG if wrong else ALL_WELL
+
+
+def check(data: Where, *, quiet: bool = False, **options: Any) -> list[Finding]:
+    """Open every image of a folder and say what is wrong, as ``finetune check`` does.
+
+    Args:
+        data: the folder.
+        quiet: print nothing.
+        options: of the command by name, such as ``duplicates="near"``, ``manifest="list.csv"``.
+
+    Returns:
+        What is worth knowing, each with its ``path``, ``severity``, ``problem`` and ``remedy``. One
+        of the severity ``error`` would make a figure wrong.
+
+    Raises:
+        DataError: no folder of images.
+    """
+    chosen = _parser().options_from(folder=data, **options)
+    with as_guest(quiet=quiet):
+        return _check(chosen, progress=not quiet)
+
+
+def _check(options: argparse.Namespace, *, progress: bool = True) -> list[Finding]:
     from finetune.data.folder import scan_folder
     from finetune.data.health import check_folder
     from finetune.data.inspection import inspect_files
@@ -41,18 +68,17 @@ def main(arguments: list[str]) -> int:
         max_pixels=options.max_pixels,
         perceptual=options.duplicates == "near",
         cache_dir=options.cache_dir,
-        progress=not options.json,
+        progress=progress and not options.json,
     )
     findings = check_folder(folder, inspections, duplicates=options.duplicates)
     if options.json:
         print(json.dumps(_as_values(folder, inspections, findings), ensure_ascii=True, indent=2))
     else:
         _print_report(folder, inspections, findings, everything=options.all)
-    wrong = any(finding.severity == "error" for finding in findings)
-    return SOMETHING_WRONG if wrong else ALL_WELL
+    return findings
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="finetune check",
         description="Open every picture of a folder and say what is wrong, why, and what to do. "

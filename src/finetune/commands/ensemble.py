@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.commands.guest import Where, as_guest
 from finetune.commands.held_out import (
     add_data_options,
     build_held_out,
@@ -17,23 +17,90 @@ from finetune.commands.outputs import (
     FIGURES,
     Output,
     add_output,
-    checked_output,
+    wanted_output,
 )
 from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.held_out import HeldOut
-    from finetune.evaluation.held_out_loss import Metric
 
 
 def main(arguments: list[str]) -> int:
     """Combine, select and calibrate where asked, write, and show what each member is worth."""
     options = _parser().parse_args(arguments)
+    with warnings_in_one_line():
+        _combine(options)
+    return 0
+
+
+def ensemble(
+    checkpoints: Where | Sequence[Where],
+    data: Where | None = None,
+    *,
+    output: Where | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Ensemble:
+    """Combine the answers of checkpoints of any backbones, as ``finetune ensemble`` does.
+
+    Args:
+        checkpoints: files, run folders, groups of them, other ensembles and saved predictions.
+        data: the folder of images that the fits were made with; what they held out selects and
+            calibrates.
+        output: the ``.ckpt`` file to write; without one nothing is written.
+        quiet: print nothing.
+        options: of the command by name, such as ``select="greedy"``, ``calibrate=True``,
+            ``pooling="geometric"``, ``overwrite=True``.
+
+    Raises:
+        CheckpointMismatchError: members with different classes.
+        UsageError: settings that contradict each other, or an output that must not be written.
+    """
+    given = {"checkpoints": checkpoints, "root": data, "output": output, **options}
+    chosen = _parser().options_from(**given)
+    with as_guest(quiet=quiet):
+        return _combine(chosen)
+
+
+def _combine(options: argparse.Namespace) -> Ensemble:
     output, figure = checked_outputs(options)
+    calibrates = _checked_calibration(options, figure)
+
+    from finetune.combining.ensemble import Ensemble
+    from finetune.commands.many import with_members
+    from finetune.commands.many_heads import heads_on_one_backbone
+    from finetune.commands.trainer import quiet_libraries
+
+    quiet_libraries()
+    if options.heads is not None:
+        whole = heads_on_one_backbone(options)
+    else:
+        whole = Ensemble.from_checkpoints(
+            with_members(options.checkpoints),
+            coefficients=options.coefficients,
+            pooling=options.pooling,
+        )
+    for each in filter(None, (output, figure)):
+        each.keep_off(fits=whole.fitted_on)
+    chosen = whole
+    if options.root is not None:
+        datamodule = build_held_out(options, whole)
+        chosen = select_and_show(whole, datamodule, options)
+        if figure is not None:
+            write_diversity(figure, whole, whole.held_out(datamodule))
+        if calibrates:
+            chosen = calibrate_and_show(chosen, datamodule, options)
+    if output is not None:
+        with output.writing() as beside:
+            chosen.save(beside)
+        print(f"ensemble of {len(chosen.parts)} written to {output.path}")
+    return chosen
+
+
+def _checked_calibration(options: argparse.Namespace, figure: Output | None) -> bool:
+    """Whether something is to be calibrated; refuses what needs images where there are none."""
     calibrates = options.calibrate or options.reject_risk is not None
     calibrates = calibrates or options.conformal is not None
     if figure is not None and options.root is None:
@@ -46,49 +113,18 @@ def main(arguments: list[str]) -> int:
             "Expected held-out pictures to select or calibrate on, found none; "
             "add --data.root DIR, or take --select all."
         )
-
-    from finetune.combining.ensemble import Ensemble
-    from finetune.commands.many import with_members
-    from finetune.commands.many_heads import heads_on_one_backbone
-    from finetune.commands.trainer import quiet_libraries
-
-    quiet_libraries()
-    with warnings_in_one_line():
-        if options.heads is not None:
-            whole = heads_on_one_backbone(options)
-        else:
-            whole = Ensemble.from_checkpoints(
-                with_members(options.checkpoints),
-                coefficients=options.coefficients,
-                pooling=options.pooling,
-            )
-        for each in filter(None, (output, figure)):
-            each.keep_off(fits=whole.fitted_on)
-        chosen = whole
-        if options.root is not None:
-            datamodule = build_held_out(options, whole)
-            chosen = select_and_show(whole, datamodule, options)
-            if figure is not None:
-                write_diversity(figure, whole, whole.held_out(datamodule))
-            if calibrates:
-                chosen = calibrate_and_show(chosen, datamodule, options)
-    with output.writing() as beside:
-        chosen.save(beside)
-    print(f"ensemble of {len(chosen.parts)} written to {output.path}")
-    return 0
+    return bool(calibrates)
 
 
-def checked_outputs(options: argparse.Namespace) -> tuple[Output, Output | None]:
+def checked_outputs(options: argparse.Namespace) -> tuple[Output | None, Output | None]:
     """The ensemble's place, and the figure's where one is asked for."""
     rule: dict[str, Any] = {
         "overwrite": options.overwrite,
         "inputs": [*options.checkpoints, options.manifest],
         "images": [options.root],
     }
-    output = checked_output(options.output, endings=CHECKPOINTS, **rule)
-    if options.figure is None:
-        return output, None
-    return output, checked_output(options.figure, endings=FIGURES, option="--figure", **rule)
+    output = wanted_output(options.output, endings=CHECKPOINTS, **rule)
+    return output, wanted_output(options.figure, endings=FIGURES, option="--figure", **rule)
 
 
 def select_and_show(whole: Ensemble, datamodule: Any, options: argparse.Namespace) -> Ensemble:
@@ -102,6 +138,8 @@ def select_and_show(whole: Ensemble, datamodule: Any, options: argparse.Namespac
         share=options.share,
         seed=options.seed,
     )
+    from finetune.commands.member_worth import describe_ensemble, honest_accuracy
+
     held_out = whole.held_out(datamodule)
     for line in describe_ensemble(whole, chosen, held_out, chosen.held_out(datamodule)):
         print(line)
@@ -128,6 +166,7 @@ def calibrate_and_show(chosen: Ensemble, datamodule: Any, options: argparse.Name
 def write_diversity(figure: Output, whole: Ensemble, held_out: HeldOut) -> None:
     """The members' pairs as a picture: who gives other answers, and who errs together."""
     from finetune.combining.diversity import diversity
+    from finetune.commands.member_worth import row_names
     from finetune.reporting.diversity import diversity_figure
     from finetune.reporting.style import save_png
 
@@ -137,130 +176,7 @@ def write_diversity(figure: Output, whole: Ensemble, held_out: HeldOut) -> None:
     print(f"diversity of the members in {figure.path}")
 
 
-def describe_ensemble(
-    whole: Ensemble, chosen: Ensemble, held_out: HeldOut, of_chosen: HeldOut
-) -> list[str]:
-    """A row a member or recipe, one for the ensemble, its diversity, and whether it is best.
-
-    Args:
-        whole, chosen: before and after the selection.
-        held_out, of_chosen: what they answered to the same pictures.
-    """
-    from finetune.combining.diversity import diversity
-    from finetune.evaluation.held_out_loss import held_out_loss
-
-    rows = picking_rows(chosen, held_out)
-    labels, members = held_out.labels[rows], held_out.member_logits[:, rows]
-    kept = [0.0] * len(whole.parts)
-    for position, value in zip(
-        _positions(whole.member_names, chosen.member_names), chosen.coefficients, strict=True
-    ):
-        kept[position] = value
-    names = row_names(whole, held_out)
-    width = max(len("ensemble"), *map(len, names))
-
-    def figures(logits: Tensor, votes: bool = False) -> str:
-        accuracy = f"accuracy {1 - held_out_loss(logits, labels, 'accuracy'):.4f}"
-        # Shares of votes are no probabilities: their likelihood says nothing.
-        return accuracy if votes else f"{accuracy}  nll {held_out_loss(logits, labels, 'nll'):.4f}"
-
-    lines = [
-        f"{name:<{width}}  {figures(member)}  coefficient {value:.3f}"
-        f"  {1000 * seconds / max(len(held_out.ids), 1):.1f} ms a picture"
-        for name, member, value, seconds in zip(
-            names, members, held_out.of_rows(kept), held_out.seconds, strict=True
-        )
-    ]
-    pooled = chosen.pool_held_out(of_chosen, rows)
-    metric: Metric = "accuracy" if chosen.pooling == "vote" else "nll"
-    lines.append(f"{'ensemble':<{width}}  {figures(pooled, votes=metric == 'accuracy')}")
-    answers = of_chosen.member_logits[:, rows]
-    found = diversity(
-        answers,
-        labels,
-        of_chosen.of_rows(chosen.coefficients),
-        pooling=chosen.pooling,
-        metric=metric,
-    )
-    pairs = max(len(answers) * (len(answers) - 1), 1)
-    lines.append(
-        f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
-        f"one of them right {found.oracle_accuracy:.4f}; "
-        f"pooling gains {found.ambiguity:.4f} {metric}"
-    )
-    best = min(held_out_loss(member, labels, metric) for member in members)
-    gain = best - held_out_loss(pooled, labels, metric)
-    verdict = "better than" if gain > 1e-9 else "equal to" if gain > -1e-9 else "worse than"
-    lines.append(f"the ensemble is {verdict} the best member by held-out {metric} ({gain:+.4f})")
-    return lines
-
-
-def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Namespace) -> str:
-    """The ensemble's accuracy with its interval, on answers that no selection has profited from."""
-    from finetune.combining.selection import choose_coefficients, cross_validated_answers
-    from finetune.evaluation.intervals import wilson_interval
-
-    rows = picking_rows(chosen, held_out)
-    labels = held_out.labels[rows]
-    if options.select == "all":
-        kind, answers = "held-out", chosen.pool_held_out(held_out, rows)
-    elif len(rows) < 2:
-        return "too few held-out pictures to say how good the ensemble is"
-    else:
-        kind = "cross-validated"
-        answers = cross_validated_answers(
-            held_out.member_logits[:, rows],
-            labels,
-            lambda members, truth: choose_coefficients(
-                members,
-                truth,
-                method=options.select,
-                metric=options.metric,
-                pooling=chosen.pooling,
-                max_members=options.max_members,
-            ),
-            pooling=chosen.pooling,
-            seed=options.seed,
-        )
-    right = int((answers.argmax(dim=-1) == labels).sum())
-    low, high = wilson_interval(right, len(labels))
-    source = " out-of-fold answers" if held_out.is_out_of_fold else " pictures"
-    return (
-        f"{kind} accuracy of the ensemble {right / len(labels):.4f} "
-        f"(95 % interval {low:.3f} to {high:.3f}, {len(labels)}{source})"
-    )
-
-
-def picking_rows(chosen: Ensemble, held_out: HeldOut) -> list[int]:
-    """The pictures that picked; all of them where none has, for then all show the members."""
-    picked = set(chosen.roles.get("pick", held_out.ids))
-    rows = [row for row, identity in enumerate(held_out.ids) if identity in picked]
-    return rows or list(range(len(held_out.ids)))
-
-
-def row_names(whole: Ensemble, held_out: HeldOut) -> list[str]:
-    """The members' names; of several folds the group's, or the first one's."""
-    names = []
-    for column in held_out.columns or [(index,) for index in range(len(whole.parts))]:
-        name = whole.member_names[column[0]]
-        run = Path(name).parent.parent
-        if len(column) > 1:
-            name = f"{run.parent if run.name else name} ({len(column)} folds)"
-        names.append(name)
-    return names
-
-
-def _positions(names: Sequence[str], chosen: Sequence[str]) -> list[int]:
-    """Where the chosen members stand among all, also when one file was given twice."""
-    positions: list[int] = []
-    for name in chosen:
-        positions.append(
-            next(i for i, each in enumerate(names) if each == name and i not in positions)
-        )
-    return positions
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="finetune ensemble",
         description="Combine checkpoints of any backbones and sizes, other ensembles and saved "

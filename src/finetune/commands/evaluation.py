@@ -47,10 +47,17 @@ class Judged(NamedTuple):
         return 1000 * self.seconds / len(self.labels)
 
 
-def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
+def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     """Run one pass over the held-out images; write ``metrics.json`` and, for test, the report.
 
     Figures of another folder's pictures stand beside those of the first, under its name.
+
+    Args:
+        verb: that judges.
+        arguments: its options, as they are typed.
+
+    Returns:
+        The figures, as ``metrics.json`` keeps them.
     """
     from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import quiet_libraries
@@ -69,17 +76,18 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     pictures = str(judged.root.resolve())
     folder = _folder_for(judged)
     key = free_stage(folder, stage, pictures)
-    write_metrics(
-        folder,
-        key,
-        {**figures, "pictures": pictures, "ms_per_picture": judged.ms_per_picture},
-    )
+    kept: dict[str, float | str] = {
+        **figures,
+        "pictures": pictures,
+        "ms_per_picture": judged.ms_per_picture,
+    }
+    write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
     if stage == "test":
         evaluation, page = _write_report(judged, folder, "report" + key.removeprefix("test"))
         print(f"report    {page}")
         _track(folder, page.parent, evaluation, named_entities)
-    return 0
+    return kept
 
 
 def _is_combined(path: str) -> bool:
@@ -92,15 +100,14 @@ def _is_combined(path: str) -> bool:
 
 def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
-    from finetune.commands.held_out import say_differences, warnings_in_one_line
+    from finetune.commands.held_out import say_differences
     from finetune.commands.trainer import FinetuneCLI
     from finetune.reporting.embeddings import recorded_features
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
     cli.model.take_over(cli.checkpoint)
-    with warnings_in_one_line():
-        cli.datamodule.setup(verb)
+    cli.datamodule.setup(verb)
     say_differences(cli.datamodule, cli.record)
     started = time.perf_counter()
     with recorded_features(cli.model) as features:
@@ -143,25 +150,24 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     """An ensemble, or anything calibrated: each picture decoded once for all members."""
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.roles import in_whole_ids, refuse_reuse
-    from finetune.commands.held_out import build_held_out, warnings_in_one_line
+    from finetune.commands.held_out import build_held_out
     from finetune.reporting.embeddings import recorded_features
 
     options = _combined_parser(verb).parse_args(arguments)
     if options.root is None:
         raise UsageError("Expected a folder of pictures, found none; add --data.root DIR.")
     stage: Stage = "val" if verb == "validate" else "test"
-    with warnings_in_one_line():
-        ensemble = Ensemble.from_file(options.ckpt_path)
-        datamodule = build_held_out(options, ensemble)
-        modules = list(datamodule.values()) if isinstance(datamodule, dict) else [datamodule]
-        for module in modules:
-            module.setup(verb)
-        started = time.perf_counter()
-        with recorded_features(ensemble) as features:
-            held_out = ensemble.held_out(datamodule, stage)
-        seconds = time.perf_counter() - started
-        roles = in_whole_ids(ensemble.roles, held_out.paths, held_out.ids)
-        refuse_reuse(roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
+    ensemble = Ensemble.from_file(options.ckpt_path)
+    datamodule = build_held_out(options, ensemble)
+    modules = list(datamodule.values()) if isinstance(datamodule, dict) else [datamodule]
+    for module in modules:
+        module.setup(verb)
+    started = time.perf_counter()
+    with recorded_features(ensemble) as features:
+        held_out = ensemble.held_out(datamodule, stage)
+    seconds = time.perf_counter() - started
+    roles = in_whole_ids(ensemble.roles, held_out.paths, held_out.ids)
+    refuse_reuse(roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
     return Judged(
         ensemble.calibrated(ensemble.pool_held_out(held_out)),
         held_out.labels,

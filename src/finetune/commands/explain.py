@@ -19,8 +19,8 @@ def main(arguments: list[str]) -> int:
         images=options.pictures,
     )
 
-    from finetune.commands.loading import fits_of, load_answerer
     from finetune.prediction import find_pictures
+    from finetune.prediction.loading import fits_of, load_answerer
     from finetune.reporting.explain import explain
     from finetune.reporting.overlays import panels
 

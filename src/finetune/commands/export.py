@@ -26,10 +26,10 @@ def main(arguments: list[str]) -> int:
     )
 
     from finetune.combining.ensemble_file import checkpoint_file
-    from finetune.commands.loading import fits_of, load_answerer
     from finetune.commands.trainer import quiet_libraries
     from finetune.exporting.export import export
     from finetune.exporting.onnx_file import require_packages
+    from finetune.prediction.loading import fits_of, load_answerer
 
     if options.format == "onnx":
         require_packages()

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    """Fit one classifier; the run folder stays only if there is something to keep."""
+    """Fit one classifier, or several members of a group."""
     from finetune.commands.many import fit_many, many_fits, resumed_group
-    from finetune.commands.resuming import resumed_run
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
 
     started = time.monotonic()
@@ -48,10 +47,24 @@ def main(arguments: list[str]) -> int:
         cli.datamodule.setup("fit")
         check_figures(cli)
         return fit_many(several, _new_folder(cli))
+    fit_one(arguments, started=started)
+    return 0
+
+
+def fit_one(arguments: list[str], *, started: float) -> Path:
+    """Fit one classifier; its run folder stays only if there is something to keep.
+
+    Args:
+        arguments: the options of ``finetune fit``.
+        started: when, by the monotonic clock, a time limit began to count.
+    """
+    from finetune.commands.resuming import resumed_run
+    from finetune.commands.trainer import FinetuneCLI
+
     resumed = resumed_run(arguments)
     if resumed is not None and resumed.is_finished:
         say_finished(resumed)
-        return 0
+        return resumed.run
     cli = FinetuneCLI("fit", arguments if resumed is None else resumed.arguments)
     limit = parse_time(cli.config.time_limit)
     deadline = None if limit is None else started + limit
@@ -61,7 +74,7 @@ def main(arguments: list[str]) -> int:
         for place in (resumed.run, resumed.run / "checkpoints"):
             remove_left_behind(place)
         fit(cli, resumed.run, deadline=deadline, resumed=resumed)
-        return 0
+        return resumed.run
     folder = _new_folder(cli)
     try:
         fit(cli, folder, deadline=deadline)
@@ -69,7 +82,7 @@ def main(arguments: list[str]) -> int:
         if not any((folder / "checkpoints").glob("*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    return 0
+    return folder
 
 
 def check_figures(cli: FinetuneCLI) -> None:

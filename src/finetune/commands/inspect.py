@@ -90,9 +90,9 @@ def main(arguments: list[str]) -> int:
 
 def _open(given: Any) -> tuple[nn.Module, dict[str, int], tuple[SplitRecord, ...]]:
     """The network, the sizes at which to look at it, and how its fit split its images."""
-    from finetune.commands.loading import fits_of
     from finetune.networks.baselines import is_baseline
     from finetune.networks.factory import create_network, preprocessing_of
+    from finetune.prediction.loading import fits_of
     from finetune.training.classifier import ImageClassifier
 
     path = Path(given.network)

@@ -173,6 +173,11 @@ def checked_output(
     return output
 
 
+def wanted_output(path: Place, **rule: Any) -> Output | None:
+    """As :func:`checked_output`; None where nothing is to be written, which Python may ask for."""
+    return None if path is None else checked_output(path, **rule)
+
+
 def _fitted_roots(fits: Iterable[SplitRecord]) -> list[str]:
     """The folders of images that old checkpoints tell, as far as they lie where they lay."""
     roots = {str(fit.settings["root"]) for fit in fits if fit.settings.get("root")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,42 @@ class Parser(argparse.ArgumentParser):
             return argument
         alike = {_dashed(option): option for option in self._option_string_actions}
         return alike.get(_dashed(name), name) + sign + value
+
+    def options_from(self, **given: Any) -> argparse.Namespace:
+        """What the options would be, from values by name instead of text; the rest by default.
+
+        Raises:
+            UsageError: a name or a value that the command does not have.
+        """
+        actions = {each.dest: each for each in self._actions if each.dest != "help"}
+        for name, value in given.items():
+            if name not in actions:
+                nearest = difflib.get_close_matches(name, actions, n=1, cutoff=0.5)
+                hint = f"did you mean {nearest[0]}?" if nearest else f"see {self.prog} --help."
+                raise UsageError(f"Expected a setting of {self.prog}, found {name!r}; {hint}")
+            given[name] = self._taken(actions[name], value)
+        defaults = {name: each.default for name, each in actions.items()}
+        return argparse.Namespace(**{**defaults, **given})
+
+    def _taken(self, action: argparse.Action, value: Any) -> Any:
+        """A value as the option takes it; several values for an option of one or more."""
+        if value is None or isinstance(value, bool):
+            return value
+        if action.nargs == 0:
+            raise UsageError(f"Expected {action.dest} to be True or False, found {value!r}.")
+        if action.nargs == "+":
+            several = [value] if isinstance(value, str | os.PathLike) else value
+            return [self._one(action, each) for each in several]
+        return self._one(action, value)
+
+    def _one(self, action: argparse.Action, value: Any) -> Any:
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        try:
+            taken = self._get_value(action, str(value))
+            self._check_value(action, taken)
+        except argparse.ArgumentError as error:
+            raise UsageError(f"{error}.") from error
+        return taken
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving the process."""

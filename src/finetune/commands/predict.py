@@ -26,10 +26,10 @@ def main(arguments: list[str]) -> int:
 
     from lightning import Trainer
 
-    from finetune.commands.loading import fits_of, load_answerer
     from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_pictures, predict
+    from finetune.prediction.loading import fits_of, load_answerer
 
     quiet_libraries()
     files = find_pictures(pictures)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from finetune.commands.guest import Where, as_guest
 from finetune.commands.outputs import (
     PAGES,
     TABLES,
@@ -29,7 +30,38 @@ RUN_FILES = ("config.yaml", "metrics.json")  # a fit's folder, a test's folder
 
 def main(arguments: list[str]) -> int:
     """One page about everything given, side by side or as the folds of one cross-validation."""
-    options = _parser().parse_args(arguments)
+    _report(_parser().parse_args(arguments))
+    return 0
+
+
+def report(
+    sources: Where | Sequence[Where],
+    *,
+    output: Where | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Path:
+    """Write one HTML page about runs, checkpoints or predictions, as ``finetune report`` does.
+
+    Args:
+        sources: run folders, ``.ckpt`` files or predictions ``.csv``, side by side.
+        output: the ``.html`` file; by default ``report.html``, or the next free name.
+        quiet: print nothing.
+        options: of the command by name, such as ``title="..."``, ``folds=True``,
+            ``overwrite=True``.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: the same source twice, or an output that must not be written.
+    """
+    chosen = _parser().options_from(sources=sources, output=output, **options)
+    with as_guest(quiet=quiet):
+        return _report(chosen)
+
+
+def _report(options: argparse.Namespace) -> Path:
     output = checked_page(default_output("report.html", options), options)
     suspects = None
     if options.suspects is not None:
@@ -75,7 +107,7 @@ def main(arguments: list[str]) -> int:
         if e.dominant is not None:
             print(e.dominant)
     print(f"report in {output.path}")
-    return 0
+    return output.path
 
 
 def checked_page(path: str, options: argparse.Namespace) -> Output:

@@ -28,8 +28,8 @@ def teacher_probabilities(
         CheckpointMismatchError: the teacher knows other classes.
         UsageError: there is no such file.
     """
-    from finetune.commands.loading import load_answerer
     from finetune.prediction import predict
+    from finetune.prediction.loading import load_answerer
     from finetune.spec.images import file_id
     from finetune.training.feature_store import kept_or_computed
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -115,9 +116,34 @@ def shown_streams(*, needs_reader: bool) -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
+class HushedText(io.TextIOBase):
+    """A text stream that drops what the thread prints that made it, and passes on all other."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._hushed = threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write the text, unless it is the hushed thread's."""
+        return len(text) if threading.get_ident() == self._hushed else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Hand on what is waiting."""
+        if not self.closed:
+            self._stream.flush()
+
+
 def on_terminal() -> bool:
     """Whether a person watches what is printed."""
-    return sys.__stdout__ is not None and sys.__stdout__.isatty()
+    watched = sys.__stdout__ is not None and sys.__stdout__.isatty()
+    return watched and not isinstance(sys.stdout, HushedText)
 
 
 def progress_bar() -> Callback:

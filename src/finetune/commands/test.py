@@ -1,8 +1,11 @@
 """``finetune test``: judge a checkpoint on the test images."""
 
-from finetune.commands.evaluation import evaluate_checkpoint
+from finetune.commands.evaluation import judge
+from finetune.commands.held_out import warnings_in_one_line
 
 
 def main(arguments: list[str]) -> int:
     """Needs ``--ckpt_path`` and ``--data.root``; the checkpoint decides the rest."""
-    return evaluate_checkpoint("test", arguments)
+    with warnings_in_one_line():
+        judge("test", arguments)
+    return 0

@@ -1,8 +1,11 @@
 """``finetune validate``: judge a checkpoint on the validation images."""
 
-from finetune.commands.evaluation import evaluate_checkpoint
+from finetune.commands.evaluation import judge
+from finetune.commands.held_out import warnings_in_one_line
 
 
 def main(arguments: list[str]) -> int:
     """Needs ``--ckpt_path`` and ``--data.root``; the checkpoint decides the rest."""
-    return evaluate_checkpoint("validate", arguments)
+    with warnings_in_one_line():
+        judge("validate", arguments)
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import assert_never
 
@@ -38,7 +39,10 @@ class Exported:
 
 
 def export(
-    classifier: ImageClassifier | Ensemble, path: str | Path, *, format: Format = "onnx"
+    classifier: ImageClassifier | Ensemble | str | PathLike[str],
+    path: str | Path,
+    *,
+    format: Format = "onnx",
 ) -> Exported:
     """Write a file or folder that answers as the classifier does, and compare their answers.
 
@@ -47,7 +51,7 @@ def export(
     temperature are inside. Class names, preprocessing and calibration go along as JSON.
 
     Args:
-        classifier: it stays as it is, wherever it is.
+        classifier: it stays as it is, wherever it is; or its file, or a run folder.
         path: replaced once the new one is complete and checked.
         format: ``onnx`` and ``torch`` (``torch.export``) write one file, ``.onnx`` or ``.pt2``;
             ``safetensors`` and ``timm`` a folder with ``model.safetensors`` and ``config.json``.
@@ -58,6 +62,8 @@ def export(
             answers otherwise; nothing is left behind then.
     """
     path = check_target(path, format)
+    if isinstance(classifier, str | PathLike):
+        classifier = Ensemble.from_file(Path(classifier))
     ensemble = exportable_copy(classifier)
     with written_beside(path, format) as beside:
         reloaded = _write(ensemble, beside, format)

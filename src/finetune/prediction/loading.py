@@ -1,0 +1,111 @@
+"""Open whatever kind of checkpoint there is, ready to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning import Trainer
+
+from finetune.combining.ensemble import Ensemble
+from finetune.combining.ensemble_file import checkpoint_file
+from finetune.data.images import MAX_PIXELS
+from finetune.errors import UsageError
+from finetune.prediction.pictures import OnBadImage, Picture
+from finetune.prediction.predictions import Predictions
+from finetune.prediction.predictor import predict
+from finetune.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
+from finetune.training.checkpoints import ENTRY, read_content
+from finetune.training.classifier import ImageClassifier
+from finetune.training.fitted_splits import split_records
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A classifier, an average or an ensemble of a file, ready to name the class of images.
+
+    Attributes:
+        answerer: what answers, in ``eval`` mode.
+    """
+
+    answerer: ImageClassifier | Ensemble
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the columns of every answer."""
+        return tuple(self.answerer.class_names)
+
+    @property
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """How the members see an image, each way once."""
+        if isinstance(self.answerer, ImageClassifier):
+            return (self.answerer.preprocessing,)
+        return self.answerer.preprocessings
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How all members see an image.
+
+        Raises:
+            UsageError: they see it in several ways.
+        """
+        if len(self.preprocessings) != 1:
+            raise UsageError(
+                f"Expected members that see an image in one way, found {len(self.preprocessings)} "
+                "ways; read `preprocessings`."
+            )
+        return self.preprocessings[0]
+
+    def __call__(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        batch_size: int = 32,
+        test_time_augmentation: int | Sequence[str] = 1,
+        num_workers: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        max_pixels: int = MAX_PIXELS,
+        trainer: Trainer | None = None,
+    ) -> Predictions:
+        """Answer for files, folders or glob patterns; see :func:`finetune.predict`."""
+        return predict(
+            self.answerer,
+            images,
+            batch_size=batch_size,
+            test_time_augmentation=test_time_augmentation,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,
+            max_pixels=max_pixels,
+            trainer=trainer,
+        )
+
+
+def load(path: str | Path) -> Predictor:
+    """Open a run folder, or the file of a classifier, an average or an ensemble.
+
+    Nothing but the file is needed, and nothing in it is run.
+
+    Args:
+        path: of the file; of a run folder the best checkpoint is taken.
+
+    Raises:
+        CheckpointError: there is no checkpoint of ours.
+    """
+    return Predictor(load_answerer(path))
+
+
+def load_answerer(path: str | Path) -> ImageClassifier | Ensemble:
+    """The classifier or ensemble itself, in ``eval`` mode; see :func:`load`."""
+    path = checkpoint_file(path)
+    if read_content(path, mmap=True)[ENTRY]["kind"] == "ensemble":
+        return Ensemble.from_file(path)
+    return ImageClassifier.from_checkpoint(path)
+
+
+def fits_of(answerer: ImageClassifier | Ensemble) -> tuple[SplitRecord, ...]:
+    """How the fits behind a classifier or an ensemble split their images, as far as known."""
+    if isinstance(answerer, ImageClassifier):
+        return split_records(answerer.details)
+    return tuple(answerer.fitted_on)
