@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +36,18 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe writer, which quotes text that another dialect would take for a number."""
+
+
+# YAML 1.2 and the command line's parser take 1e5 and 08 for numbers, YAML 1.1 for text.
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+"),
+    list("-+0123456789."),
+)
 
 
 class BoundsError(yaml.YAMLError):
@@ -74,6 +88,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise _refusal(path, f"a {type(content).__name__} instead of names and values")
     return content
+
+
+def yaml_of(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML, which every reader of it takes for the same values again."""
+    return yaml.dump(
+        dict(values), Dumper=_Dumper, allow_unicode=True, default_flow_style=False, sort_keys=False
+    )
 
 
 def read_document(path: str | Path) -> str:

@@ -155,8 +155,8 @@ def test_names_without_a_code_in_the_terminals_alphabet_are_escaped(tmp_path: Pa
         (["--data.val_fraction", "x"], "Expected --data.val_fraction to be a number, found 'x'"),
         (["--data.augmentation", "x"], "one of 'auto', 'none', 'light', 'medium', 'strong', found"),
         (["--model.strategy", "haed"], "did you mean head?"),
-        (["--model.lr", "-1"], "Expected a learning rate above 0, found -1"),
-        (["--trainer.max_epochs", "0"], "Expected --trainer.max_epochs of at least 1, found 0"),
+        (["--model.lr", "-1"], "Expected model.lr to be a number above 0 and at most"),
+        (["--trainer.max_epochs", "0"], "--trainer.max_epochs to be a whole number of at least 1"),
     ],
 )
 def test_wrong_values_are_told_in_words(

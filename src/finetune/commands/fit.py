@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     if several is not None:
         cli = FinetuneCLI("fit", several.shared)  # refuses wrong settings before anything is made
         cli.datamodule.setup("fit")
+        check_figures(cli)
         return fit_many(several, _new_folder(cli))
     fit_one(arguments, started=started)
     return 0
@@ -67,8 +68,8 @@ def fit_one(arguments: list[str], *, started: float) -> Path:
     cli = FinetuneCLI("fit", arguments if resumed is None else resumed.arguments)
     limit = parse_time(cli.config.time_limit)
     deadline = None if limit is None else started + limit
-    check_monitor(cli)
     cli.datamodule.setup("fit")
+    check_figures(cli)
     if resumed is not None:
         for place in (resumed.run, resumed.run / "checkpoints"):
             remove_left_behind(place)
@@ -84,19 +85,25 @@ def fit_one(arguments: list[str], *, started: float) -> Path:
     return folder
 
 
-def check_monitor(cli: FinetuneCLI) -> None:
-    """Refuse a figure that no validation gives, before an epoch is spent."""
+def check_figures(cli: FinetuneCLI) -> None:
+    """Refuse to wait for a figure that nothing gives, before an epoch is spent."""
+    from finetune.commands.trainer_options import check_callbacks
     from finetune.evaluation.metrics import figure_names
 
-    known = [
-        "val/loss",
-        "val/nll_rescaled",
-        *(f"val/{name}" for name in figure_names(len(cli.model.class_names))),
-    ]
+    names = figure_names(len(cli.model.class_names))
+    known = ["val/loss", "val/nll_rescaled", *(f"val/{name}" for name in names)]
     if cli.config.monitor not in known:
         raise UsageError(
             f"Expected --monitor to be one of {', '.join(known)}, found {cli.config.monitor!r}."
         )
+    held_out = known if cli.datamodule.images("val") else []
+    check_callbacks(given_callbacks(cli), [*held_out, "train/loss"])
+
+
+def given_callbacks(cli: FinetuneCLI) -> list[Callback]:
+    """The user's own."""
+    given = cli.config_init["trainer"].as_dict()["callbacks"] or []
+    return given if isinstance(given, list) else [given]  # one alone is no list
 
 
 def _new_folder(cli: FinetuneCLI) -> Path:
@@ -147,11 +154,15 @@ def fit(
     """Train into the run folder, then put the best epoch's figures beside it."""
     from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.settling import does_the_data_suffice, settle
+    from finetune.commands.trainer_options import check_amounts
     from finetune.training.tracking import finish_tracking
 
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    cli.datamodule.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
+    data = cli.datamodule
+    data.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
     recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
+    batches = {side: -(-len(data.images(side)) // data.batch_size) for side in ("train", "val")}
+    check_amounts(cli.config.trainer, **batches)
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
         changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
@@ -276,7 +287,7 @@ def build_trainer(
     cli: FinetuneCLI, folder: Path, loggers: list[Logger], phase: TrainerSettings
 ) -> Trainer:
     """Lightning's trainer for one phase, with our loggers and progress in the run folder."""
-    from lightning.pytorch.callbacks import LearningRateMonitor
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
     from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.training.epoch_log import EpochLog
@@ -284,8 +295,11 @@ def build_trainer(
 
     settings = cli.config_init["trainer"].as_dict()
     watched = on_terminal() and settings["enable_progress_bar"] is not False
-    given = settings["callbacks"] or []
-    theirs = given if isinstance(given, list) else [given]  # one alone is no list
+    theirs = given_callbacks(cli)
+    for callback in theirs:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            # Beside ours, where a last.ckpt of theirs is not taken for the one to go on from.
+            callback.dirpath = str(folder / "model_checkpoints")
     ours: list[Callback] = [
         *phase.callbacks,
         *([LearningRateMonitor("epoch")] if loggers else []),

@@ -98,14 +98,14 @@ def _image_size(cli: FinetuneCLI, pretrained: bool) -> Choice:
 
 
 def _refuse_what_cannot_be(cli: FinetuneCLI) -> None:
+    from finetune.training.optimizers import check_optimizer
+
     if cli.datamodule.balanced and cli.model.hparams["class_weights"] != "none":
         raise UsageError(
             "Expected --data.balanced or --model.class_weights, found both, which would weigh the "
             "rare classes twice; leave one out."
         )
-    epochs = cli.config.trainer.max_epochs
-    if epochs is not None and epochs < 1:
-        raise UsageError(f"Expected --trainer.max_epochs of at least 1, found {epochs}.")
+    check_optimizer(cli.model.hparams["optimizer"])
     if (cli.config.patience or 0) < 0:
         raise UsageError(
             f"Expected --patience of at least 0, found {cli.config.patience}; 0 stops no phase."

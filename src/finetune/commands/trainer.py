@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from inspect import signature
@@ -18,9 +19,13 @@ from finetune.commands.held_out import split_settings
 from finetune.commands.parsing import explain, take_all
 from finetune.commands.resuming import keep_settings
 from finetune.commands.settling import choose_size_from_scratch
+from finetune.commands.trainer_options import check_each, check_together
 from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
+from finetune.documents import yaml_of
 from finetune.errors import FinetuneError, UsageError
+from finetune.spec.schema import optional
+from finetune.spec.settings import SEED, check_settings
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
@@ -185,7 +190,15 @@ class FinetuneCLI(LightningCLI):
         return defaults | {f"data.{key}": value for key, value in dealing.items()}
 
     @override
+    def _set_seed(self) -> None:
+        seed = self.config.get("seed_everything")
+        if not isinstance(seed, bool):
+            check_settings({"seed_everything": seed}, {"seed_everything": optional(SEED)})
+        super()._set_seed()
+
+    @override
     def before_instantiate_classes(self) -> None:
+        check_each(self.config.trainer, fits=self.verb == "fit")
         for name in ("seeds", "folds", "resume", "track_to", "imports"):
             if self.config.get(name) is not None:
                 raise UsageError(
@@ -213,6 +226,7 @@ class FinetuneCLI(LightningCLI):
             allow_reuse = self.verb == "fit" or self.config.allow_reuse
             self.datamodule.follow(self.record, allow_reuse=allow_reuse)
         self.model = self.config_init["model"]
+        check_together(lambda: self.build_trainer(logger=False))
         if self.checkpoint is not None:
             self.model.see_as(self.checkpoint)
 
@@ -224,7 +238,8 @@ class FinetuneCLI(LightningCLI):
         """Every resolved setting, ready for ``--config``; or as a resumed fit was given them."""
         config = (self.as_given if as_given and self.as_given else self.config).clone()
         config.ckpt_path = None  # the same run again begins at the beginning
-        return str(self.parser.dump(config, skip_none=False, skip_link_targets=True))
+        dumped = self.parser.dump(config, format="json", skip_none=False, skip_link_targets=True)
+        return yaml_of(json.loads(dumped))
 
 
 def build_as_kept(model: Namespace, checkpoint: Checkpoint) -> None:

@@ -42,6 +42,7 @@ from finetune.data.workload import choose_num_workers as choose_num_workers
 from finetune.data.workload import reading_seconds
 from finetune.errors import ImageFolderError, UsageError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.settings import DATA, check_settings
 from finetune.spec.splits import SplitRecord
 
 # What counts where nothing is given and no recipe has chosen.
@@ -114,8 +115,7 @@ class ImageFolderDataModule(LightningDataModule):
         root, manifest, cache_dir = str(root), _text(manifest), _text(cache_dir)
         # The two left out are the model's: Lightning refuses to log one key with two values.
         self.save_hyperparameters(ignore=["class_names", "preprocessing"])
-        _check_choice("cache", cache, get_args(CacheMode))
-        _check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
+        check_settings(self.hparams, DATA, option="data.")
         if folds is not None and fold is None:
             raise UsageError(f"Expected fold, 0 ... {folds - 1}, together with folds={folds}.")
         self.root = Path(root)

@@ -6,7 +6,6 @@ lengths; whether a network of that name exists, building it tells. Further keys 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,12 +24,11 @@ from finetune.spec.schema import (
     truth,
     whole,
 )
+from finetune.spec.settings import DATA as RANGES_OF_DATA
+from finetune.spec.settings import MODEL, POSITIVE, SHARE, SIDE
 
 MOST_CLASSES = 100_000
 MOST_NESTED = 8  # ensembles within ensembles
-_SIDE = whole(1, 8192)  # pixels
-_SHARE = number(0, 1)
-_POSITIVE = number(math.ulp(0.0))
 _TABLE = by_name(plain())
 
 # What timm's factory takes beside the network's own arguments: it reads files, or asks a hub.
@@ -55,54 +53,39 @@ def _arguments(value: Any) -> None:
 
 CLASS_NAMES = several(text(), 2, MOST_CLASSES)
 
+# What earlier versions took without a word, and answer the same with it.
+_TAKEN_EARLIER = {"l2_sp": number(), "views": whole(-(10**6), 10**6), "seed": whole(-(2**63))}
+
 HYPER_PARAMETERS = record(
     {},
-    class_names=CLASS_NAMES,
-    backbone=text(),
-    image_size=optional(_SIDE),
-    in_chans=whole(1, 1024),
-    drop_rate=_SHARE,
-    drop_path_rate=_SHARE,
-    network_options=optional(_arguments),
-    batchnorm=one_of("auto", "eval", "train", "frozen"),
-    strategy=text(100),
-    optimizer=text(100),
-    lr=optional(_POSITIVE),
-    backbone_lr_factor=optional(number(0)),
-    layer_decay=number(0),
-    weight_decay=number(0),
-    warmup_fraction=_SHARE,
-    snapshots=whole(1, 10**6),
-    label_smoothing=optional(_SHARE),
-    class_weights=one_of("auto", "none", "balanced", "effective"),
-    focal_gamma=number(0),
-    mixup_alpha=number(0),
-    cutmix_alpha=number(0),
-    l2_sp=number(),
-    views=whole(-(10**6), 10**6),
-    teacher_share=_SHARE,
-    teacher_temperature=_POSITIVE,
+    {
+        **MODEL,
+        **_TAKEN_EARLIER,
+        "class_names": CLASS_NAMES,
+        "backbone": text(),
+        "network_options": optional(_arguments),
+        "strategy": text(100),
+        "optimizer": text(100),
+    },
 )
 
 PREPROCESSING = record(
     {
-        "image_size": _SIDE,
+        "image_size": SIDE,
         "mean": several(number(), 1, 1024),
-        "std": several(_POSITIVE, 1, 1024),
-        "crop_fraction": every(_POSITIVE, _SHARE),
+        "std": several(POSITIVE, 1, 1024),
+        "crop_fraction": every(POSITIVE, SHARE),
         "interpolation": text(20),
     }
 )
 
+_DEALING = ("val_fraction", "test_fraction", "folds", "fold")
 DATA = record(
     {},
+    {name: optional(RANGES_OF_DATA[name]) for name in _DEALING},
+    seed=optional(_TAKEN_EARLIER["seed"]),
     root=optional(text()),
     manifest=optional(text()),
-    val_fraction=optional(_SHARE),
-    test_fraction=optional(_SHARE),
-    seed=optional(whole(0)),
-    folds=optional(whole(2, 10**6)),
-    fold=optional(whole(0, 10**6)),
     group_by=optional(text()),
 )
 
@@ -110,7 +93,7 @@ CALIBRATION = record(
     {
         "fit": record(
             {
-                "temperature": _POSITIVE,
+                "temperature": POSITIVE,
                 "nll_before": number(),
                 "nll_after": number(),
                 "images": whole(0),
@@ -120,7 +103,7 @@ CALIBRATION = record(
     },
     reject=optional(
         record(
-            {"threshold": _SHARE, "risk": _SHARE, "risk_bound": _SHARE, "coverage": _SHARE},
+            {"threshold": SHARE, "risk": SHARE, "risk_bound": SHARE, "coverage": SHARE},
             closed=True,
         )
     ),
@@ -128,7 +111,7 @@ CALIBRATION = record(
         record(
             {
                 "score": one_of("thr", "aps", "raps"),
-                "alpha": _SHARE,
+                "alpha": SHARE,
                 "threshold": number(finite=False),
                 "images": whole(0),
             },

@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 Check = Callable[[Any], None]
@@ -31,6 +32,11 @@ class UnexpectedValue(ValueError):
         place = ".".join(map(str, self.where))[:120] or "the whole"
         return f"expected {place} to be {self.expected}, found {_short(self.found)}"
 
+    @property
+    def sentence(self) -> str:
+        """The same at the beginning of a message."""
+        return "E" + str(self)[1:]
+
 
 def _short(value: object) -> str:
     """A few letters of any value, without walking through a large one."""
@@ -48,7 +54,7 @@ def whole(least: int, most: int = 2**63 - 1) -> Check:
 
     def check(value: Any) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise UnexpectedValue(f"a whole number from {least} to {most}", value)
+            raise UnexpectedValue(f"a whole number {_between(least, most)}", value)
 
     return check
 
@@ -64,9 +70,20 @@ def number(least: float = -math.inf, most: float = math.inf, *, finite: bool = T
             isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
         )
         if not is_number or not least <= value <= most or (finite and not -MOST <= value <= MOST):
-            raise UnexpectedValue(f"a number from {least:g} to {most:g}", value)
+            raise UnexpectedValue(f"a number {_between(least, most)}", value)
 
     return check
+
+
+def _between(least: float, most: float) -> str:
+    """A range in words; one that leaves out 0 or 1 by a hair says so."""
+    if least == -math.inf and most == math.inf:
+        return "that is finite"
+    above = least == math.ulp(0.0)
+    if most in (math.inf, 2**63 - 1):
+        return "above 0" if above else f"of at least {least:g}"
+    upper = "below 1" if most == math.nextafter(1, 0) else f"{most:,}".removesuffix(".0")
+    return f"above 0 and at most {upper}" if above else f"from {least:g} to {upper}"
 
 
 def text(most: int = 4096, pattern: str = r".*", says: str = "text") -> Check:
@@ -153,9 +170,16 @@ def by_name(inner: Check, pattern: str = r".*", most: int = 10**6) -> Check:
     return check
 
 
-def record(required: Mapping[str, Check], /, *, closed: bool = False, **further: Check) -> Check:
+def record(
+    required: Mapping[str, Check],
+    others: Mapping[str, Check] = MappingProxyType({}),
+    /,
+    *,
+    closed: bool = False,
+    **further: Check,
+) -> Check:
     """A dictionary with these keys, and perhaps with the further ones; others too unless closed."""
-    known = {**required, **further}
+    known = {**required, **others, **further}
 
     def check(value: Any) -> None:
         by_name(_anything)(value)

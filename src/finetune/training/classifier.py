@@ -16,6 +16,7 @@ from finetune.networks.factory import build_network, network_spec, preprocessing
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.settings import MODEL, check_settings
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoint_schema import check_dtypes, check_finite, damaged
 from finetune.training.checkpoints import (
@@ -140,8 +141,6 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         parse_strategy(strategy)  # before weights are looked for, which may take a while
-        if lr is not None and not lr > 0:
-            raise UsageError(f"Expected a learning rate above 0, found {lr}.")
         if batchnorm == "auto":
             batchnorm = "eval" if pretrained else "train"
         if class_weights == "auto":
@@ -150,6 +149,8 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters(ignore=["pretrained", "teacher", "compile_backend", "_like"])
         resolved = {"batchnorm": batchnorm, "class_weights": class_weights}
         self.hparams.update(plain({**self.hparams, **resolved}))
+        if _like is None:  # what is rebuilt was judged when it was read
+            check_settings(self.hparams, MODEL, option="model.")
         self.class_names = _checked_class_names(class_names)
         self.backbone = str(backbone)
         options = plain(network_options or {})
@@ -183,8 +184,6 @@ class ImageClassifier(LightningModule):
                 "both: it answers for whole pictures; leave one out."
             )
         self.teacher = teacher
-        if snapshots < 1:
-            raise UsageError(f"Expected snapshots of at least 1, found {snapshots}.")
         # In a list, so that it is no second submodule with the same weights.
         self._compiled = [_compiled(self.network, compile_backend)] if compile_backend else []
         self.cycles = 1  # of the learning rate, in the present phase

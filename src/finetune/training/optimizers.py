@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -82,16 +83,36 @@ def create_optimizer(groups: Iterable[dict[str, Any]], name: str = "adamw") -> O
     The groups' own ``lr`` and ``weight_decay`` hold; ``sgd`` is Nesterov momentum 0.9.
 
     Raises:
-        UsageError: timm has no such optimizer; the nearest names are listed.
+        UsageError: timm has no such optimizer, with the nearest names; or it cannot be used here.
     """
     groups = list(groups)
-    known = list_optimizers()
-    if name.lower() not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5) or ["adamw", "sgd"]
-        raise UsageError(f"Expected an optimizer of timm, found {name!r}; try {', '.join(near)}.")
+    name = name.lower()
+    _check_optimizer_name(name)
     top_rate = max(group["lr"] for group in groups)
-    optimizer: Optimizer = create_optimizer_v2(groups, opt=name.lower(), lr=top_rate)
+    try:
+        optimizer: Optimizer = create_optimizer_v2(groups, opt=name, lr=top_rate)
+    except (AssertionError, ImportError) as error:  # apex, bitsandbytes: what timm asks for
+        raise UsageError(
+            f"Expected an optimizer that can be used here, found {name!r} ({error}); try adamw."
+        ) from error
     return optimizer
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse, before anything is trained, what :func:`create_optimizer` would refuse."""
+    create_optimizer([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0}], name)
+
+
+def _check_optimizer_name(name: str) -> None:
+    known = list_optimizers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["adamw", "sgd"]
+        raise UsageError(f"Expected an optimizer of timm, found {name!r}; try {', '.join(near)}.")
+    if get_optimizer_info(name).second_order:
+        raise UsageError(
+            f"Expected an optimizer of first derivatives, found {name!r}, which needs second ones "
+            "that a fit does not compute; try adamw."
+        )
 
 
 def warmup_cosine(
