@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -136,7 +135,7 @@ def fit(
     from finetune.commands.settling import does_the_data_suffice, settle
     from finetune.training.tracking import finish_tracking
 
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    is_first = cli.runtime.is_main
     cli.datamodule.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
     recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
     if is_first:
@@ -203,16 +202,12 @@ def run_phases(
     resumed: Resumed | None,
 ) -> Candidate | None:
     """One phase after the other, into ``folder/checkpoints``; the model is the best in the end."""
-    import torch
-
     from finetune.commands.resuming import copy_candidates
-    from finetune.commands.settling import on_cpu
     from finetune.training.phases import PhasedFit
     from finetune.training.tracking import configured_loggers, track_best
 
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if not on_cpu(cli):
-        cli.model.to(torch.accelerator.current_accelerator())
+    is_first = cli.runtime.is_main
+    cli.runtime.place(cli.model)
     loggers = configured_loggers(cli.config_init["trainer"].as_dict()["logger"], folder)
 
     def new_trainer(settings: TrainerSettings) -> Trainer:

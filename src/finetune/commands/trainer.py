@@ -20,6 +20,7 @@ from finetune.commands.resuming import keep_settings
 from finetune.commands.settling import choose_size_from_scratch
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import FinetuneError, UsageError
+from finetune.runtime import Runtime
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
@@ -64,6 +65,7 @@ class FinetuneCLI(LightningCLI):
     datamodule: ImageFolderDataModule
     model: ImageClassifier
     trainer: Trainer
+    runtime: Runtime
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.verb = verb
@@ -165,6 +167,8 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        trainer = self.config.trainer
+        self.runtime = Runtime.chosen(trainer.accelerator, trainer.devices)
         for name in ("seeds", "folds", "resume"):
             if self.config.get(name) is not None:
                 raise UsageError(

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
 from finetune.errors import TrainingError, UsageError
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
+from finetune.runtime import process_rank
 from finetune.training.candidates import Candidate, clearly_better
 from finetune.training.checkpoints import ENTRY, plain, read_content
 from finetune.training.classifier import ImageClassifier
@@ -271,4 +271,4 @@ class PhasedFit:
 
 def _is_first() -> bool:
     """Whether this process is the one that writes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return process_rank() == 0
