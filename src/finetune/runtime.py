@@ -76,7 +76,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def _device(accelerator: object, devices: Any) -> torch.device:
-    from lightning.fabric.accelerators import CUDAAccelerator, MPSAccelerator
+    from lightning.fabric.accelerators.cuda import CUDAAccelerator
+    from lightning.fabric.accelerators.mps import MPSAccelerator
 
     kinds = {"mps": MPSAccelerator, "cuda": CUDAAccelerator}  # in Lightning's order
     match accelerator:

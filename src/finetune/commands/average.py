@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
             metric=options.metric,
             batchnorm=options.batchnorm,
             share=options.share,
+            accelerator=options.accelerator,
         )
     names = [str(each.path) for each in ingredients]
     for line in describe_soup(soup, names, options.metric):

@@ -36,11 +36,13 @@ def main(arguments: list[str]) -> int:
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.trainer import quiet_libraries
+    from finetune.runtime import Runtime
 
     quiet_libraries()
+    runtime = Runtime.chosen(options.accelerator)
     path = checkpoint_file(options.checkpoint)
     with warnings_in_one_line():
-        ensemble = Ensemble.from_file(path)
+        ensemble = runtime.place(Ensemble.from_file(path))
         output.keep_off(fits=ensemble.fitted_on)
         datamodule = build_held_out(options, ensemble)
         calibrated = ensemble.calibrate(
