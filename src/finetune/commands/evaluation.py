@@ -54,12 +54,15 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import checkpoint_option, quiet_libraries
     from finetune.evaluation.metrics import dominant_of, figures_of
+    from finetune.runtime import process_rank
 
     quiet_libraries()
     stage: Stage = "val" if verb == "validate" else "test"
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
+    if process_rank() > 0:
+        return 0  # the first process has the answers of all, and alone writes
     figures = figures_of(judged.logits, judged.labels)
     print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
     if dominant := dominant_of(judged.logits, judged.labels, judged.paths):
@@ -97,7 +100,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     cli.model.take_over(cli.checkpoint)
     with warnings_in_one_line():
         cli.datamodule.setup(verb)
-    say_differences(cli.datamodule, cli.record)
+    if cli.runtime.is_main:
+        say_differences(cli.datamodule, cli.record)
     started = time.perf_counter()
     with recorded_features(cli.model) as features:
         _run_trainer(cli, verb)
@@ -141,13 +145,15 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     from finetune.combining.roles import in_whole_ids, refuse_reuse
     from finetune.commands.held_out import build_held_out, warnings_in_one_line
     from finetune.reporting.embeddings import recorded_features
+    from finetune.runtime import Runtime
 
     options = _combined_parser(verb).parse_args(arguments)
     if options.root is None:
         raise UsageError("Expected a folder of pictures, found none; add --data.root DIR.")
     stage: Stage = "val" if verb == "validate" else "test"
+    runtime = Runtime.chosen(options.accelerator)
     with warnings_in_one_line():
-        ensemble = Ensemble.from_file(options.ckpt_path)
+        ensemble = runtime.place(Ensemble.from_file(options.ckpt_path))
         datamodule = build_held_out(options, ensemble)
         modules = list(datamodule.values()) if isinstance(datamodule, dict) else [datamodule]
         for module in modules:
