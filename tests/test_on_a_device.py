@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from finetune.reporting.explain import explain
 from finetune.runtime import Runtime, device_of
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.features import frozen_features, pictures_of
+from finetune.training.weight_averaging import EMA, SWA
 
 DEVICE = torch.device("meta")
 
@@ -256,3 +258,17 @@ def test_explanations_and_embeddings_are_those_of_the_cpu(runtime, colour_folder
     np.testing.assert_allclose(
         embed(runtime.place(classifier_of(0)), [str(image)]), rows, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("average", [EMA(0.5), SWA()], ids=["EMA", "SWA"])
+def test_an_average_of_weights_makes_no_step_wait(runtime, device, average: Any) -> None:
+    """A number asked of a device is there only when all that was queued before it is done."""
+    classifier = runtime.place(classifier_of(0))
+    average.setup(SimpleNamespace(checkpoint_callbacks=[]), classifier, "fit")
+    model = average._average_model
+    device.computed.clear()
+    for _ in range(3):
+        model.update_parameters(classifier)
+    assert average.updates == 3
+    assert device.computed
+    assert not [name for name in device.computed if "_local_scalar_dense" in name]
