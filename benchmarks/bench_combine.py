@@ -246,7 +246,10 @@ def averaging_bench(options: argparse.Namespace) -> None:
                 state_dict=state_dict,
                 hyper_parameters=plain(dict(classifier.hparams)),
                 entry=describe(
-                    classifier.class_names, classifier.backbone, classifier.preprocessing
+                    classifier.class_names,
+                    classifier.backbone,
+                    classifier.preprocessing,
+                    network=classifier.spec,
                 ),
             )
         for count in (2, 20):

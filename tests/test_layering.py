@@ -8,7 +8,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 
-FLOOR = {"cache_dir", "csv_table", "errors", "files", "preprocessing", "runtime", "spec"}
+FLOOR = {
+    "cache_dir",
+    "csv_table",
+    "documents",
+    "errors",
+    "files",
+    "preprocessing",
+    "runtime",
+    "spec",
+}
 ALLOWED = {
     "errors": set(),
     "preprocessing": set(),
@@ -17,6 +26,7 @@ ALLOWED = {
     "files": {"errors"},
     "runtime": {"errors"},
     "spec": {"errors", "preprocessing"},
+    "documents": {"errors", "spec"},
     "tables": FLOOR,
     "data": FLOOR,
     "networks": FLOOR,

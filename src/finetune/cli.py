@@ -9,6 +9,7 @@ from importlib import import_module
 
 from finetune.commands.allocator import keep_freed_memory
 from finetune.commands.terminal import shown_streams
+from finetune.commands.waiting import wait_politely
 from finetune.data.workload import limit_threads
 from finetune.errors import FinetuneError, UsageError
 
@@ -66,7 +67,8 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
         if verb not in VERBS:
             raise UsageError(_unknown(verb))
         keep_freed_memory()
-        limit_threads()
+        wait_politely()
+        limit_threads()  # after it: this may load torch
         return int(import_module(f"finetune.commands.{verb}").main(rest))
     except FinetuneError as error:
         if debug:

@@ -132,7 +132,7 @@ def make_checkpoint(pictures: Path, tmp_path_factory: pytest.TempPathFactory) ->
             path,
             state_dict=state_dict,
             hyper_parameters={**fit.hparams, "class_names": names, "batchnorm": batchnorm},
-            entry=describe(names, fit.backbone, fit.preprocessing, **details),
+            entry=describe(names, fit.backbone, fit.preprocessing, network=fit.spec, **details),
         )
         return path
 

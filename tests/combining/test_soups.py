@@ -15,7 +15,8 @@ from finetune.combining.tasting import Taster
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CheckpointError, CheckpointMismatchError, UsageError
 from finetune.evaluation.held_out_loss import Metric
-from finetune.training.checkpoints import read_checkpoint
+from finetune.preprocessing import Preprocessing
+from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content, save_atomically
 from finetune.training.classifier import ImageClassifier
 
 MakeCheckpoint = Callable[..., Path]
@@ -43,6 +44,30 @@ def test_uniform_average_of_files_is_that_of_their_weights_and_loads_as_a_fit_do
     provenance = read_checkpoint(tmp_path / "soup.ckpt").details["provenance"]
     assert [member["path"] for member in provenance["members"]] == [str(p) for p in paths]
     assert [member["coefficient"] for member in provenance["members"]] == [1 / 3] * 3
+
+
+def test_an_average_sees_images_as_its_members_do_whatever_timm_says_today(
+    make_checkpoint: MakeCheckpoint, datamodule: ImageFolderDataModule, tmp_path: Path
+) -> None:
+    then = {"image_size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.4] * 3, "crop_fraction": 0.7}
+    then = Preprocessing.from_dict({**then, "interpolation": "bilinear"})
+    paths = []
+    for seed in range(2):
+        content = read_content(make_checkpoint(noise=0.1, noise_seed=seed))
+        content[ENTRY]["preprocessing"] = then.to_dict()
+        paths.append(tmp_path / f"{seed}.ckpt")
+        save_atomically(content, paths[-1])
+    soup = average_checkpoints(paths, method="greedy", datamodule=datamodule)
+    assert soup.classifier().preprocessing == then
+    soup.save(tmp_path / "soup.ckpt")
+    classifier = ImageClassifier.from_checkpoint(tmp_path / "soup.ckpt")
+    assert classifier.preprocessing == then
+    loader = datamodule.evaluation_dataloader("val", preprocessings=(then,))
+    with torch.inference_mode():
+        logits = torch.cat([classifier(views[0]) for views, _ in loader])
+    torch.testing.assert_close(soup.entry["val"]["logits"], logits)
+    ensemble = Ensemble.from_file(tmp_path / "soup.ckpt")
+    assert ensemble.preprocessings == (then,)
 
 
 def test_weighted_and_one_checkpoint(make_checkpoint: MakeCheckpoint) -> None:
@@ -279,7 +304,7 @@ def not_finite(make: MakeCheckpoint) -> Path:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda make: make(backbone="test_efficientnet"), "backbone test_resnet.*test_eff"),
+        (lambda make: make(backbone="test_efficientnet"), "network test_resnet.*test_eff"),
         (lambda make: make(size=40), "preprocessing"),
         (other_classes, r"missing \['stripes'\] and extra \['waves'\]"),
         (not_finite, r"NaN or infinity in network\.fc\.bias"),

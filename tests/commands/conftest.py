@@ -69,6 +69,7 @@ def write_probe(colour_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
                 fit.class_names,
                 backbone,
                 fit.preprocessing,
+                network=fit.spec,
                 data=plain({**dict(module.hparams), **settings, **data}),
             ),
         )

@@ -92,7 +92,8 @@ def test_combining_follows_the_fits_and_no_file_tells_where_the_images_lie(
     assert main(["ensemble", *members, "--select=greedy", *data, files["ensemble"]]) == 0
     assert main(["average", *members, "--method=greedy", *data, files["average"]]) == 0
     assert main(["calibrate", files["average"], *data, files["calibrate"]]) == 0
-    inside = str(root / "red" / "x.ckpt")  # no root is told to this verb, nor by the checkpoint
+    # No root is told to this verb, nor by the checkpoint.
+    inside = str(fitted / "secret pictures" / "red" / "x.ckpt")
     assert main(["ensemble", *members, "--output", inside]) == 2
     trained = trained_ids(checkpoint)
     for path in files.values():

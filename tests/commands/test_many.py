@@ -106,7 +106,7 @@ def test_a_failed_member_stops_no_other_and_is_made_up_for(
 def test_groups_without_members_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for content, message in [('{"members": {"seed-0": []}}', "--resume"), ("{", "damaged")]:
+    for content, message in [('{"members": {"seed-0": []}}', "--resume"), ("{", "no JSON")]:
         (tmp_path / "members.json").write_text(content)
         assert main(["ensemble", str(tmp_path), "--output", str(tmp_path / "new.ckpt")]) == 2
         error = capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_roots_may_be_spelled_differently(
     assert "on the 30 images" in capsys.readouterr().out
     assert main(["report", *tables[:3], "--output", str(page)]) == 0
     assert "Leaderboard" in page.read_text(encoding="utf-8")
-    assert main(["report", *tables, "--output", str(page)]) == 0
+    assert main(["report", *tables, "--output", str(page), "--overwrite"]) == 0
     assert "no comparison on the page" in capsys.readouterr().out
 
 

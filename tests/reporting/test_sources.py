@@ -19,6 +19,7 @@ from finetune.preprocessing import Preprocessing
 from finetune.reporting.embeddings import embed, recorded_features
 from finetune.reporting.sources import load_source, load_sources, merge_folds
 from finetune.reporting.tables import write_predictions
+from finetune.spec.network import NetworkSpec
 from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features import live_features
@@ -45,7 +46,13 @@ def run(tmp_path: Path) -> Path:
         folder / "checkpoints" / "best.ckpt",
         state_dict={"network.weight": torch.zeros(5, 2), "network.count": torch.tensor(3)},
         hyper_parameters={},
-        entry=describe(("ant", "bee"), "test_resnet", Preprocessing(), val=val),
+        entry=describe(
+            ("ant", "bee"),
+            "test_resnet",
+            Preprocessing(),
+            network=NetworkSpec("test_resnet"),
+            val=val,
+        ),
     )
     return folder
 
@@ -115,7 +122,9 @@ def test_what_cannot_be_judged_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found neither"):
         load_source(tmp_path / "empty")
     best = run / "checkpoints" / "best.ckpt"
-    entry = describe(("ant", "bee"), "test_resnet", Preprocessing())
+    entry = describe(
+        ("ant", "bee"), "test_resnet", Preprocessing(), network=NetworkSpec("test_resnet")
+    )
     write_checkpoint(best, state_dict={}, hyper_parameters={}, entry=entry)
     with pytest.raises(DataError, match="finetune test --ckpt_path"):
         load_source(best)
@@ -209,7 +218,12 @@ def test_a_calibrated_checkpoint_is_judged_calibrated(tmp_path: Path) -> None:
         state_dict={},
         hyper_parameters={},
         entry=describe(
-            ("ant", "bee"), "test_resnet", Preprocessing(), val=val, calibration={"fit": fit}
+            ("ant", "bee"),
+            "test_resnet",
+            Preprocessing(),
+            network=NetworkSpec("test_resnet"),
+            val=val,
+            calibration={"fit": fit},
         ),
     )
     found = load_source(tmp_path / "sure.ckpt").evaluation.probabilities

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.candidates import Candidate, clearly_better, exceeds_its_error
 from finetune.training.checkpoints import describe
 
@@ -21,7 +22,8 @@ def candidate(losses: Tensor | None) -> Candidate:
         first = -losses.double()
         logits = torch.stack([first, torch.log(-torch.expm1(first))], dim=1)
         val = {"val": {"logits": logits, "labels": LABELS[: len(losses)], "paths": []}}
-    entry = describe(("a", "b"), "test_resnet", Preprocessing(), fit={}, **val)
+    network = NetworkSpec("test_resnet")
+    entry = describe(("a", "b"), "test_resnet", Preprocessing(), network=network, fit={}, **val)
     return Candidate({"w": torch.zeros(1)}, {}, entry)
 
 

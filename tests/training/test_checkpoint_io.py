@@ -13,6 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from finetune.errors import CheckpointError, OutputError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.checkpoint_io import AtomicCheckpointIO, use_atomic_checkpoints
 from finetune.training.checkpoints import describe, read_content
 
@@ -27,7 +28,9 @@ def content(value: float) -> dict:
     return {
         "state_dict": {"w": torch.full((1000,), value)},
         "hyper_parameters": {},
-        "finetune": describe(("a", "b"), "test_resnet", Preprocessing()),
+        "finetune": describe(
+            ("a", "b"), "test_resnet", Preprocessing(), network=NetworkSpec("test_resnet")
+        ),
     }
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from finetune import Ensemble, ImageClassifier
 from finetune.errors import CheckpointError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.checkpoints import (
     describe,
     plain,
@@ -18,6 +19,7 @@ from finetune.training.checkpoints import (
     write_checkpoint,
 )
 
+NETWORK = NetworkSpec("test_resnet", {"in_chans": 3, "global_pool": "max"}, "r160_in1k")
 PREPROCESSING = Preprocessing(32, (0.5,) * 3, (0.25,) * 3, 0.9, "bilinear")
 
 
@@ -26,7 +28,7 @@ def write(path: Path, **details) -> None:
         path,
         state_dict={"network.weight": torch.arange(3.0)},
         hyper_parameters={"lr": np.float64(0.1), "pretrained": Path("weights.pth")},
-        entry=describe(("a", "b"), "test_resnet", PREPROCESSING, **details),
+        entry=describe(("a", "b"), "test_resnet", PREPROCESSING, network=NETWORK, **details),
     )
 
 
@@ -36,6 +38,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.state_dict["network.weight"], torch.arange(3.0))
     assert checkpoint.class_names == ("a", "b")
     assert checkpoint.backbone == "test_resnet"
+    assert checkpoint.network == NETWORK
+    assert checkpoint.network.name == "test_resnet.r160_in1k"
     assert checkpoint.preprocessing == PREPROCESSING
     assert checkpoint.details == {"data": {"seed": 3}}
     assert checkpoint.hyper_parameters == {"lr": 0.1, "pretrained": "weights.pth"}
@@ -137,7 +141,7 @@ def test_the_checkpoint_decides_how_pictures_are_prepared(tmp_path: Path) -> Non
         path,
         state_dict=classifier.state_dict(),
         hyper_parameters=dict(classifier.hparams),
-        entry=describe(classifier.class_names, classifier.backbone, then),
+        entry=describe(classifier.class_names, classifier.backbone, then, network=classifier.spec),
     )
     reloaded = ImageClassifier.from_checkpoint(path)
     assert reloaded.preprocessing == then

@@ -11,6 +11,7 @@ from finetune import ImageClassifier
 from finetune.combining.ingredients import survey
 from finetune.errors import CheckpointError
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.checkpoints import (
     ENTRY,
     describe,
@@ -71,7 +72,8 @@ def test_every_bit_of_a_tensor_counts(tensor: torch.Tensor) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     classifier = ImageClassifier(("a", "b"), "test_resnet", pretrained=False, image_size=32)
-    val = {"logits": torch.rand(50, 2), "labels": torch.zeros(50, dtype=torch.long), "paths": []}
+    val = {"logits": torch.rand(50, 2), "labels": torch.zeros(50, dtype=torch.long)}
+    val |= {"paths": [f"{number}.png" for number in range(50)]}
     write_checkpoint(
         tmp_path / "x.ckpt",
         state_dict=classifier.state_dict(),
@@ -147,7 +149,7 @@ def test_a_file_that_was_read_and_written_again_has_sums_of_its_own(saved: Path)
 
 
 def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
-    entry = describe(("a", "b"), "test_resnet", Preprocessing())
+    entry = describe(("a", "b"), "test_resnet", Preprocessing(), network=NetworkSpec("test_resnet"))
     for name in ("one.ckpt", "other.ckpt"):
         write_checkpoint(
             tmp_path / name,

@@ -10,7 +10,7 @@ from finetune.data.dataset import ImageDataset
 from finetune.data.folder import LabelledImage
 from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.errors import DataError
-from finetune.networks.factory import create_network
+from finetune.networks.factory import create_network, network_spec
 from finetune.preprocessing import Preprocessing
 from finetune.training.feature_store import FeatureStore
 from finetune.training.features import View, frozen_features, live_features, space_key
@@ -28,6 +28,7 @@ def classifier_of(name="test_resnet", seed=0):
     preprocessing = Preprocessing(image_size=SIZE)
     return SimpleNamespace(
         network=network,
+        spec=network_spec(name),
         preprocessing=preprocessing,
         mean=torch.tensor(preprocessing.mean).view(1, -1, 1, 1),
         std=torch.tensor(preprocessing.std).view(1, -1, 1, 1),

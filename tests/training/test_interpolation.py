@@ -3,6 +3,7 @@ import torch
 
 from finetune.networks.freezing import split_at
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.training.candidates import Candidate
 from finetune.training.checkpoints import describe
 from finetune.training.interpolation import best_between, held_out_answers, interpolate
@@ -19,7 +20,9 @@ def confidence(state):
 def candidate(weight, answer=confidence):
     state = {"network.w": torch.tensor([weight]), "network.steps": torch.tensor(round(weight))}
     val = {"logits": answer(state), "labels": LABELS, "paths": []}
-    entry = describe(("a", "b"), "test_resnet", Preprocessing(), val=val, fit={"phase": 1})
+    names, network = ("a", "b"), NetworkSpec("test_resnet")
+    fit = {"phase": 1}
+    entry = describe(names, "test_resnet", Preprocessing(), network=network, val=val, fit=fit)
     return Candidate(state, {"lr": 0.1}, entry)
 
 

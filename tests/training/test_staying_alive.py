@@ -152,7 +152,7 @@ def test_two_processes_stay_bit_equal_after_unfreezing(strategy, colour_folder, 
     last = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     val = last.details["val"]
     again = ImageClassifier.from_checkpoint(last.path)
-    answers = predict(again, val["paths"], num_workers=0)
+    answers = predict(again, [colour_folder / path for path in val["paths"]], num_workers=0)
     assert len(val["labels"]) == len(val["paths"]) == 9
     torch.testing.assert_close(
         val["logits"].softmax(dim=-1), answers.probabilities, atol=1e-4, rtol=1e-3

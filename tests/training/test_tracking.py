@@ -196,6 +196,7 @@ def test_without_an_account_the_run_stays_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
     monkeypatch.setattr("wandb.api", type("Api", (), {"api_key": None})())
     logger = WandbLogger(project="test")
     configured_loggers(logger, tmp_path)

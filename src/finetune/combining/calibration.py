@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from finetune.errors import CalibrationError
+from finetune.training.rescaling import best_temperature
 
-LEAST, MOST = 1e-3, 1e3  # of the inverse temperature
+LEAST, MOST = 1e-3, 1e3  # of the temperature
 FEW_IMAGES = 50
 # Standard deviation of log T over fits as we know them: T between 1/2.7 and 2.7 for 19 of 20.
 USUAL_PRIOR = 0.5
@@ -52,36 +53,24 @@ class RejectRule:
 def fit_temperature(logits: Tensor, labels: Tensor, *, prior: float = math.inf) -> TemperatureFit:
     """The temperature T > 0 that minimises the NLL of ``softmax(logits / T)``.
 
-    The NLL is convex in ``b = 1 / T``: the root of its derivative, ``mean(sum_c p_c z_c - z_y)``,
-    is found by bisection of log b in float64, so it cannot diverge. Log probabilities are logits
-    too.
-
-    With a finite prior, log T is taken to be normal about 0 before anything is seen, and T is the
-    most probable one afterwards: a few dozen images that are all answered right then do not call
-    for certainty, and thousands decide alone.
-
     Args:
         logits: ``(N, C)``, or log probabilities.
         labels: ``(N,)`` in ``[0, C)``.
-        prior: standard deviation of log T; infinite for the maximum of the likelihood.
+        prior: standard deviation of log T; infinite for the maximum of the likelihood. See
+            :func:`finetune.training.rescaling.best_temperature`.
 
     Raises:
         CalibrationError: no images, other labels than classes, or logits that are not finite.
-
-    Source: Guo et al., On calibration of modern neural networks, 2017; the prior is ours.
     """
     _check(logits, labels)
     rows = logits.detach().double()
     rows = rows - rows.amax(dim=-1, keepdim=True)
-    if math.isfinite(prior):
-        inverse = _most_probable_inverse(rows, labels, prior)
-    else:
-        inverse = _minimising_inverse(rows, labels)
-    if inverse in (LEAST, MOST):
-        trouble = "right" if inverse == MOST else "no better than chance"
+    temperature = best_temperature(rows, labels, bounds=(LEAST, MOST), prior=prior, unsure=False)
+    if math.isclose(temperature, LEAST) or math.isclose(temperature, MOST):
+        trouble = "right" if temperature < 1 else "no better than chance"
         warnings.warn(
             f"The held-out answers are {trouble} everywhere, so no temperature fits best; "
-            f"took {1 / inverse:g}; calibrate with more images.",
+            f"took {temperature:g}; calibrate with more images.",
             stacklevel=2,
         )
     if len(labels) < FEW_IMAGES:
@@ -90,9 +79,9 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, prior: float = math.inf) 
             stacklevel=2,
         )
     return TemperatureFit(
-        temperature=1 / inverse,
+        temperature=temperature,
         nll_before=_nll(rows, labels),
-        nll_after=_nll(inverse * rows, labels),
+        nll_after=_nll(rows / temperature, labels),
         images=len(labels),
     )
 
@@ -148,41 +137,6 @@ def fit_reject_rule(probabilities: Tensor, labels: Tensor, *, risk: float) -> Re
         risk_bound=_upper_bound(errors, count),
         coverage=count / len(labels),
     )
-
-
-def _most_probable_inverse(rows: Tensor, labels: Tensor, prior: float) -> float:
-    """Of ``N NLL + (log T)^2 / (2 prior^2)``: the best of a grid, then between its neighbours."""
-    from scipy.optimize import minimize_scalar  # late: not needed to predict
-
-    def loss(log_inverse: float) -> float:
-        images = len(labels) * _nll(math.exp(log_inverse) * rows, labels)
-        return images + log_inverse**2 / (2 * prior**2)
-
-    grid = torch.linspace(math.log(LEAST), math.log(MOST), 57, dtype=torch.float64).tolist()
-    best = min(range(len(grid)), key=lambda index: loss(grid[index]))
-    bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    return math.exp(found.x)
-
-
-def _minimising_inverse(rows: Tensor, labels: Tensor) -> float:
-    true_logits = rows.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-
-    def slope(log_inverse: float) -> float:
-        probabilities = (math.exp(log_inverse) * rows).softmax(dim=-1)
-        return float(((probabilities * rows).sum(dim=-1) - true_logits).mean())
-
-    low, high = math.log(LEAST), math.log(MOST)
-    if slope(0.0) == 0.0:
-        return 1.0  # rows of equal logits: every temperature gives the same answers
-    if slope(high) <= 0:
-        return MOST
-    if slope(low) >= 0:
-        return LEAST
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return math.exp((low + high) / 2)
 
 
 def _nll(logits: Tensor, labels: Tensor) -> float:

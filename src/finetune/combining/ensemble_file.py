@@ -12,13 +12,15 @@ from torch import Tensor
 from finetune.combining.calibration import log_of
 from finetune.combining.decisions import Calibration
 from finetune.combining.members import ClassifierMember, Member, TableMember
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, UsageError
 from finetune.preprocessing import Preprocessing
 from finetune.tables.writing import ENDINGS
+from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import (
     ENTRY,
     VERSION,
     Checkpoint,
+    network_of,
     plain,
     read_checkpoint,
     read_content,
@@ -96,11 +98,8 @@ def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
         )
     try:
         return build_ensemble(entry, content["state_dict"], ensemble_type, path)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(
-            f"Expected an ensemble in {path}, found the file damaged "
-            f"({type(error).__name__}: {error}); combine the members again."
-        ) from error
+    except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def save_ensemble(ensemble: Ensemble, path: str | Path) -> None:
@@ -158,16 +157,20 @@ def _build_member(
     if described["kind"] == "ensemble":
         return build_ensemble(described, tensors, ensemble_type, path)
     if described["kind"] == "predictions":
+        names, paths = described["class_names"], described["paths"]
         logits = tensors.get("log_probabilities")
         if logits is None:  # a file of format 1, which kept probabilities
             logits = log_of(tensors["table"])
-        return TableMember(described["name"], described["class_names"], described["paths"], logits)
+        if tuple(logits.shape) != (len(paths), len(names)) or not logits.is_floating_point():
+            raise ValueError(f"expected ({len(paths)}, {len(names)}) log probabilities")
+        return TableMember(described["name"], names, paths, logits)
     checkpoint = Checkpoint(
         path=path,
         state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},
         hyper_parameters=dict(described["hyper_parameters"]),
         class_names=tuple(described["class_names"]),
         backbone=described["backbone"],
+        network=network_of(described, described["hyper_parameters"]),
         preprocessing=Preprocessing.from_dict(described["preprocessing"]),
         details={key: described[key] for key in SPLIT_ENTRIES if key in described},
     )

@@ -107,5 +107,5 @@ def _kin(member: Member) -> Hashable:
     path = Path(member.name)
     if path.parent.name == "checkpoints" and len(path.parents) > 2:
         return str(path.parents[2]), path.name
-    backbone = getattr(getattr(member, "classifier", None), "backbone", None)
-    return ("", backbone)
+    spec = getattr(getattr(member, "classifier", None), "spec", None)
+    return ("", spec)

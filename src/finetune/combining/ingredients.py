@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from finetune.combining.ensemble_file import checkpoint_file
 from finetune.combining.members import align_classes
-from finetune.combining.sharing import head_names
 from finetune.errors import CheckpointMismatchError
-from finetune.networks.factory import create_network
+from finetune.networks.factory import build_network
+from finetune.networks.final_layer import output_tensors
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import ENTRY, as_checkpoint, read_checkpoint, read_content
 from finetune.training.checksums import verify
@@ -37,6 +39,7 @@ class Ingredient:
     hyper_parameters: dict[str, Any]
     class_names: tuple[str, ...]
     backbone: str
+    network: NetworkSpec
     preprocessing: Preprocessing
     details: dict[str, Any]
     averaged_during_training: bool
@@ -63,7 +66,7 @@ def survey(paths: Sequence[str | Path]) -> list[Ingredient]:
 
     Raises:
         CheckpointError: a file that is no classifier's checkpoint.
-        CheckpointMismatchError: none given, or another backbone, other classes, other preprocessing
+        CheckpointMismatchError: none given, or another network, other classes, other preprocessing
             or no weights.
     """
     if not paths:
@@ -72,7 +75,7 @@ def survey(paths: Sequence[str | Path]) -> list[Ingredient]:
     first = ingredients[0]
     for other in ingredients[1:]:
         align_classes(other.class_names, first.class_names, source=str(other.path))
-        for name in ("backbone", "preprocessing"):
+        for name in ("network", "preprocessing"):
             expected, found = getattr(first, name), getattr(other, name)
             if expected != found:
                 raise CheckpointMismatchError(
@@ -90,18 +93,13 @@ def read_ingredient(ingredient: Ingredient, class_names: Sequence[str]) -> dict[
     order = align_classes(ingredient.class_names, class_names, source=str(ingredient.path))
     if order is None:
         return state_dict
-    network = create_network(
-        ingredient.backbone,
-        len(class_names),
-        in_chans=ingredient.preprocessing.in_chans,
-        image_size=ingredient.hyper_parameters.get("image_size"),
-        **(ingredient.hyper_parameters.get("network_options") or {}),
-    )
-    rows = {PREFIX + name for name in head_names(network)}
+    with torch.device("meta"):
+        network = build_network(ingredient.network, len(class_names))
+    rows = {PREFIX + name for name in output_tensors(network)}
     if not rows:
         raise CheckpointMismatchError(
             f"Expected classes in the order {list(class_names)[:5]} in {ingredient.path}, found "
-            f"another, and {ingredient.backbone} has no final layer to reorder; "
+            f"another, and {ingredient.network.architecture} has no final layer to reorder; "
             "combine them with `finetune ensemble`."
         )
     return {name: t[order] if name in rows else t for name, t in state_dict.items()}
@@ -120,6 +118,7 @@ def _look_at(path: Path) -> Ingredient:
         hyper_parameters=checkpoint.hyper_parameters,
         class_names=checkpoint.class_names,
         backbone=checkpoint.backbone,
+        network=checkpoint.network,
         preprocessing=checkpoint.preprocessing,
         # Tensors of the last validation would keep the whole file mapped.
         details={

@@ -93,7 +93,12 @@ class ClassifierMember(nn.Module):
     def describe(self) -> dict[str, Any]:
         """The ``finetune`` entry of its checkpoint, with what else builds the network."""
         classifier = self.classifier
-        entry = describe(classifier.class_names, classifier.backbone, classifier.preprocessing)
+        entry = describe(
+            classifier.class_names,
+            classifier.backbone,
+            classifier.preprocessing,
+            network=classifier.spec,
+        )
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
         }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from finetune.combining.members import ClassifierMember, Member, Views
+from finetune.errors import NetworkError
 from finetune.networks.splitting import split_at_parameters
 
 
@@ -54,7 +55,11 @@ def _same_backbone(first: Member, second: Member) -> bool:
     if not isinstance(first, ClassifierMember) or not isinstance(second, ClassifierMember):
         return False
     one, other = first.classifier, second.classifier
-    if (one.backbone, one.preprocessing) != (other.backbone, other.preprocessing):
+    if (one.spec, one.preprocessing) != (other.spec, other.preprocessing):
+        return False
+    try:
+        split_at_parameters(one.network, "head", ())
+    except NetworkError:
         return False
     heads = head_names(one.network)
     if not heads or any(name not in heads for name in head_names(other.network)):

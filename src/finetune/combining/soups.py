@@ -27,7 +27,7 @@ from finetune.errors import UsageError
 from finetune.evaluation.held_out_loss import Metric
 from finetune.runtime import Runtime
 from finetune.spec.images import file_id
-from finetune.training.checkpoints import describe, write_checkpoint
+from finetune.training.checkpoints import ENTRY, as_checkpoint, describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.fitted_splits import split_entries
 
@@ -62,9 +62,12 @@ class Soup:
 
     def classifier(self) -> ImageClassifier:
         """The network itself, in ``eval`` mode."""
-        classifier = ImageClassifier(**{**self.hyper_parameters, "pretrained": False})
-        classifier.load_weights(self.state_dict, source="the average")
-        return classifier.eval()
+        content = {
+            "state_dict": self.state_dict,
+            "hyper_parameters": self.hyper_parameters,
+            ENTRY: self.entry,
+        }
+        return ImageClassifier.rebuilt(as_checkpoint(content, "the average"))
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint like that of a fit; it appears when it is complete."""
@@ -302,7 +305,13 @@ class _Kitchen:
         return Soup(
             state_dict=state_dict,
             hyper_parameters=first.hyper_parameters,
-            entry=describe(first.class_names, first.backbone, first.preprocessing, **details),
+            entry=describe(
+                first.class_names,
+                first.backbone,
+                first.preprocessing,
+                network=first.network,
+                **details,
+            ),
             coefficients=tuple(coefficients),
             batchnorm=batchnorm,
             score=score,

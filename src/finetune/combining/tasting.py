@@ -68,9 +68,7 @@ class Taster:
         split: str,
         runtime: Runtime,
     ) -> None:
-        self.classifier = ImageClassifier(
-            **{**ingredient.hyper_parameters, "pretrained": False}
-        ).eval()
+        self.classifier = ImageClassifier.like(ingredient)
         self.device = runtime.place(self.classifier).device
         self.datamodule, self.metric, self.split = datamodule, metric, split
         self.pictures = held_out_pictures(datamodule, split, ingredient.class_names)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from finetune.commands.parsing import Parser
+from finetune.commands.config_files import checkpoint_option
+from finetune.commands.parsing import Parser, take_all
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,12 +53,13 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     Figures of another folder's pictures stand beside those of the first, under its name.
     """
     from finetune.commands.runs import free_stage, write_metrics
-    from finetune.commands.trainer import checkpoint_option, quiet_libraries
+    from finetune.commands.trainer import quiet_libraries
     from finetune.evaluation.metrics import dominant_of, figures_of
     from finetune.runtime import process_rank
 
     quiet_libraries()
     stage: Stage = "val" if verb == "validate" else "test"
+    arguments, named_entities = take_all(arguments, "--track-to")
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
@@ -77,7 +79,9 @@ def evaluate_checkpoint(verb: Verb, arguments: list[str]) -> int:
     )
     print(f"figures   {folder / 'metrics.json'}")
     if stage == "test":
-        print(f"report    {_write_report(judged, folder, 'report' + key.removeprefix('test'))}")
+        evaluation, page = _write_report(judged, folder, "report" + key.removeprefix("test"))
+        print(f"report    {page}")
+        _track(folder, page.parent, evaluation, named_entities)
     return 0
 
 
@@ -187,6 +191,12 @@ def _combined_parser(verb: Verb) -> Parser:
     parser.add_argument("--ckpt_path", required=True, help="the file to judge")
     parser.add_argument("--name", help="name of the run, where the file lies in none")
     parser.add_argument("--runs", default="runs", help="folder of all runs")
+    if verb == "test":  # taken out before; here for the help
+        parser.add_argument(
+            "--track-to",
+            metavar="ENTITY",
+            help="Weights & Biases entity that figures may go to beside your own ones",
+        )
     add_data_options(parser)
     return parser
 
@@ -199,7 +209,7 @@ def _folder_for(judged: Judged) -> Path:
     return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
 
 
-def _write_report(judged: Judged, folder: Path, name: str) -> Path:
+def _write_report(judged: Judged, folder: Path, name: str) -> tuple[Evaluation, Path]:
     from finetune.evaluation.evaluate import evaluate_logits
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
@@ -212,9 +222,7 @@ def _write_report(judged: Judged, folder: Path, name: str) -> Path:
         environment=describe_environment(),
     )
     title = f"Test of {folder.resolve().name}"
-    page = write_report(folder / name, evaluation, details, title=title)
-    _track(folder, page.parent, evaluation)
-    return page
+    return evaluation, write_report(folder / name, evaluation, details, title=title)
 
 
 def _embeddings(judged: Judged) -> NDArray[np.float32] | None:
@@ -225,16 +233,18 @@ def _embeddings(judged: Judged) -> NDArray[np.float32] | None:
     return torch.cat(judged.features).numpy() if complete else None
 
 
-def _track(run_folder: Path, report: Path, evaluation: Evaluation) -> None:
-    """Add the report to the Weights & Biases run of the fit, where there is one."""
-    from finetune.reporting.tracking import track_report
-    from finetune.training.tracking import tracked_run
+def _track(run_folder: Path, report: Path, evaluation: Evaluation, named: list[str]) -> None:
+    """Add the report to the Weights & Biases run of the fit, where there is one of the user's."""
+    from finetune.reporting.tracking import own_destination, track_report
 
-    tracked = tracked_run(run_folder)
-    if tracked is None:
+    try:
+        target = own_destination(run_folder, named)
+    except UsageError as error:
+        print(f"not sent to Weights & Biases: {error}")
         return
-    if not track_report(tracked, run_folder, report, evaluation):
-        print("not sent to Weights & Biases: there is no key; `wandb login` stores one")
+    if target is not None:
+        print(f"Weights & Biases: {target}", flush=True)
+        track_report(target, run_folder, report, evaluation)
 
 
 def summary(stage: str, figures: dict[str, float], images: int) -> str:

@@ -117,7 +117,7 @@ def say_finished(resumed: Resumed) -> None:
     if resumed.beside:
         raise UsageError(
             f"Expected a fit to go on with, found {resumed.run} finished, where "
-            f"{' '.join(resumed.beside)} can have no effect; {new_fit_from(best)}"
+            f"{' '.join(resumed.beside)} can have no effect; leave it out, or {new_fit_from(best)}."
         )
     print(f"{resumed.run} is finished: nothing is left to do")
     say_what_lies_where(resumed.run)
@@ -208,7 +208,8 @@ def run_phases(
 
     is_first = cli.runtime.is_main
     cli.runtime.place(cli.model)
-    loggers = configured_loggers(cli.config_init["trainer"].as_dict()["logger"], folder)
+    configured = cli.config_init["trainer"].as_dict()["logger"]
+    loggers = configured_loggers(configured, folder, cli.named_entities)
 
     def new_trainer(settings: TrainerSettings) -> Trainer:
         if is_first and resumed is not None and resumed.beside and cli.checkpoint is not None:
@@ -238,6 +239,8 @@ def run_phases(
     finally:  # nobody may ever go on with a fit that was stopped
         if loggers and is_first and phased_fit.best.is_file():
             track_best(loggers, phased_fit.best, cli.datamodule.root)
+    if is_first and resume is not None and resumed is None and phased_fit.trainer is None:
+        print(f"nothing was left to train after {resume}; {new_fit_from(resume)}")
     return phased_fit.found
 
 

@@ -13,16 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.commands.config_files import check_texts
+from finetune.commands.parsing import take, take_all
 from finetune.commands.resuming import refuse_what_is_decided
 from finetune.commands.side_by_side import (
     device_options,
     fit_in_a_process,
     run_side_by_side,
 )
+from finetune.documents import read_json
 from finetune.errors import FinetuneError, UsageError
 from finetune.files import write_text
+from finetune.spec.run_files import MEMBERS as MEMBERS_SCHEMA
 
 MEMBERS = "members.json"
+SPOKEN = ("--track-to", "--imports")  # options that count on the command line only
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,8 @@ def many_fits(arguments: Sequence[str]) -> ManyFits | None:
     Raises:
         UsageError: both, or fewer than two members.
     """
-    rest, seeds = _take(arguments, "--seeds")
-    rest, folds = _take(rest, "--folds")
+    rest, seeds = take(arguments, "--seeds")
+    rest, folds = take(rest, "--folds")
     if seeds is None and folds is None:
         return None
     if seeds is not None and folds is not None:
@@ -67,7 +72,9 @@ def fit_many(fits: ManyFits, group: Path) -> int:
     Returns:
         0 if all members are there in the end, else 1.
     """
-    write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": fits.shared}))
+    # What only the person at the command line may decide is never kept in a file.
+    kept, _ = without_spoken(fits.shared)
+    write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": kept}))
     calls = {}
     for name, options in fits.members.items():
         if finished(group, name):
@@ -78,9 +85,10 @@ def fit_many(fits: ManyFits, group: Path) -> int:
         resume = [f"--resume={interrupted}", *fits.beside] if interrupted else []
         calls[name] = resume or [*fits.shared, *options, f"--runs={group}", f"--name={name}"]
     problems = _fit_all(calls, device_options(fits.shared))
-    failed = [name for name, problem in problems.items() if problem is not None]
+    failed = [name for name in problems if not finished(group, name)]
     for name in failed:
-        print(f"{name} failed: {problems[name]}", file=sys.stderr)
+        problem = problems[name] or "it ended, but its run folder does not say that it was fitted"
+        print(f"{name} failed: {problem}", file=sys.stderr)
     there = len(fits.members) - len(failed)
     print(f"\n{there} of {len(fits.members)} members in {group}")
     if failed:
@@ -136,13 +144,7 @@ def member_files(path: str | Path) -> list[Path]:
     from finetune.training.checkpoints import read_checkpoint
 
     group = Path(path)
-    try:
-        names = json.loads((group / MEMBERS).read_text(encoding="utf-8"))["members"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"Expected the members' names in {group / MEMBERS}, found the file damaged; "
-            "name the run folders instead."
-        ) from error
+    names = read_json(group / MEMBERS, MEMBERS_SCHEMA)["members"]
     files = [found for name in names if (found := _best(group, name)) is not None]
     if not files:
         raise UsageError(
@@ -177,41 +179,52 @@ def resumed_group(arguments: Sequence[str]) -> tuple[ManyFits, Path] | None:
     """The group that ``--resume GROUP`` names, if it is a group.
 
     Raises:
-        UsageError: an option by which the members would no longer be fits of one kind.
+        UsageError: an option by which the members would no longer be fits of one kind, or a group
+            that decides what only the command line may.
     """
-    rest, value = _take(arguments, "--resume")
+    rest, value = take(arguments, "--resume")
     path = Path(value) if value else None
     if path is None or not (path / MEMBERS).is_file():
         return None
-    kept = json.loads((path / MEMBERS).read_text(encoding="utf-8"))
+    kept = read_json(path / MEMBERS, MEMBERS_SCHEMA)
     refuse_what_is_decided(rest, path, members=True)
-    return ManyFits(kept["members"], [*kept["shared"], *rest], tuple(rest)), path
+    shared = kept.get("shared", [])
+    for options in (shared, *kept["members"].values()):
+        check_texts([option.partition("=")[2] or option for option in options], path)
+        _, spoken = without_spoken(options, (*SPOKEN, "--seeds", "--folds", "--resume"))
+        if spoken:
+            raise UsageError(
+                f"Expected {spoken[0].partition('=')[0]} on the command line, found it in "
+                f"{path / MEMBERS}; give it there."
+            )
+    return ManyFits(kept["members"], [*shared, *rest], tuple(rest)), path
+
+
+def without_spoken(
+    arguments: Sequence[str], options: Sequence[str] = SPOKEN
+) -> tuple[list[str], list[str]]:
+    """The arguments without those that no file may give, and those."""
+    rest, spoken = list(arguments), []
+    for option in options:
+        rest, values = take_all(rest, option)
+        spoken += [f"{option}={value}" for value in values]
+    return rest, spoken
 
 
 def finished(group: Path, name: str) -> bool:
-    """Whether a member's fit came to its end."""
+    """Whether a member's fit came to its end, as its own run folder says."""
     from finetune.commands.runs import read_metrics
 
-    runs = group.glob(f"{name}-*")
-    return any(read_metrics(run).get("fit", {}).get("finished") for run in runs)
+    return any(
+        (run / "checkpoints/best.ckpt").is_file()
+        and read_metrics(run).get("fit", {}).get("finished", False)
+        for run in group.glob(f"{name}-*")
+    )
 
 
 def _interrupted(group: Path, name: str) -> Path | None:
     runs = [run for run in group.glob(f"{name}-*") if (run / "checkpoints/last.ckpt").is_file()]
     return runs[-1] if runs else None
-
-
-def _take(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
-    """The arguments without an option, and its value."""
-    rest = list(arguments)
-    for index, argument in enumerate(rest):
-        name, attached, value = argument.partition("=")
-        if name == option:
-            del rest[index]
-            if not attached:
-                value = rest.pop(index) if index < len(rest) else ""
-            return rest, value
-    return rest, None
 
 
 def _number(text: str | None) -> int:

@@ -48,6 +48,29 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+def take(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """The arguments without the first such option, and its value; None where it is not there."""
+    rest = list(arguments)
+    for index, argument in enumerate(rest):
+        name, attached, value = argument.partition("=")
+        if name == option:
+            del rest[index]
+            if not attached:
+                value = rest.pop(index) if index < len(rest) else ""
+            return rest, value
+    return rest, None
+
+
+def take_all(arguments: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """The arguments without an option, and the values of every time that it was given."""
+    values = []
+    rest, value = take(arguments, option)
+    while value is not None:
+        values.append(value)
+        rest, value = take(rest, option)
+    return rest, values
+
+
 def whole_number(least: int) -> Callable[[str], int]:
     """For ``type=``: a whole number of at least ``least``, or an error that says so."""
 

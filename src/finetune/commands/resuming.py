@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.commands.parsing import take
 from finetune.errors import UsageError
 from finetune.files import write_bytes
 
@@ -55,27 +56,22 @@ def resumed_run(arguments: Sequence[str]) -> Resumed | None:
         UsageError: the folder is no run that can be gone on with, or an option beside cannot have
             an effect.
     """
-    rest = list(arguments)
-    for index, option in enumerate(rest):
-        name, _, value = option.partition("=")
-        if name == "--resume":
-            del rest[index]
-            if not value:
-                value = rest.pop(index) if index < len(rest) else ""
-            run = Path(value)
-            if not value or not (run / "config.yaml").is_file():
-                raise UsageError(
-                    f"Expected a run folder with config.yaml after --resume, found "
-                    f"{value or 'nothing'}; give runs/NAME-N."
-                )
-            if os.path.realpath(run) != os.path.abspath(run):  # a link, which the fit may move
-                run = run.resolve()
-            refuse_what_is_decided(rest, run)
-            last = run / "checkpoints" / "last.ckpt"
-            settings = ["--config", str(run / "config.yaml")]
-            settings += ["--ckpt_path", str(last)] if last.is_file() else []
-            return Resumed(run, [*settings, *rest], rest)
-    return None
+    rest, value = take(arguments, "--resume")
+    if value is None:
+        return None
+    run = Path(value)
+    if not value or not (run / "config.yaml").is_file():
+        raise UsageError(
+            f"Expected a run folder with config.yaml after --resume, found "
+            f"{value or 'nothing'}; give runs/NAME-N."
+        )
+    if os.path.realpath(run) != os.path.abspath(run):  # a link, which the fit may move
+        run = run.resolve()
+    refuse_what_is_decided(rest, run)
+    last = run / "checkpoints" / "last.ckpt"
+    settings = ["--config", str(run / "config.yaml")]
+    settings += ["--ckpt_path", str(last)] if last.is_file() else []
+    return Resumed(run, [*settings, *rest], rest)
 
 
 def refuse_what_is_decided(options: Sequence[str], run: Path, *, members: bool = False) -> None:
@@ -96,13 +92,13 @@ def refuse_what_is_decided(options: Sequence[str], run: Path, *, members: bool =
         if name in DECIDED or (members and differs):
             raise UsageError(
                 f"Expected no {name} beside --resume, for {run} was begun without; "
-                f"{new_fit_from(run / 'checkpoints' / 'best.ckpt')}"
+                f"leave it out, or {new_fit_from(run / 'checkpoints' / 'best.ckpt')}."
             )
 
 
 def new_fit_from(checkpoint: Path) -> str:
     """How to begin anew where going on is not what is wanted."""
-    return f"leave it out, or start a new fit from the weights: --model.pretrained {checkpoint}"
+    return f"start a new fit from the weights with --model.pretrained {checkpoint}"
 
 
 def keep_settings(config: Namespace, checkpoint: Checkpoint) -> None:
@@ -130,7 +126,8 @@ def keep_settings(config: Namespace, checkpoint: Checkpoint) -> None:
         option = "seed_everything" if name == "data.training_seed" else name
         raise UsageError(
             f"Expected the settings that {checkpoint.path} was fitted with, {option} {fitted}, "
-            f"found {given}, which can have no effect now; {new_fit_from(checkpoint.path)}"
+            f"found {given}, which can have no effect now; leave it out, or "
+            f"{new_fit_from(checkpoint.path)}."
         )
     config.model.pretrained = False  # the weights are in the checkpoint
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.outputs import Output
+from finetune.documents import read_json
 from finetune.errors import OutputError, UsageError
 from finetune.files import write_link, write_text
+from finetune.spec.run_files import METRICS
 
 # Processes that Lightning starts for distributed training run the command again: they must not
 # open a run folder of their own.
@@ -31,7 +33,7 @@ def new_run_folder(runs: Path, name: str, *, images: str | os.PathLike[str] | No
     Raises:
         UsageError: the name is no plain one, or the folder cannot be made.
     """
-    if not name or name != Path(name).name or name.startswith("."):
+    if not name or not name.isprintable() or name != Path(name).name or name.startswith("."):
         raise UsageError(f"Expected a plain run name, found {name!r}; leave out slashes and dots.")
     Output(runs, "--runs", replaces=False, is_folder=True).keep_off(images=[images])
     # Lightning numbers the process that started the others, too.
@@ -111,9 +113,13 @@ def free_stage(folder: Path, stage: str, pictures: str) -> str:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds, by stage; empty before the first figures."""
+    """What ``metrics.json`` holds, by stage; empty before the first figures.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     path = folder / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path, METRICS) if path.is_file() else {}
 
 
 def write_metrics(folder: Path, stage: str, figures: Mapping[str, float | str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -52,11 +53,15 @@ def run_side_by_side(
 
 
 def fit_in_a_process(name: str, arguments: Sequence[str]) -> str | None:
-    """Fit one member, its lines printed behind its name; why it failed, or None."""
-    command = [sys.executable, "-m", "finetune", "fit", *arguments]
+    """Fit one member, its lines printed behind its name; why it failed, or None.
+
+    The installed package is run, never a ``finetune.py`` of the working directory; so are the
+    processes that the member starts itself.
+    """
     said = ""
     with subprocess.Popen(
-        command,
+        [sys.executable, "-P", "-m", "finetune", "fit", *arguments],
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

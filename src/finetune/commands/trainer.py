@@ -8,20 +8,22 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
+from finetune.commands.config_files import checkpoint_option, option_value
 from finetune.commands.held_out import split_settings
-from finetune.commands.parsing import explain
+from finetune.commands.parsing import explain, take_all
 from finetune.commands.resuming import keep_settings
 from finetune.commands.settling import choose_size_from_scratch
+from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import FinetuneError, UsageError
 from finetune.runtime import Runtime
 from finetune.spec.splits import SplitRecord
+from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.fitted_splits import common_record, split_records, with_fitted_split
@@ -51,6 +53,8 @@ class OneLineParser(LightningArgumentParser):
             if isinstance(cause, FinetuneError):
                 raise cause
             cause = cause.__cause__ or cause.__context__
+        if denied := denied_import(message):
+            raise UsageError(denied) from ex
         raise UsageError(explain(message, self.prog, self._option_string_actions)) from ex
 
 
@@ -73,6 +77,9 @@ class FinetuneCLI(LightningCLI):
         self.as_given: Namespace | None = None  # before a fit's checkpoint has decided
         self.record: SplitRecord | None = None  # how the checkpoint's fit split its images
         self.image_size: Choice | None = None  # where it had to be chosen before the build
+        arguments, self.named_entities = take_all(arguments, "--track-to")
+        arguments, imports = take_all(arguments, "--imports")
+        trust(imports)
         super().__init__(
             ImageClassifier,
             ImageFolderDataModule,
@@ -98,6 +105,18 @@ class FinetuneCLI(LightningCLI):
         )
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        # Read and taken out before this parser sees them, as --resume below; here for its help.
+        parser.add_argument(
+            "--imports",
+            type=str | None,
+            help="Module whose classes options and files may name; can be given several times.",
+        )
+        if self.verb != "validate":
+            parser.add_argument(
+                "--track-to",
+                type=str | None,
+                help="Weights & Biases entity that figures may go to beside your own ones.",
+            )
         if self.verb != "fit":
             parser.add_argument(
                 "--allow-reuse",
@@ -123,7 +142,6 @@ class FinetuneCLI(LightningCLI):
                 default=None,
                 help="Stop in good order after this time: 90s, 10m, 2h.",
             )
-            # Read and taken out before this parser sees them; here for its help.
             parser.add_argument("--resume", type=str | None, help="Run folder to go on with.")
             parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
             parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
@@ -140,7 +158,10 @@ class FinetuneCLI(LightningCLI):
             details = with_fitted_split(Path(path), self.checkpoint.details)
             self.record = common_record(split_records(details))
             manifest = option_value(args, "--data.manifest")
-            parser.set_defaults(self._defaults(self.checkpoint, manifest))
+            try:
+                parser.set_defaults(self._defaults(self.checkpoint, manifest))
+            except KeyError as error:  # a setting that this version does not know
+                raise damaged(path, str(error)) from error
         elif self.verb != "fit" and not {"-h", "--help"} & set(args):
             raise UsageError(
                 f"Expected a checkpoint to {self.verb}, found none; "
@@ -169,10 +190,11 @@ class FinetuneCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
         self.runtime = Runtime.chosen(trainer.accelerator, trainer.devices)
-        for name in ("seeds", "folds", "resume"):
+        for name in ("seeds", "folds", "resume", "track_to", "imports"):
             if self.config.get(name) is not None:
                 raise UsageError(
-                    f"Expected --{name} on the command line, found it in a file; give it there."
+                    f"Expected --{name.replace('_', '-')} on the command line, "
+                    "found it in a file; give it there."
                 )
         if self.checkpoint is not None and self.verb == "fit":
             self.as_given = self.config.clone()
@@ -183,8 +205,11 @@ class FinetuneCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         """Build data and classifier; the trainer waits until there is a run folder."""
+        config = self.config.clone()
+        if self.checkpoint is not None:
+            build_as_kept(config.model, self.checkpoint)
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
+            self.config_init = self.parser.instantiate_classes(config)
         except ValueError as error:  # a number out of its range, found by the class itself
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
@@ -192,6 +217,8 @@ class FinetuneCLI(LightningCLI):
             allow_reuse = self.verb == "fit" or self.config.allow_reuse
             self.datamodule.follow(self.record, allow_reuse=allow_reuse)
         self.model = self.config_init["model"]
+        if self.checkpoint is not None:
+            self.model.see_as(self.checkpoint)
 
     def build_trainer(self, **settings: Any) -> Trainer:
         """The trainer that the configuration describes, with some of its settings replaced."""
@@ -202,6 +229,18 @@ class FinetuneCLI(LightningCLI):
         config = (self.as_given if as_given and self.as_given else self.config).clone()
         config.ckpt_path = None  # the same run again begins at the beginning
         return str(self.parser.dump(config, skip_none=False, skip_link_targets=True))
+
+
+def build_as_kept(model: Namespace, checkpoint: Checkpoint) -> None:
+    """Let a checkpoint say what only a hub or a folder could: its weights and configuration."""
+    if model.batchnorm == "auto":
+        model.batchnorm = checkpoint.hyper_parameters.get("batchnorm", "eval")
+    model.pretrained = False
+    if ":" in model.backbone and model.backbone == checkpoint.hyper_parameters["backbone"]:
+        model.backbone = checkpoint.network.architecture
+        model.network_options = {**checkpoint.network.options, **(model.network_options or {})}
+        if model.image_size is None:
+            model.image_size = checkpoint.network.arguments.get("img_size")
 
 
 def fitted_data(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -216,33 +255,6 @@ def fitted_data(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _seed_number(seed: int | bool) -> int:
     return 0 if isinstance(seed, bool) else seed
-
-
-def option_value(arguments: Sequence[str], wanted: str) -> str | None:
-    """What follows an option on the command line, before anything is parsed."""
-    found = None
-    for option, value in zip(arguments, [*arguments, ""][1:], strict=True):
-        name, separator, attached = option.partition("=")
-        if name == wanted:
-            found = attached if separator else value
-    return found
-
-
-def checkpoint_option(arguments: Sequence[str]) -> str | None:
-    """``ckpt_path`` from the options or a configuration file, before anything is parsed."""
-    found = None
-    for option, value in zip(arguments, [*arguments, ""][1:], strict=True):
-        name, _, attached = option.partition("=")
-        value = attached or value
-        if name == "--ckpt_path":
-            found = value
-        elif name == "--config" and Path(value).is_file():
-            try:
-                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                continue  # the parser says what is wrong with it
-            found = (content.get("ckpt_path") if isinstance(content, dict) else None) or found
-    return found or None
 
 
 def quiet_libraries() -> None:

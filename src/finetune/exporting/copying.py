@@ -50,6 +50,7 @@ def _copied_classifier(classifier: ImageClassifier) -> ClassifierMember:
         },
         class_names=classifier.class_names,
         backbone=classifier.backbone,
+        network=classifier.spec,
         preprocessing=classifier.preprocessing,
     )
     return ClassifierMember.from_checkpoint(checkpoint, "classifier")

@@ -78,6 +78,9 @@ def _input(name: str, preprocessing: Preprocessing) -> dict[str, Any]:
 
 def _public(entry: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in entry.items() if key not in ("name", "roles", "data")}
+    if ":" in kept.get("backbone", ""):  # a folder of the user's, or a hub that nobody need ask
+        kept["backbone"] = kept["network"]["architecture"]
+        kept["hyper_parameters"] = {**kept["hyper_parameters"], "backbone": kept["backbone"]}
     if "hyper_parameters" in kept:
         kept["hyper_parameters"] = {
             name: kept["hyper_parameters"][name]

@@ -10,12 +10,14 @@ from safetensors import SafetensorError, safe_open
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.ensemble_file import build_ensemble
-from finetune.errors import ExportError
+from finetune.errors import CheckpointError, ExportError
 from finetune.exporting.copying import only_classifier
 from finetune.exporting.description import as_json, describe_export, ensemble_entry
 from finetune.exporting.parity import Reloaded
 from finetune.exporting.tracing import ProbabilityGraph
 from finetune.files import write_text
+from finetune.training.checkpoint_schema import check_content
+from finetune.training.checkpoints import ENTRY
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # Where the network of an ensemble of one stands in its state dict.
@@ -53,8 +55,10 @@ def read_safetensors(path: str | Path) -> Ensemble:
         tensors |= shared
         if not any(name.startswith("members.0.") for name in tensors):
             tensors = {f"{ALONE}{name}": tensor for name, tensor in tensors.items()}
-        return build_ensemble(ensemble_entry(description), tensors, Ensemble, path / WEIGHTS)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        entry = ensemble_entry(description)
+        check_content({"state_dict": tensors, ENTRY: entry}, ENTRY, path / WEIGHTS)
+        return build_ensemble(entry, tensors, Ensemble, path / WEIGHTS)
+    except (OSError, SafetensorError, CheckpointError, LookupError, TypeError, ValueError) as error:
         raise ExportError(
             f"Expected {WEIGHTS} and {CONFIG} of an export in {path}, found other or damaged files "
             f"({type(error).__name__}: {error}); export the checkpoint again."

@@ -13,6 +13,7 @@ from finetune.errors import ExportError
 from finetune.exporting.copying import only_classifier
 from finetune.exporting.description import describe_export
 from finetune.exporting.parity import Reloaded
+from finetune.networks.final_layer import output_tensors
 from finetune.networks.timm_folder import is_timms, read_timm_folder, write_timm_folder
 
 
@@ -39,7 +40,7 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
         )
     network = deepcopy(classifier.network)
     if ensemble.calibration is not None:
-        _cool(network.get_classifier(), ensemble.calibration.temperature)
+        _cool(network, ensemble.calibration.temperature)
     write_timm_folder(
         network,
         beside,
@@ -57,13 +58,14 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
     return answer
 
 
-def _cool(layer: object, temperature: float) -> None:
-    """Divide the logits of a final layer by the temperature."""
-    if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+def _cool(network: torch.nn.Module, temperature: float) -> None:
+    """Divide the logits by the temperature."""
+    names = output_tensors(network)
+    if not names:
         raise ExportError(
-            "Expected one linear final layer that takes the temperature, found "
-            f"{type(layer).__name__}; use the format onnx, torch or safetensors."
+            "Expected a linear final layer that takes the temperature, found none in "
+            f"{type(network).__name__}; use the format onnx, torch or safetensors."
         )
     with torch.no_grad():
-        for tensor in layer.parameters():
-            tensor.div_(temperature)
+        for name in names:
+            network.get_parameter(name).div_(temperature)

@@ -15,9 +15,44 @@ from finetune.errors import NetworkError, PretrainedWeightsError, UnknownBackbon
 from finetune.networks import baselines as _register_baselines  # noqa: F401
 from finetune.networks.pretrained import find_weights
 from finetune.preprocessing import Interpolation, Preprocessing
+from finetune.spec.network import NetworkSpec
 
 # Training Inception with its auxiliary head is an option of the network, not of the classifier.
 AUXILIARY_HEAD = "AuxLogits"
+# What a published configuration may say of a fit, and not of the network.
+OF_A_FIT = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
+
+
+def network_spec(
+    name: str, *, in_chans: int = 3, image_size: int | None = None, **options: Any
+) -> NetworkSpec:
+    """What a name and its options mean: the one place that asks timm, or a hub, about a name.
+
+    Args:
+        name: what ``timm.create_model`` takes, ``baseline_*``, ``hf-hub:...`` and
+            ``local-dir:...`` included.
+        in_chans, image_size, options: as for :func:`create_network`.
+
+    Raises:
+        UnknownBackboneError: no network has this name, or its configuration cannot be had.
+    """
+    if in_chans < 1:
+        raise NetworkError(f"Expected in_chans of at least 1, found {in_chans}; 3 is colour.")
+    check_name(name)
+    if ":" in name:
+        config, architecture, arguments = _published(name)
+        tag = None
+    else:
+        current = timm.models.get_deprecated_models().get(name) or name
+        found = timm.models.get_pretrained_cfg(current)
+        config = {} if found is None else found.to_dict()
+        architecture, tag = timm.models.split_model_name_tag(current)
+        arguments = {}
+    arguments = {key: arguments[key] for key in arguments if key not in OF_A_FIT}
+    if config.get("fixed_input_size") or "img_size" in arguments:
+        own = arguments.get("img_size", config["input_size"][-2:])
+        arguments["img_size"] = _side(own) if image_size is None else image_size
+    return NetworkSpec(architecture, {**arguments, "in_chans": in_chans, **options}, tag or None)
 
 
 def create_network(
@@ -51,28 +86,61 @@ def create_network(
         PretrainedWeightsError: the weights cannot be had or do not fit.
         NetworkError: the network refuses an option.
     """
+    return build_network(
+        network_spec(name, in_chans=in_chans, image_size=image_size, **options),
+        num_classes,
+        pretrained=pretrained,
+        source=name,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+def build_network(
+    spec: NetworkSpec,
+    num_classes: int,
+    *,
+    pretrained: bool | str = False,
+    source: str | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> Any:
+    """The network of a spec; asks nobody, unless for pretrained weights.
+
+    Args:
+        spec: of :func:`network_spec`, or from a checkpoint.
+        num_classes, pretrained, drop_rate, drop_path_rate: as for :func:`create_network`.
+        source: the name whose own weights are meant; that of the spec where it is not given.
+
+    Raises:
+        UnknownBackboneError: this timm has no such architecture.
+        PretrainedWeightsError: the weights cannot be had or do not fit.
+        NetworkError: the network refuses an argument.
+    """
     if num_classes < 1:
         raise NetworkError(f"Expected at least one class, found num_classes={num_classes}.")
-    _check_ranges(in_chans, drop_rate, drop_path_rate)
-    check_name(name)
-    if drop_path_rate:
-        options["drop_path_rate"] = drop_path_rate
-    if image_size is not None and _built_for_one_size(name):
-        options["img_size"] = image_size
+    _check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+    check_name(spec.architecture)
+    arguments = {**spec.arguments, "drop_rate": drop_rate}
+    if drop_path_rate:  # only some networks take it
+        arguments["drop_path_rate"] = drop_path_rate
+    name = source or spec.name
     if not pretrained:
         return _build(
-            name, num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate, **options
+            spec.name if _is_published(spec.name) else spec.architecture,
+            # The size is an argument, or none: another timm's configuration does not decide it.
+            pretrained_cfg_overlay={"fixed_input_size": "img_size" in arguments},
+            num_classes=num_classes,
+            **arguments,
         )
-    weights = find_weights(name, pretrained)
+    weights = find_weights(name if pretrained is True else spec.architecture, pretrained)
     try:
         network = _build(
             name,
             pretrained=True,
             pretrained_cfg_overlay={**weights.overlay, "num_classes": weights.num_classes},
             num_classes=weights.num_classes,
-            in_chans=in_chans,
-            drop_rate=drop_rate,
-            **options,
+            **arguments,
         )
     except RuntimeError as error:
         raise PretrainedWeightsError(
@@ -167,8 +235,12 @@ def check_name(name: str) -> None:
     if ":" in name:
         return
     if timm.models.is_model(name):
-        _check_tag(name)
-        return
+        if _is_published(name):
+            return
+        tags = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
+        raise UnknownBackboneError(
+            f"Expected a published tag of the weights, found {name!r}; there are {', '.join(tags)}."
+        )
     nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "see `finetune models`."
     raise UnknownBackboneError(
@@ -176,22 +248,19 @@ def check_name(name: str) -> None:
     )
 
 
-def _check_ranges(in_chans: int, drop_rate: float, drop_path_rate: float) -> None:
-    if in_chans < 1:
-        raise NetworkError(f"Expected in_chans of at least 1, found {in_chans}; 3 is colour.")
-    for option, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+def _check_rates(**rates: float) -> None:
+    for option, rate in rates.items():
         if not 0 <= rate < 1:
             raise NetworkError(f"Expected {option} to be at least 0 and below 1, found {rate}.")
 
 
-def _check_tag(name: str) -> None:
+def _is_published(name: str) -> bool:
+    """Whether a known architecture is known with this tag, or has none."""
     try:
         timm.models.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        tags = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
-        raise UnknownBackboneError(
-            f"Expected a published tag of the weights, found {name!r}; there are {', '.join(tags)}."
-        ) from error
+    except RuntimeError:
+        return False
+    return True
 
 
 def _build(name: str, **arguments: Any) -> Any:
@@ -204,9 +273,30 @@ def _build(name: str, **arguments: Any) -> Any:
         ) from error
 
 
-def _built_for_one_size(name: str) -> bool:
-    config = timm.models.get_pretrained_cfg(name)
-    return bool(config is not None and config.fixed_input_size)
+def _published(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Configuration, architecture and arguments of a network on a hub or in timm's own folder."""
+    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+    source, place = timm.models.parse_model_name(name)
+    load = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
+    try:
+        config, architecture, arguments = load(place)
+    except Exception as error:  # no folder, no connection, no such repository, no JSON
+        raise UnknownBackboneError(
+            f"Expected the configuration of a timm network at {name}, found none "
+            f"({_first_line(error)}); check the name and the connection."
+        ) from error
+    check_name(architecture)
+    return config, architecture, dict(arguments or {})
+
+
+def _side(size: Any) -> Any:
+    """One number for a square."""
+    return size[0] if isinstance(size, tuple | list) and len(set(size)) == 1 else size
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:120]
 
 
 def _first_mismatch(error: Exception) -> str:

@@ -88,10 +88,11 @@ def _read_tensors(path: Path, backbone: str | None = None) -> dict[str, Tensor]:
         raise _unreadable(path, TypeError(f"holds a {type(content).__name__}"))
     ours = content.get("finetune")
     if isinstance(ours, dict):
-        if backbone and ours.get("backbone") != backbone:
+        theirs = _architecture_of(ours)
+        if backbone not in (None, theirs):
             raise PretrainedWeightsError(
-                f"Expected weights of {backbone}, found a checkpoint of {ours.get('backbone')} in "
-                f"{path}; add --model.backbone {ours.get('backbone')}."
+                f"Expected weights of {backbone}, found a checkpoint of {theirs} in "
+                f"{path}; add --model.backbone {theirs}."
             )
         content = {
             key.removeprefix("network."): value
@@ -109,6 +110,14 @@ def _read_tensors(path: Path, backbone: str | None = None) -> dict[str, Tensor]:
     if not tensors:
         raise _unreadable(path, ValueError("holds no tensors"))
     return tensors
+
+
+def _architecture_of(entry: dict[str, Any]) -> str:
+    """What a checkpoint of ours is of; old ones have the name that was asked for alone."""
+    network = entry.get("network")
+    if isinstance(network, dict):
+        return str(network.get("architecture"))
+    return str(entry.get("backbone")).partition(".")[0]
 
 
 def _unreadable(path: Path, error: Exception) -> PretrainedWeightsError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -103,11 +104,12 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 def _split_at_head(network: Any) -> Split:
     classifier = network.get_classifier()
-    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
+    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity | nn.ModuleList):
         raise NetworkError(
             f"Expected one final layer in {type(network).__name__}, found {classifier!r}; "
             "use another backbone, or train it live."
         )
+    _refuse_layers_between(network, classifier)
     drop_rate = _final_dropout(network)
 
     def bottom(images: Tensor) -> Tensor:
@@ -117,9 +119,29 @@ def _split_at_head(network: Any) -> Split:
     def top(features: Tensor) -> Tensor:
         # Asked for at each call: reset_classifier puts another layer in place.
         dropped = functional.dropout(features, drop_rate, network.training)
-        return network.get_classifier()(dropped)
+        layer = network.get_classifier()
+        if isinstance(layer, nn.Conv2d):  # of 1x1 pixel, as some families have it
+            return layer(dropped.flatten(1)[:, :, None, None]).flatten(1)
+        return layer(dropped)
 
     return Split(bottom, top)
+
+
+def _refuse_layers_between(network: nn.Module, classifier: nn.Module) -> None:
+    """Refuse a norm that belongs to neither half: behind the features, before the final layer.
+
+    EfficientViT (MSRA) and SHViT call the linear layer inside of a larger one their classifier.
+    """
+    for owner in network.modules():
+        children = list(owner.children())
+        if owner is network or not any(child is classifier for child in children):
+            continue
+        others = any(list(child.parameters()) for child in children if child is not classifier)
+        if others and "pre_logits" not in signature(owner.forward).parameters:
+            raise NetworkError(
+                f"Expected the final layer of {type(network).__name__} to take its features, found "
+                f"layers between in {type(owner).__name__}; train it live."
+            )
 
 
 def _forward_steps(network: Any) -> list[Step]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from finetune.combining.decisions import Calibration
+from finetune.documents import read_json, read_yaml
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.evaluate import evaluate_logits
 from finetune.evaluation.result import Evaluation
 from finetune.reporting.curves import read_curves
 from finetune.reporting.report import ReportDetails
 from finetune.reporting.thumbnails import locate
+from finetune.spec.run_files import METRICS
 from finetune.tables.reading import read_table
 from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoints import (
@@ -273,10 +273,8 @@ def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
 
 def _times(folder: Path) -> dict[str, float]:
     """How long the fit took, and how long an answer takes, as far as ``metrics.json`` tells."""
-    try:
-        stages = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    path = folder / "metrics.json"
+    stages = read_json(path, METRICS) if path.is_file() else {}
     fit, test = stages.get("fit", {}), stages.get("test", {})
     times = {}
     if "seconds" in fit:
@@ -287,11 +285,7 @@ def _times(folder: Path) -> dict[str, float]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _class_counts(path: Path) -> dict[str, dict[str, int]] | None:

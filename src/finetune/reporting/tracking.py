@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import UsageError
 from finetune.evaluation.result import Evaluation
 from finetune.reporting.galleries import most_confident_errors
 from finetune.reporting.report import report_files
 from finetune.reporting.thumbnails import read_thumbnail
-from finetune.training.tracking import has_account
+from finetune.training.tracking import tracked_run
+from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
 
 PICTURES = 32  # of each table
 
 
+def own_destination(run_folder: Path, named_entities: Collection[str] = ()) -> Destination | None:
+    """Where a report about a run goes: to the run of its fit, if that was made by this account.
+
+    Args:
+        run_folder: of the fit; perhaps a stranger's.
+        named_entities: that the user named as places to send to.
+
+    Raises:
+        UsageError: why nothing is sent although the fit was tracked.
+    """
+    tracked = tracked_run(run_folder)
+    mode = "disabled" if tracked is None else mode_here(tracked.mode)
+    if tracked is None or mode == "disabled":
+        return None
+    if mode == "online" and not has_account():
+        raise UsageError(
+            "Expected a key for Weights & Biases, found none; `wandb login` stores one."
+        )
+    return permitted(replace(tracked, mode=mode), named_entities, earlier=True)
+
+
 def track_report(
-    tracked: Mapping[str, Any], run_folder: Path, report: Path, evaluation: Evaluation
-) -> bool:
-    """Add a report to the run that tracked the fit; false where that would ask for a key.
+    target: Destination, run_folder: Path, report: Path, evaluation: Evaluation
+) -> None:
+    """Add a report to the run that tracked the fit.
 
     The run gets the figures as its summary, each drawing as an image, the tables of classes, of
     confused pairs, of the surest errors and of suspects with their pictures, and the folder as an
     artifact. A fit that was logged offline stays offline: ``wandb sync`` sends it.
 
     Args:
-        tracked: what ``tracked_run`` has found in the run folder.
+        target: what :func:`own_destination` has found.
         run_folder: of the fit.
         report: the report folder in it, which names what is sent: ``report`` or ``report-other``.
         evaluation: what the report is about.
     """
-    if tracked["mode"] == "online" and not has_account():
-        return False
     import wandb
 
     settings = wandb.Settings(silent=True)
-    run = wandb.init(**tracked, resume="allow", dir=str(run_folder), settings=settings)
+    run = wandb.init(**asdict(target), resume="allow", dir=str(run_folder), settings=settings)
     stage = report.name.replace("report", "test", 1)
     for name, value in evaluation.to_dict().items():
         if isinstance(value, int | float):
@@ -53,7 +75,6 @@ def track_report(
         artifact.add_file(str(path), name=path.relative_to(report).as_posix())
     run.log_artifact(artifact)
     run.finish()
-    return True
 
 
 def _tables(report: Path, evaluation: Evaluation) -> dict[str, Any]:

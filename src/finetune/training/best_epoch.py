@@ -57,7 +57,8 @@ class BestEpoch(Checkpoint):
         pl_module.details["fit"] = facts
 
     def _betters(self, figure: float, best: Candidate) -> bool:
-        known = best.facts.get("figure", best.figure(self.monitor))
+        known = best.facts.get("figure")  # files of earlier versions do not say it
+        known = best.figure(self.monitor) if known is None else known
         if known is None or math.isnan(known):
             return True
         return figure > known if higher_is_better(self.monitor) else figure < known

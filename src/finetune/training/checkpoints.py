@@ -3,9 +3,10 @@
 The file is Lightning's checkpoint (``state_dict``, ``hyper_parameters``, and for resuming the
 optimizer's state) with one entry more, ``finetune``, made of plain values and tensors::
 
-    version: 1
+    version: 2                         1: without the network, which is then found by its name
     kind: classifier | ensemble
-    class_names: [str, ...]            backbone: str
+    class_names: [str, ...]            backbone: str, as it was asked for
+    network: {architecture, arguments, tag}       all that builds it again, offline
     preprocessing: {image_size, mean, std, crop_fraction, interpolation}
     data: {...}                        settings of the data
     split: {...}                       the side of every image, see ``finetune.spec.splits``
@@ -30,9 +31,11 @@ from torch import Tensor
 from finetune.errors import CheckpointError
 from finetune.files import atomic_write
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
+from finetune.training.checkpoint_schema import check_content, check_finite
 from finetune.training.checksums import CHECKSUMS, signed, verify
 
-VERSION = 1
+VERSION = 2
 ENTRY = "finetune"
 
 
@@ -44,7 +47,7 @@ class Checkpoint:
         path: where it was read.
         state_dict: the classifier's tensors; the network's names start with ``network.``.
         hyper_parameters: plain constructor arguments of the classifier.
-        class_names, backbone, preprocessing: what the weights belong to.
+        class_names, backbone, network, preprocessing: what the weights belong to.
         details: the rest of the ``finetune`` entry: ``data``, ``val``, ``calibration``, ...
     """
 
@@ -53,6 +56,7 @@ class Checkpoint:
     hyper_parameters: dict[str, Any]
     class_names: tuple[str, ...]
     backbone: str
+    network: NetworkSpec
     preprocessing: Preprocessing
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -94,6 +98,7 @@ def as_checkpoint(content: Mapping[str, Any], path: str | Path) -> Checkpoint:
             },
             class_names=tuple(entry["class_names"]),
             backbone=entry["backbone"],
+            network=network_of(entry, content["hyper_parameters"]),
             preprocessing=Preprocessing.from_dict(entry["preprocessing"]),
             details={key: value for key, value in entry.items() if key not in _FIELDS},
         )
@@ -104,7 +109,24 @@ def as_checkpoint(content: Mapping[str, Any], path: str | Path) -> Checkpoint:
         ) from error
 
 
-_FIELDS = {"version", "kind", "class_names", "backbone", "preprocessing", CHECKSUMS}
+_FIELDS = {"version", "kind", "class_names", "backbone", "network", "preprocessing", CHECKSUMS}
+
+
+def network_of(entry: Mapping[str, Any], hyper_parameters: Mapping[str, Any]) -> NetworkSpec:
+    """Which network an entry describes.
+
+    Of version 1 there are only its name and options, which are looked up once more.
+    """
+    if "network" in entry:
+        return NetworkSpec.from_dict(entry["network"])
+    from finetune.networks.factory import network_spec  # late: timm, for old files alone
+
+    return network_spec(
+        entry["backbone"],
+        in_chans=hyper_parameters.get("in_chans", 3),
+        image_size=hyper_parameters.get("image_size"),
+        **(hyper_parameters.get("network_options") or {}),
+    )
 
 
 def read_content(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -130,12 +152,16 @@ def read_content(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
             f"Expected a checkpoint that `finetune fit` wrote in {path}, found one of other "
             "software; weights alone go to --model.pretrained."
         )
-    if entry.get("version", 0) > VERSION:
+    version = entry.get("version", 0)
+    if isinstance(version, int) and version > VERSION:
         raise CheckpointError(
             f"Expected version {VERSION} or older in {path}, found {entry['version']}; "
             "update finetune."
         )
+    check_content(content, ENTRY, path)
     verify(content, ENTRY, path, parts=(ENTRY,) if mmap else None)
+    if not mmap:
+        check_finite(content["state_dict"], path)
     return content
 
 
@@ -185,7 +211,12 @@ def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
 
 
 def describe(
-    class_names: tuple[str, ...], backbone: str, preprocessing: Preprocessing, **details: Any
+    class_names: tuple[str, ...],
+    backbone: str,
+    preprocessing: Preprocessing,
+    *,
+    network: NetworkSpec,
+    **details: Any,
 ) -> dict[str, Any]:
     """The ``finetune`` entry of a classifier's checkpoint."""
     return {
@@ -193,6 +224,7 @@ def describe(
         "kind": "classifier",
         "class_names": list(class_names),
         "backbone": backbone,
+        "network": network.to_dict(),
         "preprocessing": preprocessing.to_dict(),
         **details,
     }

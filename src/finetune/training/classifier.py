@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning import LightningModule
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
 from finetune.evaluation.metrics import figures_of
-from finetune.networks.factory import create_network, preprocessing_of
+from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.preprocessing import Preprocessing
+from finetune.spec.network import NetworkSpec
 from finetune.spec.splits import SplitRecord
+from finetune.training.checkpoint_schema import check_dtypes, check_finite, damaged
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -36,6 +38,22 @@ Stage = Literal["val", "test"]
 UNSETTLED = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
 # Weight of the auxiliary head's loss: Szegedy et al. 2015, "Going deeper with convolutions", 5.
 AUXILIARY_LOSS_WEIGHT = 0.3
+
+
+class Described(Protocol):
+    """What a file says of a classifier beside its weights."""
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Its constructor's arguments."""
+
+    @property
+    def network(self) -> NetworkSpec:
+        """Which network exactly."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How it sees images."""
 
 
 class ImageClassifier(LightningModule):
@@ -118,6 +136,7 @@ class ImageClassifier(LightningModule):
         teacher_share: float = 0.5,
         teacher_temperature: float = 2.0,
         compile_backend: str | None = None,
+        _like: Described | None = None,
     ) -> None:
         super().__init__()
         parse_strategy(strategy)  # before weights are looked for, which may take a while
@@ -128,22 +147,30 @@ class ImageClassifier(LightningModule):
         if class_weights == "auto":
             class_weights = "none"
         # What is needed only at birth is no hyperparameter: a reloaded checkpoint fetches nothing.
-        self.save_hyperparameters(ignore=["pretrained", "teacher", "compile_backend"])
+        self.save_hyperparameters(ignore=["pretrained", "teacher", "compile_backend", "_like"])
         resolved = {"batchnorm": batchnorm, "class_weights": class_weights}
         self.hparams.update(plain({**self.hparams, **resolved}))
         self.class_names = _checked_class_names(class_names)
         self.backbone = str(backbone)
-        self.network = create_network(
-            self.backbone,
+        options = plain(network_options or {})
+        self.spec = (
+            network_spec(self.backbone, in_chans=in_chans, image_size=image_size, **options)
+            if _like is None
+            else _like.network
+        )
+        self.network = build_network(
+            self.spec,
             len(self.class_names),
             pretrained=pretrained if isinstance(pretrained, bool) else str(pretrained),
-            in_chans=in_chans,
-            image_size=image_size,
+            source=self.backbone,
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
-            **(network_options or {}),
         )
-        self._see_by(preprocessing_of(self.backbone, in_chans=in_chans, image_size=image_size))
+        self._see_by(
+            preprocessing_of(self.backbone, in_chans=in_chans, image_size=image_size)
+            if _like is None
+            else _like.preprocessing
+        )
         if batchnorm == "frozen":
             freeze(self.network, (), batch_norm="frozen")
         self.mix = batch_mixing(
@@ -183,14 +210,27 @@ class ImageClassifier(LightningModule):
     @classmethod
     def rebuilt(cls, checkpoint: Checkpoint) -> ImageClassifier:
         """The same from what was read of a file."""
-        classifier = cls(**{**checkpoint.hyper_parameters, "pretrained": False})
-        classifier.take_over(checkpoint)
+        try:
+            classifier = cls.like(checkpoint)
+        except Exception as error:  # whatever a stranger's settings make a network say
+            raise damaged(checkpoint.path, f"it describes no network ({error})") from error
+        classifier.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
         classifier.details = checkpoint.details
-        return classifier.eval()
+        return classifier
+
+    @classmethod
+    def like(cls, described: Described) -> ImageClassifier:
+        """The classifier of a description with random weights, in ``eval`` mode; asks nobody."""
+        settings = {**described.hyper_parameters, "pretrained": False}
+        return cls(**settings, _like=described).eval()
 
     def take_over(self, checkpoint: Checkpoint) -> None:
         """A checkpoint's weights, and how its pictures were prepared, whatever timm says today."""
         self.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
+        self.see_as(checkpoint)
+
+    def see_as(self, checkpoint: Checkpoint) -> None:
+        """Prepare images as a checkpoint did, at the size that is asked for."""
         self._see_by(checkpoint.preprocessing.with_image_size(self.hparams["image_size"]))
 
     def _see_by(self, preprocessing: Preprocessing) -> None:
@@ -216,6 +256,8 @@ class ImageClassifier(LightningModule):
                 f"found others in {source}: {', '.join(differing[:3])}; leave --model.* options "
                 "to the checkpoint."
             )
+        check_dtypes(self.state_dict(), state_dict, source)
+        check_finite(state_dict, source)
         self.load_state_dict(state_dict)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -374,7 +416,9 @@ class ImageClassifier(LightningModule):
                 "paths": datamodule.names("val")[: len(labels)],
                 "ids": [image.id for image in images],
             }
-        return describe(self.class_names, self.backbone, self.preprocessing, **details)
+        return describe(
+            self.class_names, self.backbone, self.preprocessing, network=self.spec, **details
+        )
 
 
 def _compiled(network: Any, backend: str) -> Any:

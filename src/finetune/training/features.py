@@ -3,7 +3,7 @@
 Pooled features for the final layer alone (``boundary="head"``), feature maps for a few stages. They
 are equal to those of a live forward in ``eval`` to float tolerance, and shared by seeds, folds,
 ensemble members and later runs, for the key is what decides them and nothing else: the picture's
-bytes, the preprocessing, the weights below the boundary, and the view.
+bytes, the preprocessing, the network and its weights below the boundary, and the view.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from finetune.errors import DataError
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.preprocessing import Preprocessing
 from finetune.spec.images import file_id
+from finetune.spec.network import NetworkSpec
 from finetune.training.feature_store import Activations, FeatureStore, kept_or_computed
 
 # Pictures a forward pass: on a processor, as many as its caches take.
@@ -39,6 +40,7 @@ class Normalising(Protocol):
     """What is needed of a classifier."""
 
     network: nn.Module
+    spec: NetworkSpec
     preprocessing: Preprocessing
     mean: Tensor
     std: Tensor
@@ -123,7 +125,13 @@ def pictures_of(
 def space_key(classifier: Normalising, boundary: str, view: View | None) -> str:
     """Name of everything that decides an activation except the picture."""
     digest = hashlib.blake2b(digest_size=16)
-    described = (FORMAT, classifier.preprocessing.to_dict(), boundary, view)
+    described = (
+        FORMAT,
+        classifier.spec.key,
+        classifier.preprocessing.to_dict(),
+        boundary,
+        view,
+    )
     digest.update(repr(described).encode())
     for name, value in sorted(_state_below(classifier.network, boundary).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

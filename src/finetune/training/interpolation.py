@@ -46,8 +46,8 @@ def best_between(
         earlier, later: of one network, with answers to the same held-out images.
         answer: logits ``(N, C)`` of these images with the given weights.
         monitor: the held-out figure that decides, such as ``val/nll``.
-        rescaled_head: names of the final layer's parameters, where the confidence of each point
-            is to be put right as that of the later candidate was.
+        rescaled_head: names of what makes the logits, where the confidence of each point is to be
+            put right as that of the later checkpoint was.
 
     Returns:
         With the later one's ``share`` in it as a fact, where it is a point between.

@@ -63,11 +63,10 @@ class PenaltySearch:
         used = part_of < FOLDS
         self.rows, self.labels, self.weights = rows[used], labels[used], weights[used]
         self.fold_of, self.tell = part_of[used], tell
-        self.dropped = 0
         if FOLDS * self.rows.numel() * num_classes > MAX_WORK:
             variance = self.rows.square().sum(dim=0).cumsum(dim=0)
-            self.dropped = int((variance < (1 - VARIANCE_ENOUGH) * variance[-1]).sum())
-            self.rows = self.rows[:, self.dropped :]
+            dropped = int((variance < (1 - VARIANCE_ENOUGH) * variance[-1]).sum())
+            self.rows = self.rows[:, dropped:]
         work = max(1, self.rows.numel() * num_classes)
         judged = min(FOLDS, max(1, int(MAX_WORK / work)))
         self.problems: dict[int, LogisticProblem] = {}
@@ -97,13 +96,6 @@ class PenaltySearch:
         best = self._best()
         bound = self.scores[best] + self.standard_errors[best]
         return max(l2 for l2, nll in self.scores.items() if nll <= bound)
-
-    def start(self, l2: float) -> Tensor | None:
-        """Coefficients near the optimum for this penalty; None where no fold has any."""
-        solved = next(iter(self._near(l2).values()), None)
-        if solved is None:
-            return None
-        return torch.cat([solved.new_zeros(self.dropped, solved.shape[1]), solved])
 
     def _best(self) -> float:
         return min(self.scores, key=lambda l2: self.scores[l2])

@@ -21,6 +21,7 @@ import torch
 from lightning import Trainer
 
 from finetune.errors import TrainingError, UsageError
+from finetune.networks.final_layer import output_tensors
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
 from finetune.runtime import process_rank
 from finetune.training.candidates import Candidate, clearly_better
@@ -221,7 +222,7 @@ class PhasedFit:
         own = phase_file(self.folder, index)
         if _is_first():
             smoothed = self.classifier.setting("label_smoothing")
-            head = network_stages(self.classifier.network)["head"] if smoothed else ()
+            head = output_tensors(self.classifier.network) if smoothed else ()
             found = found.rescaled(head) if head else found
             if self.found is not None:
                 found = self._look_between(self.found, found, data, head)

@@ -97,7 +97,6 @@ def fit_probe(
     projected, axes = _principal_axes((rows - mean) / spread)
 
     held_out_nll: dict[float, float] = {}
-    start = None
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
@@ -105,10 +104,9 @@ def fit_probe(
         search = PenaltySearch(projected, dense, weights, own, len(present), seed=seed, tell=tell)
         search.search(L2_GRID if l2 is None else l2, refine=l2 is None)
         held_out_nll, chosen = search.scores, search.strongest_within_one_standard_error()
-        start = search.start(chosen)
         tell(f"penalty {chosen:.3g} is taken; fitting {len(rows)} rows, {len(present)} classes")
     problem = logistic_problem(projected, dense, weights, len(present))
-    coefficients = solve_logistic(problem, chosen, start=start)
+    coefficients = solve_logistic(problem, chosen)
     weight = (axes @ coefficients[:-1]).T / spread
     bias = coefficients[-1] - weight @ mean
     weight, bias = _with_absent_classes(weight, bias, rows, present, num_classes)

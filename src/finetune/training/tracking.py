@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from finetune.documents import read_json
+from finetune.errors import UsageError
 from finetune.evaluation.metrics import figures_of
 from finetune.files import write_text
+from finetune.spec.run_files import TRACKING
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
+from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
 
 # In a run folder: which Weights & Biases run is about it, so that a resumed fit and a test go on
 # with that one.
@@ -23,50 +27,77 @@ WORST_PREDICTIONS = 32
 THUMBNAIL_PIXELS = 160
 
 
-def configured_loggers(configured: Any, folder: Path) -> list[Logger]:
+def configured_loggers(
+    configured: Any, folder: Path, named_entities: Collection[str] = ()
+) -> list[Logger]:
     """The configured loggers, writing below the run folder.
 
     Args:
         configured: Lightning's ``logger`` setting: None, a truth value, a logger or several.
         folder: the run folder.
+        named_entities: of Weights & Biases, that the user named as places to send to.
+
+    Raises:
+        UsageError: the settings or the folder send to an account that is not the user's.
     """
     loggers = [configured] if isinstance(configured, Logger) else configured
     loggers = list(loggers) if isinstance(loggers, Sequence) else []
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            _settle(logger, folder)
+            _settle(logger, folder, named_entities)
+        elif not isinstance(logger, CSVLogger | TensorBoardLogger):
+            print(f"figures also go where {type(logger).__name__} sends them: see its settings")
     return loggers
 
 
-def _settle(logger: WandbLogger, folder: Path) -> None:
-    """Give a Weights & Biases logger its folder, and never let it ask for a key."""
+def _settle(logger: WandbLogger, folder: Path, named_entities: Collection[str]) -> None:
+    """Give a Weights & Biases logger its folder and a destination that is the user's own.
+
+    It never asks for a key.
+    """
     settings = logger._wandb_init  # the logger has no other door before its run starts
+    if settings.get("settings") is not None:
+        raise UsageError(
+            "Expected the server and key of Weights & Biases in its environment variables, found "
+            "`settings` of its logger, which may come from a file; set WANDB_BASE_URL instead."
+        )
     if settings.get("dir") in (None, "."):
         settings["dir"] = str(folder)
         logger._save_dir = str(folder)
     earlier = tracked_run(folder)
     if earlier is not None and settings.get("id") is None:
-        settings |= {"id": earlier["id"], "resume": "allow"}
-        logger._id = earlier["id"]
-    if not logger._offline and not has_account():
+        settings |= {"id": earlier.id, "resume": "allow"}
+        logger._id = earlier.id
+    offline = logger._offline or settings.get("mode") in ("offline", "dryrun")
+    disabled = settings.get("mode") == "disabled"
+    mode = mode_here("disabled" if disabled else "offline" if offline else "online")
+    if mode == "online" and not has_account():
         print("No Weights & Biases key: logging offline; `wandb sync` sends it later.")
-        logger._offline = True
-        settings["mode"] = "offline"
+        mode = "offline"
+    logger._offline = mode == "offline"
+    settings["mode"] = mode
+    if mode == "disabled":
+        return
+    wish = Destination(settings["project"], settings.get("entity"), settings.get("id"), mode)
+    continues = earlier is not None and wish.id == earlier.id
+    target = permitted(wish, named_entities, earlier=continues)
+    settings["entity"] = target.entity
+    print(f"Weights & Biases: {target}", flush=True)
 
 
-def has_account() -> bool:
-    """Whether Weights & Biases would not ask for a key."""
-    import os
+def tracked_run(folder: Path) -> Destination | None:
+    """The Weights & Biases run that a run folder says is about it; None without one.
 
-    import wandb
+    The folder may be a stranger's: ask :func:`permitted` before anything is sent there.
 
-    return bool(os.environ.get("WANDB_MODE") or wandb.api.api_key)
-
-
-def tracked_run(folder: Path) -> dict[str, Any] | None:
-    """Arguments of ``wandb.init`` that open a run folder's tracked run again; None without one."""
+    Raises:
+        UsageError: ``tracking.json`` is damaged.
+    """
     path = folder / TRACKED
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    kept = read_json(path, TRACKING)
+    return Destination(kept["project"], kept.get("entity"), kept["id"], kept["mode"])
 
 
 def finish_tracking(folder: Path) -> None:
@@ -80,6 +111,9 @@ def finish_tracking(folder: Path) -> None:
     wandb = sys.modules.get("wandb")
     run = None if wandb is None else getattr(wandb, "run", None)
     if wandb is None or run is None:
+        return
+    if run.disabled:
+        wandb.finish()
         return
     best = folder / "checkpoints" / "best.ckpt"
     if best.is_file():

@@ -1,0 +1,73 @@
+"""Configuration files, judged before the parser sees them and follows what they say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.documents import read_yaml
+from finetune.errors import UsageError
+
+
+def option_value(arguments: Sequence[str], wanted: str) -> str | None:
+    """What follows an option on the command line, before anything is parsed."""
+    found = None
+    for option, value in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, separator, attached = option.partition("=")
+        if name == wanted:
+            found = attached if separator else value
+    return found
+
+
+def checkpoint_option(arguments: Sequence[str]) -> str | None:
+    """``ckpt_path`` from the options or a configuration file, before anything is parsed."""
+    found = None
+    for option, value in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, _, attached = option.partition("=")
+        value = attached or value
+        if name == "--ckpt_path":
+            found = value
+        elif name == "--config" and os.path.exists(value):
+            found = read_settings(value).get("ckpt_path") or found
+    return found or None
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """A configuration file, checked before the parser sees it and follows what it says.
+
+    Raises:
+        UsageError: not within the bounds of :mod:`finetune.documents`, or it names further files.
+    """
+    settings = read_yaml(path)
+    check_texts(settings, Path(path).parent)
+    checkpoint = settings.get("ckpt_path")
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        raise UsageError(f"Expected ckpt_path in {path} to be a path, found {checkpoint!r:.60}.")
+    for name in ("trainer", "model", "data"):
+        if not isinstance(settings.get(name, {}), dict):
+            raise UsageError(
+                f"Expected names and values below {name!r} in {path}, found "
+                f"{settings[name]!r:.60}; write settings there, or leave it out."
+            )
+    return settings
+
+
+def check_texts(value: Any, folder: Path) -> None:
+    """The parser opens whatever a setting names, and would wait for a pipe or device forever.
+
+    Raises:
+        UsageError: some text is the path of one, or no path could be.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            raise UsageError(
+                f"Expected text in the settings, found {value!r:.60} with a null byte."
+            )
+        for path in (value, folder / value):
+            if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+                raise UsageError(f"Expected settings, files or folders, found the pipe {value}.")
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_texts(item, folder)

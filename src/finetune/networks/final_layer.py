@@ -1,0 +1,55 @@
+"""What makes the logits: the tensors that hold one row a class."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from torch import nn
+
+
+def output_tensors(network: Any) -> tuple[str, ...]:
+    """Names of weight and bias of the linear layers whose outputs are the logits.
+
+    Row ``c`` of each belongs to class ``c``, and dividing all of them by T divides the logits by T,
+    also where several answers are averaged (distilled vision transformers) or a norm stands before
+    the layer (LeViT, RepViT). Batch norms inside a final layer are not among them.
+
+    Args:
+        network: a timm classifier or a baseline.
+
+    Returns:
+        No names where it is not plain which layer that is.
+    """
+    found = network.get_classifier()
+    heads = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+    inside = {id(module) for head in heads for module in head.modules()}
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if id(module) in inside and any(True for _ in module.parameters(recurse=False))
+    }
+    outputs = {
+        name: layer
+        for name, layer in layers.items()
+        if _linear(layer) and layer.weight.shape[0] == network.num_classes
+    }
+    if any(id(layer) not in map(id, heads) for layer in outputs.values()):
+        # Inside of a larger final layer, what is as wide as the classes may be a hidden layer.
+        shapes = [
+            tensor.shape
+            for name, layer in layers.items()
+            for tensor in layer.parameters(recurse=False)
+            if name not in outputs
+        ]
+        into = [layer.weight.shape[1] for layer in outputs.values()]
+        if network.num_classes in [*into, *(shape[0] for shape in shapes if shape)]:
+            return ()
+    return tuple(
+        f"{name}.{parameter}"
+        for name, layer in outputs.items()
+        for parameter, _ in layer.named_parameters(recurse=False)
+    )
+
+
+def _linear(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    return isinstance(layer, nn.Linear | nn.Conv2d)

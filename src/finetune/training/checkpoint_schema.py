@@ -1,0 +1,138 @@
+"""The one place where a checkpoint's content is judged: plain values, then tensors.
+
+A file may come from a stranger. Nothing in it is believed before it was here: every reader, of
+classifiers and ensembles alike, goes through :func:`check_content`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.errors import CheckpointError, CheckpointMismatchError
+from finetune.spec.checkpoint_entry import (
+    CLASSIFIER,
+    ENSEMBLE,
+    HEAD,
+    HYPER_PARAMETERS,
+    matching_channels,
+)
+from finetune.spec.schema import UnexpectedValue, by_name, record, several, text
+
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+INTEGERS = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+# What every network computes with: no whole number takes the place of these.
+_WEIGHTS = ("weight", "bias", "running_mean", "running_var")
+
+
+def check_content(content: Mapping[str, Any], entry_name: str, path: str | Path) -> None:
+    """Refuse a checkpoint whose values are not what they should be.
+
+    Tensors are judged by what describes them, which reads none: a mapped file stays mapped. Whether
+    they are finite, :func:`check_finite` tells where they are read.
+
+    Args:
+        content: the whole file, as it was read.
+        entry_name: the key of this project's entry.
+        path: for the message.
+
+    Raises:
+        CheckpointError: the first value that is odd.
+    """
+    try:
+        by_name(_anything)(content)
+        entry = content[entry_name]
+        HEAD(entry)
+        record({"state_dict": by_name(_tensor)})(content)
+        for name, tensor in content["state_dict"].items():
+            _weight(name, tensor)
+        if entry["kind"] == "ensemble":
+            ENSEMBLE(entry)
+        else:
+            record({"hyper_parameters": HYPER_PARAMETERS})(content)
+            CLASSIFIER(entry)
+            matching_channels(entry, content["hyper_parameters"])
+            _answers(entry.get("val"), len(entry["class_names"]))
+    except UnexpectedValue as error:
+        raise damaged(path, str(error)) from None
+
+
+def damaged(path: str | Path, found: str) -> CheckpointError:
+    """The error for a file that is one of ours and says what cannot be."""
+    return CheckpointError(
+        f"Expected a checkpoint of finetune in {path}, found it damaged: "
+        f"{' '.join(found.split())[:300]}; take another copy."
+    )
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights that are NaN or infinite, or would be so in single precision.
+
+    Raises:
+        CheckpointError: the first of them is named.
+    """
+    most = torch.finfo(torch.float32).max
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = (float(value) for value in torch.aminmax(tensor.detach()))
+            if not (-most <= low and high <= most):
+                raise damaged(path, f"{name} holds NaN or infinity")
+
+
+def check_dtypes(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str | Path
+) -> None:
+    """Refuse tensors of another kind than the network's; kinds of floating point may differ.
+
+    Raises:
+        CheckpointMismatchError: the first of them is named.
+    """
+    for name, tensor in given.items():
+        wanted = own[name].dtype
+        if tensor.dtype != wanted and not {tensor.dtype, wanted} <= FLOATS:
+            raise CheckpointMismatchError(
+                f"Expected {name} in {source} as {wanted}, found {tensor.dtype}; take another copy."
+            )
+
+
+def _anything(value: Any) -> None:
+    """Parts of a checkpoint that this project does not read."""
+
+
+def _tensor(value: Any) -> None:
+    """A dense tensor of this machine's memory, with as many values as it claims."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
+        raise UnexpectedValue("a dense tensor", value)
+    if value.device.type != "cpu" or value.is_quantized or value.dtype not in FLOATS | INTEGERS:
+        raise UnexpectedValue("a tensor of plain numbers", f"{value.dtype} on {value.device}")
+    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise UnexpectedValue("a tensor with all of its values", f"{tuple(value.shape)} of fewer")
+
+
+def _weight(name: str, tensor: Tensor) -> None:
+    if name.rpartition(".")[2] in _WEIGHTS and tensor.dtype not in FLOATS:
+        raise UnexpectedValue("floating point", str(tensor.dtype), ("state_dict", name))
+
+
+def _answers(val: Any, classes: int) -> None:
+    """The last validation: ``logits (N, C)``, ``labels (N,)`` and N paths."""
+    if val is None:
+        return
+    record({"logits": _tensor, "labels": _tensor, "paths": several(text())})(val)
+    logits, labels, images = val["logits"], val["labels"], len(val["paths"])
+    if logits.dtype not in FLOATS or tuple(logits.shape) != (images, classes):
+        raise UnexpectedValue(f"({images}, {classes}) numbers", _says(logits), ("val", "logits"))
+    if not bool(logits.isfinite().all()):
+        raise UnexpectedValue("finite", "NaN or infinity", ("val", "logits"))
+    if labels.dtype != torch.int64 or tuple(labels.shape) != (images,):
+        raise UnexpectedValue(f"({images},) whole numbers", _says(labels), ("val", "labels"))
+    if images and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise UnexpectedValue(f"labels from 0 to {classes - 1}", "others", ("val", "labels"))
+
+
+def _says(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {tensor.dtype}"
