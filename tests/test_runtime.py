@@ -4,9 +4,11 @@ import pytest
 import torch
 from lightning.fabric.accelerators import CUDAAccelerator, MPSAccelerator
 
+from finetune import ImageClassifier, predict
 from finetune.cli import main
 from finetune.errors import UsageError
 from finetune.runtime import Runtime
+from finetune.training.checkpoints import read_checkpoint
 
 
 @pytest.fixture
@@ -77,3 +79,18 @@ def test_no_fit_runs_elsewhere_than_asked(
     (line,) = capsys.readouterr().err.splitlines()
     assert "accelerator gpu" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_phases_in_half_precision_are_compared_in_single(
+    colour_folder: Path, tmp_path: Path
+) -> None:
+    data = [f"--data.root={colour_folder}", f"--runs={tmp_path}", "--data.cache=off"]
+    model = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.image_size=32"]
+    phases = ["--model.strategy=head-then-all", "--trainer.max_epochs=1"]
+    where = ["--trainer.accelerator=cpu", "--trainer.precision=bf16-true"]
+    assert main(["fit", *data, *model, *phases, *where]) == 0
+    for path in tmp_path.glob("test_resnet-1/checkpoints/[bp]*.ckpt"):
+        state = read_checkpoint(path).state_dict
+        assert torch.bfloat16 not in {tensor.dtype for tensor in state.values()}
+    best = ImageClassifier.from_checkpoint(tmp_path / "test_resnet-1/checkpoints/best.ckpt")
+    assert len(predict(best, colour_folder)) == 36

@@ -190,7 +190,8 @@ class PhasedFit:
         device = classifier.device
         try:
             found = self._best_of_phase(index, kept or self.datamodule, epochs, seconds, at)
-            classifier.to(device)  # Lightning leaves it on the processor
+            # Lightning leaves it on the CPU, and in half precision where it learnt so.
+            classifier.to(device, torch.float32)
             self._conclude(index, found, kept or self.datamodule)
         finally:
             classifier.upper = None
