@@ -8,13 +8,23 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 
-FLOOR = {"cache_dir", "csv_table", "documents", "errors", "files", "preprocessing", "spec"}
+FLOOR = {
+    "cache_dir",
+    "csv_table",
+    "documents",
+    "errors",
+    "files",
+    "preprocessing",
+    "runtime",
+    "spec",
+}
 ALLOWED = {
     "errors": set(),
     "preprocessing": set(),
     "cache_dir": set(),
     "csv_table": {"errors"},
     "files": {"errors"},
+    "runtime": {"errors"},
     "spec": {"errors", "preprocessing"},
     "documents": {"errors", "spec"},
     "tables": FLOOR,

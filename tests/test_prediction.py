@@ -5,8 +5,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from PIL import Image
 from torch.testing import assert_close
 
@@ -157,3 +160,86 @@ def test_a_safe_table_is_read_back_as_it_was(classifier, colour_folder, tmp_path
         assert table.resolved_paths() == (str(image),)
         found = torch.from_numpy(table.log_probabilities).softmax(-1).float()
         assert_close(found, predictions.probabilities)
+
+
+def held_in_all_ways(path: Path) -> dict[str, object]:
+    """One image as a file's bytes, of Pillow, as arrays and as tensors."""
+    array = np.asarray(Image.open(path).convert("RGB"))
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    return {
+        "bytes": path.read_bytes(),
+        "Pillow": Image.open(path),
+        "Pillow, transparent": Image.open(path).convert("RGBA"),
+        "array": array,
+        "array, transparent": np.dstack([array, np.full(array.shape[:2], 255, np.uint8)]),
+        "tensor": tensor,
+        "tensor of floats": tensor / 255,
+        "batch of arrays": array[None],
+        "batch of tensors": tensor[None],
+    }
+
+
+def test_what_a_program_holds_is_answered_as_its_file_is(classifier, colour_folder: Path) -> None:
+    path = colour_folder / "red" / "03.png"
+    expected = predict(classifier, path).logits
+    ways = held_in_all_ways(path)
+    for way, held in ways.items():
+        found = predict(classifier, held)
+        assert torch.equal(found.logits, expected), way
+        assert found.paths == (Path("image 0"),)
+    mixed = [path, *(held for way, held in ways.items() if "batch" not in way)]
+    together = predict(classifier, mixed)
+    assert together.paths == (path, *(Path(f"image {number}") for number in range(1, len(mixed))))
+    assert_close(together.logits, expected.expand(len(mixed), -1))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "one channel", "tensor"])
+def test_grey_in_memory(classifier, tmp_path: Path, kind: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    held = {
+        "uint8": grey,
+        "uint16": grey.astype(np.uint16) * 257,
+        "one channel": grey[..., None],
+        "tensor": torch.from_numpy(grey)[None],
+    }[kind]
+    expected = predict(classifier, tmp_path / "grey.png").logits
+    assert torch.equal(predict(classifier, held).logits, expected)
+
+
+def test_a_photograph_that_lies_on_its_side_in_memory(classifier, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 40, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "side.png", exif=exif)
+    expected = predict(classifier, tmp_path / "side.png").logits
+    assert torch.equal(predict(classifier, Image.open(tmp_path / "side.png")).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [b"no image", np.zeros((4, 4, 5), np.uint8), torch.zeros(5, 4, 4), np.zeros((2, 3), complex)],
+    ids=["bytes", "five channels", "tensor of five", "complex"],
+)
+def test_what_is_no_image_in_memory_is_refused_or_left_out(classifier, held) -> None:
+    with pytest.raises(ImageError, match=r"found .* at image 1"):
+        predict(classifier, [np.zeros((8, 8, 3), np.uint8), held])
+    kept = predict(classifier, [np.zeros((8, 8, 3), np.uint8), held], on_bad_image="skip")
+    assert len(kept) == 1
+    assert [path for path, _ in kept.skipped] == [Path("image 1")]
+
+
+def test_too_many_pixels_in_memory(classifier) -> None:
+    with pytest.raises(ImageError, match="at most 100 pixels"):
+        predict(classifier, np.zeros((11, 10, 3), np.uint8), max_pixels=100)
+
+
+def test_a_script_is_run_by_one_process_however_many_devices_there_are(
+    classifier, colour_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several, Lightning would start the caller's script again for each of the others."""
+    monkeypatch.setattr(CPUAccelerator, "auto_device_count", lambda: 2)
+    started: list[object] = []
+    monkeypatch.setattr(_SubprocessScriptLauncher, "launch", lambda *_, **__: started.append(1))
+    assert len(predict(classifier, colour_folder / "red" / "03.png")) == 1
+    assert not started

@@ -10,6 +10,7 @@ from importlib import import_module
 from finetune.commands.allocator import keep_freed_memory
 from finetune.commands.terminal import shown_streams
 from finetune.commands.waiting import wait_politely
+from finetune.data.workload import limit_threads
 from finetune.errors import FinetuneError, UsageError
 
 VERBS = {
@@ -67,6 +68,7 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             raise UsageError(_unknown(verb))
         keep_freed_memory()
         wait_politely()
+        limit_threads()  # after it: this may load torch
         return int(import_module(f"finetune.commands.{verb}").main(rest))
     except FinetuneError as error:
         if debug:

@@ -15,6 +15,7 @@ from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CalibrationError, CheckpointError, CheckpointMismatchError, DataError
 from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
 from finetune.prediction import PictureViews, predict
+from finetune.prediction.pictures import named_images
 from finetune.preprocessing import Preprocessing
 from finetune.training.classifier import ImageClassifier
 
@@ -61,7 +62,8 @@ def test_members_of_any_backbone_size_and_channels(
     together = predict(ensemble, files)
     assert together.member_probabilities.shape == (4, 5, 3)
     # Each member sees its own view of the one decoded picture.
-    views = [PictureViews(files, ensemble.preprocessings)[index][1] for index in range(5)]
+    dataset = PictureViews(named_images(files), ensemble.preprocessings)
+    views = [dataset[index][1] for index in range(5)]
     for member, path in enumerate(paths):
         classifier = ImageClassifier.from_checkpoint(path)
         images = torch.stack([picture[member] for picture in views])

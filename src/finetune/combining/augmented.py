@@ -102,14 +102,17 @@ def mean_over_views(
     images: dict[object, Tensor],
     views: Sequence[View],
 ) -> Tensor:
-    """The log of the mean over the views of the softmax of ``answer``; one view changes no bit."""
+    """The log of the mean over the views of the softmax of ``answer``; one view changes no bit.
+
+    Views are made where the images are; the mean is taken on the CPU, in float64.
+    """
     first = answer({key: views[0](value) for key, value in images.items()})
     if len(views) == 1:
         return first
-    logs = first.double().log_softmax(dim=-1)
+    logs = first.cpu().double().log_softmax(dim=-1)
     for view in views[1:]:
         further = answer({key: view(value) for key, value in images.items()})
-        logs = torch.logaddexp(logs, further.double().log_softmax(dim=-1))
+        logs = torch.logaddexp(logs, further.cpu().double().log_softmax(dim=-1))
     return (logs - math.log(len(views))).to(first.dtype)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.errors import UsageError
+from finetune.runtime import device_of
 
 
 def has_batchnorm(network: nn.Module) -> bool:
@@ -44,7 +45,7 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[Any]) -> int:
     if not layers:
         return 0
     pooled = {layer: _Pooled(layer) for layer in layers}
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     images = 0
     with _watched(network, pooled), torch.no_grad():
         for batch in batches:
@@ -62,7 +63,7 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[Any]) -> int:
 
 
 class _Pooled:
-    """Mean and variance of everything that entered one layer, in float64."""
+    """Mean and variance of everything that entered one layer, added up in float64 on the CPU."""
 
     def __init__(self, layer: _BatchNorm) -> None:
         self.count = 0
@@ -74,12 +75,16 @@ class _Pooled:
 
     def add(self, values: Tensor) -> None:
         """Chan et al.'s update for one batch ``(B, C, ...)``."""
-        flat = values.detach().transpose(0, 1).flatten(1).double().cpu()
+        flat = values.detach().transpose(0, 1).flatten(1)
+        # A device sums one batch in float32, for it may have nothing wider.
+        flat = flat.double() if flat.is_cpu else flat.float()
         count = flat.shape[1]
-        mean = flat.mean(dim=1)
+        centre = flat.mean(dim=1)
+        deviations = (flat - centre.unsqueeze(1)).square().sum(dim=1)
+        mean = centre.cpu().double()
         difference = mean - self.mean
         total = self.count + count
-        self.deviations += (flat - mean.unsqueeze(1)).square().sum(dim=1)
+        self.deviations += deviations.cpu().double()
         self.deviations += difference.square() * self.count * count / total
         self.mean += difference * count / total
         self.count = total
@@ -92,8 +97,8 @@ class _Pooled:
         mean, variance = layer.running_mean, layer.running_var
         assert mean is not None
         assert variance is not None
-        mean.copy_(self.mean)
-        variance.copy_(self.deviations / (self.count - 1))
+        mean.copy_(self.mean.to(mean.dtype))
+        variance.copy_((self.deviations / (self.count - 1)).to(variance.dtype))
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked.fill_(self.batches)
 

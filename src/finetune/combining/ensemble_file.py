@@ -104,8 +104,10 @@ def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
 
 def save_ensemble(ensemble: Ensemble, path: str | Path) -> None:
     """Write beside the target, then rename."""
-    # detach, not clone: members that share a backbone share its tensors in the file, too.
-    state_dict = {name: tensor.detach().cpu() for name, tensor in ensemble.state_dict().items()}
+    own = ensemble.state_dict(keep_vars=True)
+    # Each once: members that share a backbone share its tensors in the file, too.
+    on_cpu = {id(tensor): tensor.detach().cpu() for tensor in own.values()}
+    state_dict = {name: on_cpu[id(tensor)] for name, tensor in own.items()}
     entry = plain(ensemble.describe())
     content = {
         "state_dict": state_dict,

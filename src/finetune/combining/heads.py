@@ -71,7 +71,7 @@ def ensemble_of_heads(classifier: ImageClassifier, heads: list[Probe]) -> Ensemb
                 f"{type(layer).__name__}; fit the heads one by one."
             )
         with torch.no_grad():
-            layer.weight.copy_(head.weight)
-            layer.bias.copy_(head.bias)
+            layer.weight.copy_(head.weight.to(layer.weight.dtype))
+            layer.bias.copy_(head.bias.to(layer.bias.dtype))
         members.append(ClassifierMember(own, f"head {number}"))
     return Ensemble(members)

@@ -75,9 +75,10 @@ def _share_backbone(first: Member, second: Member) -> None:
     assert isinstance(second, ClassifierMember)
     heads = head_names(second.classifier.network)
     own = second.classifier.network.state_dict()
+    # The parameters themselves, so that they stay one where the members move to a device.
     shared = {
         name: own[name] if name in heads else tensor
-        for name, tensor in first.classifier.network.state_dict().items()
+        for name, tensor in first.classifier.network.state_dict(keep_vars=True).items()
     }
     second.classifier.network.load_state_dict(shared, assign=True)
     second.classifier.requires_grad_(False)

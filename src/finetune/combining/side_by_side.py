@@ -15,6 +15,7 @@ from finetune.combining.members import ClassifierMember, Member, Paths, Views, a
 from finetune.combining.pooling import probabilities_of
 from finetune.combining.sharing import group_by_backbone, grouped_logits
 from finetune.preprocessing import Preprocessing
+from finetune.runtime import device_of
 from finetune.spec.splits import SplitRecord
 
 DataModules = Any | Mapping[int, Any]
@@ -26,7 +27,8 @@ class SideBySide(nn.Module):
     Members whose backbones are equal share one computation of it. They run one after another, so
     beside their weights only one's activations take memory. (Stacking equal architectures with
     ``torch.func.vmap`` was measured: faster for ResNet-18, slower for MobileNet and ViT on a
-    processor; so there is one plain loop.)
+    processor; so there is one plain loop.) They answer on the device where they are; what they
+    answered is on the CPU.
 
     Args:
         members: at least one; all must know the same class names, in any order.
@@ -74,10 +76,11 @@ class SideBySide(nn.Module):
 
     @torch.inference_mode()
     def member_logits(self, views: Views, paths: Paths = None) -> Tensor:
-        """Every member's logits for one batch, ``(M, N, C)``.
+        """Every member's logits for one batch, ``(M, N, C)``, on the CPU.
 
         Args:
-            views: images ``(N, C_i, S_i, S_i)`` in ``[0, 1]`` for each of :attr:`preprocessings`.
+            views: images ``(N, C_i, S_i, S_i)`` in ``[0, 1]`` for each of :attr:`preprocessings`,
+                where the members are.
             paths: of the pictures; only members made of saved predictions need them.
         """
         return torch.stack([answer for answer, _ in self._timed(views, paths)])
@@ -110,12 +113,14 @@ class SideBySide(nn.Module):
     def _answered(self, pictures: HeldOut, datamodule: Any, split: str) -> HeldOut:
         loader = datamodule.evaluation_dataloader(split, preprocessings=self.preprocessings)
         answers, seconds, start = [], [0.0] * len(self.parts), 0
+        device = device_of(self)
         with torch.inference_mode():
             for batches, labels in loader:
                 paths = pictures.paths[start : start + len(labels)]
-                views = dict(zip(self.preprocessings, batches, strict=True))
+                placed = [batch.to(device) for batch in batches]
+                views = dict(zip(self.preprocessings, placed, strict=True))
                 timed = self._timed(views, paths)
-                answers.append(torch.stack([answer for answer, _ in timed]).cpu())
+                answers.append(torch.stack([answer for answer, _ in timed]))
                 seconds = [a + b for a, (_, b) in zip(seconds, timed, strict=True)]
                 start += len(labels)
         # Clones: tensors of inference mode could not be used in autograd or be changed.
@@ -138,7 +143,7 @@ class SideBySide(nn.Module):
         return self._held_out[key]
 
     def _timed(self, views: Views, paths: Paths) -> list[tuple[Tensor, float]]:
-        """Each member's logits in the common class order, and the seconds they took."""
+        """Each member's logits in the common class order, on the CPU, and the seconds they took."""
         found: dict[int, tuple[Tensor, float]] = {}
         for group in self._groups:
             start = time.perf_counter()
@@ -147,6 +152,8 @@ class SideBySide(nn.Module):
                 answers = grouped_logits(members, views)  # type: ignore[arg-type]
             else:
                 answers = [members[0].logits(views, paths)]
+            # Within the time: a device has not answered before its answer is here.
+            answers = [answer if answer.is_cpu else answer.cpu() for answer in answers]
             seconds = (time.perf_counter() - start) / len(group)
             for index, answer in zip(group, answers, strict=True):
                 order = self._orders[index]

@@ -25,6 +25,7 @@ from finetune.combining.roles import Share
 from finetune.combining.tasting import Score, Taster, warn_of_barrier
 from finetune.errors import UsageError
 from finetune.evaluation.held_out_loss import Metric
+from finetune.runtime import Runtime
 from finetune.spec.images import file_id
 from finetune.training.checkpoints import ENTRY, as_checkpoint, describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
@@ -88,6 +89,7 @@ def average_checkpoints(
     batchnorm: BatchNorm = "auto",
     share: Share = "half",
     split: str = "val",
+    accelerator: str = "auto",
 ) -> Soup:
     """Average the weights of checkpoints of one backbone, of one run or of many.
 
@@ -108,6 +110,7 @@ def average_checkpoints(
             batch norm in ``eval`` mode are never updated.
         share: the picking ``half`` of the held-out pictures, or ``all`` of them.
         split: the held-out pictures.
+        accelerator: where they are judged, see :meth:`finetune.runtime.Runtime.chosen`.
 
     Raises:
         CheckpointMismatchError: checkpoints that cannot be averaged, with the reason.
@@ -115,7 +118,11 @@ def average_checkpoints(
     """
     ingredients = survey(paths)
     _check_settings(method, coefficients, datamodule, batchnorm, ingredients)
-    kitchen = _Kitchen(ingredients, datamodule, metric, batchnorm, share, split)
+    taster = None
+    if datamodule is not None:
+        runtime = Runtime.chosen(accelerator)
+        taster = Taster(ingredients[0], datamodule, metric, share, split, runtime)
+    kitchen = _Kitchen(ingredients, taster, batchnorm)
     match method:
         case "uniform" | "weighted":
             return kitchen.weighted(normalised_coefficients(coefficients, len(ingredients)))
@@ -133,17 +140,12 @@ class _Kitchen:
     def __init__(
         self,
         ingredients: Sequence[Ingredient],
-        datamodule: Any,
-        metric: Metric,
+        taster: Taster | None,
         batchnorm: BatchNorm,
-        share: Share,
-        split: str,
     ) -> None:
         self.ingredients = ingredients
         self.class_names = ingredients[0].class_names
-        self.taster = None
-        if datamodule is not None:
-            self.taster = Taster(ingredients[0], datamodule, metric, share, split)
+        self.taster = taster
         self.may_update = all(each.batchnorm == "train" for each in ingredients)
         self.batchnorm = batchnorm
         self.picked = False  # whether held-out pictures have decided anything

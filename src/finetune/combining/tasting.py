@@ -16,6 +16,7 @@ from finetune.combining.ingredients import Ingredient
 from finetune.combining.roles import Share, of_role
 from finetune.errors import UsageError
 from finetune.evaluation.held_out_loss import Metric, held_out_loss
+from finetune.runtime import Runtime
 from finetune.training.classifier import ImageClassifier
 
 # Decoded pictures up to this size are kept between one judgement and the next.
@@ -52,14 +53,23 @@ class Score:
 class Taster:
     """Judges state dicts of one architecture on the same held-out pictures.
 
+    State dicts and answers are on the CPU; the network, and what it is shown, is on the device.
+
     Raises:
         UsageError: there are no held-out pictures.
     """
 
     def __init__(
-        self, ingredient: Ingredient, datamodule: Any, metric: Metric, share: Share, split: str
+        self,
+        ingredient: Ingredient,
+        datamodule: Any,
+        metric: Metric,
+        share: Share,
+        split: str,
+        runtime: Runtime,
     ) -> None:
         self.classifier = ImageClassifier.like(ingredient)
+        self.device = runtime.place(self.classifier).device
         self.datamodule, self.metric, self.split = datamodule, metric, split
         self.pictures = held_out_pictures(datamodule, split, ingredient.class_names)
         self.rows = of_role(self.pictures.ids, self.pictures.labels.tolist(), "pick", share)
@@ -98,12 +108,13 @@ class Taster:
             "train", preprocessings=(self.classifier.preprocessing,)
         )
         reestimate_batchnorm(self.classifier, (views[0] for views, _ in loader))
-        return {name: tensor.clone() for name, tensor in self.classifier.state_dict().items()}
+        own = self.classifier.state_dict()
+        return {name: tensor.to("cpu", copy=True) for name, tensor in own.items()}
 
     def _logits(self, state_dict: Mapping[str, Tensor]) -> Tensor:
         self.classifier.load_state_dict(dict(state_dict))
         with torch.no_grad():
-            return torch.cat([self.classifier(images).float() for images in self._batches()])
+            return torch.cat([self.classifier(images).float().cpu() for images in self._batches()])
 
     def _batches(self) -> Iterator[Tensor]:
         if self._kept:
@@ -113,9 +124,10 @@ class Taster:
             self.split, preprocessings=(self.classifier.preprocessing,)
         )
         for views, _ in loader:
+            images = views[0].to(self.device)
             if self._kept is not None:
-                self._kept.append(views[0])
-            yield views[0]
+                self._kept.append(images)
+            yield images
 
 
 def warn_of_barrier(

@@ -85,6 +85,7 @@ def _average(options: argparse.Namespace) -> Soup:
         metric=options.metric,
         batchnorm=options.batchnorm,
         share=options.share,
+        accelerator=options.accelerator,
     )
     names = [str(each.path) for each in ingredients]
     for line in describe_soup(soup, names, options.metric):

@@ -74,10 +74,12 @@ def _calibrate(options: argparse.Namespace) -> Ensemble:
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.trainer import quiet_libraries
+    from finetune.runtime import Runtime
 
     quiet_libraries()
+    runtime = Runtime.chosen(options.accelerator)
     path = checkpoint_file(options.checkpoint)
-    ensemble = Ensemble.from_file(path)
+    ensemble = runtime.place(Ensemble.from_file(path))
     if output is not None:
         output.keep_off(fits=ensemble.fitted_on)
     datamodule = build_held_out(options, ensemble)

@@ -72,10 +72,12 @@ def _combine(options: argparse.Namespace) -> Ensemble:
     from finetune.commands.many import with_members
     from finetune.commands.many_heads import heads_on_one_backbone
     from finetune.commands.trainer import quiet_libraries
+    from finetune.runtime import Runtime
 
     quiet_libraries()
+    runtime = Runtime.chosen(options.accelerator)
     if options.heads is not None:
-        whole = heads_on_one_backbone(options)
+        whole = heads_on_one_backbone(options, runtime)
     else:
         whole = Ensemble.from_checkpoints(
             with_members(options.checkpoints),
@@ -86,7 +88,7 @@ def _combine(options: argparse.Namespace) -> Ensemble:
         each.keep_off(fits=whole.fitted_on)
     chosen = whole
     if options.root is not None:
-        datamodule = build_held_out(options, whole)
+        datamodule = build_held_out(options, runtime.place(whole))
         chosen = select_and_show(whole, datamodule, options)
         if figure is not None:
             write_diversity(figure, whole, whole.held_out(datamodule))

@@ -62,6 +62,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     from finetune.commands.runs import free_stage, write_metrics
     from finetune.commands.trainer import quiet_libraries
     from finetune.evaluation.metrics import dominant_of, figures_of
+    from finetune.runtime import process_rank
 
     quiet_libraries()
     stage: Stage = "val" if verb == "validate" else "test"
@@ -70,17 +71,19 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = figures_of(judged.logits, judged.labels)
-    print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
-    if dominant := dominant_of(judged.logits, judged.labels, judged.paths):
-        print(dominant, flush=True)
     pictures = str(judged.root.resolve())
-    folder = _folder_for(judged)
-    key = free_stage(folder, stage, pictures)
     kept: dict[str, float | str] = {
         **figures,
         "pictures": pictures,
         "ms_per_picture": judged.ms_per_picture,
     }
+    if process_rank() > 0:
+        return kept  # every process has the answers of all, and the first alone writes
+    print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
+    if dominant := dominant_of(judged.logits, judged.labels, judged.paths):
+        print(dominant, flush=True)
+    folder = _folder_for(judged)
+    key = free_stage(folder, stage, pictures)
     write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
     if stage == "test":
@@ -108,7 +111,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     assert cli.checkpoint is not None
     cli.model.take_over(cli.checkpoint)
     cli.datamodule.setup(verb)
-    say_differences(cli.datamodule, cli.record)
+    if cli.runtime.is_main:
+        say_differences(cli.datamodule, cli.record)
     started = time.perf_counter()
     with recorded_features(cli.model) as features:
         _run_trainer(cli, verb)
@@ -152,12 +156,14 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     from finetune.combining.roles import in_whole_ids, refuse_reuse
     from finetune.commands.held_out import build_held_out
     from finetune.reporting.embeddings import recorded_features
+    from finetune.runtime import Runtime
 
     options = _combined_parser(verb).parse_args(arguments)
     if options.root is None:
         raise UsageError("Expected a folder of pictures, found none; add --data.root DIR.")
     stage: Stage = "val" if verb == "validate" else "test"
-    ensemble = Ensemble.from_file(options.ckpt_path)
+    runtime = Runtime.chosen(options.accelerator)
+    ensemble = runtime.place(Ensemble.from_file(options.ckpt_path))
     datamodule = build_held_out(options, ensemble)
     modules = list(datamodule.values()) if isinstance(datamodule, dict) else [datamodule]
     for module in modules:

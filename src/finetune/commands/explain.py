@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune.commands.held_out import add_accelerator
 from finetune.commands.outputs import add_output, checked_output, default_output
 from finetune.commands.parsing import Parser
 
@@ -23,9 +24,11 @@ def main(arguments: list[str]) -> int:
     from finetune.prediction.loading import fits_of, load_answerer
     from finetune.reporting.explain import explain
     from finetune.reporting.overlays import panels
+    from finetune.runtime import Runtime
 
+    runtime = Runtime.chosen(options.accelerator)
     files = find_pictures(options.pictures)
-    answerer = load_answerer(options.checkpoint)
+    answerer = load_answerer(options.checkpoint, runtime)
     output.keep_off(inputs=files, fits=fits_of(answerer))
     rows = []
     for file in files:
@@ -55,4 +58,5 @@ def _parser() -> Parser:
         metavar="NAME",
         help="a class to explain beside the predicted one; may be repeated",
     )
+    add_accelerator(parser)
     return parser

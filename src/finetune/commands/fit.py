@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -157,7 +156,7 @@ def fit(
     from finetune.commands.trainer_options import check_amounts
     from finetune.training.tracking import finish_tracking
 
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    is_first = cli.runtime.is_main
     data = cli.datamodule
     data.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
     recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
@@ -227,16 +226,12 @@ def run_phases(
     resumed: Resumed | None,
 ) -> Candidate | None:
     """One phase after the other, into ``folder/checkpoints``; the model is the best in the end."""
-    import torch
-
     from finetune.commands.resuming import copy_candidates
-    from finetune.commands.settling import on_cpu
     from finetune.training.phases import PhasedFit
     from finetune.training.tracking import configured_loggers, track_best
 
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if not on_cpu(cli):
-        cli.model.to(torch.accelerator.current_accelerator())
+    is_first = cli.runtime.is_main
+    cli.runtime.place(cli.model)
     configured = cli.config_init["trainer"].as_dict()["logger"]
     loggers = configured_loggers(configured, folder, cli.named_entities)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """``--data.root`` and what goes with it, spelled as for ``fit``."""
+    """``--data.root`` and what goes with it, spelled as for ``fit``; and ``--accelerator``."""
     group = parser.add_argument_group("held-out pictures; their split is the fits' own")
     group.add_argument("--data.root", dest="root", help="the folder that the fits were made with")
     group.add_argument(
@@ -36,6 +36,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data.num_workers", dest="num_workers", type=int, help="by default chosen")
     group.add_argument("--data.cache", dest="cache", default="auto", help="off, memory, disk, auto")
     group.add_argument("--data.cache_dir", dest="cache_dir", help="instead of the platform's")
+    add_accelerator(group)
     group.add_argument(
         "--share",
         choices=["half", "all"],
@@ -46,6 +47,16 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--allow-reuse",
         action="store_true",
         help="accept images that trained, picked or calibrated before, and say so",
+    )
+
+
+def add_accelerator(parser: argparse._ActionsContainer) -> None:
+    """``--accelerator``, for the verbs without a Trainer; see :class:`finetune.runtime.Runtime`."""
+    parser.add_argument(
+        "--accelerator",
+        "--trainer.accelerator",
+        default="auto",
+        help="where networks answer: auto, cpu, gpu, cuda or mps",
     )
 
 

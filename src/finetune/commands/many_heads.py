@@ -9,15 +9,17 @@ from finetune.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
+    from finetune.runtime import Runtime
 
 
-def heads_on_one_backbone(options: argparse.Namespace) -> Ensemble:
+def heads_on_one_backbone(options: argparse.Namespace, runtime: Runtime) -> Ensemble:
     """Fit final layers on bootstrap samples of the training pictures' features.
 
     The backbone runs once a picture, now and whenever the ensemble answers.
 
     Args:
         options: of ``finetune ensemble``.
+        runtime: where the backbone runs.
 
     Raises:
         UsageError: several checkpoints, or no pictures.
@@ -38,7 +40,7 @@ def heads_on_one_backbone(options: argparse.Namespace) -> Ensemble:
     from finetune.training.fitted_splits import split_records, with_fitted_split
 
     path = checkpoint_file(options.checkpoints[0])
-    classifier = ImageClassifier.from_checkpoint(path)
+    classifier = runtime.place(ImageClassifier.from_checkpoint(path))
     classifier.details = with_fitted_split(path, classifier.details)
     records = split_records(classifier.details)
     datamodule = build_datamodule(options, records, classifier.class_names)

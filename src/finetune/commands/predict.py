@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.commands.held_out import add_accelerator
 from finetune.commands.outputs import Output, add_overwrite, checked_output
 from finetune.commands.parsing import Parser, whole_number
 from finetune.errors import UsageError
@@ -30,8 +31,10 @@ def main(arguments: list[str]) -> int:
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_pictures, predict
     from finetune.prediction.loading import fits_of, load_answerer
+    from finetune.runtime import Runtime
 
     quiet_libraries()
+    Runtime.chosen(options.accelerator, options.devices)  # refuses what is not there, in our words
     files = find_pictures(pictures)
     answerer = load_answerer(options.checkpoint)
     if output is not None:
@@ -144,7 +147,7 @@ def _parser() -> Parser:
         default=178_956_970,
         help="refuse pictures with more pixels, at least 1",
     )
-    parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ... as Lightning says")
+    add_accelerator(parser)
     parser.add_argument("--devices", default="auto", help="how many, or which")
     parser.add_argument("--precision", default="32-true", help="such as 16-mixed or bf16-mixed")
     return parser

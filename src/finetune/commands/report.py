@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.guest import Where, as_guest
+from finetune.commands.held_out import add_accelerator
 from finetune.commands.outputs import (
     PAGES,
     TABLES,
@@ -24,6 +25,7 @@ from finetune.errors import UsageError
 if TYPE_CHECKING:
     from finetune.evaluation.comparison import Leaderboard
     from finetune.reporting.sources import Source
+    from finetune.runtime import Runtime
 
 RUN_FILES = ("config.yaml", "metrics.json")  # a fit's folder, a test's folder
 
@@ -76,7 +78,9 @@ def _report(options: argparse.Namespace) -> Path:
 
     from finetune.reporting.report import write_page
     from finetune.reporting.sources import load_sources, merge_folds
+    from finetune.runtime import Runtime
 
+    runtime = Runtime.chosen(options.accelerator)
     sources = load_sources(options.sources, root=options.root)
     for each in filter(None, (output, suspects)):
         keep_off_sources(each, sources)
@@ -84,7 +88,7 @@ def _report(options: argparse.Namespace) -> Path:
         merged = merge_folds(sources)
         sources = {merged.name: merged}
     if suspects is not None:
-        sources = {name: with_embeddings(source) for name, source in sources.items()}
+        sources = {name: with_embeddings(source, runtime) for name, source in sources.items()}
         write_all_suspects(suspects, sources)
     with output.writing() as beside:
         write_page(
@@ -145,14 +149,14 @@ def keep_off_sources(output: Output, sources: Mapping[str, Source]) -> None:
     output.keep_off(images=[*roots, *folders], fits=[fit for fits in kept for fit in fits])
 
 
-def with_embeddings(source: Source) -> Source:
+def with_embeddings(source: Source, runtime: Runtime) -> Source:
     """The source with pooled features of its images, where a classifier's weights are known."""
     if source.weights is None:
         return source
     from finetune.reporting.embeddings import embed
     from finetune.training.classifier import ImageClassifier
 
-    classifier = ImageClassifier.from_checkpoint(source.weights)
+    classifier = runtime.place(ImageClassifier.from_checkpoint(source.weights))
     embeddings = embed(classifier, source.evaluation.paths, root=source.details.root)
     return replace(source, details=replace(source.details, embeddings=embeddings))
 
@@ -207,4 +211,5 @@ def _parser() -> Parser:
         metavar="CSV",
         help="also rank the labels that may be wrong, with the help of the images themselves",
     )
+    add_accelerator(parser)
     return parser

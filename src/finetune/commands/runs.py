@@ -36,7 +36,8 @@ def new_run_folder(runs: Path, name: str, *, images: str | os.PathLike[str] | No
     if not name or not name.isprintable() or name != Path(name).name or name.startswith("."):
         raise UsageError(f"Expected a plain run name, found {name!r}; leave out slashes and dots.")
     Output(runs, "--runs", replaces=False, is_folder=True).keep_off(images=[images])
-    if INHERITED in os.environ and "LOCAL_RANK" in os.environ:
+    # Lightning numbers the process that started the others, too.
+    if INHERITED in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return Path(os.environ[INHERITED])
     try:
         runs.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.errors import UsageError
 
@@ -65,7 +65,7 @@ def settle(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Choice, .
         cli.model,
         cli.datamodule,
         pretrained=pretrained,
-        on_cpu=on_cpu(cli),
+        on_cpu=cli.runtime.device.type == "cpu",
         closed_form=linear_head(cli.model.network) is not None,
         seconds=seconds,
     )
@@ -124,11 +124,3 @@ def does_the_data_suffice(cli: FinetuneCLI) -> str:
     learning = list(stages)[list(stages).index(lowest) :]
     parameters = sum(network.get_parameter(name).numel() for s in learning for name in stages[s])
     return data_advice(parameters, sum(counts.values()), len(counts)).comparison
-
-
-def on_cpu(cli: FinetuneCLI) -> bool:
-    """Whether the fit has no accelerator."""
-    import torch
-
-    accelerator: Any = cli.config_init["trainer"].as_dict()["accelerator"]
-    return accelerator == "cpu" or not torch.accelerator.is_available()

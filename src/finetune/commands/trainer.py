@@ -24,6 +24,7 @@ from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.documents import yaml_of
 from finetune.errors import FinetuneError, UsageError
+from finetune.runtime import Runtime
 from finetune.spec.schema import optional
 from finetune.spec.settings import SEED, check_settings
 from finetune.spec.splits import SplitRecord
@@ -73,6 +74,7 @@ class FinetuneCLI(LightningCLI):
     datamodule: ImageFolderDataModule
     model: ImageClassifier
     trainer: Trainer
+    runtime: Runtime
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.verb = verb
@@ -198,7 +200,9 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        check_each(self.config.trainer, fits=self.verb == "fit")
+        trainer = self.config.trainer
+        check_each(trainer, fits=self.verb == "fit")
+        self.runtime = Runtime.chosen(trainer.accelerator, trainer.devices)
         for name in ("seeds", "folds", "resume", "track_to", "imports"):
             if self.config.get(name) is not None:
                 raise UsageError(

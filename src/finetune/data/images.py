@@ -86,9 +86,13 @@ class ImageReader:
             content = Path(path).read_bytes()
         except OSError as error:
             raise ImageError(f"Expected an image at {path}: {error.strerror}.") from error
+        return self.decode(content, name=str(path))
+
+    def decode(self, content: bytes, *, name: str) -> Tensor:
+        """The same of a file that is in memory already; ``name`` is for the error message."""
         return decode_bytes(
             content,
-            name=str(path),
+            name=name,
             in_chans=self.in_chans,
             short_side=self.short_side,
             max_pixels=self.max_pixels,

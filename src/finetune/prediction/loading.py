@@ -16,6 +16,7 @@ from finetune.prediction.pictures import OnBadImage, Picture
 from finetune.prediction.predictions import Predictions
 from finetune.prediction.predictor import predict
 from finetune.preprocessing import Preprocessing
+from finetune.runtime import Runtime
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import ENTRY, read_content
 from finetune.training.classifier import ImageClassifier
@@ -96,12 +97,18 @@ def load(path: str | Path) -> Predictor:
     return Predictor(load_answerer(path))
 
 
-def load_answerer(path: str | Path) -> ImageClassifier | Ensemble:
-    """The classifier or ensemble itself, in ``eval`` mode; see :func:`load`."""
+def load_answerer(path: str | Path, runtime: Runtime | None = None) -> ImageClassifier | Ensemble:
+    """The classifier or ensemble itself, in ``eval`` mode; see :func:`load`.
+
+    Args:
+        path: as for :func:`load`.
+        runtime: where it is to answer; by default on the CPU, from where a Trainer moves it.
+    """
     path = checkpoint_file(path)
+    place = (runtime or Runtime()).place
     if read_content(path, mmap=True)[ENTRY]["kind"] == "ensemble":
-        return Ensemble.from_file(path)
-    return ImageClassifier.from_checkpoint(path)
+        return place(Ensemble.from_file(path))
+    return place(ImageClassifier.from_checkpoint(path))
 
 
 def fits_of(answerer: ImageClassifier | Ensemble) -> tuple[SplitRecord, ...]:

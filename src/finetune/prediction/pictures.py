@@ -12,16 +12,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from finetune.data.images import MAX_PIXELS, ImageReader
+from finetune.data.in_memory import Held, content_of, each_image
 from finetune.data.transforms import evaluation_transform
 from finetune.data.walk import images_below
 from finetune.errors import DataError, ImageError
 from finetune.preprocessing import Preprocessing
 
 OnBadImage = Literal["error", "skip"]
-Picture = str | os.PathLike[str]
+Place = str | os.PathLike[str]
+Picture = Place | Held
 
 
-def find_pictures(pictures: Picture | Iterable[Picture]) -> list[Path]:
+def find_pictures(pictures: Place | Iterable[Place]) -> list[Path]:
     """Files from pictures, folders (all pictures below) and glob patterns, in the order given.
 
     A file named twice is there twice, so that answers line up with what was asked; what a folder or
@@ -30,11 +32,27 @@ def find_pictures(pictures: Picture | Iterable[Picture]) -> list[Path]:
     Raises:
         DataError: something does not exist, or there is no picture in the whole.
     """
-    given = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures or ())
-    found: list[Path] = []
-    for item in (os.fspath(each) for each in given):
-        there = set() if os.path.isfile(item) else set(found)
-        found += [file for file in _expand(item) if file not in there]
+    return [path for path, _ in named_images(pictures)]
+
+
+def named_images(images: Picture | Iterable[Picture]) -> list[tuple[Path, Held | None]]:
+    """What :func:`find_pictures` finds; images in memory are called ``image 0``, by their place.
+
+    Raises:
+        DataError: something does not exist, or there is no image in the whole.
+    """
+    if isinstance(images, Held):
+        given: list[Picture] = [*each_image(images)]
+    else:
+        given = [images] if isinstance(images, str | os.PathLike) else list(images or ())
+    found: list[tuple[Path, Held | None]] = []
+    for number, item in enumerate(given):
+        if isinstance(item, Held):
+            found.append((Path(f"image {number}"), item))
+            continue
+        place = os.fspath(item)
+        there = set() if os.path.isfile(place) else {path for path, _ in found}
+        found += [(file, None) for file in _expand(place) if file not in there]
     if not found:
         raise DataError(
             f"Expected pictures, found none in {', '.join(map(str, given)) or 'an empty list'}."
@@ -59,11 +77,12 @@ class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        images: Sequence[tuple[Path, Held | None]],
         preprocessings: Sequence[Preprocessing],
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.paths = paths
+        self.paths = [path for path, _ in images]
+        self.held = [held for _, held in images]
         self.views = [
             (
                 preprocessing,
@@ -85,11 +104,17 @@ class PictureViews(Dataset[tuple[int, list[Tensor] | str]]):
     def __getitem__(self, index: int) -> tuple[int, list[Tensor] | str]:
         """The picture's index with its views ``(C, S, S)``, or with the reader's message."""
         try:
-            decoded = {chans: read(self.paths[index]) for chans, read in self.readers.items()}
+            decoded = {chans: self._read(index, reader) for chans, reader in self.readers.items()}
         except ImageError as error:
             # Not raised here: from another process it would arrive with that one's traceback.
             return index, str(error)
         return index, [transform(decoded[p.in_chans]) for p, transform in self.views]
+
+    def _read(self, index: int, reader: ImageReader) -> Tensor:
+        path, held = self.paths[index], self.held[index]
+        if held is None:
+            return reader(path)
+        return reader.decode(content_of(held, name=str(path)), name=str(path))
 
 
 Collated = tuple[list[int], list[Tensor], list[tuple[int, str]]]

@@ -27,7 +27,7 @@ from finetune.prediction.pictures import (
     Picture,
     PictureViews,
     collate_views,
-    find_pictures,
+    named_images,
 )
 from finetune.prediction.predictions import Predictions
 from finetune.training.classifier import ImageClassifier
@@ -45,13 +45,16 @@ def predict(
     trainer: Trainer | None = None,
     on_answer: Callable[[Path, Predictions], None] | None = None,
 ) -> Predictions:
-    """Answer for pictures, folders or glob patterns.
+    """Answer for images: files, folders and glob patterns, or what a program holds already.
 
     Each picture is decoded once and transformed once for each preprocessing that a member needs.
+    All of it happens in this process, on one device, unless a trainer says otherwise.
 
     Args:
         classifier: a fine-tuned classifier, or an ensemble.
-        pictures: one or several of files, folders (all pictures below) and glob patterns.
+        pictures: one or several of files, folders (all pictures below) and glob patterns; a file's
+            bytes, Pillow images, arrays and tensors, see :func:`finetune.data.in_memory.content_of`
+            (``paths`` then names them ``image 0`` and so on).
         batch_size: pictures a batch; the answers do not depend on it beyond rounding.
         test_time_augmentation: views of each picture whose probabilities are averaged: how many,
             or their names (:data:`finetune.combining.augmented.VIEWS`).
@@ -71,10 +74,11 @@ def predict(
         SingleClassifier(classifier) if isinstance(classifier, ImageClassifier) else classifier
     )
     views = chosen_views(test_time_augmentation)
-    paths = find_pictures(pictures)
+    images = named_images(pictures)
+    paths = [path for path, _ in images]
     workers = choose_num_workers(paths) if num_workers is None else num_workers
     loader = DataLoader(
-        PictureViews(paths, answerer.preprocessings, max_pixels),
+        PictureViews(images, answerer.preprocessings, max_pixels),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate_views,
@@ -221,6 +225,7 @@ def _lightning_quiet() -> Iterator[None]:
 def _plain_trainer(collected: Callback) -> Trainer:
     return Trainer(
         callbacks=[collected],
+        devices=1,  # of several, Lightning would run the caller's script again on each
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -67,7 +67,7 @@ def embed(
     for batch in _batches(paths, batch_size):
         images = torch.stack([transform(reader(locate(path, root))) for path in batch])
         with torch.inference_mode():
-            features = live_features(classifier, images.to(classifier.device))
+            features = live_features(classifier, images.to(classifier.mean.device))
         rows.append(features.flatten(1).float().cpu().numpy())
     return np.concatenate(rows)
 

@@ -97,7 +97,7 @@ def explain(
     for classifier, share in members:
         logits = _logits(classifier, pixels)
         order = [classifier.class_names.index(name) for name in names]
-        probabilities += share * logits.double().softmax(dim=-1)[0, order].cpu()
+        probabilities += share * logits.cpu().double().softmax(dim=-1)[0, order]
     explained = []
     for name in class_names:
         if name is not None and name not in names:
@@ -158,7 +158,7 @@ def _view(classifier: ImageClassifier, pixels: Pixels) -> Tensor:
     """The picture as this classifier sees it, ``(1, C, S, S)`` in ``[0, 1]``."""
     transform = evaluation_transform(classifier.preprocessing)
     view = transform(pixels[classifier.preprocessing.in_chans])
-    return view.unsqueeze(0).to(classifier.device)
+    return view.unsqueeze(0).to(classifier.mean.device)
 
 
 def _joint_heat(
@@ -169,7 +169,8 @@ def _joint_heat(
     parts = []
     for classifier, share in members:
         view = (_view(classifier, pixels) - classifier.mean) / classifier.std
-        cam = grad_cam(classifier.network, view, classifier.class_names.index(class_name))[0]
+        target = classifier.class_names.index(class_name)
+        cam = grad_cam(classifier.network, view, target)[0].cpu()
         parts.append(seen_part((height, width), classifier.preprocessing))
         top, left, bottom, right = parts[-1]
         size = (max(1, bottom - top), max(1, right - left))
@@ -177,7 +178,7 @@ def _joint_heat(
         strongest = placed.max()
         if strongest > 0:
             window = (slice(top, top + size[0]), slice(left, left + size[1]))
-            heat[window] += share * (placed[0, 0] / strongest).cpu()
+            heat[window] += share * placed[0, 0] / strongest
     strongest = heat.max()
     smallest = min(parts, key=lambda part: part[2] - part[0])
     return (heat / strongest if strongest > 0 else heat).numpy(), smallest
@@ -202,7 +203,7 @@ def _activations_and_gradients(
             f"Expected a network with a feature map to explain, found {type(network).__name__}, "
             f"whose features have the shape {tuple(features.shape)}; take another backbone."
         )
-    targets = torch.as_tensor(target, device=logits.device).expand(len(logits))
+    targets = torch.as_tensor(target).to(logits.device).expand(len(logits))
     score = logits.gather(1, targets.unsqueeze(1)).sum()
     (gradients,) = torch.autograd.grad(score, leaf)
     return to_map(leaf.detach()), to_map(gradients)

@@ -28,7 +28,7 @@ class Candidate:
     """A classifier that ``best.ckpt`` may hold.
 
     Attributes:
-        state_dict: its tensors, on the CPU.
+        state_dict: its tensors, on the CPU, in float32.
         hyper_parameters: plain constructor arguments.
         entry: what its checkpoint says beside them; ``fit`` tells from which phase it is, and what
             was done to it.
@@ -40,9 +40,17 @@ class Candidate:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Candidate:
-        """A copy of what a checkpoint would hold, from tensors that will go on learning."""
+        """A copy of what a checkpoint would hold, from tensors that will go on learning.
+
+        In float32, also of weights that learn in half precision: phases can be compared so.
+        """
         state_dict = {
-            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            name: value.detach().to(
+                "cpu",
+                torch.float32 if value.is_floating_point() else value.dtype,
+                copy=True,
+                memory_format=torch.contiguous_format,
+            )
             for name, value in content["state_dict"].items()
         }
         entry = content[ENTRY]

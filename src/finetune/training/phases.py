@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
 from finetune.errors import TrainingError, UsageError
 from finetune.networks.final_layer import output_tensors
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
+from finetune.runtime import process_rank
 from finetune.training.candidates import Candidate, clearly_better
 from finetune.training.checkpoints import ENTRY, plain, read_content
 from finetune.training.classifier import ImageClassifier
@@ -190,7 +190,8 @@ class PhasedFit:
         device = classifier.device
         try:
             found = self._best_of_phase(index, kept or self.datamodule, epochs, seconds, at)
-            classifier.to(device)  # Lightning leaves it on the processor
+            # Lightning leaves it on the CPU, and in half precision where it learnt so.
+            classifier.to(device, torch.float32)
             self._conclude(index, found, kept or self.datamodule)
         finally:
             classifier.upper = None
@@ -272,4 +273,4 @@ class PhasedFit:
 
 def _is_first() -> bool:
     """Whether this process is the one that writes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return process_rank() == 0

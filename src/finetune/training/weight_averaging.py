@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,6 +24,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from finetune.errors import UsageError
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class _Averaging(WeightAveraging):
@@ -47,6 +50,9 @@ class _Averaging(WeightAveraging):
         # The same callback may serve several fits, and every trainer counts its steps from 0.
         self._latest_update_step, self._latest_update_epoch = 0, -1
         super().setup(trainer, pl_module, stage)
+        assert self._average_model is not None
+        # The count of updates stays here: asked for on a device, it would stop it at every step.
+        self._average_model.n_averaged = torch.tensor(0)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -100,12 +106,12 @@ class EMA(_Averaging):
         if not 0 <= decay < 1:
             raise UsageError(f"Expected an EMA decay in [0, 1), found {decay}; try 0.999.")
 
-        def average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-            count = int(updates)
+        def average(averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+            count = self.updates
             kept = min(decay, (1 + count) / (10 + count)) if warmup else decay
-            return _moved(averaged, current, 1 - kept)
+            _move(averaged, current, 1 - kept)
 
-        super().__init__(use_buffers=True, avg_fn=average)
+        super().__init__(use_buffers=True, multi_avg_fn=average)
 
 
 class SWA(_Averaging):
@@ -121,10 +127,10 @@ class SWA(_Averaging):
         self.start = start
         self._due = False
 
-        def average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-            return _moved(averaged, current, 1 / (int(updates) + 1))
+        def average(averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+            _move(averaged, current, 1 / (self.updates + 1))
 
-        super().__init__(use_buffers=True, avg_fn=average)
+        super().__init__(use_buffers=True, multi_avg_fn=average)
 
     @override
     def on_train_batch_end(
@@ -145,8 +151,9 @@ class SWA(_Averaging):
         return step_idx is not None and self._due
 
 
-def _moved(averaged: Tensor, current: Tensor, share: float) -> Tensor:
-    """``averaged`` moved towards ``current``; what stands still stays bit-identical."""
-    if not averaged.is_floating_point():
-        return current
-    return averaged + (current - averaged) * share
+def _move(averaged: Tensors, current: Tensors, share: float) -> None:
+    """Move tensors of one type towards ``current``; what stands still stays bit-identical."""
+    if averaged[0].is_floating_point():
+        torch._foreach_lerp_(averaged, current, share)
+    else:
+        torch._foreach_copy_(averaged, current)
