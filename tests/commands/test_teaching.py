@@ -119,7 +119,8 @@ def test_two_processes_learn_the_same_from_one_teacher(
             *(sys.executable, "-m", "finetune", "fit", f"--data.root={colour_folder}", *SMALL),
             *("--model.backbone=test_resnet", "--model.strategy=partial:1", "--model.lr=0.01"),
             *("--trainer.max_epochs=20", "--trainer.devices=2", "--trainer.strategy=ddp"),
-            *(
+            *("--imports=keep", "--trainer.callbacks=keep.Keep"),
+            f"--model.teacher={contrary_teacher}",
                 "--imports=keep",
                 "--trainer.callbacks=keep.Keep",
                 f"--model.teacher={contrary_teacher}",
