@@ -2,10 +2,11 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,6 @@ TWO_PHASES = (*SMALL, "--model.strategy=partial:1", "--trainer.max_epochs=3", "-
 EARLY = ("--model.strategy=head-then-all", "--trainer.max_epochs=8", "--model.lr=0.2")
 BASELINE = ("--model.backbone=baseline_cnn", "--trainer.max_epochs=2")
 TORTURE = "TORTURE" in os.environ  # every commit point instead of some
-FORK = multiprocessing.get_context("fork")
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -55,28 +55,27 @@ def content(run: Path) -> dict[str, object]:
     return found
 
 
-def _fit_until(arguments: list[str], after: int) -> None:
-    """In a process of its own: SIGKILL instead of the next rename after so many of checkpoints."""
-    rename, done = os.replace, 0
-
-    def replace(source: str, target: str) -> None:
-        nonlocal done
-        if str(target).endswith(".ckpt"):
-            if done == after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done += 1
-        rename(source, target)
-
-    os.replace = replace
-    os._exit(main(arguments))
+# In a process of its own: SIGKILL instead of the next rename after so many of checkpoints.
+FIT_UNTIL = """
+import os, signal, sys
+after, rename, done = int(sys.argv[1]), os.replace, 0
+def replace(source, target):
+    global done
+    if str(target).endswith(".ckpt"):
+        if done == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+    rename(source, target)
+os.replace = replace
+from finetune.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 def fit_until(after: int, *arguments: str) -> None:
     """Killed at a rename of a checkpoint, if there are as many."""
-    process = FORK.Process(target=_fit_until, args=(list(arguments), after))
-    process.start()
-    process.join()
-    assert process.exitcode in (-signal.SIGKILL, 0)
+    process = subprocess.run([sys.executable, "-c", FIT_UNTIL, str(after), *arguments], check=False)
+    assert process.returncode in (-signal.SIGKILL, 0)
 
 
 @contextmanager

@@ -137,9 +137,9 @@ def test_any_odd_value_is_taken_or_one_error(
 
 # What passes by its type and cannot be built all the same.
 UNBUILDABLE = {
-    ("hyper_parameters", "backbone"): "no_such_network",
+    (ENTRY, "network", "architecture"): "no_such_network",
     ("hyper_parameters", "strategy"): "no-such-strategy",
-    ("hyper_parameters", "network_options"): {"no_such_option": 1},
+    (ENTRY, "network", "arguments"): {"no_such_option": 1},
     ("hyper_parameters", "no_such_setting"): 1,
     (ENTRY, "network"): {"architecture": "hf-hub:stranger/network", "arguments": {}},
     (ENTRY, "backbone"): 5,
@@ -284,13 +284,18 @@ def test_a_verb_answers_odd_weights_with_one_line(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("no_such", 1), ("strategy", "none"), ("backbone", "none"), ("network_options", {"a": 1})],
+    ("at", "value"),
+    [
+        (("hyper_parameters", "no_such"), 1),
+        (("hyper_parameters", "strategy"), "none"),
+        ((ENTRY, "network", "architecture"), "none"),
+        ((ENTRY, "network", "arguments"), {"a": 1}),
+    ],
 )
 @pytest.mark.parametrize("verb", ["validate", "fit", "predict"])
 def test_a_verb_answers_settings_that_build_nothing_with_one_line(
     contents: dict[str, dict[str, Any]],
-    key: str,
+    at: tuple[str, ...],
     value: Any,
     verb: str,
     tmp_path: Path,
@@ -298,7 +303,7 @@ def test_a_verb_answers_settings_that_build_nothing_with_one_line(
     capsys: Any,
 ) -> None:
     path = tmp_path / "x.ckpt"
-    changed = mutated(contents["classifier"], ("hyper_parameters", key), value)
+    changed = mutated(contents["classifier"], at, value)
     for name in ("calibration", "roles"):  # what is plain goes another way
         del changed[ENTRY][name]
     torch.save(changed, path)
