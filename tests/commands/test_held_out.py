@@ -170,3 +170,27 @@ def test_an_explicit_manifest_may_not_test_what_trained(
     assert main([*call, "--allow-reuse"]) == 0
     assert "the figures will flatter" in capsys.readouterr().err
     assert len(judged_ids(tmp_path / "runs")) == 36
+
+
+@pytest.mark.parametrize("verb", ["average", "ensemble", "calibrate"])
+def test_the_options_of_the_split_are_those_of_the_fits_or_refused(
+    verb: str, write_probe, colour_folder: Path, tmp_path: Path, capsys
+) -> None:
+    paths = [write_probe(f"same{seed}", noise=0.1, seed=seed) for seed in range(2)]
+    files = paths[:1] if verb == "calibrate" else paths
+    greedy = ["--method", "greedy"] if verb == "average" else []
+    data = ["--data.root", str(colour_folder), "--data.cache", "off"]
+    call = [verb, *map(str, files), *greedy, *data, "--output", str(tmp_path / "x.ckpt")]
+    for option, code in {
+        "val_fraction=0.3": 2,
+        "test_fraction=0": 2,
+        "folds=3": 2,
+        "seed=x": 2,
+        "max_pixels=0": 2,
+        "test_fraction=0.2": 0,
+    }.items():
+        assert main([*call, f"--data.{option}"]) == code, option
+        error = capsys.readouterr().err
+        if code:
+            assert error.count("\n") == 1
+            assert option.partition("=")[0] in error

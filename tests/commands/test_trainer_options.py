@@ -147,7 +147,7 @@ def test_limits_have_to_leave_something(settings, train, val, fits) -> None:
 
 
 # Kron is left out: it compiles its step, for half a minute.
-@pytest.mark.parametrize("name", list_optimizers(exclude_filters="kron*"))
+@pytest.mark.parametrize("name", [n for n in list_optimizers() if "kron" not in n])
 @pytest.mark.filterwarnings("ignore")
 def test_each_optimizer_makes_a_step_or_is_refused(name: str) -> None:
     matrix = torch.nn.Parameter(torch.ones(2, 2))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.parsing import whole_number
 from finetune.errors import UsageError
+from finetune.spec.settings import DATA, check_settings
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
     from finetune.data.datamodule import ImageFolderDataModule
     from finetune.spec.splits import SplitRecord
+
+# What deals images to sides; a fit says it, and the verbs after it keep to that.
+DEALING = ("val_fraction", "test_fraction", "seed", "folds", "fold", "group_by")
+_TEXTS = ("group_by", "on_bad_image")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +43,10 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data.cache", dest="cache", default="auto", help="off, memory, disk, auto")
     group.add_argument("--data.cache_dir", dest="cache_dir", help="instead of the platform's")
     add_accelerator(group)
+    for name in ("max_pixels", "on_bad_image", "allow_outside"):
+        group.add_argument(f"--data.{name}", help="by default as the fits read them")
+    for name in DEALING:
+        group.add_argument(f"--data.{name}", help="the fits' own; another is refused")
     group.add_argument(
         "--share",
         choices=["half", "all"],
@@ -105,6 +115,7 @@ def build_datamodule(
     settings |= _reading(records)
     if options.manifest:
         settings["manifest"] = options.manifest
+    settings |= given_settings(options, settings)
     datamodule = ImageFolderDataModule(
         options.root,
         class_names=class_names,
@@ -118,6 +129,41 @@ def build_datamodule(
         datamodule.follow(record, allow_reuse=options.allow_reuse)
         say_differences(datamodule, record)
     return datamodule
+
+
+def given_settings(options: argparse.Namespace, fitted: Mapping[str, Any]) -> dict[str, Any]:
+    """Options on how images are read and dealt, as values; those that deal agree with the fits.
+
+    Raises:
+        UsageError: another split than that of the fits is asked for, or it is out of range.
+    """
+    given: dict[str, Any] = {}
+    for name in ("max_pixels", "on_bad_image", "allow_outside", *DEALING):
+        text = getattr(options, f"data.{name}", None)
+        if text is not None:
+            given[name] = text if name in _TEXTS else _value(text)
+    check_settings(given, DATA, option="--data.")
+    for name in DEALING:
+        if name in given and name in fitted and given[name] != fitted[name]:
+            raise UsageError(
+                f"Expected the split that the fits were made with (--data.{name} {fitted[name]}), "
+                f"found {given[name]}, which would judge by images that trained; leave it out, or "
+                "give a split by --data.manifest."
+            )
+        if name in given and name not in fitted and fitted:
+            raise UsageError(
+                f"Expected the split that the fits were made with, which has no {name}, found "
+                f"--data.{name} {given[name]}; leave it out."
+            )
+    return given
+
+
+def _value(text: str) -> Any:
+    """A number or a truth value as it is typed; else the text, which no range will take."""
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
 
 
 def say_differences(datamodule: ImageFolderDataModule, record: SplitRecord | None) -> None:
