@@ -43,14 +43,14 @@ def content_of(image: Held, *, name: str) -> bytes:
         upright = ImageOps.exif_transpose(image)
         if "transparency" in upright.info or upright.mode in ("PA", "La", "RGBa"):
             upright = upright.convert("RGBA")
-        buffer = BytesIO()
-        upright.save(buffer, "TIFF")  # uncompressed, and for more modes than any other
+        content = BytesIO()
+        upright.save(content, "TIFF")  # uncompressed, and for more modes than any other
     except (TypeError, ValueError, OSError) as error:
         raise ImageError(
             f"Expected an image as bytes, from Pillow, an array (H, W, C) or a tensor (C, H, W), "
             f"found {_described(image)} at {name} ({error})."
         ) from error
-    return buffer.getvalue()
+    return content.getvalue()
 
 
 def _as_array(image: Tensor) -> np.ndarray:
