@@ -153,7 +153,12 @@ def ensemble_of(*seeds: int, pooling: Any = "mean") -> Ensemble:
 
 
 def written(classifier: ImageClassifier, path: Path) -> Path:
-    entry = describe(classifier.class_names, classifier.backbone, classifier.preprocessing)
+    entry = describe(
+        classifier.class_names,
+        classifier.backbone,
+        classifier.preprocessing,
+        network=classifier.spec,
+    )
     write_checkpoint(
         path,
         state_dict=classifier.state_dict(),
