@@ -27,7 +27,7 @@ def nll_of(path):
 
 @pytest.mark.parametrize(
     ("strategy", "frozen_below", "views"),
-    [("head", "head", 0), ("partial:1", "layer4", 0), ("partial:2", "layer3", 2)],
+    [("head", "head", 1), ("partial:1", "layer4", 1), ("partial:2", "layer3", 2)],
 )
 def test_frozen_means_bit_identical(run, strategy, frozen_below, views, colour_folder, tmp_path):
     fit, before, _ = run(
