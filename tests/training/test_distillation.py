@@ -69,7 +69,7 @@ def test_a_step_weighs_teacher_and_labels_by_the_share(share: float) -> None:
 
 @pytest.mark.parametrize("settings", [{"teacher_temperature": 0.0}, {"teacher_share": 1.5}])
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="teacher_temperature above 0"):
+    with pytest.raises(UsageError, match=next(iter(settings))):
         student(**settings)
 
 

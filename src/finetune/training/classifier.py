@@ -26,7 +26,7 @@ from finetune.training.checkpoints import (
     plain,
     read_checkpoint,
 )
-from finetune.training.distillation import check_teaching, distillation_loss
+from finetune.training.distillation import distillation_loss
 from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
 from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
 from finetune.training.rescaling import rescaled_nll
@@ -177,7 +177,6 @@ class ImageClassifier(LightningModule):
         self.mix = batch_mixing(
             len(self.class_names), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
         )
-        check_teaching(teacher_temperature, teacher_share)
         if teacher is not None and self.mix is not None:
             raise UsageError(
                 "Expected a teacher without --model.mixup_alpha and --model.cutmix_alpha, found "

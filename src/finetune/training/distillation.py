@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from finetune.errors import UsageError
-
 
 def distillation_loss(
     logits: Tensor, teacher_probabilities: Tensor, *, temperature: float = 2.0
@@ -31,16 +29,3 @@ def distillation_loss(
         soft_student, soft_teacher, log_target=True, reduction="batchmean"
     )
     return temperature**2 * divergence
-
-
-def check_teaching(temperature: float, share: float) -> None:
-    """Refuse a temperature or a share outside its range.
-
-    Raises:
-        UsageError: a temperature not above 0, a share outside [0, 1].
-    """
-    if temperature <= 0 or not 0 <= share <= 1:
-        raise UsageError(
-            "Expected a teacher_temperature above 0 and a teacher_share in [0, 1], "
-            f"found {temperature} and {share}; 2 and 0.5 are usual."
-        )
