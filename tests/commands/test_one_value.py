@@ -16,6 +16,7 @@ from finetune.combining.ensemble import Ensemble
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.evaluation.metrics import figures_of
 from finetune.reporting.sources import load_source
+from finetune.training.checkpoints import save_atomically
 
 WriteCheckpoint = Callable[..., Path]
 NAMES = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "calibration_error"]
@@ -35,10 +36,10 @@ class Sure:
         head = [name for name in content["state_dict"] if name.startswith("network.fc.")]
         for name in head:
             content["state_dict"][name] *= 2000 / logits.abs().max()
-        torch.save(content, self.checkpoint)
+        save_atomically(content, self.checkpoint)
         logits, labels, paths = self.answers("val")
         content["finetune"]["val"] = {"logits": logits, "labels": labels, "paths": paths}
-        torch.save(content, self.checkpoint)
+        save_atomically(content, self.checkpoint)
 
     def data(self) -> ImageFolderDataModule:
         return ImageFolderDataModule(

@@ -149,6 +149,7 @@ def test_the_description_is_strict_json_and_holds_every_rule(
         "name": "images_1",
         "channels": 3,
         "resize_short_side": second.resize_size,
+        "resize_long_side": second.long_side,
         "interpolation": second.interpolation,
         "centre_crop": 48,
         "range": [0, 1],
