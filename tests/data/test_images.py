@@ -27,6 +27,7 @@ from finetune.data.images import (
     decode_bytes,
     decode_image,
     open_image,
+    orientation_of,
     shrink,
     shrunk_size,
 )
@@ -398,3 +399,14 @@ def test_threads_that_decode_share_the_memory() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(decode, range(50)))
     assert most <= 2
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_reading_the_orientation_decodes_nothing(format: str) -> None:
+    with open_image(encoded(photograph(), format), name="x") as image:
+        assert orientation_of(image) == 1
+        loaded = []
+        real = type(image).load
+        image.load = lambda: (loaded.append(1), real(image))[1]  # type: ignore[method-assign]
+        assert orientation_of(image) == 1
+        assert not loaded

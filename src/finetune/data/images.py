@@ -200,7 +200,8 @@ def orientation_of(image: Image.Image) -> int:
     """EXIF's number, 1 to 8; 1, upright, where there is none or it cannot be read."""
     try:
         with _header_only():
-            number = int(image.getexif().get(0x0112, 1))
+            # The base class's: PNG's own decodes the whole image to look behind it first.
+            number = int(Image.Image.getexif(image).get(0x0112, 1))
     except Exception:  # a broken EXIF block says nothing about the image itself
         return 1
     return number if number in _TO_UPRIGHT else 1

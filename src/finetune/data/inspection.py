@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash, write_all
-from finetune.data.images import MAX_PIXELS, decode_bytes, open_image
+from finetune.data.images import MAX_PIXELS, decode_bytes, open_image, orientation_of
 from finetune.data.workload import usable_cores
 from finetune.errors import ImageError
 from finetune.spec.images import content_id
@@ -95,7 +95,7 @@ def inspect_file(
                 mode=image.mode,
                 width=image.width,
                 height=image.height,
-                orientation=_orientation(image),
+                orientation=orientation_of(image),
             )
         pixels = decode_bytes(content, name=str(path), short_side=LOOK_SIDE, max_pixels=max_pixels)
     except ImageError as error:
@@ -161,13 +161,6 @@ def inspect_files(
                 seen = {os.path.abspath(path): (at, results[path]) for path, at in found if at}
                 _remember(files, group, seen)
     return [replace(results[path], stamp=stamps[path] or ()) for path in paths]
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:  # a broken EXIF block
-        return 1
 
 
 def _looks(pixels: Tensor) -> tuple[int, float]:
