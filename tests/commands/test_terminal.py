@@ -53,7 +53,7 @@ class BrokenPipe(io.StringIO):
 
 def test_long_work_goes_on_without_a_reader() -> None:
     stream = ShownText(BrokenPipe(), needs_reader=False)
-    print("a line that nobody reads", file=stream)
+    assert stream.write("a line that nobody reads") == 24
 
 
 def test_what_only_prints_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
