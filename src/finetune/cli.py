@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with shown_streams(needs_reader=verb not in WRITING_VERBS):
             return _run(verb, arguments[1:], debug=debug)
     except BrokenPipeError:
+        if debug and verb in WRITING_VERBS:
+            raise
         return OK
 
 
@@ -75,13 +77,12 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             raise
         print(f"finetune: {error}", file=sys.stderr)
         return WRONG_CALL if isinstance(error, UsageError) else FAILED
-    except BrokenPipeError:
-        raise
     except KeyboardInterrupt:
         print("finetune: stopped.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if debug:
+        # Of what only prints, the reader has left; what writes has lost something else.
+        if debug or (isinstance(error, BrokenPipeError) and verb not in WRITING_VERBS):
             raise
         print(f"finetune: {_in_one_line(verb, error)}", file=sys.stderr)
         return FAILED

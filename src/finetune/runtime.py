@@ -25,12 +25,10 @@ class Runtime:
     Attributes:
         device: of this process.
         rank: of this process among all, from 0.
-        world_size: how many processes share the work.
     """
 
     device: torch.device = CPU
     rank: int = 0
-    world_size: int = 1
 
     @classmethod
     def chosen(cls, accelerator: object = "auto", devices: object = "auto") -> Runtime:
@@ -44,11 +42,7 @@ class Runtime:
         Raises:
             UsageError: an accelerator that is not there, or that is unknown.
         """
-        return cls(
-            device=_device(accelerator, devices),
-            rank=process_rank(),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        )
+        return cls(device=_device(accelerator, devices), rank=process_rank())
 
     @property
     def is_main(self) -> bool:

@@ -66,6 +66,18 @@ def test_what_only_prints_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) 
     assert cli.main(["models"]) == cli.OK
 
 
+@pytest.mark.parametrize(("verb", "code"), [("sample", cli.FAILED), ("models", cli.OK)])
+def test_a_pipe_that_breaks_elsewhere_is_no_success_of_what_writes(
+    verb: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(arguments: list[str]) -> int:
+        raise BrokenPipeError(32, "Broken pipe")  # of a worker, a tracker, ...
+
+    monkeypatch.setattr(f"finetune.commands.{verb}.main", breaks)
+    assert cli.main([verb]) == code
+    assert ("Broken pipe" in capsys.readouterr().err) == (code == cli.FAILED)
+
+
 def test_closed_streams_are_none_to_fail_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with shown_streams(needs_reader=True):
