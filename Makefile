@@ -49,18 +49,18 @@ check: lint types test  ## Everything that CI runs
 notebooks: $(VENV)/.dev  ## Execute the lessons
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
-# Benchmarks take their pictures from you: make bench DATA=DIR, with train/ and test/ or val/ in DIR.
+# Benchmarks take their images from you: make bench DATA=DIR, with train/ and test/ or val/ in DIR.
 bench: $(VENV)/.dev  ## Compare fits with fastai, timm and a bare loop: DATA=DIR [BACKBONE=NAME WEIGHTS=FILE]
-	@test -n "$(DATA)" || { echo "make: expected a folder of pictures, found none; call make bench DATA=DIR"; exit 1; }
+	@test -n "$(DATA)" || { echo "make: expected a folder of images, found none; call make bench DATA=DIR"; exit 1; }
 	sh benchmarks/peers/make_venv.sh $(BIN)/python build/peers
 	$(BIN)/python benchmarks/bench_training.py steps
 	$(BIN)/python benchmarks/bench_training.py fits --data $(DATA) $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
-bench-data: $(VENV)/.dev  ## Compare reading pictures with ImageFolder and timm's transforms
+bench-data: $(VENV)/.dev  ## Compare reading images with ImageFolder and timm's transforms
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_data.py
 
 bench-combine: $(VENV)/.dev  ## Averages and ensembles: DATA="DIR..." WEIGHTS=mobilenetv2_100.safetensors
-	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || { echo "make: expected pictures and weights; call make bench-combine DATA=DIR WEIGHTS=FILE"; exit 1; }
+	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || { echo "make: expected images and weights; call make bench-combine DATA=DIR WEIGHTS=FILE"; exit 1; }
 	$(BIN)/python benchmarks/bench_combine.py averaging
 	$(BIN)/python benchmarks/bench_combine.py heads
 	$(BIN)/python benchmarks/bench_combine.py quality $(DATA) --weights $(WEIGHTS)

@@ -7,10 +7,10 @@
 
 quality    fits five members of two pretrained backbones for each seed and prints test accuracy,
            NLL and calibration error of the best member, the mean member, soups and ensembles.
-           DATA holds one folder of pictures a class, perhaps below train, val and test.
+           DATA holds one folder of images a class, perhaps below train, val and test.
 averaging  peak memory and time of averaging 2 and 20 checkpoints of resnet50.
 heads      time of one head and of ten heads on one frozen backbone.
-time       an ensemble over a folder against its members' forward passes and one decode a picture.
+time       an ensemble over a folder against its members' forward passes and one decode an image.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune import ImageClassifier, ImageFolderDataModule, cli
+from finetune.combining.bootstrap_heads import ensemble_of_heads
 from finetune.combining.ensemble import Ensemble
-from finetune.combining.heads import ensemble_of_heads
-from finetune.combining.roles import of_role
+from finetune.combining.holdout_roles import of_role
 from finetune.combining.soups import average_checkpoints
 from finetune.evaluation.evaluate import evaluate_logits
 from finetune.evaluation.held_out_loss import held_out_loss
-from finetune.prediction import PictureViews, find_pictures, predict
+from finetune.prediction import ImageViews, find_images, predict
 from finetune.training.checkpoints import describe, plain, write_checkpoint
-from finetune.training.probe import Probe
+from finetune.training.linear_probe import Probe
 
 # Backbone, learning rate as a factor of the chosen one, augmentation.
 MEMBERS = (
@@ -73,7 +73,7 @@ def main() -> None:
     heads.add_argument("--backbone", default="tf_efficientnet_lite0")
     heads.add_argument("--images", type=int, default=128)
     times = benches.add_parser("time")
-    times.add_argument("pictures", type=Path)
+    times.add_argument("images", type=Path)
     times.add_argument("checkpoints", nargs="+")
     times.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -182,13 +182,13 @@ def fine_tuned(run: Path) -> Path:
 def judged(
     name: str, ensemble: Ensemble, data: ImageFolderDataModule, val_nll: float
 ) -> Iterator[tuple[str, Figures]]:
-    """A row before and one after calibration, and the time to predict the test pictures."""
+    """A row before and one after calibration, and the time to predict the test images."""
     test = ensemble.held_out(data, "test")
     seconds = seconds_of(ensemble, data)
     figures = figures_of(ensemble.pool(test.member_logits), test.labels)
     yield name, {**figures, "seconds": seconds, "val_nll": val_nll}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few pictures
+        warnings.simplefilter("ignore", UserWarning)  # few images
         calibrated = ensemble.calibrate(data)
     figures = figures_of(calibrated.combine(test.member_logits), test.labels)
     yield f"{name}, calibrated", {**figures, "seconds": seconds, "val_nll": val_nll}
@@ -218,7 +218,7 @@ def seconds_of(ensemble: Ensemble, data: ImageFolderDataModule) -> float:
 
 
 def print_table(name: str, rows: dict[str, list[Figures]]) -> None:
-    print(f"\n{name}: test pictures, mean (standard deviation) over seeds\n")
+    print(f"\n{name}: test images, mean (standard deviation) over seeds\n")
     print("| | accuracy | NLL | calibration error | val NLL | predict, s |")
     print("|---|---|---|---|---|---|")
     for row, figures in rows.items():
@@ -305,11 +305,11 @@ def heads_bench(options: argparse.Namespace) -> None:
 def time_bench(options: argparse.Namespace) -> None:
     ensemble = Ensemble.from_checkpoints(options.checkpoints)
     members = [Ensemble.from_file(path) for path in options.checkpoints]
-    files = find_pictures(options.pictures)
+    files = find_images(options.images)
     rounds: dict[str, list[float]] = defaultdict(list)
     for _ in range(options.rounds):
         start = time.perf_counter()
-        loader = DataLoader(PictureViews(files, ensemble.preprocessings), batch_size=32)
+        loader = DataLoader(ImageViews(files, ensemble.preprocessings), batch_size=32)
         batches = [dict(zip(ensemble.preprocessings, views, strict=True)) for _, views in loader]
         rounds["decode"].append(time.perf_counter() - start)
         start = time.perf_counter()

@@ -3,15 +3,15 @@
     python benchmarks/bench_curve.py DATA --output curve.png
 
 DATA holds ``train/<class>/`` and ``test/<class>/``. For every number of images a class, and for
-every repeat with other images drawn, classifiers learn from the same pictures:
+every repeat with other images drawn, classifiers learn from the same images:
 
-scratch       ``baseline_cnn``, everything learned from nothing, on smaller pictures (time)
-same network  the backbone's architecture, everything learned from nothing, on whole pictures
+scratch       ``baseline_cnn``, everything learned from nothing, on smaller images (time)
+same network  the backbone's architecture, everything learned from nothing, on whole images
 frozen        a pretrained backbone, the final layer alone fitted on its features
 fine-tuned    the same, and then all of it at a low rate
 
-All are judged on the same test set, with ``--no-copies`` without the pictures of which a near copy
-is among the training pictures: whoever draws more of these knows more answers by heart. Points are
+All are judged on the same test set, with ``--no-copies`` without the images of which a near copy
+is among the training images: whoever draws more of these knows more answers by heart. Points are
 means over repeats; bars are 95 % Wilson intervals of that mean for the size of the test set.
 """
 
@@ -32,18 +32,18 @@ from torch.nn import functional
 
 from finetune import ImageFolderDataModule
 from finetune.commands.allocator import keep_freed_memory
+from finetune.data.decoding import decode_image
 from finetune.data.duplicates import exact_duplicates, near_duplicates
 from finetune.data.folder import LabelledImage
-from finetune.data.images import decode_image
 from finetune.data.inspection import inspect_files
 from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.evaluation.intervals import wilson_interval
 from finetune.networks.factory import create_network
 from finetune.networks.freezing import apply_modes, freeze, split_at
-from finetune.preprocessing import Preprocessing
 from finetune.reporting.style import THEMES, add_legend, new_axes, to_png
-from finetune.training.probe import Probe, fit_probe
-from finetune.training.probe_phase import views_of_few
+from finetune.spec.preprocessing import Preprocessing
+from finetune.training.linear_probe import Probe, fit_probe
+from finetune.training.phases.probe import views_of_few
 
 BACKBONE = "tf_efficientnet_lite0"
 VIEWS = 3
@@ -51,28 +51,28 @@ METHODS = ("fine-tuned", "frozen", "scratch", "same network")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """``images`` uint8 ``(N, 3, S, S)``, ``labels`` ``(N,)``."""
 
     images: Tensor
     labels: Tensor
 
-    def __getitem__(self, rows: Tensor) -> Pictures:
-        return Pictures(self.images[rows], self.labels[rows])
+    def __getitem__(self, rows: Tensor) -> Images:
+        return Images(self.images[rows], self.labels[rows])
 
     def normalised(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Float images about zero, for a backbone with mean and std of 0.5."""
         scaled = self.images[rows].float() / 127.5 - 1
         return scaled.contiguous(memory_format=torch.channels_last)
 
-    def shrunk(self, size: int) -> Pictures:
-        """The same pictures at another size, by area."""
+    def shrunk(self, size: int) -> Images:
+        """The same images at another size, by area."""
         if size >= self.images.shape[-1]:
             return self
         parts = [functional.adaptive_avg_pool2d(p.float(), size) for p in self.images.split(64)]
-        return Pictures(torch.cat(parts).round().byte(), self.labels)
+        return Images(torch.cat(parts).round().byte(), self.labels)
 
-    def draw(self, per_class: int, seed: int) -> Pictures:
+    def draw(self, per_class: int, seed: int) -> Images:
         """The first ``per_class`` of each class in a seeded order: larger draws hold smaller."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
         chosen = [order[self.labels[order] == label][:per_class] for label in self.labels.unique()]
@@ -98,26 +98,26 @@ class Result:
 
 def load(
     root: str | Path, image_size: int, *, no_copies: bool = False
-) -> tuple[Pictures, Pictures, tuple[str, ...]]:
-    """Training and test pictures of a folder, decoded once, and the class names."""
+) -> tuple[Images, Images, tuple[str, ...]]:
+    """Training and test images of a folder, decoded once, and the class names."""
     half = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing(image_size, half, half, crop_fraction=1.0)
     folder = ImageFolderDataModule(str(root), preprocessing=preprocessing, val_fraction=0.0)
     transform = evaluation_transform(preprocessing)
 
-    def read(split: str) -> Pictures:
+    def read(split: str) -> Images:
         entries = folder.images(split)
         if split == "test" and no_copies:
             copied = copies(entries, folder.images("train"), Path(root))
             entries = [entry for entry in entries if entry.path not in copied]
         images = [transform(decode_image(entry.path)).mul(255).round().byte() for entry in entries]
-        return Pictures(torch.stack(images), torch.tensor([entry.label for entry in entries]))
+        return Images(torch.stack(images), torch.tensor([entry.label for entry in entries]))
 
     return read("train"), read("test"), folder.class_names
 
 
 def copies(test: Sequence[LabelledImage], train: Sequence[LabelledImage], root: Path) -> set[Path]:
-    """Test pictures of which a copy or near copy is among the training pictures."""
+    """Test images of which a copy or near copy is among the training images."""
     paths = [entry.path for entry in [*test, *train]]
     inspections = inspect_files(paths, root=root, perceptual=True, remember=False)
     groups = [*near_duplicates(inspections), *exact_duplicates(inspections)]
@@ -126,7 +126,7 @@ def copies(test: Sequence[LabelledImage], train: Sequence[LabelledImage], root: 
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror half of the pictures, shift the batch by up to a tenth."""
+    """Mirror half of the images, shift the batch by up to a tenth."""
     mirror = torch.rand(len(images), generator=generator) < 0.5
     images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
     size = images.shape[-1]
@@ -138,7 +138,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def learn(
     network: nn.Module,
-    pictures: Pictures,
+    images: Images,
     groups: Sequence[dict],
     *,
     steps: int,
@@ -155,11 +155,11 @@ def learn(
     apply_modes(network, batch_norm=batch_norm)
     queue = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        while len(queue) < min(batch_size, len(pictures.labels)):
-            queue = torch.cat([queue, torch.randperm(len(pictures.labels), generator=generator)])
+        while len(queue) < min(batch_size, len(images.labels)):
+            queue = torch.cat([queue, torch.randperm(len(images.labels), generator=generator)])
         rows, queue = queue[:batch_size], queue[batch_size:]
-        logits = network(augmented(pictures.normalised(rows), generator))
-        loss = functional.cross_entropy(logits, pictures.labels[rows], label_smoothing=0.1)
+        logits = network(augmented(images.normalised(rows), generator))
+        loss = functional.cross_entropy(logits, images.labels[rows], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -168,10 +168,10 @@ def learn(
 
 
 @torch.no_grad()
-def answers(forward: Callable[[Tensor], Tensor], pictures: Pictures) -> Tensor:
-    """What a network says to all pictures, batch by batch."""
-    rows = torch.arange(len(pictures.labels)).split(64)
-    return torch.cat([forward(pictures.normalised(part)) for part in rows])
+def answers(forward: Callable[[Tensor], Tensor], images: Images) -> Tensor:
+    """What a network says to all images, batch by batch."""
+    rows = torch.arange(len(images.labels)).split(64)
+    return torch.cat([forward(images.normalised(part)) for part in rows])
 
 
 class Curve:
@@ -179,8 +179,8 @@ class Curve:
 
     def __init__(
         self,
-        train: Pictures,
-        test: Pictures,
+        train: Images,
+        test: Images,
         *,
         scratch_steps: int,
         epochs: int,
@@ -199,67 +199,67 @@ class Curve:
         """The pretrained network with a new final layer."""
         return create_network(BACKBONE, self.classes, pretrained=True)
 
-    def scratch(self, pictures: Pictures, seed: int) -> Tensor:
-        """Logits for the test pictures of a small network that starts from nothing."""
+    def scratch(self, images: Images, seed: int) -> Tensor:
+        """Logits for the test images of a small network that starts from nothing."""
         torch.manual_seed(seed)
         network = create_network(
             "baseline_cnn", self.classes, drop_rate=0.1, size=self.scratch_size
         )
-        small = pictures.shrunk(self.scratch_pixels)
+        small = images.shrunk(self.scratch_pixels)
         self.learn_from_nothing(network, small, seed)
         return answers(network, self.test.shrunk(self.scratch_pixels))
 
-    def same_network(self, pictures: Pictures, seed: int) -> Tensor:
-        """Logits for the test pictures of the backbone's architecture without its weights."""
+    def same_network(self, images: Images, seed: int) -> Tensor:
+        """Logits for the test images of the backbone's architecture without its weights."""
         torch.manual_seed(seed)
         network = create_network(BACKBONE, self.classes, pretrained=False, drop_rate=0.1)
         network.to(memory_format=torch.channels_last)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1  # TensorFlow's 0.01 would not follow so few steps
-        self.learn_from_nothing(network, pictures, seed)
+        self.learn_from_nothing(network, images, seed)
         return answers(network, self.test)
 
-    def learn_from_nothing(self, network: nn.Module, pictures: Pictures, seed: int) -> None:
+    def learn_from_nothing(self, network: nn.Module, images: Images, seed: int) -> None:
         """Thirty epochs, within a quarter and the whole of ``scratch_steps``."""
-        wanted = 30 * len(pictures.labels) // 32
+        wanted = 30 * len(images.labels) // 32
         steps = max(self.scratch_steps // 4, min(wanted, self.scratch_steps))
         groups = [{"params": network.parameters(), "lr": 3e-3}]
-        learn(network, pictures, groups, steps=steps, seed=seed, batch_norm="train")
+        learn(network, images, groups, steps=steps, seed=seed, batch_norm="train")
 
-    def fitted(self, pictures: Pictures, seed: int) -> Probe:
-        """The final layer, where pictures are few on random views as well: as ``finetune fit``."""
-        views = [pictures]
+    def fitted(self, images: Images, seed: int) -> Probe:
+        """The final layer, where images are few on random views as well: as ``finetune fit``."""
+        views = [images]
         torch.manual_seed(seed)
-        view = training_transform(Preprocessing(pictures.images.shape[-1]), "light", to_float=False)
-        for _ in range(views_of_few(len(pictures.labels) / self.classes, VIEWS)):
-            images = torch.stack([view(image) for image in pictures.images])
-            views.append(Pictures(images, pictures.labels))
+        view = training_transform(Preprocessing(images.images.shape[-1]), "light", to_float=False)
+        for _ in range(views_of_few(len(images.labels) / self.classes, VIEWS)):
+            seen = torch.stack([view(image) for image in images.images])
+            views.append(Images(seen, images.labels))
         return fit_probe(
             torch.cat([answers(self.bottom, each) for each in views]),
-            pictures.labels.repeat(len(views)),
+            images.labels.repeat(len(views)),
             self.classes,
-            groups=torch.arange(len(pictures.labels)).repeat(len(views)),
+            groups=torch.arange(len(images.labels)).repeat(len(views)),
             seed=seed,
         )
 
-    def frozen(self, pictures: Pictures, seed: int) -> Tensor:
+    def frozen(self, images: Images, seed: int) -> Tensor:
         """Logits of a final layer fitted on the frozen backbone's features."""
-        probe = self.fitted(pictures, seed)
+        probe = self.fitted(images, seed)
         return probe.logits(self.test_features)
 
-    def fine_tuned(self, pictures: Pictures, seed: int) -> Tensor:
+    def fine_tuned(self, images: Images, seed: int) -> Tensor:
         """Logits after all of the backbone learned too, from the fitted final layer on."""
         network = self.backbone().to(memory_format=torch.channels_last)
-        probe = self.fitted(pictures, seed)
+        probe = self.fitted(images, seed)
         final = network.get_classifier()
         final.load_state_dict({"weight": probe.weight.float(), "bias": probe.bias.float()})
         freeze(network, ())
         own = set(final.parameters())
         body = [value for value in network.parameters() if value not in own]
         groups = [{"params": body, "lr": 1e-4}, {"params": list(own), "lr": 1e-3}]
-        steps = max(10, self.epochs * len(pictures.labels) // 32)
-        learn(network, pictures, groups, steps=steps, seed=seed, batch_norm="eval")
+        steps = max(10, self.epochs * len(images.labels) // 32)
+        learn(network, images, groups, steps=steps, seed=seed, batch_norm="eval")
         return answers(network, self.test)
 
     def measure(
@@ -275,10 +275,10 @@ class Curve:
         results = []
         for count in per_class:
             for repeat in range(repeats):
-                pictures = self.train.draw(count, seed=repeat)
+                images = self.train.draw(count, seed=repeat)
                 for method in methods:
                     start = time.perf_counter()
-                    logits = functions[method](pictures, repeat)
+                    logits = functions[method](images, repeat)
                     right = int((logits.argmax(1) == self.test.labels).sum())
                     seconds = time.perf_counter() - start
                     total = len(self.test.labels)

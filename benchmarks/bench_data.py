@@ -1,9 +1,9 @@
-"""Reading pictures: this project's path against ImageFolder with timm's transforms.
+"""Reading images: this project's path against ImageFolder with timm's transforms.
 
-    python benchmarks/bench_data.py [--pictures 24] [--rounds 5] [--files 200000]
+    python benchmarks/bench_data.py [--images 24] [--rounds 5] [--files 200000]
 
 Single process, one thread, medians of interleaved rounds, so that ratios hold on a busy machine
-too. Pictures are made from scikit-image's photographs; nothing of the user is read.
+too. Images are made from scikit-image's photographs; nothing of the user is read.
 
 Goals: 12-megapixel JPEGs, first epoch: 3x the images a second; 512x384 JPEGs, later epochs: 5x;
 a first epoch that fills the cache: at most 1.15x the time of one that does not; 200,000 files
@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.data.sample import _photographs_folder
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "astronaut.png", "rocket.jpg", "ihc.png", "retina.jpg")
 CROP = Preprocessing(interpolation="bilinear")
@@ -42,27 +42,27 @@ Epoch = Callable[[], Iterable[object]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--pictures", type=int, default=24, help="large ones; 8 times more small")
+    parser.add_argument("--images", type=int, default=24, help="large ones; 8 times more small")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--files", type=int, default=200_000, help="hard links to find")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="bench-data-") as scratch:
-        # Of small pictures there are more, so that an epoch lasts long enough to be timed.
+        # Of small images there are more, so that an epoch lasts long enough to be timed.
         for size, times in (((4000, 3000), 1), ((512, 384), 8)):
-            root = write_pictures(Path(scratch) / f"{size[0]}", size, times * options.pictures)
+            root = write_images(Path(scratch) / f"{size[0]}", size, times * options.images)
             compare(root, size, options.rounds, Path(scratch) / "cache")
         find_files(Path(scratch) / "many", options.files)
 
 
-def write_pictures(root: Path, size: tuple[int, int], count: int) -> Path:
+def write_images(root: Path, size: tuple[int, int], count: int) -> Path:
     """``count`` different JPEG files of one size in two classes."""
     for number in range(count):
         with Image.open(_photographs_folder() / PHOTOGRAPHS[number % len(PHOTOGRAPHS)]) as image:
-            picture = image.convert("RGB").rotate(7 * number).resize(size, Image.Resampling.BICUBIC)
+            turned = image.convert("RGB").rotate(7 * number).resize(size, Image.Resampling.BICUBIC)
         path = root / f"class_{number % 2}" / f"{number:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=90)
+        turned.save(path, quality=90)
     return root
 
 
@@ -73,7 +73,7 @@ def compare(root: Path, size: tuple[int, int], rounds: int, cache: Path) -> None
     for training in (True, False):
         label = "random crops" if training else "evaluation"
         times = interleaved(ways(root, training, cache), rounds)
-        print(f"\n{size[0]} x {size[1]} JPEG, {label}, {count} pictures, images a second")
+        print(f"\n{size[0]} x {size[1]} JPEG, {label}, {count} images, images a second")
         for name, seconds in times.items():
             rates[name] = count / statistics.median(seconds)
             print(f"  {name:<36} {rates[name]:8.1f}")
@@ -114,7 +114,7 @@ def ways(root: Path, training: bool, cache: Path) -> dict[str, Epoch]:
 
 
 def own(root: Path, training: bool, mode: str, cache: Path) -> DataLoader[object]:
-    """This project's loader of all pictures; they are checked before the clock starts."""
+    """This project's loader of all images; they are checked before the clock starts."""
     module = ImageFolderDataModule(
         root,
         preprocessing=CROP,
@@ -142,11 +142,11 @@ def interleaved(epochs: dict[str, Epoch], rounds: int) -> dict[str, list[float]]
 
 
 def find_files(root: Path, count: int) -> None:
-    """Time and memory of finding hard links to one picture, in a process of its own."""
+    """Time and memory of finding hard links to one image, in a process of its own."""
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "JPEG")
     for number in range(count):
-        folder = root / "pictures" / f"class_{number // 2000:03d}"
+        folder = root / "images" / f"class_{number // 2000:03d}"
         source = root / f"source_{number // 50_000}.jpg"  # file systems limit the links to a file
         if number % 50_000 == 0:
             root.mkdir(exist_ok=True)
@@ -163,7 +163,7 @@ def find_files(root: Path, count: int) -> None:
         "print(f'\\n{found:,} files found in {seconds:.2f} s, {peak:.0f} MB at most')"
     )
     for _ in range(3):
-        subprocess.run([sys.executable, "-c", code, str(root / "pictures")], check=True)
+        subprocess.run([sys.executable, "-c", code, str(root / "images")], check=True)
 
 
 if __name__ == "__main__":

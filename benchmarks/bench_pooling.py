@@ -1,9 +1,9 @@
-"""Ways of combining the same members, judged on many draws of pictures that pick.
+"""Ways of combining the same members, judged on many draws of images that pick.
 
     python benchmarks/bench_pooling.py DATA... --runs RUNS
 
 RUNS is what `bench_combine.py quality DATA... --runs RUNS` kept. From the answers of each seed's
-members to val and test pictures is drawn: n pictures pick, n others fit one temperature, the rest
+members to val and test images is drawn: n images pick, n others fit one temperature, the rest
 judges. Prints error, NLL, and NLL after the temperature, each the mean over draws and seeds.
 """
 
@@ -20,14 +20,14 @@ from bench_combine import MEMBERS, fine_tuned
 from torch import Tensor
 
 from finetune import ImageFolderDataModule
+from finetune.combining.calibrated_answer import USUAL_PRIOR
 from finetune.combining.calibration import fit_temperature
-from finetune.combining.decisions import USUAL_PRIOR
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.pooling import Pooling, pool
 from finetune.combining.selection import choose_coefficients, select_members
 from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
 
-PICTURES = (24, 72)
+IMAGES = (24, 72)
 Row = tuple[float, float, float]
 
 
@@ -38,11 +38,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--draws", type=int, default=10)
     options = parser.parse_args()
-    print("| set, pictures that pick | way | error, % | NLL | NLL after a temperature |")
+    print("| set, images that pick | way | error, % | NLL | NLL after a temperature |")
     print("| --- | --- | --- | --- | --- |")
     for root in options.data:
         seeds = [held_out_answers(root, options.runs, seed) for seed in range(options.seeds)]
-        for count in PICTURES:
+        for count in IMAGES:
             rows: dict[str, list[Row]] = defaultdict(list)
             for members, labels in seeds:
                 generator = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def held_out_answers(root: Path, runs: Path, seed: int) -> tuple[Tensor, Tensor]:
-    """Logits ``(M, N, C)`` of one seed's members for val and test pictures, and labels."""
+    """Logits ``(M, N, C)`` of one seed's members for val and test images, and labels."""
     paths = [fine_tuned(runs / root.name / f"seed{seed}-{k}-1") for k in range(len(MEMBERS))]
     ensemble = Ensemble.from_checkpoints(paths)
     data = ImageFolderDataModule(root, class_names=ensemble.class_names, seed=seed)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from finetune.training.probe import fit_probe
+from finetune.training.linear_probe import fit_probe
 
 WIDTH = 1280
 LATENT = 300  # directions in which images differ

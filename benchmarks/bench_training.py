@@ -4,9 +4,9 @@
     python benchmarks/bench_training.py fits  --data DIR [--weights FILE] --backbone NAME
     python benchmarks/bench_training.py steps [--backbone NAME]
 
-``DIR`` holds ``train/<class>/`` and the pictures to judge by in ``test/<class>/`` or
+``DIR`` holds ``train/<class>/`` and the images to judge by in ``test/<class>/`` or
 ``val/<class>/``. Every library trains on ``train`` and is judged on the other; fastai and timm see
-those pictures after each epoch, ours sees them once, in ``finetune test``: what it chooses by, it
+those images after each epoch, ours sees them once, in ``finetune test``: what it chooses by, it
 holds out from ``train``. Caches start empty. Medians of ``--rounds``.
 
 Goals: (a) fastai's ``fine_tune(1)`` accuracy in a tenth of its time; (b) not less accurate than
@@ -105,21 +105,21 @@ def weights_file(options: argparse.Namespace, folder: Path) -> tuple[Path, int]:
 
 
 def write_manifest(data: Path, judged: str, folder: Path) -> Path:
-    """``train`` with every fifth picture of a class as val; the judged pictures as test."""
+    """``train`` with every fifth image of a class as val; the judged images as test."""
     path = folder / "split.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
         for split in ("train", judged):
-            for picture in sorted(data.resolve().glob(f"{split}/*/*")):
-                inner = "val" if int(picture_number(picture)) % 5 == 0 else "train"
+            for image in sorted(data.resolve().glob(f"{split}/*/*")):
+                inner = "val" if int(image_number(image)) % 5 == 0 else "train"
                 row = inner if split == "train" else "test"
-                writer.writerow([picture.relative_to(data.resolve()), picture.parent.name, row])
+                writer.writerow([image.relative_to(data.resolve()), image.parent.name, row])
     return path
 
 
-def picture_number(picture: Path) -> int:
-    return sorted(picture.parent.iterdir()).index(picture)
+def image_number(image: Path) -> int:
+    return sorted(image.parent.iterdir()).index(image)
 
 
 def run_peer(command: list[str]) -> dict[str, float]:

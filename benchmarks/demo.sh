@@ -16,7 +16,7 @@ tuned=runs/$(newest)
 run test --ckpt_path "$tuned/checkpoints/best.ckpt" --data.root "$sample"
 run predict "$tuned/checkpoints/best.ckpt" "$sample/test/fur" --topk 2
 
-printf '\nThe same pictures, and a small network that starts from nothing:\n'
+printf '\nThe same images, and a small network that starts from nothing:\n'
 run fit --config configs/baseline.yaml --data.root "$sample" --name demo-from-scratch --trainer.max_epochs 18
 scratch=runs/$(newest)
 run test --ckpt_path "$scratch/checkpoints/best.ckpt" --data.root "$sample"

@@ -28,7 +28,7 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 
 
 def write_colour_folder(root: Path, *, images: int = 12, side: int = 48, seed: int = 0) -> Path:
-    """``root/<colour>/<n>.png``: noisy pictures whose class is their colour."""
+    """``root/<colour>/<n>.png``: noisy images whose class is their colour."""
     rng = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (root / name).mkdir(parents=True)
@@ -41,8 +41,8 @@ def write_colour_folder(root: Path, *, images: int = 12, side: int = 48, seed: i
 
 @pytest.fixture(scope="session")
 def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of twelve small pictures; not to be changed."""
-    return write_colour_folder(tmp_path_factory.mktemp("pictures") / "colours")
+    """Three classes of twelve small images; not to be changed."""
+    return write_colour_folder(tmp_path_factory.mktemp("images") / "colours")
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from finetune import Ensemble, ImageClassifier
 from finetune.combining.soups import average_checkpoints
 from finetune.networks.factory import network_spec
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import VERSION, read_checkpoint, read_content
 
 FIXTURES = Path(__file__).parent / "fixtures"

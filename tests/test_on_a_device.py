@@ -21,19 +21,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from finetune import ImageClassifier
-from finetune.combining.augmented import VIEWS, chosen_views, mean_over_views
 from finetune.combining.batchnorm import reestimate_batchnorm
+from finetune.combining.bootstrap_heads import bootstrap_heads, ensemble_of_heads
 from finetune.combining.ensemble import Ensemble
-from finetune.combining.heads import bootstrap_heads, ensemble_of_heads
 from finetune.combining.members import ClassifierMember
 from finetune.combining.soups import average_checkpoints
+from finetune.combining.test_time_augmentation import VIEWS, chosen_views, mean_over_views
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.evaluation.metrics import figures_of
 from finetune.reporting.embeddings import embed
 from finetune.reporting.explain import explain
 from finetune.runtime import Runtime, device_of
 from finetune.training.checkpoints import describe, plain, write_checkpoint
-from finetune.training.features import frozen_features, pictures_of
+from finetune.training.features.extract import dataset_for, frozen_features
 from finetune.training.weight_averaging import EMA, SWA
 
 DEVICE = torch.device("meta")
@@ -203,7 +203,7 @@ def test_an_ensemble_within_another_answers_there(runtime, data) -> None:
 
 def test_a_shared_backbone_is_moved_and_kept_once(runtime, data, tmp_path: Path) -> None:
     classifier = runtime.place(classifier_of(0))
-    images, workers = pictures_of(classifier, data, "train")
+    images, workers = dataset_for(classifier, data, "train")
     features = frozen_features(classifier, images, num_workers=workers).tensor()
     labels = torch.tensor([image.label for image in data.images("train")])
     heads = ensemble_of_heads(classifier, bootstrap_heads(features, labels, 3, heads=3, l2=1.0))

@@ -14,10 +14,10 @@ from PIL import Image
 from torch.testing import assert_close
 
 from finetune import ImageClassifier, predict
-from finetune.data.images import decode_image
+from finetune.data.decoding import decode_image
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import DataError, ImageError, UsageError
-from finetune.prediction import find_pictures
+from finetune.prediction import find_images
 from finetune.tables.reading import read_table
 
 CLASSES = ("blue", "green", "red")
@@ -29,7 +29,7 @@ def classifier() -> ImageClassifier:
     return ImageClassifier(CLASSES, "test_resnet", pretrained=False, image_size=32).eval()
 
 
-def test_answers_equal_a_forward_of_each_picture(classifier, colour_folder: Path) -> None:
+def test_answers_equal_a_forward_of_each_image(classifier, colour_folder: Path) -> None:
     predictions = predict(classifier, colour_folder, batch_size=5)
     assert len(predictions) == 36
     assert predictions.class_names == CLASSES
@@ -46,20 +46,20 @@ def test_answers_equal_a_forward_of_each_picture(classifier, colour_folder: Path
     assert_close(predictions.confidences, predictions.probabilities.max(-1).values)
 
 
-def test_pictures_are_found_in_the_order_given(colour_folder: Path, tmp_path: Path) -> None:
+def test_images_are_found_in_the_order_given(colour_folder: Path, tmp_path: Path) -> None:
     (tmp_path / ".hidden").mkdir()
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     red = colour_folder / "red" / "03.png"
-    found = find_pictures([red, str(colour_folder / "blue" / "0[12].png"), colour_folder / "green"])
+    found = find_images([red, str(colour_folder / "blue" / "0[12].png"), colour_folder / "green"])
     assert found[0] == red
     assert [path.name for path in found[1:3]] == ["01.png", "02.png"]
     assert len(found) == 15
-    assert find_pictures([red, red]) == [red, red]  # answers line up with what was asked
-    assert len(find_pictures([red, colour_folder / "red"])) == 12
+    assert find_images([red, red]) == [red, red]  # answers line up with what was asked
+    assert len(find_images([red, colour_folder / "red"])) == 12
     with pytest.raises(DataError, match="found nothing at"):
-        find_pictures([tmp_path / "absent.jpg"])
+        find_images([tmp_path / "absent.jpg"])
     with pytest.raises(DataError, match="found none"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 def test_a_thousand_folders_within_each_other_are_searched(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_thousand_folders_within_each_other_are_searched(tmp_path: Path) -> No
             os.mkdir("d")
             os.chdir("d")
         Image.new("RGB", (8, 8)).save("b.png")
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
     assert [path.name for path in found] == ["a.png", "b.png"]
     found[1].unlink()
     os.removedirs(found[1].parent)  # pytest's own way of removing them recurses
@@ -81,10 +81,10 @@ def test_folders_that_are_links_are_searched_once(tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "given" / "round").symlink_to(tmp_path / "given")
-    assert find_pictures(tmp_path / "given") == [tmp_path / "given" / "link" / "a.png"]
+    assert find_images(tmp_path / "given") == [tmp_path / "given" / "link" / "a.png"]
 
 
-def test_a_broken_picture_is_refused_or_listed(classifier, colour_folder, tmp_path: Path) -> None:
+def test_a_broken_image_is_refused_or_listed(classifier, colour_folder, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_text("<html>404</html>")
     good = colour_folder / "red" / "00.png"

@@ -19,7 +19,7 @@ import yaml
 
 import finetune
 from finetune.cli import main
-from finetune.commands.settings import GIVEN_ELSEWHERE, as_arguments, option_names
+from finetune.commands.python_options import GIVEN_ELSEWHERE, as_arguments, option_names
 from finetune.errors import CheckpointError, FinetuneError, UsageError
 
 SMALL = {

@@ -1,4 +1,4 @@
-"""Fine-tune image classifiers on small folders of pictures, and combine the fine-tuned models.
+"""Fine-tune image classifiers on small folders of images, and combine the fine-tuned models.
 
 The public names are imported when they are first used, so that ``import finetune`` and the
 ``finetune`` command start at once.
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from finetune.networks.factory import create_network as create_network
     from finetune.prediction import Predictions as Predictions
     from finetune.prediction import predict as predict
-    from finetune.prediction.loading import Predictor as Predictor
-    from finetune.prediction.loading import load as load
-    from finetune.preprocessing import Preprocessing as Preprocessing
+    from finetune.prediction.predictor import Predictor as Predictor
+    from finetune.prediction.predictor import load as load
     from finetune.reporting.report import write_report as write_report
+    from finetune.spec.preprocessing import Preprocessing as Preprocessing
     from finetune.training.checkpoints import read_checkpoint as read_checkpoint
     from finetune.training.classifier import ImageClassifier as ImageClassifier
 
@@ -41,8 +41,8 @@ _HOMES = {
     "ImageClassifier": "finetune.training.classifier",
     "ImageFolderDataModule": "finetune.data.datamodule",
     "Predictions": "finetune.prediction",
-    "Predictor": "finetune.prediction.loading",
-    "Preprocessing": "finetune.preprocessing",
+    "Predictor": "finetune.prediction.predictor",
+    "Preprocessing": "finetune.spec.preprocessing",
     "Run": "finetune.commands.run",
     "average": "finetune.commands.average",
     "average_checkpoints": "finetune.combining.soups",
@@ -53,7 +53,7 @@ _HOMES = {
     "evaluate": "finetune.evaluation.evaluate",
     "export": "finetune.exporting.export",
     "fit": "finetune.commands.run",
-    "load": "finetune.prediction.loading",
+    "load": "finetune.prediction.predictor",
     "predict": "finetune.prediction",
     "read_checkpoint": "finetune.training.checkpoints",
     "report": "finetune.commands.report",

@@ -10,16 +10,16 @@ from importlib import import_module
 from finetune.commands.allocator import keep_freed_memory
 from finetune.commands.terminal import shown_streams
 from finetune.commands.waiting import wait_politely
-from finetune.data.workload import limit_threads
+from finetune.data.workers import limit_threads
 from finetune.errors import FinetuneError, UsageError
 
 VERBS = {
-    "fit": "fine-tune a classifier on a folder of pictures",
+    "fit": "fine-tune a classifier on a folder of images",
     "validate": "judge a checkpoint on the validation images",
     "test": "judge a checkpoint on the test images, with a report",
-    "predict": "name the class of pictures, into CSV, Parquet or JSON lines",
+    "predict": "name the class of images, into CSV, Parquet or JSON lines",
     "models": "list the backbones and baselines that can be named",
-    "check": "find what is wrong with a folder of pictures",
+    "check": "find what is wrong with a folder of images",
     "split": "write a split of a folder, or folds, into a CSV manifest",
     "inspect": "show a network's layers, receptive fields, parameters and filters",
     "average": "average the weights of several checkpoints into one",
@@ -28,7 +28,7 @@ VERBS = {
     "export": "write a checkpoint for other programs: ONNX, torch.export, safetensors, timm",
     "report": "write one HTML page about runs, checkpoints or predictions",
     "compare": "a leaderboard of runs that says which differences are real",
-    "explain": "show where in a picture the answer comes from",
+    "explain": "show where in an image the answer comes from",
     "sample": "write the embedded sample folder of photographs",
 }
 # These go on when nobody reads what they print: a fit does not depend on it.
@@ -112,9 +112,9 @@ def _help() -> str:
     verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
     return (
         "usage: finetune VERB [OPTIONS]\n\n"
-        "Fine-tune image classifiers on small folders of pictures, and combine them.\n\n"
+        "Fine-tune image classifiers on small folders of images, and combine them.\n\n"
         f"{verbs}\n\n"
-        "  finetune fit --data.root DIR            where DIR holds one folder of pictures a class\n"
+        "  finetune fit --data.root DIR            where DIR holds one folder of images a class\n"
         "  finetune VERB --help                    the options of a verb\n"
         "  finetune VERB ... --debug               the whole traceback where something fails"
     )

@@ -5,7 +5,7 @@
     ├── DataError
     │   ├── ImageFolderError       the folder as a whole: missing, empty, one class only
     │   ├── ManifestError          a CSV manifest with a missing column, an unknown label, ...
-    │   └── ImageError             one file that is not the picture it claims to be
+    │   └── ImageError             one file that is not the image it claims to be
     ├── NetworkError
     │   ├── UnknownBackboneError   a name that neither timm nor the baselines know
     │   └── PretrainedWeightsError weights that cannot be had, or do not fit
@@ -29,7 +29,7 @@ class UsageError(FinetuneError):
 
 
 class DataError(FinetuneError):
-    """Something about the user's pictures or labels."""
+    """Something about the user's images or labels."""
 
 
 class ImageFolderError(DataError):
@@ -41,7 +41,7 @@ class ManifestError(DataError):
 
 
 class ImageError(DataError):
-    """One file that cannot be read as a picture."""
+    """One file that cannot be read as an image."""
 
 
 class NetworkError(FinetuneError):

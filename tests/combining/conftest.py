@@ -1,4 +1,4 @@
-"""Small pictures of three classes, and small fits of them with real accuracy, made in seconds."""
+"""Small images of three classes, and small fits of them with real accuracy, made in seconds."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from finetune.data.datamodule import ImageFolderDataModule
 from finetune.networks.splitting import split_at_parameters
 from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
-from finetune.training.probe import fit_probe
+from finetune.training.linear_probe import fit_probe
 
 CLASSES = ("dots", "plain", "stripes")
 MakeCheckpoint = Callable[..., Path]
 
 
-def _picture(kind: str, generator: np.random.Generator) -> Image.Image:
+def _image(kind: str, generator: np.random.Generator) -> Image.Image:
     side = 40
     pixels = generator.normal(120, 35, size=(side, side, 3))
     rows, columns = np.indices((side, side))
@@ -31,15 +31,15 @@ def _picture(kind: str, generator: np.random.Generator) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``<split>/<class>/*.png``: 20 train, 20 val and 10 test pictures a class."""
-    root = tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``<split>/<class>/*.png``: 20 train, 20 val and 10 test images a class."""
+    root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 20), ("test", 10)):
         for name in CLASSES:
             (root / split / name).mkdir(parents=True)
             for index in range(count):
-                _picture(name, generator).save(root / split / name / f"{index}.png")
+                _image(name, generator).save(root / split / name / f"{index}.png")
     return root
 
 
@@ -50,8 +50,8 @@ def module_of(root: Path, class_names: Sequence[str] | None = None) -> ImageFold
 
 
 @pytest.fixture
-def datamodule(pictures: Path) -> ImageFolderDataModule:
-    return module_of(pictures)
+def datamodule(image_folder: Path) -> ImageFolderDataModule:
+    return module_of(image_folder)
 
 
 def _fitted(root: Path, seed: int, backbone: str, size: int, in_chans: int) -> ImageClassifier:
@@ -65,7 +65,7 @@ def _fitted(root: Path, seed: int, backbone: str, size: int, in_chans: int) -> I
     )
     images, labels = zip(*[(views[0], labels) for views, labels in loader], strict=True)
     normalised = (torch.cat(images) - classifier.mean) / classifier.std
-    # Running statistics that fit the pictures, as after a training in "train" mode.
+    # Running statistics that fit the images, as after a training in "train" mode.
     norms = [m for m in classifier.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None
@@ -85,7 +85,7 @@ def _fitted(root: Path, seed: int, backbone: str, size: int, in_chans: int) -> I
 
 
 @pytest.fixture(scope="session")
-def make_checkpoint(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+def make_checkpoint(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     """Write a checkpoint; equal arguments give equal weights.
 
     ``noise`` moves all weights at random by that share of their size, ``head_noise`` only those of
@@ -111,7 +111,7 @@ def make_checkpoint(pictures: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ) -> Path:
         key = (seed, backbone, size, in_chans)
         if key not in fits:
-            fits[key] = _fitted(pictures, *key)
+            fits[key] = _fitted(image_folder, *key)
         fit = fits[key]
         head = fit.network.get_classifier()
         generator = torch.Generator().manual_seed(noise_seed)

@@ -14,9 +14,9 @@ from finetune.combining.pooling import mean_probabilities
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CalibrationError, CheckpointError, CheckpointMismatchError, DataError
 from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
-from finetune.prediction import PictureViews, predict
-from finetune.prediction.pictures import named_images
-from finetune.preprocessing import Preprocessing
+from finetune.prediction import ImageViews, predict
+from finetune.prediction.inputs import named_images
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import ENTRY
 from finetune.training.checksums import CHECKSUMS
 from finetune.training.classifier import ImageClassifier
@@ -45,7 +45,7 @@ def test_an_ensemble_of_one_equals_its_member_bit_for_bit(make_checkpoint: MakeC
 
 
 def test_members_of_any_backbone_size_and_channels(
-    make_checkpoint: MakeCheckpoint, pictures: Path
+    make_checkpoint: MakeCheckpoint, image_folder: Path
 ) -> None:
     paths = [
         make_checkpoint(),
@@ -60,15 +60,15 @@ def test_members_of_any_backbone_size_and_channels(
         (160, 3),
         (32, 1),
     ]
-    files = sorted((pictures / "test").rglob("*.png"))[:5]
+    files = sorted((image_folder / "test").rglob("*.png"))[:5]
     together = predict(ensemble, files)
     assert together.member_probabilities.shape == (4, 5, 3)
-    # Each member sees its own view of the one decoded picture.
-    dataset = PictureViews(named_images(files), ensemble.preprocessings)
+    # Each member sees its own view of the one decoded image.
+    dataset = ImageViews(named_images(files), ensemble.preprocessings)
     views = [dataset[index][1] for index in range(5)]
     for member, path in enumerate(paths):
         classifier = ImageClassifier.from_checkpoint(path)
-        images = torch.stack([picture[member] for picture in views])
+        images = torch.stack([image[member] for image in views])
         with torch.no_grad():
             alone = classifier(images).softmax(-1)
         torch.testing.assert_close(together.member_probabilities[member], alone)
@@ -146,14 +146,14 @@ def test_a_saved_ensemble_is_one_safe_file_that_answers_alike(
     torch.testing.assert_close(again(*views.values()).exp(), again.probabilities(views))
 
 
-def test_saved_predictions_are_members_for_their_own_pictures(
+def test_saved_predictions_are_members_for_their_own_images(
     make_checkpoint: MakeCheckpoint,
     datamodule: ImageFolderDataModule,
-    pictures: Path,
+    image_folder: Path,
     tmp_path: Path,
 ) -> None:
     path = make_checkpoint(noise=0.3)
-    saved = predict(Ensemble.from_file(path), pictures / "val")
+    saved = predict(Ensemble.from_file(path), image_folder / "val")
     saved.to_csv(tmp_path / "answers.csv")
     both = Ensemble.from_checkpoints([make_checkpoint(), tmp_path / "answers.csv"])
     held_out = both.held_out(datamodule)
@@ -164,7 +164,7 @@ def test_saved_predictions_are_members_for_their_own_pictures(
     reloaded = Ensemble.from_file(tmp_path / "both.ckpt").held_out(datamodule)
     assert torch.equal(reloaded.member_logits, held_out.member_logits)
     with pytest.raises(CheckpointMismatchError, match=r"in .*answers\.csv by their path"):
-        predict(both, pictures / "test")
+        predict(both, image_folder / "test")
     with pytest.raises(CheckpointMismatchError, match="paths"):
         both.member_probabilities(views_of(both))
 
@@ -254,7 +254,7 @@ def test_calibration_keeps_labels_lowers_the_nll_and_fits_on_the_other_half(
     assert answer.prediction_sets.shape == (30, 3)
 
 
-def test_pictures_that_picked_do_not_calibrate_unless_allowed(
+def test_images_that_picked_do_not_calibrate_unless_allowed(
     make_checkpoint: MakeCheckpoint, datamodule: ImageFolderDataModule
 ) -> None:
     paths = [make_checkpoint(noise=0.4, noise_seed=seed) for seed in range(2)]

@@ -1,4 +1,4 @@
-"""Members of a cross-validation that know their training pictures by heart must not profit."""
+"""Members of a cross-validation that know their training images by heart must not profit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from finetune.errors import CheckpointMismatchError
 from finetune.spec.images import content_id
 from finetune.spec.splits import SplitRecord
 
-FOLDS, PICTURES = 3, 20  # a fold
+FOLDS, IMAGES = 3, 20  # a fold
 NAMES = ("no", "yes")
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     path: Path
     label: int
 
@@ -31,29 +31,29 @@ class Picture:
         return content_id(str(self.path).encode())
 
 
-def pictures(fold: int) -> list[Picture]:
-    return [Picture(Path(f"/nowhere/{fold}/{number}.png"), 1) for number in range(PICTURES)]
+def images_of(fold: int) -> list[Image]:
+    return [Image(Path(f"/nowhere/{fold}/{number}.png"), 1) for number in range(IMAGES)]
 
 
 class Module:
-    """The pictures of one fold as the val side."""
+    """The images of one fold as the val side."""
 
     class_names = NAMES
 
     def __init__(self, fold: int) -> None:
         self.fold = fold
 
-    def images(self, split: str) -> list[Picture]:
-        return pictures(self.fold) if split == "val" else pictures(99)
+    def images(self, split: str) -> list[Image]:
+        return images_of(self.fold) if split == "val" else images_of(99)
 
     def evaluation_dataloader(self, split: str, preprocessings: object) -> Iterator[Any]:
-        yield [], torch.ones(PICTURES, dtype=torch.long)
+        yield [], torch.ones(IMAGES, dtype=torch.long)
 
 
 class Member(nn.Module):
-    """Answers ``seen`` for pictures of other folds and ``unseen`` for those of its own.
+    """Answers ``seen`` for images of other folds and ``unseen`` for those of its own.
 
-    ``unseen`` holds one probability of the truth a picture.
+    ``unseen`` holds one probability of the truth an image.
     """
 
     class_names = NAMES
@@ -93,20 +93,20 @@ def recipe(name: str, *, seen: float, unseen: Sequence[float]) -> list[Member]:
 
 
 MODULES = {fold: Module(fold) for fold in range(FOLDS)}
-BY_HEART = {"seen": 0.99, "unseen": [0.4] * PICTURES}
-HONEST = {"seen": 0.7, "unseen": [0.7] * PICTURES}
+BY_HEART = {"seen": 0.99, "unseen": [0.4] * IMAGES}
+HONEST = {"seen": 0.7, "unseen": [0.7] * IMAGES}
 
 
-def test_a_row_a_recipe_holds_what_each_fold_says_of_its_own_pictures() -> None:
-    varied = [0.3 + number / 40 for number in range(PICTURES)]
+def test_a_row_a_recipe_holds_what_each_fold_says_of_its_own_images() -> None:
+    varied = [0.3 + number / 40 for number in range(IMAGES)]
     ensemble = Ensemble([*recipe("a", seen=0.99, unseen=varied), *recipe("b", **HONEST)])
     held_out = ensemble.held_out(MODULES)
     assert held_out.is_out_of_fold
     assert held_out.columns == ((0, 1, 2), (3, 4, 5))
-    assert len(held_out.ids) == len(set(held_out.ids)) == FOLDS * PICTURES
+    assert len(held_out.ids) == len(set(held_out.ids)) == FOLDS * IMAGES
     truth = held_out.member_logits.exp()[:, :, 1]
     torch.testing.assert_close(truth[0], torch.tensor(varied * FOLDS))
-    torch.testing.assert_close(truth[1], torch.full((FOLDS * PICTURES,), 0.7))
+    torch.testing.assert_close(truth[1], torch.full((FOLDS * IMAGES,), 0.7))
     pooled = probabilities_of(ensemble.pool_held_out(held_out))
     expected = torch.tensor([value / 2 + 0.35 for value in varied] * FOLDS)
     torch.testing.assert_close(pooled[:, 1], expected)
@@ -122,7 +122,7 @@ def test_what_is_known_by_heart_picks_no_one(method: Any) -> None:
     else:
         honest = [n for n, name in enumerate(chosen.member_names) if "honest" in name]
         assert sum(chosen.coefficients[n] for n in honest) > 0.7
-    # Two folds' pictures have trained any one member, so by all of them it would have won.
+    # Two folds' images have trained any one member, so by all of them it would have won.
     fooled = Ensemble([ensemble.parts[0], ensemble.parts[3]])
     by_training = [
         float(-member[:, 1].mean()) for member in fooled.held_out(MODULES[1]).member_logits
@@ -130,14 +130,14 @@ def test_what_is_known_by_heart_picks_no_one(method: Any) -> None:
     assert by_training[0] < by_training[1]
 
 
-def test_the_temperature_is_that_of_the_answers_to_unseen_pictures() -> None:
+def test_the_temperature_is_that_of_the_answers_to_unseen_images() -> None:
     """Right for 14 of 20 with a probability of 0.7 each: nothing to correct, so T = 1."""
     unseen = [0.7] * 14 + [0.3] * 6
     ensemble = Ensemble(recipe("a", seen=0.999, unseen=unseen))
     calibrated = ensemble.calibrate(MODULES, share="all", conformal=0.3)
     assert calibrated.calibration is not None
     assert calibrated.calibration.out_of_fold
-    assert calibrated.calibration.fit.images == FOLDS * PICTURES
+    assert calibrated.calibration.fit.images == FOLDS * IMAGES
     assert calibrated.calibration.temperature == pytest.approx(1, abs=1e-3)
     surer = Ensemble(recipe("a", seen=0.7, unseen=[0.99] * 14 + [0.01] * 6))
     found = surer.calibrate(MODULES, share="all").calibration
@@ -166,10 +166,10 @@ def test_dropped_recipes_leave_the_answers_of_the_others_in_place() -> None:
     torch.testing.assert_close(pooled[:, 1], torch.full((60,), 0.7))
 
 
-def test_all_folds_answer_new_pictures_together() -> None:
+def test_all_folds_answer_new_images_together() -> None:
     ensemble = Ensemble(recipe("a", **HONEST))
     test = ensemble.held_out(MODULES, "test")
-    assert test.member_logits.shape == (3, PICTURES, 2)
+    assert test.member_logits.shape == (3, IMAGES, 2)
     assert not test.is_out_of_fold
 
 
@@ -177,7 +177,7 @@ def test_only_folds_that_every_recipe_has_are_asked() -> None:
     some = [*recipe("a", **HONEST), *recipe("b", **HONEST)[1:]]
     assert common_folds(some) == [1, 2]
     held_out = Ensemble(some).held_out({fold: MODULES[fold] for fold in (1, 2)})
-    assert held_out.member_logits.shape == (2, 2 * PICTURES, 2)
+    assert held_out.member_logits.shape == (2, 2 * IMAGES, 2)
     with pytest.raises(CheckpointMismatchError, match=r"none for \[0\] beside runs/b/fold-1"):
         Ensemble(some).held_out(MODULES)
     with pytest.raises(CheckpointMismatchError, match=r"\[0\] and \[1\]"):
@@ -185,8 +185,8 @@ def test_only_folds_that_every_recipe_has_are_asked() -> None:
 
 
 def test_members_that_have_seen_every_fold_are_refused() -> None:
-    other = Member(None, seen=0.7, unseen=[0.7] * PICTURES)
-    with pytest.raises(CheckpointMismatchError, match="trained on any of their pictures"):
+    other = Member(None, seen=0.7, unseen=[0.7] * IMAGES)
+    with pytest.raises(CheckpointMismatchError, match="trained on any of their images"):
         Ensemble([*recipe("a", **HONEST), other]).select(MODULES)
     nested = Ensemble(recipe("a", **HONEST))
     nested.name = "nested.ckpt"
@@ -195,7 +195,7 @@ def test_members_that_have_seen_every_fold_are_refused() -> None:
 
 
 def test_a_table_of_predictions_is_a_recipe_of_its_own() -> None:
-    paths = [str(picture.path) for fold in range(FOLDS) for picture in pictures(fold)]
+    paths = [str(image.path) for fold in range(FOLDS) for image in images_of(fold)]
     table = TableMember("table.csv", NAMES, paths, torch.tensor([[0.2, 0.8]] * len(paths)).log())
     ensemble = Ensemble([table, *recipe("a", **HONEST)])
     held_out = ensemble.held_out(MODULES)

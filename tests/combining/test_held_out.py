@@ -16,7 +16,7 @@ def fold(names: str, seed: int, *, members: int = 1) -> HeldOut:
     )
 
 
-def test_every_picture_is_answered_once_by_who_did_not_see_it() -> None:
+def test_every_image_is_answered_once_by_who_did_not_see_it() -> None:
     first, second = fold("abc", 0), fold("de", 1)
     together = out_of_fold([first, second])
     assert together.ids == tuple("abcde")
@@ -26,18 +26,18 @@ def test_every_picture_is_answered_once_by_who_did_not_see_it() -> None:
     assert together.seconds == (2.0,)
 
 
-def test_common_pictures_and_several_members_are_refused() -> None:
+def test_common_images_and_several_members_are_refused() -> None:
     with pytest.raises(CheckpointMismatchError, match="1 common"):
         out_of_fold([fold("abc", 0), fold("cd", 1)])
     with pytest.raises(CheckpointMismatchError, match=r"\[1, 2\] answers"):
         out_of_fold([fold("abc", 0), fold("de", 1, members=2)])
 
 
-def test_a_picture_given_twice_in_one_fold_is_not_in_two() -> None:
+def test_an_image_given_twice_in_one_fold_is_not_in_two() -> None:
     together = out_of_fold([fold("aab", 0), fold("cd", 1)])
     assert together.ids == tuple("aabcd")
 
 
-def test_the_key_tells_pictures_and_their_order_apart() -> None:
+def test_the_key_tells_images_and_their_order_apart() -> None:
     assert fold("abc", 0).key == fold("abc", 1).key
     assert fold("abc", 0).key != fold("acb", 0).key

@@ -11,10 +11,10 @@ from torch import nn
 from finetune import Ensemble, ImageClassifier
 from finetune.combining.ingredients import survey
 from finetune.combining.members import ClassifierMember
-from finetune.combining.sharing import group_by_backbone
+from finetune.combining.shared_backbone import group_by_backbone
 from finetune.errors import CheckpointMismatchError
 from finetune.training.checkpoints import write_checkpoint
-from finetune.training.features import space_key
+from finetune.training.features.extract import space_key
 
 NAMES = ("a", "b", "c")
 SIDE = 96  # at 32 pixels there is nothing left to pool

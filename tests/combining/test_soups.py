@@ -9,13 +9,13 @@ from torch import Tensor
 
 from finetune.combining.averaging import average_state_dicts
 from finetune.combining.ensemble import Ensemble
-from finetune.combining.roles import Share
+from finetune.combining.holdout_roles import Share
+from finetune.combining.soup_evaluation import WeightsEvaluator
 from finetune.combining.soups import average_checkpoints
-from finetune.combining.tasting import Taster
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CheckpointError, CheckpointMismatchError, UsageError
 from finetune.evaluation.held_out_loss import Metric
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content, save_atomically
 from finetune.training.classifier import ImageClassifier
 
@@ -199,7 +199,7 @@ def test_statistics_of_members_tuned_in_eval_mode_stay(
         average_checkpoints(paths, datamodule=datamodule, batchnorm="update")
 
 
-def test_the_file_notes_which_pictures_picked_and_what_it_answered(
+def test_the_file_notes_which_images_picked_and_what_it_answered(
     make_checkpoint: MakeCheckpoint, datamodule: ImageFolderDataModule, tmp_path: Path
 ) -> None:
     paths = [make_checkpoint(noise=0.1, noise_seed=seed) for seed in range(2)]
@@ -207,7 +207,7 @@ def test_the_file_notes_which_pictures_picked_and_what_it_answered(
     soup = average_checkpoints(paths, method="greedy", datamodule=datamodule)
     soup.save(tmp_path / "soup.ckpt")
     details = read_checkpoint(tmp_path / "soup.ckpt").details
-    assert len(details["roles"]["pick"]) == 30  # half of 60 val pictures
+    assert len(details["roles"]["pick"]) == 30  # half of 60 val images
     assert details["val"]["logits"].shape == (60, 3)
     loaded = ImageClassifier.from_checkpoint(tmp_path / "soup.ckpt")
     loader = datamodule.evaluation_dataloader("val", preprocessings=(loaded.preprocessing,))
@@ -259,13 +259,13 @@ def test_statistics_that_would_ruin_a_greedy_soup_are_not_taken(
 ) -> None:
     paths = [make_checkpoint(noise=0.02, noise_seed=seed, batchnorm="train") for seed in range(2)]
 
-    def ruined(self: Taster, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    def ruined(self: WeightsEvaluator, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
             name: tensor + 5 if name.endswith("running_mean") else tensor.clone()
             for name, tensor in state_dict.items()
         }
 
-    monkeypatch.setattr(Taster, "reestimated", ruined)
+    monkeypatch.setattr(WeightsEvaluator, "reestimated", ruined)
     settings: dict[str, Any] = {"method": "greedy", "datamodule": datamodule}
     with pytest.warns(UserWarning, match="below its best member"):
         soup = average_checkpoints(paths * 2, batchnorm="update", **settings)
@@ -336,7 +336,7 @@ def test_strange_files_and_contradicting_settings_are_refused(
         ({"coefficients": [1, 1]}, "weighted"),
         ({"method": "greedy"}, "held-out"),
         ({"method": "interpolate"}, "coefficient or held-out"),
-        ({"batchnorm": "update"}, "training pictures"),
+        ({"batchnorm": "update"}, "training images"),
     ]:
         with pytest.raises(UsageError, match=message):
             average_checkpoints([path, path], **settings)

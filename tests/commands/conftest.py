@@ -10,7 +10,7 @@ from finetune.data.datamodule import ImageFolderDataModule
 from finetune.networks.splitting import split_at_parameters
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.classifier import ImageClassifier
-from finetune.training.probe import fit_probe
+from finetune.training.linear_probe import fit_probe
 
 WriteCheckpoint = Callable[..., Path]
 

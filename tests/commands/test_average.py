@@ -12,7 +12,7 @@ from finetune.training.classifier import ImageClassifier
 WriteCheckpoint = Callable[..., Path]
 
 
-def test_average_without_pictures(
+def test_average_without_images(
     write_probe: WriteCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [write_probe(f"a{seed}", noise=0.1, seed=seed) for seed in range(2)]

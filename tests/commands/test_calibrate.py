@@ -7,7 +7,7 @@ import torch
 from finetune import cli
 from finetune.combining.ensemble import Ensemble
 from finetune.prediction import predict
-from finetune.prediction.loading import load_answerer
+from finetune.prediction.predictor import load_model
 from finetune.training.checkpoints import read_checkpoint, read_content, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 
@@ -32,7 +32,7 @@ def test_a_calibrated_classifier_stays_a_checkpoint_and_answers_calibrated(
     assert details["data"]["val_fraction"] == 0.4
     assert len(details["roles"]["calibrate"]) == details["calibration"]["fit"]["images"] == 7
     before = predict(ImageClassifier.from_checkpoint(path), colour_folder)
-    after = predict(load_answerer(output), colour_folder)
+    after = predict(load_model(output), colour_folder)
     assert after.labels == before.labels
     temperature = details["calibration"]["fit"]["temperature"]
     expected = (before.probabilities.double().log() / temperature).softmax(-1).float()
@@ -88,10 +88,10 @@ def test_an_ensemble_stays_an_ensemble_and_its_split_is_remembered(
     calibrated = Ensemble.from_file(tmp_path / "out.ckpt")
     assert len(calibrated.parts) == 2
     assert calibrated.calibration is not None
-    assert calibrated.calibration.fit.images == 7  # half of the fits' 15 val pictures
+    assert calibrated.calibration.fit.images == 7  # half of the fits' 15 val images
 
 
-def test_pictures_are_needed_and_reuse_is_refused(
+def test_images_are_needed_and_reuse_is_refused(
     write_probe: WriteCheckpoint,
     colour_folder: Path,
     tmp_path: Path,

@@ -11,7 +11,7 @@ from finetune.errors import ImageFolderError, UsageError
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A healthy split folder: 6 training and 5 val pictures of two classes."""
+    """A healthy split folder: 6 training and 5 val images of two classes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 5)):
         for name in ("ant", "bée [1]"):
@@ -26,7 +26,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_healthy_folder_passes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(root)]) == 0
     out = capsys.readouterr().out
-    assert "22 pictures, 2 classes" in out
+    assert "22 images, 2 classes" in out
     assert "bée [1]" in out
     assert out.rstrip().endswith("all is well")
 
@@ -60,7 +60,7 @@ def test_json_says_the_same(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (values["errors"], values["warnings"]) == (1, 0)
     found = {finding["kind"]: finding for finding in values["findings"]}
     assert found["unreadable"]["path"] == str(root / "train/ant/bad.jpg")
-    assert found["unreadable"]["problem"] == "Expected a picture, found a web page (HTML)"
+    assert found["unreadable"]["problem"] == "Expected an image, found a web page (HTML)"
     assert found["unused"]["severity"] == "note"
 
 

@@ -150,7 +150,7 @@ def test_names_without_a_code_in_the_terminals_alphabet_are_escaped(tmp_path: Pa
     [
         (["fit"], "Expected --data.root, found none"),
         (["split", "."], "Expected --output, found none"),
-        (["predict"], "Expected checkpoint, pictures, found none"),
+        (["predict"], "Expected checkpoint, images, found none"),
         (["--data.batch_size", "x"], "--data.batch_size to be a whole number or null, found 'x'"),
         (["--data.val_fraction", "x"], "Expected --data.val_fraction to be a number, found 'x'"),
         (["--data.augmentation", "x"], "one of 'auto', 'none', 'light', 'medium', 'strong', found"),

@@ -7,7 +7,7 @@ import pytest
 
 from finetune.cli import main
 from finetune.evaluation.evaluate import evaluate
-from finetune.reporting.tables import write_predictions
+from finetune.reporting.csv_files import write_predictions
 
 
 def write(path: Path, accuracy: float, seed: int) -> str:

@@ -13,7 +13,7 @@ from finetune.prediction import predict
 WriteCheckpoint = Callable[..., Path]
 
 
-def test_a_whole_ensemble_needs_no_pictures(
+def test_a_whole_ensemble_needs_no_images(
     write_probe: WriteCheckpoint, colour_folder: Path, tmp_path: Path
 ) -> None:
     paths = [str(write_probe("w0")), str(write_probe("w1", backbone="test_efficientnet", size=48))]
@@ -41,7 +41,7 @@ def test_selected_and_calibrated_in_one_go_then_predicted_with(
     call += ["--data.cache", "off", "--calibrate", "--conformal", "0.3", "--output", str(output)]
     assert cli.main(call) == 0
     shown = capsys.readouterr()
-    assert shown.out.count("ms a picture") == 3
+    assert shown.out.count("ms an image") == 3
     assert "worse than the best member" not in shown.out
     assert "temperature" in shown.out
     assert "warning: Fitted a temperature on" in shown.err
@@ -49,8 +49,8 @@ def test_selected_and_calibrated_in_one_go_then_predicted_with(
     assert cli.main(["report", str(output)]) != 0
     assert "finetune test --ckpt_path" in capsys.readouterr().err
     table = tmp_path / "answers.csv"
-    pictures = str(colour_folder / "red")
-    call = ["predict", str(output), pictures, "--output", str(table)]
+    images = str(colour_folder / "red")
+    call = ["predict", str(output), images, "--output", str(table)]
     assert cli.main([*call, "--test-time-augmentation", "2"]) == 0
     header = table.read_text().splitlines()[0].split(",")
     assert "prediction_set" in header
@@ -92,9 +92,9 @@ def test_many_heads_share_the_backbone_of_one_fit_and_its_file(
     assert output.stat().st_size < 2 * path.stat().st_size
     weights = [member.classifier.network.get_classifier().weight for member in ensemble.parts]
     assert not torch.equal(weights[0], weights[1])
-    pictures = sorted(colour_folder.rglob("*.png"))
-    found = predict(ensemble, pictures)
-    right = [label == path.parent.name for label, path in zip(found.labels, pictures, strict=True)]
+    images = sorted(colour_folder.rglob("*.png"))
+    found = predict(ensemble, images)
+    right = [label == path.parent.name for label, path in zip(found.labels, images, strict=True)]
     assert sum(right) >= 0.9 * len(right)
 
 

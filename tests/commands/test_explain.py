@@ -16,11 +16,11 @@ def test_a_sheet_with_the_predicted_and_a_named_class(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     checkpoint = write_probe("explained", size=64)
-    pictures = sorted(colour_folder.rglob("*.png"))[:2]
-    with Image.open(pictures[0]) as picture:
-        width, height = picture.size
+    images = sorted(colour_folder.rglob("*.png"))[:2]
+    with Image.open(images[0]) as image:
+        width, height = image.size
     output = tmp_path / "explained.png"
-    arguments = [str(checkpoint), *map(str, pictures), "--output", str(output)]
+    arguments = [str(checkpoint), *map(str, images), "--output", str(output)]
     assert main(["explain", *arguments, "--class", "red", "--class", "blue"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -34,11 +34,11 @@ def test_wrong_calls_say_what_to_do(
     write_probe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(write_probe("explained", size=64))
-    picture = tmp_path / "x.png"
-    Image.new("RGB", (80, 80)).save(picture)
-    assert main(["explain", checkpoint, str(picture), "--output", "explained.txt"]) == 2
-    assert main(["explain", checkpoint, str(picture), "--output", "no/such/folder.png"]) == 2
+    image = tmp_path / "x.png"
+    Image.new("RGB", (80, 80)).save(image)
+    assert main(["explain", checkpoint, str(image), "--output", "explained.txt"]) == 2
+    assert main(["explain", checkpoint, str(image), "--output", "no/such/folder.png"]) == 2
     wrong_class = ["--output", str(tmp_path / "e.png"), "--class", "grey"]
-    assert main(["explain", checkpoint, str(picture), *wrong_class]) == 2
+    assert main(["explain", checkpoint, str(image), *wrong_class]) == 2
     assert "found 'grey'" in capsys.readouterr().err
     assert not (tmp_path / "e.png").exists()

@@ -54,8 +54,8 @@ def test_the_guides_program_answers_as_predict_does(
     shown = capsys.readouterr().out
     assert "greatest difference" in shown
     assert shown.count("input") == len(sizes)
-    pictures = [str(path) for path in (*photographs, colour_folder / "red" / "00.png")]
-    assert cli.main(["predict", str(checkpoint), *pictures, "--output", str(answers)]) == 0
+    images = [str(path) for path in (*photographs, colour_folder / "red" / "00.png")]
+    assert cli.main(["predict", str(checkpoint), *images, "--output", str(answers)]) == 0
     capsys.readouterr()
     (program,) = [
         block
@@ -63,7 +63,7 @@ def test_the_guides_program_answers_as_predict_does(
         if "onnxruntime" in block
     ]
     (tmp_path / "this.py").write_text(program)
-    monkeypatch.setattr(sys, "argv", ["this.py", str(model), *pictures])
+    monkeypatch.setattr(sys, "argv", ["this.py", str(model), *images])
     runpy.run_path(str(tmp_path / "this.py"))
     lines = capsys.readouterr().out.splitlines()
     with answers.open(newline="") as file:
@@ -100,7 +100,7 @@ def test_a_folder_and_what_is_refused(
     assert cli.main(first) == 0
     shown = capsys.readouterr().out
     assert f"exported to {folder}" in shown
-    assert "greatest difference to the checkpoint's probabilities on random pictures: 0\n" in shown
+    assert "greatest difference to the checkpoint's probabilities on random images: 0\n" in shown
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
     assert config["class_names"] == ["blue", "green", "red"]
     weights = tmp_path / "folder" / "model.safetensors"

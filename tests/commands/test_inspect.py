@@ -47,10 +47,10 @@ def test_a_checkpoint_brings_its_own_sizes_and_filters(
     )
     trainer.strategy.connect(classifier)
     trainer.save_checkpoint(tmp_path / "best.ckpt", weights_only=True)
-    picture = tmp_path / "filters.png"
-    assert main(["inspect", str(tmp_path / "best.ckpt"), "--filters", str(picture)]) == 0
+    saved = tmp_path / "filters.png"
+    assert main(["inspect", str(tmp_path / "best.ckpt"), "--filters", str(saved)]) == 0
     assert "64x64 pixels, 3 channels, 3 classes" in capsys.readouterr().out
-    with Image.open(picture) as image:
+    with Image.open(saved) as image:
         assert image.width > 200
     assert main(["inspect", str(tmp_path / "best.ckpt"), "--classes", "7"]) == 2
 

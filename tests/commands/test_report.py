@@ -8,7 +8,7 @@ import pytest
 
 from finetune.cli import main
 from finetune.evaluation.evaluate import evaluate
-from finetune.reporting.tables import write_predictions
+from finetune.reporting.csv_files import write_predictions
 
 
 def write(path: Path, seed: int = 0, n_images: int = 30, prefix: str = "") -> Path:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from finetune.commands.runs import (
+    free_stage,
     link_latest,
     new_run_folder,
-    read_metrics,
     run_folder_of,
     timed_fit,
-    write_metrics,
 )
 from finetune.errors import UsageError
+from finetune.training.metrics_file import read_metrics, write_metrics
 
 
 def test_every_run_gets_a_new_folder_even_at_the_same_time(tmp_path: Path) -> None:
@@ -142,3 +142,16 @@ def test_a_fits_seconds_add_up_over_its_interruptions(
     with timed_fit(tmp_path / "nothing kept"):
         pass
     assert not (tmp_path / "nothing kept").exists()
+
+
+def test_figures_of_earlier_versions_are_read_under_the_names_of_today(tmp_path: Path) -> None:
+    earlier = {"test": {"accuracy": 0.5, "pictures": "/data/pets", "ms_per_picture": 3.0}}
+    (tmp_path / "metrics.json").write_text(json.dumps(earlier), encoding="utf-8")
+    assert read_metrics(tmp_path)["test"] == {
+        "accuracy": 0.5,
+        "images": "/data/pets",
+        "ms_per_image": 3.0,
+    }
+    # So a test of other images still stands beside it.
+    assert free_stage(tmp_path, "test", "/data/other") == "test-other"
+    assert free_stage(tmp_path, "test", "/data/pets") == "test"

@@ -39,7 +39,7 @@ def test_two_processes_write_one_report_about_every_image_once(
     assert done.stdout.count("test: accuracy") == done.stdout.count("report ") == 1
     (alone,), (shared,) = ([*(tmp_path / name).iterdir()] for name in ("one", "two"))
     one, two = (json.loads((run / "metrics.json").read_text())["test"] for run in (alone, shared))
-    del one["ms_per_picture"], two["ms_per_picture"]
+    del one["ms_per_image"], two["ms_per_image"]
     assert two == pytest.approx(one)
     assert len(list(shared.rglob("index.html"))) == 1
     tables = [read_table(next(run.rglob("predictions.csv"))) for run in (alone, shared)]

@@ -12,7 +12,7 @@ from finetune.errors import ImageError, UsageError
 from finetune.spec.images import file_id
 
 
-def add_pictures(root: Path, name: str, numbers: range) -> None:
+def add_images(root: Path, name: str, numbers: range) -> None:
     (root / name).mkdir(parents=True, exist_ok=True)
     for number in numbers:
         pixels = np.random.default_rng([number, *name.encode()]).integers(0, 256, (8, 8, 3))
@@ -23,7 +23,7 @@ def add_pictures(root: Path, name: str, numbers: range) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name in ("ant", "bee"):
-        add_pictures(tmp_path / "r", name, range(30))
+        add_images(tmp_path / "r", name, range(30))
     return tmp_path / "r"
 
 
@@ -63,10 +63,10 @@ def test_a_column_of_the_manifest_may_name_the_groups(root: Path, tmp_path: Path
     assert all(len(found) == 1 for found in sides.values())
 
 
-def test_added_pictures_leave_the_old_ones_where_they_are(root: Path) -> None:
+def test_added_images_leave_the_old_ones_where_they_are(root: Path) -> None:
     main([str(root), "--output", "old.csv"])
-    add_pictures(root, "ant", range(100, 140))
-    add_pictures(root, "wasp", range(10))
+    add_images(root, "ant", range(100, 140))
+    add_images(root, "wasp", range(10))
     main([str(root), "--previous", "old.csv", "--output", "new.csv"])
     old = {row["path"]: row["split"] for row in rows(Path("old.csv"))}
     new = {row["path"]: row["split"] for row in rows(Path("new.csv"))}

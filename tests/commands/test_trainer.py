@@ -118,24 +118,24 @@ def test_another_folder_does_not_overwrite_the_test_of_the_first(
         assert main(["test", best, f"--data.root={other}", *small]) == 0
         after = figures(own_run)
         assert after["test"] == first
-        assert after["test-others"]["pictures"] == str(other.resolve())
-        assert after["test-others"]["ms_per_picture"] > 0
+        assert after["test-others"]["images"] == str(other.resolve())
+        assert after["test-others"]["ms_per_image"] > 0
         assert set(after) == {"fit", "val", "test", "test-others"}
     assert (own_run / "report" / "index.html").read_bytes() == page
     assert (own_run / "report-others" / "index.html").is_file()
 
 
-def test_a_test_lists_a_picture_of_no_class_among_the_first_suspects(
+def test_a_test_lists_an_image_of_no_class_among_the_first_suspects(
     own_run: Path, colour_folder: Path, tmp_path: Path
 ) -> None:
-    pictures = tmp_path / "with a placeholder"
-    shutil.copytree(colour_folder, pictures / "test")
-    Image.effect_mandelbrot((48, 48), (-3, -2.5, 2, 2.5), 100).save(pictures / "test/red/no.png")
+    images = tmp_path / "with a placeholder"
+    shutil.copytree(colour_folder, images / "test")
+    Image.effect_mandelbrot((48, 48), (-3, -2.5, 2, 2.5), 100).save(images / "test/red/no.png")
     for name in ("blue", "green", "red"):
-        (pictures / "train" / name).mkdir(parents=True)
-        shutil.copy(colour_folder / name / "00.png", pictures / "train" / name / "other.png")
+        (images / "train" / name).mkdir(parents=True)
+        shutil.copy(colour_folder / name / "00.png", images / "train" / name / "other.png")
     best = f"--ckpt_path={own_run}/checkpoints/best.ckpt"
-    assert main(["test", best, f"--data.root={pictures}", "--trainer.accelerator=cpu"]) == 0
+    assert main(["test", best, f"--data.root={images}", "--trainer.accelerator=cpu"]) == 0
     (report,) = own_run.glob("report*")
     with (report / "suspects.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -203,7 +203,7 @@ def test_figures_are_shown_though_they_cannot_be_kept(
 
 
 def test_runs_below_the_images_are_refused(colour_folder: Path, tmp_path: Path, capsys) -> None:
-    folder = Path(shutil.copytree(colour_folder, tmp_path / "pictures"))
+    folder = Path(shutil.copytree(colour_folder, tmp_path / "images"))
     before = sorted(folder.rglob("*"))
     for runs in (folder, folder / "runs"):
         assert main(["fit", f"--data.root={folder}", f"--runs={runs}", *SMALL]) == 2
@@ -297,8 +297,8 @@ def test_bad_input_is_one_clear_line(
     assert not [path for path in left if path.is_file()], left
 
 
-def test_a_broken_picture_stops_the_fit_before_it_starts(colour_folder, tmp_path, capsys) -> None:
-    folder = Path(shutil.copytree(colour_folder, tmp_path / "pictures"))
+def test_a_broken_image_stops_the_fit_before_it_starts(colour_folder, tmp_path, capsys) -> None:
+    folder = Path(shutil.copytree(colour_folder, tmp_path / "images"))
     (folder / "red" / "page.jpg").write_text("<html>404</html>")
     assert main(["fit", f"--data.root={folder}", *SMALL]) == 1
     assert "page.jpg" in capsys.readouterr().err

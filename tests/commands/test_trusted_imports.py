@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
-from finetune.commands.side_by_side import fit_in_a_process
+from finetune.commands.parallel_fits import fit_in_a_process
 from finetune.commands.trusted_imports import ROOTS
 
 SMALL = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.image_size=32"]
@@ -185,8 +185,8 @@ def test_a_member_is_fitted_if_its_run_folder_says_so(
     colour_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = [["--trainer.devices=1"]] * 2
-    monkeypatch.setattr("finetune.commands.many.device_options", lambda _: places)
-    monkeypatch.setattr("finetune.commands.many.fit_in_a_process", lambda *_: None)  # "success"
+    monkeypatch.setattr("finetune.commands.multi_fit.device_options", lambda _: places)
+    monkeypatch.setattr("finetune.commands.multi_fit.fit_in_a_process", lambda *_: None)
     fit = ["fit", f"--data.root={colour_folder}", *SMALL, "--seeds=2", "--name=group"]
     assert main(fit) == 1
     assert "seed-0 failed: it ended" in capsys.readouterr().err

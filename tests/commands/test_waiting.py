@@ -1,4 +1,4 @@
-"""How threads wait is settled before torch is loaded, and never against the user's word."""
+"""How threads wait is decided before torch is loaded, and never against the user's word."""
 
 import os
 import subprocess

@@ -10,7 +10,7 @@ Painter = Callable[..., Path]
 
 @pytest.fixture
 def paint(tmp_path: Path) -> Painter:
-    """Write a picture of noise under the test's folder, another one for every path."""
+    """Write an image of noise under the test's folder, another one for every path."""
 
     def write(
         name: str, mode: str = "RGB", size: tuple[int, int] = (24, 16), **options: object

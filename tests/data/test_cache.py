@@ -13,7 +13,7 @@ from finetune.cache_dir import HEADER_BYTES, CachedFiles
 from finetune.data import cache
 from finetune.data.cache import CachedReader, MemoryReader, caching_reader, image_files
 from finetune.data.dataset import ImageDataset
-from finetune.data.images import ImageReader
+from finetune.data.decoding import ImageReader
 from finetune.errors import ImageError
 
 Painter = Callable[..., Path]
@@ -79,7 +79,7 @@ def test_a_change_in_place_stays_in_its_process(paths: list[Path], tmp_path: Pat
     assert torch.equal(other(paths[0]), READER(paths[0]))
 
 
-def test_one_channel_pictures_are_kept_as_such(paths: list[Path], tmp_path: Path) -> None:
+def test_one_channel_images_are_kept_as_such(paths: list[Path], tmp_path: Path) -> None:
     grey = ImageReader(in_chans=1, short_side=12)
     for _ in range(2):
         assert torch.equal(CachedReader(grey, tmp_path / "c", GROUP)(paths[0]), grey(paths[0]))
@@ -142,7 +142,7 @@ def test_a_process_that_stopped_while_writing_does_no_harm(
     (index,) = folder.glob("*/images/*.index")
     (pixels,) = folder.glob("*/images/*.pixels")
     index.write_bytes(index.read_bytes() + b"half a record")
-    with pixels.open("r+b") as file:  # the last picture's bytes never reached the disk
+    with pixels.open("r+b") as file:  # the last image's bytes never reached the disk
         file.truncate(pixels.stat().st_size - 5)
     with pixels.open("r+b") as file:  # and the first one's did so as zeros
         file.seek(HEADER_BYTES)
@@ -193,7 +193,7 @@ def test_errors_stay_errors(tmp_path: Path, paths: list[Path]) -> None:
             reader(path)
 
 
-def test_memory_keeps_pictures_up_to_its_limit(
+def test_memory_keeps_images_up_to_its_limit(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
@@ -210,7 +210,7 @@ def test_memory_keeps_pictures_up_to_its_limit(
 
 
 @pytest.mark.parametrize("kind", [CachedReader, MemoryReader])
-def test_readers_are_sent_to_workers_without_their_pictures(
+def test_readers_are_sent_to_workers_without_their_images(
     kind: type, paths: list[Path], tmp_path: Path
 ) -> None:
     reader = kind(READER, tmp_path / "c", GROUP) if kind is CachedReader else kind(READER)
@@ -222,12 +222,12 @@ def test_readers_are_sent_to_workers_without_their_pictures(
 
 
 def test_auto_takes_what_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(pictures: int, decode_seconds: float, mode: str = "auto") -> type:
+    def chosen(images: int, decode_seconds: float, mode: str = "auto") -> type:
         reader = caching_reader(
             ImageReader(short_side=256),
             tmp_path,
             mode=mode,  # type: ignore[arg-type]
-            pictures=pictures,
+            images=images,
             decode_seconds=decode_seconds,
             cache_dir=tmp_path / "not there yet",
         )
@@ -246,7 +246,7 @@ def test_auto_takes_what_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_decode_settings_have_caches_of_their_own(tmp_path: Path) -> None:
     groups = {
         caching_reader(  # type: ignore[union-attr]
-            reader, tmp_path, mode="disk", pictures=1, decode_seconds=1, cache_dir=tmp_path
+            reader, tmp_path, mode="disk", images=1, decode_seconds=1, cache_dir=tmp_path
         ).group
         for reader in (READER, ImageReader(short_side=13), ImageReader(in_chans=1, short_side=12))
     }

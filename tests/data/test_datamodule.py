@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.data.datamodule import ImageFolderDataModule, choose_num_workers
 from finetune.errors import ImageError, ImageFolderError, UsageError
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 Painter = Callable[..., Path]
 SMALL = Preprocessing(image_size=16, crop_fraction=1.0)
@@ -129,11 +129,11 @@ def test_a_val_folder_stays_whole_and_test_comes_from_train(paint: Painter, tmp_
     assert module.class_counts("test") == {"a": 2, "b": 2}
     without = data(tmp_path / "r", test_fraction=0)
     assert without.class_counts("train") == {"a": 10, "b": 10}
-    with pytest.raises(ImageFolderError, match="Expected test pictures"):
+    with pytest.raises(ImageFolderError, match="Expected test images"):
         without.setup("test")
 
 
-def test_folds_hold_every_picture_out_once_and_leave_test_alone(unsplit: Path) -> None:
+def test_folds_hold_every_image_out_once_and_leave_test_alone(unsplit: Path) -> None:
     modules = [data(unsplit, folds=4, fold=fold) for fold in range(4)]
     tests = {module.images("test") for module in modules}
     assert len(tests) == 1 or len({tuple(i.path for i in t) for t in tests}) == 1
@@ -151,7 +151,7 @@ def test_the_records_of_a_run_are_written(unsplit: Path, tmp_path: Path, paint: 
     run = tmp_path / "run"
     healthy.write_records(run)
     assert sorted(path.name for path in run.iterdir()) == ["batch.png", "split.csv"]
-    assert healthy.summary() == "18 train, 6 val, 6 test pictures of 3 classes"
+    assert healthy.summary() == "18 train, 6 val, 6 test images of 3 classes"
     (unsplit / "ant/bad.jpg").write_text("<html>")
     with pytest.raises(ImageError, match="on_bad_image=skip"):
         data(unsplit).setup("fit")

@@ -33,7 +33,7 @@ def test_no_close_pair_is_missed(values: list[int], changes: list[tuple[int, set
     assert [(one, other) for one, near in found for other in near] == expected
 
 
-def test_pictures_without_a_hash_are_left_out() -> None:
+def test_images_without_a_hash_are_left_out() -> None:
     texts = ["", "00" * 8, "", "00" * 8]
     inspections = [
         Inspection(Path(str(n)), content_hash=str(n), perceptual_hash=text)
@@ -55,7 +55,7 @@ def near(
 
 
 @pytest.mark.parametrize("equal", ["contents", "hashes", "hashes of one grey"])
-def test_memory_is_proportional_to_the_number_of_pictures(equal: str) -> None:
+def test_memory_is_proportional_to_the_number_of_images(equal: str) -> None:
     number = 3000  # 4.5 million pairs
     contents = ["same"] * number if equal == "contents" else [str(n) for n in range(number)]
     page = np.zeros((24, 24)) if equal == "hashes of one grey" else np.eye(24)
@@ -74,7 +74,7 @@ def test_fifty_thousand_blank_pages_are_done_in_seconds() -> None:
     assert len(near_duplicates(inspections, lambda _: page)) == number - 1
 
 
-def test_a_series_of_pictures_that_each_look_like_the_next_is_one_group() -> None:
+def test_a_series_of_images_that_each_look_like_the_next_is_one_group() -> None:
     values = [0x1111_1111_1111_1111 ^ ((1 << step) - 1) for step in range(0, 64, 4)]
     rng = np.random.default_rng(0)
     start, end = rng.random((24, 24)), rng.random((24, 24))
@@ -114,7 +114,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_changed_copies_are_found_and_other_pictures_are_not(photographs: Path) -> None:
+def test_changed_copies_are_found_and_other_images_are_not(photographs: Path) -> None:
     paths = sorted(photographs.iterdir())
     inspections = [inspect_file(path, perceptual=True) for path in paths]
     (group,) = join(near_duplicates(inspections))

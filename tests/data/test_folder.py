@@ -10,7 +10,7 @@ from finetune.data.folder import LabelledImage, scan_folder
 from finetune.data.health import check_folder, readable_folder
 from finetune.data.inspection import inspect_files
 from finetune.errors import ImageError, ImageFolderError
-from finetune.prediction import find_pictures
+from finetune.prediction import find_images
 
 Painter = Callable[..., Path]
 
@@ -85,7 +85,7 @@ def test_every_file_left_out_is_listed_once_with_its_reason(paint: Painter, tmp_
         "train/root.jpg": "outside any class folder of train",
         "train/cat/.DS_Store": "hidden",
         "train/cat/._1.jpg": "AppleDouble file: macOS's attributes of another file",
-        "train/cat/notes.txt": "not a picture by its ending (.txt)",
+        "train/cat/notes.txt": "not an image by its ending (.txt)",
         "train/cat/gone.jpg": "a broken link, or not a regular file",
     }
 
@@ -195,7 +195,7 @@ def test_a_class_folder_that_may_not_be_listed_does_not_vanish(hidden_folder: Pa
         readable_folder(folder, inspections, on_bad_image="error")
     assert readable_folder(folder, inspections, on_bad_image="skip").class_names == ("ant", "fly")
     with pytest.raises(ImageFolderError, match="bee, which cannot be listed"):
-        find_pictures(hidden_folder)
+        find_images(hidden_folder)
 
 
 def test_what_a_fit_finds_predict_finds(paint: Painter, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_what_a_fit_finds_predict_finds(paint: Painter, tmp_path: Path) -> None:
     paint("r/ant/deep/3.png")
     (tmp_path / "r" / "bee").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "r" / "bee" / "loop").symlink_to(tmp_path / "r", target_is_directory=True)
-    found = find_pictures(tmp_path / "r")
+    found = find_images(tmp_path / "r")
     assert sorted(found) == sorted(i.path for i in scan_folder(tmp_path / "r").images)
     assert len(found) == 3
 

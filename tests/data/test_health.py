@@ -17,7 +17,7 @@ from finetune.data.findings import Finding, write_findings
 from finetune.data.folder import scan_folder
 from finetune.data.health import check_folder
 from finetune.data.inspection import Inspection, inspect_file, inspect_files
-from finetune.data.looks import look_findings
+from finetune.data.outlier_checks import look_findings
 from finetune.errors import ImageError, ImageFolderError
 
 Painter = Callable[..., Path]
@@ -106,7 +106,7 @@ def test_the_awkward_folder_is_seen_through_and_stays_as_it_is(
     assert names(module.bad_images) == ["html.jpg", "trunc.jpg", "zero.jpg"]
     images, labels = next(iter(module.train_dataloader()))
     used = {image.path for s in ("train", "val", "test") for image in module.images(s)}
-    assert len(used) == 6 * 3 + 6 * 2 + 1 + 6 + 1, "a picture is missing or too many"
+    assert len(used) == 6 * 3 + 6 * 2 + 1 + 6 + 1, "an image is missing or too many"
     assert len(images) == len(labels) == len(module.images("train"))
     expected = Counter(
         {name: sum(i.label == n for i in module.images("train")) for n, name in
@@ -180,10 +180,10 @@ def test_classes_that_differ_in_case_only_and_imbalance_are_said(
             paint(f"r/{name}/{number}.png")
     kinds = check(tmp_path / "r", tmp_path / "cache")
     assert "'Cat', 'cat'" in kinds["similar_names"][0].problem
-    assert "30 pictures of 'Cat', 2 of" in kinds["imbalance"][0].problem
+    assert "30 images of 'Cat', 2 of" in kinds["imbalance"][0].problem
 
 
-def test_wrong_endings_and_turned_pictures_are_noted(paint: Painter, tmp_path: Path) -> None:
+def test_wrong_endings_and_turned_images_are_noted(paint: Painter, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     paint("r/a/turned.jpg", exif=exif)

@@ -16,7 +16,7 @@ from PIL import Image
 from finetune.cache_dir import HEADER_BYTES
 from finetune.data import inspection
 from finetune.data.cache import CachedReader, MemoryReader
-from finetune.data.images import ImageReader
+from finetune.data.decoding import ImageReader
 from finetune.data.inspection import Inspection, inspect_file, inspect_files
 
 GROUP = "0123456789abcdef"

@@ -180,9 +180,7 @@ def test_a_file_listed_twice_alike_is_used_once_and_said(root: Path, tmp_path: P
     assert [unused.reason for unused in folder.unused] == ["listed twice in the manifest"]
 
 
-def test_old_pictures_keep_sides_folds_and_groups(
-    root: Path, tmp_path: Path, paint: Painter
-) -> None:
+def test_old_images_keep_sides_folds_and_groups(root: Path, tmp_path: Path, paint: Painter) -> None:
     settings = SplitSettings(val_fraction=0.3, test_fraction=0.3, folds=2)
     for number in range(10):
         paint(f"r/ant/n{number}.png")

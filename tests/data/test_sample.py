@@ -19,7 +19,7 @@ def hashes(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sample") / "deep" / "pictures"
+    root = tmp_path_factory.mktemp("sample") / "deep" / "images"
     write_sample(root)
     return root
 

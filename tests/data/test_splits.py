@@ -73,9 +73,9 @@ GROUPED = st.lists(
 
 @given(GROUPED, SHARES, SEEDS)
 def test_groups_never_cross(
-    pictures: list[tuple[int, int | None]], shares: tuple[float, float], seed: int
+    images: list[tuple[int, int | None]], shares: tuple[float, float], seed: int
 ) -> None:
-    labels, groups = [p[0] for p in pictures], [p[1] for p in pictures]
+    labels, groups = [p[0] for p in images], [p[1] for p in images]
     sides = split_labels(
         labels,
         names(len(labels)),
@@ -92,7 +92,7 @@ def test_groups_never_cross(
         assert "train" in {s for s, own in zip(sides, labels, strict=True) if own == label}
 
 
-def test_new_pictures_join_the_side_of_their_group() -> None:
+def test_new_images_join_the_side_of_their_group() -> None:
     sides = split_labels(
         [0] * 12,
         names(12),
@@ -131,7 +131,7 @@ def test_a_class_that_a_fold_would_take_as_a_whole_stays_in_training() -> None:
     assert held_out_by(1, fold_of, labels) == [False, True, False, True, False]
 
 
-def test_other_seeds_hold_out_other_pictures() -> None:
+def test_other_seeds_hold_out_other_images() -> None:
     labels = [0] * 50
     splits = {
         tuple(split_labels(labels, names(50), val_fraction=0.2, seed=seed)) for seed in range(5)

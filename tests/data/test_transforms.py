@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from finetune.data.images import ImageReader, decode_bytes, shrunk_size
+from finetune.data.decoding import ImageReader, decode_bytes, shrunk_size
 from finetune.data.transforms import (
     Augmentation,
     RandomView,
@@ -22,10 +22,10 @@ from finetune.data.transforms import (
     training_transform,
 )
 from finetune.networks.factory import preprocessing_of
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 
-def picture(height: int, width: int, channels: int = 3) -> Tensor:
+def random_pixels(height: int, width: int, channels: int = 3) -> Tensor:
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     waves = torch.sin(x / 11) + torch.cos(y / 7)
     pixels = torch.stack([waves * (k + 1) * 30 + 128 for k in range(channels)])
@@ -45,7 +45,7 @@ def test_evaluation_agrees_with_timm(interpolation: str, crop_fraction: float) -
         mean=(0, 0, 0),
         std=(1, 1, 1),
     )
-    pixels = picture(120, 200)
+    pixels = random_pixels(120, 200)
     expected = reference(Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8)))
     actual = evaluation_transform(preprocessing)(pixels)
     assert actual.shape == (3, 64, 64)
@@ -65,7 +65,7 @@ def test_every_view_is_a_float_square_in_the_unit_range(
     torch.manual_seed(0)
     for height, width in [(50, 70), (20, 20), (33, 400), (3, 300), (1, 1)]:
         for _ in range(10):
-            view = transform(picture(height, width, channels))
+            view = transform(random_pixels(height, width, channels))
             assert view.shape == (channels, 32, 32)
             assert view.dtype == torch.float32
             assert 0 <= view.min() <= view.max() <= 1
@@ -73,7 +73,7 @@ def test_every_view_is_a_float_square_in_the_unit_range(
 
 def test_stronger_presets_differ_more_from_the_evaluation_view() -> None:
     preprocessing = Preprocessing(image_size=32, crop_fraction=1.0)
-    image = picture(48, 64)
+    image = random_pixels(48, 64)
     plain = evaluation_transform(preprocessing)(image)
     torch.manual_seed(0)
     distances = []
@@ -86,9 +86,9 @@ def test_stronger_presets_differ_more_from_the_evaluation_view() -> None:
 
 
 def test_an_absurdly_long_strip_is_not_blown_up() -> None:
-    strip = picture(2, 50_000)
+    strip = random_pixels(2, 50_000)
     view = evaluation_transform(Preprocessing(image_size=64))(strip)
-    # Resizing before cutting would have made a picture of 73 x 1,825,000 pixels.
+    # Resizing before cutting would have made an image of 73 x 1,825,000 pixels.
     assert view.shape == (3, 64, 64)
 
 
@@ -96,14 +96,14 @@ def test_transforms_can_be_sent_to_workers() -> None:
     transform = training_transform(Preprocessing(image_size=16), "strong")
     again = pickle.loads(pickle.dumps(transform))  # noqa: S301
     torch.manual_seed(1)
-    one = transform(picture(30, 30))
+    one = transform(random_pixels(30, 30))
     torch.manual_seed(1)
-    assert torch.equal(one, again(picture(30, 30)))
+    assert torch.equal(one, again(random_pixels(30, 30)))
 
 
 @pytest.mark.parametrize("interpolation", [InterpolationMode.BILINEAR, InterpolationMode.BICUBIC])
 def test_the_fast_random_crop_is_torchvisions(interpolation: InterpolationMode) -> None:
-    image = picture(90, 130).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    image = random_pixels(90, 130).permute(1, 2, 0).contiguous().permute(2, 0, 1)
     crops = [
         kind(32, scale=(0.3, 1.0), interpolation=interpolation)
         for kind in (RandomView, v2.RandomResizedCrop)
@@ -117,13 +117,13 @@ def test_the_fast_random_crop_is_torchvisions(interpolation: InterpolationMode) 
 
 
 @pytest.mark.parametrize("augmentation", get_args(Augmentation))
-def test_bytes_are_converted_as_single_pictures_are(augmentation: Augmentation) -> None:
+def test_bytes_are_converted_as_single_images_are(augmentation: Augmentation) -> None:
     preprocessing = Preprocessing(image_size=24)
     views = []
     for to_float in (False, True):
         torch.manual_seed(0)
         transform = training_transform(preprocessing, augmentation, to_float=to_float)
-        views.append([transform(picture(40, 50)) for _ in range(8)])
+        views.append([transform(random_pixels(40, 50)) for _ in range(8)])
     images, labels = collate_bytes([(view, 7 + n) for n, view in enumerate(views[0])])
     assert torch.allclose(images, torch.stack(views[1]), rtol=0, atol=1e-7)
     assert labels.tolist() == list(range(7, 15))

@@ -3,24 +3,24 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from finetune.data.images import ImageReader
+from finetune.data.decoding import ImageReader
 from finetune.data.transforms import evaluation_transform
 from finetune.data.views import SeveralViews
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 GREY = Preprocessing(image_size=24, mean=(0.5,), std=(0.2,))
 SMALL, LARGE = Preprocessing(image_size=32), Preprocessing(image_size=64, crop_fraction=1.0)
 
 
-def picture(folder: Path) -> Path:
+def image(folder: Path) -> Path:
     pixels = torch.randint(256, (120, 160, 3), generator=torch.Generator().manual_seed(0))
-    path = folder / "picture.png"
+    path = folder / "image.png"
     Image.fromarray(pixels.byte().numpy()).save(path)
     return path
 
 
 def test_one_view_is_the_evaluation_transform_bit_for_bit(tmp_path: Path) -> None:
-    path = picture(tmp_path)
+    path = image(tmp_path)
     for preprocessing in (SMALL, GREY):
         views = SeveralViews([preprocessing])
         reader = ImageReader(in_chans=preprocessing.in_chans, short_side=preprocessing.resize_size)
@@ -28,11 +28,11 @@ def test_one_view_is_the_evaluation_transform_bit_for_bit(tmp_path: Path) -> Non
         assert torch.equal(view, evaluation_transform(preprocessing)(reader(path)))
 
 
-def test_several_views_of_one_decoded_picture(tmp_path: Path) -> None:
+def test_several_views_of_one_decoded_image(tmp_path: Path) -> None:
     views = SeveralViews([SMALL, LARGE, GREY])
     reader = views.reader()
     assert (reader.in_chans, reader.short_side) == (3, 64)
-    decoded = reader(picture(tmp_path))
+    decoded = reader(image(tmp_path))
     shapes = [tuple(view.shape) for view in views(decoded)]
     assert shapes == [(3, 32, 32), (3, 64, 64), (1, 24, 24)]
     assert torch.equal(views(decoded)[1], evaluation_transform(LARGE)(decoded))

@@ -1,13 +1,13 @@
-"""Random classifiers whose answers differ from picture to picture."""
+"""Random classifiers whose answers differ from image to image."""
 
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
+from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.calibration import RejectRule, TemperatureFit
 from finetune.combining.conformal import ConformalRule
-from finetune.combining.decisions import Calibration
 from finetune.training.classifier import ImageClassifier
 
 MakeClassifier = Callable[..., ImageClassifier]
@@ -43,7 +43,7 @@ def make_classifier(calibration: Calibration) -> MakeClassifier:
         )
         preprocessing = classifier.preprocessing
         images = torch.rand(4, preprocessing.in_chans, size, size)
-        # Pictures that differ in brightness, so that their answers do.
+        # Images that differ in brightness, so that their answers do.
         images *= torch.linspace(0.1, 1, 4).view(-1, 1, 1, 1)
         head = classifier.network.get_classifier()
         for _ in range(2):  # centre the logits, then spread them

@@ -28,7 +28,7 @@ NETWORKS = [
 ]
 
 
-def pictures(classifier: ImageClassifier, count: int) -> Tensor:
+def random_images(classifier: ImageClassifier, count: int) -> Tensor:
     """``(B, C, S, S)`` in ``[0, 1]``, dark ones and bright ones."""
     side, chans = classifier.preprocessing.image_size, classifier.preprocessing.in_chans
     generator = torch.Generator().manual_seed(count)
@@ -62,7 +62,7 @@ def test_every_format_answers_as_the_classifier(
     program = torch.export.load(tmp_path / "m.pt2").module()
     ensemble = read_safetensors(tmp_path / "folder")
     for count in (1, 2, 5):
-        images = pictures(classifier, count)
+        images = random_images(classifier, count)
         expected = answers(classifier, images)
         if count == 5:  # otherwise equality would say nothing
             assert float(expected.std(dim=0).max()) > 0.01
@@ -106,7 +106,7 @@ def test_timm_alone_opens_its_folder(
     assert config["crop_pct"] == preprocessing.crop_fraction
     assert config["interpolation"] == preprocessing.interpolation
     assert network.pretrained_cfg["label_names"] == list(classifier.class_names)
-    images = pictures(classifier, 5)
+    images = random_images(classifier, 5)
     mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     with torch.inference_mode():
         logits = network((images - mean) / std)
@@ -126,7 +126,7 @@ def test_timm_loads_the_tensors_of_a_classifier_by_their_names(
     (member,) = json.loads((tmp_path / "folder" / "config.json").read_text())["members"]
     network = timm.create_model(member["backbone"], num_classes=len(member["class_names"])).eval()
     network.load_state_dict(safetensors.torch.load_file(tmp_path / "folder" / "model.safetensors"))
-    images = pictures(classifier, 3)
+    images = random_images(classifier, 3)
     mean, std = (
         np.reshape(member["preprocessing"][name], (1, -1, 1, 1)) for name in ("mean", "std")
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from finetune import Ensemble, ImageClassifier, Preprocessing, export
-from finetune.combining.decisions import Calibration
+from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.members import ClassifierMember, TableMember
 from finetune.errors import ExportError
 from finetune.exporting.safetensors_folder import read_safetensors
@@ -129,7 +129,7 @@ def test_the_description_is_strict_json_and_holds_every_rule(
     two_sizes: Ensemble, calibration: Calibration, tmp_path: Path
 ) -> None:
     assert calibration.conformal is not None
-    # Too few pictures: every class is in every set, and JSON knows no infinity.
+    # Too few images: every class is in every set, and JSON knows no infinity.
     endless = replace(calibration, conformal=replace(calibration.conformal, threshold=math.inf))
     ensemble = Ensemble(two_sizes.parts, calibration=endless)
     export(ensemble, tmp_path / "folder", format="safetensors")

@@ -48,7 +48,7 @@ def test_impossible_counts_are_refused() -> None:
     ("strategy", "parameters"), [("head", 3 * 65), ("partial:1", 3 * 65 + 18_560), ("all", 23_891)]
 )
 def test_a_fit_compares_what_its_strategy_trains(strategy: str, parameters: int) -> None:
-    from finetune.commands.settling import does_the_data_suffice
+    from finetune.commands.apply_recipe import does_the_data_suffice
     from finetune.training.classifier import ImageClassifier
 
     classifier = ImageClassifier(

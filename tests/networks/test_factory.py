@@ -26,7 +26,7 @@ from finetune.networks.offline_weights import (
     weights_file,
 )
 from finetune.networks.pretrained import _read_tensors, find_weights
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -82,8 +82,8 @@ def test_photographs_are_recognised(lite0, photograph: str, expected: str) -> No
     from finetune.data.transforms import evaluation_transform
 
     folder = Path(str(importlib.import_module("skimage").__file__)).parent / "data"
-    with Image.open(folder / f"{photograph}.png") as picture:
-        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    with Image.open(folder / f"{photograph}.png") as opened:
+        pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
     preprocessing = preprocessing_of(LITE0)
     image = evaluation_transform(preprocessing)(pixels)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))

@@ -9,7 +9,7 @@ from finetune.errors import NetworkError
 from finetune.networks.factory import create_network
 from finetune.networks.final_layer import output_tensors
 from finetune.networks.splitting import split_at_parameters
-from finetune.training.rescaling import best_temperature, rescaled
+from finetune.training.temperature import best_temperature, rescaled
 
 CLASSES = 5
 # Name, side in pixels, whether the network can be cut at its final layer.

@@ -31,9 +31,9 @@ def make_evaluation() -> Make:
 
 
 @pytest.fixture
-def picture_folder(tmp_path: Path) -> Path:
-    """Thirty pictures of noise, wider than high."""
-    folder = tmp_path / "pictures"
+def image_folder(tmp_path: Path) -> Path:
+    """Thirty images of noise, wider than high."""
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(30):

@@ -1,4 +1,4 @@
-"""Grad-CAM against captum and by what it must do; overlays at the picture's own size."""
+"""Grad-CAM against captum and by what it must do; overlays at the image's own size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +13,9 @@ from torch import nn
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember
 from finetune.errors import NetworkError, UsageError
-from finetune.preprocessing import Preprocessing
 from finetune.reporting.explain import explain, grad_cam, seen_part
 from finetune.reporting.overlays import overlay, panels
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.classifier import ImageClassifier
 
 CONVOLUTIONAL = ["test_resnet", "test_efficientnet", "test_convnext", "mobilenetv3_small_050"]
@@ -120,10 +120,10 @@ def test_a_network_without_feature_map_is_refused() -> None:
 
 
 @pytest.mark.parametrize("in_chans", [1, 3])
-def test_an_explanation_has_the_upright_pictures_own_size(photograph: Path, in_chans: int) -> None:
+def test_an_explanation_has_the_upright_images_own_size(photograph: Path, in_chans: int) -> None:
     model = classifier(in_chans=in_chans)
     predicted, red = explain(model, photograph, [None, "red"])
-    assert predicted.picture.shape == (150, 90, 3)
+    assert predicted.image.shape == (150, 90, 3)
     assert predicted.heat.shape == (150, 90)
     assert red.class_name == "red"
     assert 0 < red.probability <= predicted.probability < 1
@@ -177,8 +177,8 @@ def test_a_long_name_leaves_room_for_its_figure(photograph: Path) -> None:
     assert (sheets[0][:26] != sheets[2][:26]).any(), "the probability is not"
 
 
-def test_panels_keep_every_pictures_size(photograph: Path) -> None:
+def test_panels_keep_every_images_size(photograph: Path) -> None:
     explanations = explain(classifier(), photograph, ["red", "green"])
     sheet = np.asarray(panels([explanations, explanations[:1]]))
     assert sheet.shape[0] >= 2 * 150
-    np.testing.assert_array_equal(sheet[26:176, :90], explanations[0].picture)
+    np.testing.assert_array_equal(sheet[26:176, :90], explanations[0].image)

@@ -49,11 +49,11 @@ def test_every_figure_is_drawn_without_a_warning_in_both_themes(
 ) -> None:
     class_names = (STRANGE + [f"class {i}" for i in range(200)])[:n_classes]
     evaluation = make_evaluation(60, class_names)
-    pictures = [
+    images = [
         Image.open(io.BytesIO(style.to_png(OF_EVALUATION[name](evaluation, theme=theme), dpi=50)))
         for theme in ("light", "dark")
     ]
-    light, dark = (np.asarray(picture.convert("L")) for picture in pictures)
+    light, dark = (np.asarray(image.convert("L")) for image in images)
     assert light[0, 0] == 255
     assert dark[0, 0] < 40
     assert min(light.std(), dark.std()) > 5  # and something is on it
@@ -137,7 +137,7 @@ def test_curves_are_read_from_a_run_of_an_earlier_version(tmp_path: Path) -> Non
 
 
 def test_galleries_choose_the_worst(
-    make_evaluation: Callable[..., Evaluation], picture_folder: Path
+    make_evaluation: Callable[..., Evaluation], image_folder: Path
 ) -> None:
     paths = [f"{i:02d}.png" for i in range(29)] + ["missing.png"]
     evaluation = make_evaluation(30, ["a", "b", "c"], paths)
@@ -146,11 +146,11 @@ def test_galleries_choose_the_worst(
     errors = galleries.most_confident_errors(evaluation)
     assert set(errors) == set(np.flatnonzero(evaluation.predictions != evaluation.labels))
     assert np.all(np.diff(evaluation.confidences[errors]) <= 0)
-    figure = galleries.top_losses_figure(evaluation, root=picture_folder, limit=30)
+    figure = galleries.top_losses_figure(evaluation, root=image_folder, limit=30)
     drawn = [ax for ax in figure.axes if ax.images]
     assert len(drawn) == 29
-    assert "no picture" in texts(figure)
-    style.to_png(galleries.confident_errors_figure(evaluation, root=picture_folder), dpi=40)
+    assert "no image" in texts(figure)
+    style.to_png(galleries.confident_errors_figure(evaluation, root=image_folder), dpi=40)
 
 
 def test_no_errors_make_an_empty_gallery() -> None:

@@ -48,9 +48,9 @@ def test_the_grid_shows_every_filter(channels: int) -> None:
     titles = [ax.get_title() for ax in figure.axes]
     assert titles[0].startswith("before\n10 filters")
     assert "100 % dead" in titles[1]
-    picture = np.asarray(figure.axes[0].images[0].get_array())
+    image = np.asarray(figure.axes[0].images[0].get_array())
     # 4 columns and 3 rows of 24 pixels with lines of 2 between them.
-    assert picture.shape == (3 * 26 - 2, 4 * 26 - 2, 3)
+    assert image.shape == (3 * 26 - 2, 4 * 26 - 2, 3)
     assert to_png(figure).startswith(PNG)
 
 

@@ -71,7 +71,7 @@ def test_the_policy_allows_exactly_what_the_page_brings(make_evaluation: Make) -
 
 
 def test_a_report_folder_is_complete(
-    tmp_path: Path, picture_folder: Path, make_evaluation: Make
+    tmp_path: Path, image_folder: Path, make_evaluation: Make
 ) -> None:
     paths = [f"{i:02d}.png" for i in range(30)]
     evaluation = make_evaluation(30, ["ant", "bee", "wasp"], paths)
@@ -80,7 +80,7 @@ def test_a_report_folder_is_complete(
         tmp_path / "run" / "report",
         evaluation,
         title="Wasps",
-        root=picture_folder,
+        root=image_folder,
         learning_curves={"val/loss": [(0, 1.0), (1, 0.5)], "lr-AdamW": [(0, 1e-3), (1, 1e-4)]},
         settings={"model": {"backbone": "resnet18"}},
         findings=[SimpleNamespace(path="x.png", problem="truncated", remedy="copy it again")],
@@ -153,26 +153,26 @@ def test_several_runs_stand_side_by_side(
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_pictures_are_bounded(
-    picture_folder: Path, make_evaluation: Make, monkeypatch: pytest.MonkeyPatch
+def test_images_are_bounded(
+    image_folder: Path, make_evaluation: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = sorted(str(path) for path in picture_folder.iterdir())
+    paths = sorted(str(path) for path in image_folder.iterdir())
     all_of_them = thumbnail_uris(paths, budget=10_000_000)
     assert list(all_of_them) == paths
     largest = max(map(len, all_of_them.values()))
     few = thumbnail_uris(paths, budget=3 * largest)
     assert 3 <= len(few) <= 4
-    monkeypatch.setattr(page_module, "PICTURE_BUDGET", 2 * largest)
+    monkeypatch.setattr(page_module, "IMAGE_BUDGET", 2 * largest)
     wrong = evaluate(np.zeros(30, dtype=int), np.eye(2)[np.ones(30, dtype=int)], ["a", "b"], paths)
     text = render_page("t", [PageSection("t", wrong)])
     assert text.count("data:image/webp") <= 3
-    assert text.count("no picture") >= 27
+    assert text.count("no image") >= 27
 
 
 def test_thumbnails_are_upright_squares_and_none_if_unreadable(
-    picture_folder: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
-    pixels = read_thumbnail(picture_folder / "00.png", side=32)
+    pixels = read_thumbnail(image_folder / "00.png", side=32)
     assert pixels is not None
     assert pixels.shape == (32, 32, 3)
     (tmp_path / "page.jpg").write_text("<html>")

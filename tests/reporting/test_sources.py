@@ -15,14 +15,14 @@ from finetune.combining.members import ClassifierMember
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
-from finetune.preprocessing import Preprocessing
+from finetune.reporting.csv_files import write_predictions
 from finetune.reporting.embeddings import embed, recorded_features
 from finetune.reporting.sources import load_source, load_sources, merge_folds
-from finetune.reporting.tables import write_predictions
 from finetune.spec.network import NetworkSpec
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
-from finetune.training.features import live_features
+from finetune.training.features.extract import live_features
 
 Make = Callable[..., Evaluation]
 NAMES = ["ant", "bee"]
@@ -86,11 +86,11 @@ def test_a_tested_run_is_judged_by_its_test(run: Path, make_evaluation: Make) ->
 
 
 def test_the_times_of_a_run_are_those_that_it_wrote_down(run: Path) -> None:
-    assert not {"fit minutes", "ms a picture"} & set(load_source(run).columns)
-    stages = {"fit": {"seconds": 90, "finished": True}, "test": {"ms_per_picture": 4.5}}
+    assert not {"fit minutes", "ms an image"} & set(load_source(run).columns)
+    stages = {"fit": {"seconds": 90, "finished": True}, "test": {"ms_per_image": 4.5}}
     (run / "metrics.json").write_text(json.dumps(stages))
     columns = load_source(run).columns
-    assert (columns["fit minutes"], columns["ms a picture"]) == (1.5, 4.5)
+    assert (columns["fit minutes"], columns["ms an image"]) == (1.5, 4.5)
 
 
 def test_a_checkpoint_and_a_table_alone(run: Path, tmp_path: Path, make_evaluation: Make) -> None:

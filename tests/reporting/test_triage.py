@@ -78,7 +78,7 @@ def test_the_list_can_be_written(tmp_path: Path) -> None:
     assert float(row["quality"]) == pytest.approx(0.1)
 
 
-def test_a_picture_of_no_class_is_found_by_its_features() -> None:
+def test_an_image_of_no_class_is_found_by_its_features() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(100) % 2
     embeddings = np.abs(rng.normal(size=(100, 32))) + np.eye(32)[labels] * 8

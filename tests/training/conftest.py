@@ -1,4 +1,4 @@
-"""A small fit of small networks on small pictures, for the tests of its phases."""
+"""A small fit of small networks on small images, for the tests of its phases."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from lightning.pytorch.callbacks import Callback
 
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.training.classifier import ImageClassifier
-from finetune.training.phases import PhasedFit
+from finetune.training.phases.phased_fit import PhasedFit
 
 
 @pytest.fixture(scope="session")
 def data_of():
-    """A data module of a folder, its pictures found."""
+    """A data module of a folder, its images found."""
     return _data_of
 
 

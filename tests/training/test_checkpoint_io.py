@@ -12,8 +12,8 @@ from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from finetune.errors import CheckpointError, OutputError
-from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoint_io import AtomicCheckpointIO, use_atomic_checkpoints
 from finetune.training.checkpoints import describe, read_content
 

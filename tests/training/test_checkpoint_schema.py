@@ -13,9 +13,9 @@ import torch
 
 from finetune import Ensemble, ImageClassifier, average_checkpoints
 from finetune.cli import main
+from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.calibration import RejectRule, TemperatureFit
 from finetune.combining.conformal import ConformalRule
-from finetune.combining.decisions import Calibration
 from finetune.combining.members import ClassifierMember, TableMember
 from finetune.errors import CheckpointError
 from finetune.training.checkpoint_schema import check_content

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from finetune import Ensemble, ImageClassifier
 from finetune.errors import CheckpointError
-from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import (
     describe,
     plain,
@@ -132,7 +132,7 @@ def test_preprocessing_survives_the_round_trip() -> None:
     assert Preprocessing.from_dict(plain(PREPROCESSING.to_dict())) == PREPROCESSING
 
 
-def test_the_checkpoint_decides_how_pictures_are_prepared(tmp_path: Path) -> None:
+def test_the_checkpoint_decides_how_images_are_prepared(tmp_path: Path) -> None:
     """timm may change its mind about a backbone's statistics; a fitted network must not."""
     classifier = ImageClassifier(("a", "b"), "test_resnet", pretrained=False, image_size=32).eval()
     then = replace(classifier.preprocessing, mean=(0.1, 0.2, 0.3), crop_fraction=0.5)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from finetune import ImageClassifier
 from finetune.combining.ingredients import survey
 from finetune.errors import CheckpointError
-from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import (
     ENTRY,
     describe,

@@ -73,6 +73,6 @@ def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
         student(**settings)
 
 
-def test_pictures_are_not_mixed_beside_a_teacher() -> None:
+def test_images_are_not_mixed_beside_a_teacher() -> None:
     with pytest.raises(UsageError, match=r"without --model\.mixup_alpha"):
         student(teacher="ensemble.ckpt", mixup_alpha=0.2)  # type: ignore[arg-type]

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from finetune.networks.freezing import split_at
-from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
-from finetune.training.candidates import Candidate
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import describe
 from finetune.training.interpolation import best_between, held_out_answers, interpolate
+from finetune.training.model_selection import Candidate
 
 LABELS = torch.zeros(40, dtype=torch.long)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.training import probe_phase
 from finetune.training.checkpoints import ENTRY, read_content
+from finetune.training.phases import probe
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -63,9 +63,9 @@ def whole(request, run, colour_folder, tmp_path_factory):
     """An undisturbed fit whose second phase wins or not, and the settings of both."""
     with pytest.MonkeyPatch.context() as patched:
         if request.param == "delivered":
-            fit_probe = probe_phase.fit_probe
+            fit_probe = probe.fit_probe
             weak = lambda *args, **options: fit_probe(*args, **{**options, "l2": 1e5})  # noqa: E731
-            patched.setattr(probe_phase, "fit_probe", weak)
+            patched.setattr(probe, "fit_probe", weak)
         folder = tmp_path_factory.mktemp("whole")
         names = at_most(99, run, colour_folder, folder, "partial:1", **FIT)
         assert (folder / "phase2.ckpt").exists() is (request.param == "kept beside")

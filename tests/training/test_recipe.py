@@ -101,7 +101,7 @@ def test_a_batch_size_by_hand_decides_the_epochs():
     ("short_side", "size"),
     [(200, 64), (64, 64), (56, 64), (47, 32), (32, 32), (10, 32), (None, 64)],
 )
-def test_a_network_from_scratch_sees_pictures_about_as_large_as_they_are(short_side, size):
+def test_a_network_from_scratch_sees_images_about_as_large_as_they_are(short_side, size):
     choice = choose_image_size(64, pretrained=False, short_side=short_side)
     assert (choice.name, choice.value) == ("image_size", size)
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from finetune import ImageClassifier, ImageFolderDataModule
 from finetune.cli import main
-from finetune.training.phases import PhasedFit
+from finetune.training.phases.phased_fit import PhasedFit
 from finetune.training.tracking import configured_loggers, finish_tracking, track_best
 
 BLOCK = 32 * 1024
@@ -115,7 +115,7 @@ def test_a_test_adds_its_figures_and_report_to_the_run_of_the_fit(colour_folder:
         for record in records(log)
         if record.WhichOneof("record_type") == "run"
     ]
-    assert len(set(ids)) == 1, "one run, gone on with"
+    assert len(set(ids)) == 1, "one run, resumed"
     logged = history(second)
     assert logged["test/classes/nrows"] == [3]
     (shown,) = logged["test/errors/nrows"]

@@ -46,20 +46,20 @@ def reestimate_batchnorm(network: nn.Module, batches: Iterable[Any]) -> int:
         return 0
     pooled = {layer: _Pooled(layer) for layer in layers}
     device = device_of(network)
-    images = 0
+    count = 0
     with _watched(network, pooled), torch.no_grad():
         for batch in batches:
-            pictures = _images_of(batch).to(device)
-            network(pictures)
-            images += len(pictures)
-    if images == 0:
+            images = _images_of(batch).to(device)
+            network(images)
+            count += len(images)
+    if count == 0:
         raise UsageError(
             "Expected training images to estimate batch-norm statistics on, found none; "
             "give a data set with a training split."
         )
     for layer, statistics in pooled.items():
         statistics.write(layer)
-    return images
+    return count
 
 
 class _Pooled:

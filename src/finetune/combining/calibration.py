@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import CalibrationError
-from finetune.training.rescaling import best_temperature
+from finetune.training.temperature import best_temperature
 
 LEAST, MOST = 1e-3, 1e3  # of the temperature
 FEW_IMAGES = 50
@@ -57,7 +57,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, prior: float = math.inf) 
         logits: ``(N, C)``, or log probabilities.
         labels: ``(N,)`` in ``[0, C)``.
         prior: standard deviation of log T; infinite for the maximum of the likelihood. See
-            :func:`finetune.training.rescaling.best_temperature`.
+            :func:`finetune.training.temperature.best_temperature`.
 
     Raises:
         CalibrationError: no images, other labels than classes, or logits that are not finite.

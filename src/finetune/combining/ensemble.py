@@ -12,12 +12,10 @@ from torch import Tensor
 
 from finetune.combining import ensemble_file
 from finetune.combining.averaging import normalised_coefficients
+from finetune.combining.calibrated_answer import Answer, Calibration, decide, fit_calibration
 from finetune.combining.conformal import Score
-from finetune.combining.decisions import Answer, Calibration, decide, fit_calibration
 from finetune.combining.held_out import HeldOut
-from finetune.combining.members import Member, Paths, Views
-from finetune.combining.pooling import Pooling, pool, probabilities_of
-from finetune.combining.roles import (
+from finetune.combining.holdout_roles import (
     Roles,
     Share,
     in_whole_ids,
@@ -25,18 +23,20 @@ from finetune.combining.roles import (
     refuse_reuse,
     with_role,
 )
+from finetune.combining.member_outputs import DataModules, MemberOutputs
+from finetune.combining.members import Member, Paths, Views
+from finetune.combining.pooling import Pooling, pool, probabilities_of
 from finetune.combining.selection import choose_coefficients
-from finetune.combining.side_by_side import DataModules, SideBySide
 from finetune.evaluation.held_out_loss import Metric
 
 Selecting = Literal["all", "greedy", "learned"]
 
 
-class Ensemble(SideBySide):
+class Ensemble(MemberOutputs):
     """Fine-tuned classifiers that answer together.
 
-    Members may differ in backbone, image size, channels and source; each gets pictures
-    preprocessed as it was trained, see :class:`finetune.combining.side_by_side.SideBySide`.
+    Members may differ in backbone, image size, channels and source; each gets images
+    preprocessed as it was trained, see :class:`finetune.combining.member_outputs.MemberOutputs`.
 
     Args:
         members: at least one; all must know the same class names, in any order.
@@ -45,7 +45,7 @@ class Ensemble(SideBySide):
             ``vote``, where ties go to the larger mean probability.
         class_names: their order in the answers; the first member's for None.
         calibration: what :meth:`calibrate` fitted.
-        roles: which pictures picked and calibrated.
+        roles: which images picked and calibrated.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class Ensemble(SideBySide):
         return pool(member_logits, self.coefficients, method=self.pooling)
 
     def pool_held_out(self, held_out: HeldOut, rows: Sequence[int] | None = None) -> Tensor:
-        """The pooled logits ``(N, C)`` of held-out pictures, or to some, before calibration.
+        """The pooled logits ``(N, C)`` of held-out images, or to some, before calibration.
 
-        Of a cross-validation each picture is answered by one member a recipe, the one that was not
+        Of a cross-validation each image is answered by one member a recipe, the one that was not
         trained on it: the whole ensemble, with all folds of a recipe, is usually a little better.
         """
         members = held_out.member_logits
@@ -180,7 +180,7 @@ class Ensemble(SideBySide):
         """A new ensemble of the members that help, with their coefficients.
 
         Args:
-            datamodule: whose held-out pictures pick; of a cross-validation one a fold,
+            datamodule: whose held-out images pick; of a cross-validation one a fold,
                 ``{fold: datamodule}``: then recipes are picked, by their out-of-fold answers, and
                 the folds of one share its coefficient.
             method: ``greedy`` with replacement; ``learned`` coefficients on the simplex; ``all``
@@ -228,16 +228,16 @@ class Ensemble(SideBySide):
         """A new ensemble with one temperature for its pooled answer, and rules on request.
 
         Args:
-            datamodule: whose held-out pictures calibrate, or one a fold as for :meth:`select`.
+            datamodule: whose held-out images calibrate, or one a fold as for :meth:`select`.
             reject_risk: wanted share of wrong answers among the accepted.
             conformal: accepted share of prediction sets without the true class.
             score: how sets are built: ``thr``, ``aps`` or ``raps``.
             share: the calibrating ``half`` of the split, or ``all`` of it.
             split: ``val``, unless there is reason for another.
-            allow_reuse: accept pictures that have picked members, with a warning.
+            allow_reuse: accept images that have picked members, with a warning.
 
         Raises:
-            CalibrationError: pictures that have picked, or none at all.
+            CalibrationError: images that have picked, or none at all.
         """
         held_out = self.held_out(datamodule, split)
         rows = of_role(held_out.ids, held_out.labels.tolist(), "calibrate", share)

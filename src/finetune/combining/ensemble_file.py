@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.calibration import log_of
-from finetune.combining.decisions import Calibration
 from finetune.combining.members import ClassifierMember, Member, TableMember
 from finetune.errors import CheckpointError, UsageError
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import (

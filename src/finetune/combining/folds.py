@@ -1,8 +1,8 @@
 """Which members of an ensemble are the folds of one cross-validation, and who held out what.
 
-A picture of fold k has trained the members of every fold but k. So it may judge only those of fold
-k, one a recipe; the answers that a recipe's folds give to their own held-out pictures form one
-column of answers to all pictures (out-of-fold predictions; Stone, Cross-validatory choice and
+An image of fold k has trained the members of every fold but k. So it may judge only those of fold
+k, one a recipe; the answers that a recipe's folds give to their own held-out images form one
+column of answers to all images (out-of-fold predictions; Stone, Cross-validatory choice and
 assessment of statistical predictions, 1974).
 """
 
@@ -19,7 +19,7 @@ Column = dict[int, int]  # fold to the index of the member that held it out
 
 
 def fold_of(member: Member) -> int | None:
-    """The fold that held-out pictures of a member are in; None if it is of no single fold."""
+    """The fold that held-out images of a member are in; None if it is of no single fold."""
     folds = {record.fold for record in member.fitted_on}
     return next(iter(folds)) if len(folds) == 1 else None
 
@@ -57,7 +57,7 @@ def columns_of_folds(members: Sequence[Member], folds: Sequence[int]) -> list[Co
         if missing := [fold for fold in folds if fold not in column]:
             raise CheckpointMismatchError(
                 f"Expected a member for each of the folds {list(folds)}, found none for {missing} "
-                f"beside {members[min(column.values())].name}; fit it, or leave those pictures out."
+                f"beside {members[min(column.values())].name}; fit it, or leave those images out."
             )
     tables = [index for index, each in enumerate(members) if isinstance(each, TableMember)]
     return columns + [dict.fromkeys(folds, index) for index in tables]
@@ -72,8 +72,8 @@ def _recipes(members: Sequence[Member]) -> list[Column]:
         if fold is None:
             raise CheckpointMismatchError(
                 f"Expected members of one cross-validation, found {member.name} beside them, which "
-                "may have been trained on any of their pictures; leave it out, or give "
-                "--data.manifest with pictures that none was trained on."
+                "may have been trained on any of their images; leave it out, or give "
+                "--data.manifest with images that none was trained on."
             )
         key = _kin(member)
         home = next((own for known, own in columns if known == key and fold not in own), None)
@@ -85,7 +85,7 @@ def _recipes(members: Sequence[Member]) -> list[Column]:
 
 
 def one_test_side(datamodules: Mapping[int, Any], split: str) -> Any:
-    """A data module with the test pictures, which are the same whatever the fold.
+    """A data module with the test images, which are the same whatever the fold.
 
     Raises:
         CheckpointMismatchError: they are not.

@@ -1,4 +1,4 @@
-"""Held-out pictures, their labels in the members' class order, and what the members answered."""
+"""Held-out images, their labels in the members' class order, and what the members answered."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from finetune.errors import CheckpointMismatchError
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """N labelled pictures and M members' answers to them.
+    """N labelled images and M members' answers to them.
 
     Attributes:
         paths, ids: ``N`` file names, and ids of whole contents.
         labels: ``(N,)``, indexes into the members' class names.
         member_logits: ``(M, N, C)``; empty as long as nothing was computed. Of a
             cross-validation a row a recipe, whose folds share the work.
-        seconds: each row's time for all pictures.
+        seconds: each row's time for all images.
         columns: which members answered for each row, ``M`` tuples; empty: each member for itself.
     """
 
@@ -36,7 +36,7 @@ class HeldOut:
 
     @property
     def is_out_of_fold(self) -> bool:
-        """Whether several members share a row, each for the pictures that it was not trained on."""
+        """Whether several members share a row, each for the images that it was not trained on."""
         return bool(self.columns)
 
     def of_rows(self, coefficients: Sequence[float]) -> list[float]:
@@ -57,11 +57,11 @@ class HeldOut:
 
     @property
     def key(self) -> str:
-        """The same for the same pictures in the same order."""
+        """The same for the same images in the same order."""
         return hashlib.blake2b("\n".join(self.ids).encode(), digest_size=16).hexdigest()
 
     def with_answers(self, member_logits: Tensor, seconds: Sequence[float]) -> HeldOut:
-        """The same pictures, answered."""
+        """The same images, answered."""
         return replace(self, member_logits=member_logits, seconds=tuple(seconds))
 
     def of(self, members: Sequence[int]) -> HeldOut:
@@ -79,8 +79,8 @@ class HeldOut:
         )
 
 
-def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -> HeldOut:
-    """The pictures of a split, unanswered.
+def held_out_images(datamodule: Any, split: str, class_names: Sequence[str]) -> HeldOut:
+    """The images of a split, unanswered.
 
     Args:
         datamodule: an ``ImageFolderDataModule``, or anything with its ``class_names`` and
@@ -89,14 +89,14 @@ def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -
         class_names: the members'; labels are indexes into these.
 
     Raises:
-        CheckpointMismatchError: the pictures have a class that the members do not know.
+        CheckpointMismatchError: the images have a class that the members do not know.
     """
     images = datamodule.images(split)
     own = tuple(datamodule.class_names)
     unknown = sorted({own[image.label] for image in images} - set(class_names))
     if unknown:
         raise CheckpointMismatchError(
-            f"Expected {split} pictures of the members' classes {list(class_names)[:8]}, found "
+            f"Expected {split} images of the members' classes {list(class_names)[:8]}, found "
             f"also {unknown[:8]}; take the folder that the members were trained on."
         )
     position = {name: index for index, name in enumerate(class_names)}
@@ -113,9 +113,9 @@ def held_out_pictures(datamodule: Any, split: str, class_names: Sequence[str]) -
 def out_of_fold(
     folds: Sequence[HeldOut], *, columns: Sequence[Sequence[int]] | None = None
 ) -> HeldOut:
-    """Answers of the members of one cross-validation, each to the pictures that it did not see.
+    """Answers of the members of one cross-validation, each to the images that it did not see.
 
-    The members of one recipe, one a fold, become one row of answers to all pictures. With one such
+    The members of one recipe, one a fold, become one row of answers to all images. With one such
     row a recipe, :func:`finetune.combining.selection.select_members` picks among recipes.
 
     Args:
@@ -123,7 +123,7 @@ def out_of_fold(
         columns: the members of each recipe; for None, one recipe with as many as there are folds.
 
     Raises:
-        CheckpointMismatchError: a picture is in two parts, or parts have other numbers of answers.
+        CheckpointMismatchError: an image is in two parts, or parts have other numbers of answers.
     """
     parts_with = Counter(identity for fold in folds for identity in {*fold.ids})
     twice = [identity for identity, count in parts_with.items() if count > 1]
@@ -131,7 +131,7 @@ def out_of_fold(
     members = {len(fold.member_logits) for fold in folds}
     if twice or members != {len(columns)}:
         raise CheckpointMismatchError(
-            f"Expected folds without common pictures and {len(columns)} answers for each, found "
+            f"Expected folds without common images and {len(columns)} answers for each, found "
             f"{len(twice)} common ones and {sorted(members)} answers; "
             "give each fold its own members alone."
         )

@@ -15,8 +15,8 @@ from finetune.combining.members import align_classes
 from finetune.errors import CheckpointMismatchError
 from finetune.networks.factory import build_network
 from finetune.networks.final_layer import output_tensors
-from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import ENTRY, as_checkpoint, read_checkpoint, read_content
 from finetune.training.checksums import verify
@@ -52,12 +52,12 @@ class Ingredient:
 
     @property
     def fitted_on(self) -> tuple[SplitRecord, ...]:
-        """How its pictures were split, and for an average those of its members that differ."""
+        """How its images were split, and for an average those of its members that differ."""
         return split_records(self.details)
 
     @property
     def roles(self) -> Mapping[str, Sequence[str]]:
-        """Which pictures picked or calibrated before."""
+        """Which images picked or calibrated before."""
         return self.details.get("roles") or {}
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import CheckpointMismatchError
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
 from finetune.tables.reading import read_table
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
 from finetune.training.fitted_splits import SPLIT_ENTRIES, split_records
-from finetune.training.probe_phase import linear_head
+from finetune.training.phases.probe import linear_head
 
 Views = Mapping[Preprocessing, Tensor]
 Paths = Sequence[str] | None
@@ -31,11 +31,11 @@ class Member(Protocol):
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """The views of a picture that it needs."""
+        """The views of an image that it needs."""
 
     @property
     def fitted_on(self) -> tuple[SplitRecord, ...]:
-        """How the pictures of each fit in it were split; empty where that is not known."""
+        """How the images of each fit in it were split; empty where that is not known."""
 
     def chosen_by(self, ids: Sequence[str], split: str) -> bool:
         """Whether its fit chose its epoch, phase or confidence by some of these images."""

@@ -3,9 +3,9 @@
 Members are added one at a time, the same one as often as it helps, and their counts become
 coefficients (Caruana et al., Ensemble selection from libraries of models, 2004). Guards against
 overfitting a small held-out set: the search starts from the best few members together, and its
-answer is the mean over searches on resampled pictures, and among many members in random halves of
+answer is the mean over searches on resampled images, and among many members in random halves of
 them (the paper's bagging; among few members a half may hold only bad ones). Where that mean lies
-above the best member on the pictures that choose, as much of it stays as does not.
+above the best member on the images that choose, as much of it stays as does not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.combining.greedy_search import SAME, Search, as_bagged_as_allowed, prune
 from finetune.combining.pooling import Pooling, fit_coefficients, pool
-from finetune.combining.search import SAME, Search, as_bagged_as_allowed, prune
 from finetune.errors import UsageError
 from finetune.evaluation.held_out_loss import Metric, held_out_loss
 
@@ -67,10 +67,10 @@ def select_members(
     Args:
         member_logits: held-out logits of each member.
         labels: their true classes.
-        metric: what to lower; ties in accuracy are settled by the NLL.
+        metric: what to lower; ties in accuracy are decided by the NLL.
         pooling: how the members' answers will be combined.
         rounds: most additions of one search; the best prefix of them is kept.
-        bags: searches on resampled pictures, whose coefficients are averaged; 0 searches once on
+        bags: searches on resampled images, whose coefficients are averaged; 0 searches once on
             all, and then the coefficients are multiples of one over the number of additions.
         max_members: most members to keep.
         costs: time of each member, in any unit; equal ones for None.

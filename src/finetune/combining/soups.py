@@ -20,9 +20,9 @@ from finetune.combining.averaging import (
     interpolate_state_dicts,
     normalised_coefficients,
 )
+from finetune.combining.holdout_roles import Share
 from finetune.combining.ingredients import Ingredient, read_ingredient, survey
-from finetune.combining.roles import Share
-from finetune.combining.tasting import Score, Taster, warn_of_barrier
+from finetune.combining.soup_evaluation import Score, WeightsEvaluator, warn_of_barrier
 from finetune.errors import UsageError
 from finetune.evaluation.held_out_loss import Metric
 from finetune.runtime import Runtime
@@ -46,7 +46,7 @@ class Soup:
         state_dict, hyper_parameters, entry: what a checkpoint holds.
         coefficients: of each given checkpoint, in their order; they sum to 1.
         batchnorm: ``average`` or ``update``: where the running statistics came from.
-        score: of the soup on the picking pictures; None without a datamodule.
+        score: of the soup on the picking images; None without a datamodule.
         member_scores: of each given checkpoint alone.
         curve: ``(coefficient, score)`` along an interpolation.
     """
@@ -103,13 +103,13 @@ def average_checkpoints(
             point of the line from the first to the second of two checkpoints, or the point of
             ``coefficients``, ``[t]`` or ``[1 - t, t]``.
         coefficients: one a checkpoint, for ``weighted``.
-        datamodule: whose held-out pictures judge; ``greedy`` needs one.
+        datamodule: whose held-out images judge; ``greedy`` needs one.
         metric: what decides, in its own direction; ties go to the lower NLL.
-        batchnorm: ``average`` the running statistics; ``update`` them on training pictures; or
-            ``auto``: try both and keep what is better on the held-out pictures. Members tuned with
+        batchnorm: ``average`` the running statistics; ``update`` them on training images; or
+            ``auto``: try both and keep what is better on the held-out images. Members tuned with
             batch norm in ``eval`` mode are never updated.
-        share: the picking ``half`` of the held-out pictures, or ``all`` of them.
-        split: the held-out pictures.
+        share: the picking ``half`` of the held-out images, or ``all`` of them.
+        split: the held-out images.
         accelerator: where they are judged, see :meth:`finetune.runtime.Runtime.chosen`.
 
     Raises:
@@ -118,45 +118,45 @@ def average_checkpoints(
     """
     ingredients = survey(paths)
     _check_settings(method, coefficients, datamodule, batchnorm, ingredients)
-    taster = None
+    evaluator = None
     if datamodule is not None:
         runtime = Runtime.chosen(accelerator)
-        taster = Taster(ingredients[0], datamodule, metric, share, split, runtime)
-    kitchen = _Kitchen(ingredients, taster, batchnorm)
+        evaluator = WeightsEvaluator(ingredients[0], datamodule, metric, share, split, runtime)
+    search = _SoupSearch(ingredients, evaluator, batchnorm)
     match method:
         case "uniform" | "weighted":
-            return kitchen.weighted(normalised_coefficients(coefficients, len(ingredients)))
+            return search.weighted(normalised_coefficients(coefficients, len(ingredients)))
         case "greedy":
-            return kitchen.greedy()
+            return search.greedy()
         case "interpolate":
-            return kitchen.interpolate(None if coefficients is None else float(coefficients[-1]))
+            return search.interpolate(None if coefficients is None else float(coefficients[-1]))
         case _:
             assert_never(method)
 
 
-class _Kitchen:
-    """What every method needs: the files, and somebody who tastes."""
+class _SoupSearch:
+    """What every method needs: the files, and what evaluates weights."""
 
     def __init__(
         self,
         ingredients: Sequence[Ingredient],
-        taster: Taster | None,
+        evaluator: WeightsEvaluator | None,
         batchnorm: BatchNorm,
     ) -> None:
         self.ingredients = ingredients
         self.class_names = ingredients[0].class_names
-        self.taster = taster
+        self.evaluator = evaluator
         self.may_update = all(each.batchnorm == "train" for each in ingredients)
         self.batchnorm = batchnorm
-        self.picked = False  # whether held-out pictures have decided anything
+        self.picked = False  # whether held-out images have decided anything
 
     def weighted(self, coefficients: Sequence[float]) -> Soup:
-        """The average; with held-out pictures also judged, and checked for a barrier."""
+        """The average; with held-out images also judged, and checked for a barrier."""
         used = [index for index, value in enumerate(coefficients) if value > 0]
         averaged = self._average(used, [coefficients[index] for index in used])
-        if self.taster is None:
+        if self.evaluator is None:
             return self._soup(averaged, coefficients)
-        member_scores = tuple(self.taster.taste(self._read(i)) for i in self._everyone())
+        member_scores = tuple(self.evaluator.evaluate(self._read(i)) for i in self._everyone())
         self._warn_of_barrier(used, member_scores)
         averaged, score, batchnorm = self._finish(averaged, len(used))
         return self._soup(
@@ -164,16 +164,16 @@ class _Kitchen:
         )
 
     def greedy(self) -> Soup:
-        """Wortsman et al.'s greedy soup; never below the best member on the picking pictures."""
-        assert self.taster is not None
-        member_scores = tuple(self.taster.taste(self._read(i)) for i in self._everyone())
+        """Wortsman et al.'s greedy soup; never below the best member on the picking images."""
+        assert self.evaluator is not None
+        member_scores = tuple(self.evaluator.evaluate(self._read(i)) for i in self._everyone())
         self.picked = True
         order = sorted(self._everyone(), key=lambda i: (member_scores[i].sort_key, i))
         self._warn_of_barrier(order[:2], member_scores)
         chosen, best = [order[0]], member_scores[order[0]]
         for index in order[1:]:
             trial = self._average([*chosen, index])
-            score = self.taster.taste(trial)
+            score = self.evaluator.evaluate(trial)
             if score.no_worse_than(best):
                 chosen, best = [*chosen, index], score
             del trial
@@ -190,13 +190,13 @@ class _Kitchen:
     def interpolate(self, coefficient: float | None) -> Soup:
         """A point between the first checkpoint (0) and the second (1)."""
         start, end = self._read(0), self._read(1)
-        if self.taster is None:
+        if self.evaluator is None:
             assert coefficient is not None
             averaged = interpolate_state_dicts(start, end, coefficient)
             return self._soup(averaged, [1 - coefficient, coefficient])
         points = CURVE if coefficient is None else (0.0, coefficient, 1.0)
         curve = tuple(
-            (point, self.taster.taste(interpolate_state_dicts(start, end, point)))
+            (point, self.evaluator.evaluate(interpolate_state_dicts(start, end, point)))
             for point in points
         )
         if coefficient is None:
@@ -238,18 +238,18 @@ class _Kitchen:
 
         With a limit, the averaged ones are known to reach it, and no others may fall below it.
         """
-        assert self.taster is not None
-        score = self.taster.taste(averaged) if limit is None else limit
+        assert self.evaluator is not None
+        score = self.evaluator.evaluate(averaged) if limit is None else limit
         if members < 2 or not self.may_update or self.batchnorm == "average":
             return averaged, score, "average"
-        updated = self.taster.reestimated(averaged)
+        updated = self.evaluator.reestimated(averaged)
         self.picked |= self.batchnorm == "auto"
-        updated_score = self.taster.taste(updated)
+        updated_score = self.evaluator.evaluate(updated)
         if limit is not None and not updated_score.no_worse_than(limit):
             if self.batchnorm == "update":
                 warnings.warn(
                     "Kept the averaged batch-norm statistics: with estimates from the training "
-                    "pictures the average would fall below its best member.",
+                    "images the average would fall below its best member.",
                     stacklevel=4,
                 )
             return averaged, score, "average"
@@ -258,19 +258,19 @@ class _Kitchen:
         return averaged, score, "average"
 
     def _roles(self) -> dict[str, list[str]]:
-        """The pictures that picked something, for this soup or for a member of it."""
+        """The images that picked something, for this soup or for a member of it."""
         used = {identity for each in self.ingredients for identity in each.roles.get("pick", ())}
-        if self.picked and self.taster is not None:
-            used |= set(self.taster.ids)
+        if self.picked and self.evaluator is not None:
+            used |= set(self.evaluator.ids)
         return {"pick": sorted(used)} if used else {}
 
     def _warn_of_barrier(self, indexes: Sequence[int], scores: Sequence[Score]) -> None:
         """Look half-way between the best two of these members."""
-        assert self.taster is not None
+        assert self.evaluator is not None
         if len(indexes) < 2:
             return
         first, second = sorted(indexes, key=lambda index: scores[index].sort_key)[:2]
-        half_way = self.taster.taste(self._average([first, second]))
+        half_way = self.evaluator.evaluate(self._average([first, second]))
         names = str(self.ingredients[first].path), str(self.ingredients[second].path)
         warn_of_barrier(half_way, scores[first], scores[second], names)
 
@@ -300,8 +300,8 @@ class _Kitchen:
         roles = self._roles()
         if roles:
             details["roles"] = roles
-        if self.taster is not None:
-            details["val"] = self.taster.answers(state_dict)
+        if self.evaluator is not None:
+            details["val"] = self.evaluator.answers(state_dict)
         return Soup(
             state_dict=state_dict,
             hyper_parameters=first.hyper_parameters,
@@ -332,7 +332,7 @@ def _check_settings(
     if method in ("uniform", "greedy") and coefficients is not None:
         raise UsageError(f"Expected no coefficients with {method}; take method weighted.")
     if method == "greedy" and datamodule is None:
-        raise UsageError("Expected held-out pictures for method greedy, found none; give data.")
+        raise UsageError("Expected held-out images for method greedy, found none; give data.")
     if method == "interpolate":
         if len(ingredients) != 2:
             raise UsageError(
@@ -341,13 +341,13 @@ def _check_settings(
             )
         if coefficients is None and datamodule is None:
             raise UsageError(
-                "Expected a coefficient or held-out pictures to choose one, found neither; "
+                "Expected a coefficient or held-out images to choose one, found neither; "
                 "give one of them."
             )
     if batchnorm == "update":
         if datamodule is None:
             raise UsageError(
-                "Expected training pictures to update batch-norm statistics, found none; give data."
+                "Expected training images to update batch-norm statistics, found none; give data."
             )
         kept = [str(each.path) for each in ingredients if each.batchnorm != "train"]
         if kept:

@@ -2,7 +2,7 @@
 
 glibc maps each tensor of more than 32 MB anew and unmaps it when it is freed, so that the kernel
 has to find and clear all its pages at every layer of every step. Kept instead, a training step of
-32 pictures takes about half the time on a CPU, and the process holds about a tenth more memory.
+32 images takes about half the time on a CPU, and the process holds about a tenth more memory.
 PyTorch's tuning guide recommends another allocator for the same reason; this one needs nothing
 installed. It changes the whole process, so it is for the command alone: programs that import
 ``finetune`` set ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` themselves.

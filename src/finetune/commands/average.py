@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.guest import Where, as_guest
-from finetune.commands.held_out import (
+from finetune.commands.held_out_images import (
     add_data_options,
     build_datamodule,
     warnings_in_one_line,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    """Average, judge where there are pictures, write, and say what it brought."""
+    """Average, judge where there are images, write, and say what it brought."""
     options = _parser().parse_args(arguments)
     with warnings_in_one_line():
         _average(options)
@@ -66,7 +66,7 @@ def _average(options: argparse.Namespace) -> Soup:
 
     from finetune.combining.ingredients import survey
     from finetune.combining.soups import average_checkpoints
-    from finetune.commands.many import with_members
+    from finetune.commands.multi_fit import with_members
     from finetune.commands.trainer import quiet_libraries
 
     quiet_libraries()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.guest import Where, as_guest
-from finetune.commands.held_out import (
+from finetune.commands.held_out_images import (
     add_data_options,
     build_held_out,
     warnings_in_one_line,
@@ -17,12 +17,12 @@ from finetune.commands.parsing import Parser
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from finetune.combining.decisions import Calibration
+    from finetune.combining.calibrated_answer import Calibration
     from finetune.combining.ensemble import Ensemble
 
 
 def main(arguments: list[str]) -> int:
-    """Fit on held-out pictures that picked nothing, and write a copy that answers calibrated."""
+    """Fit on held-out images that picked nothing, and write a copy that answers calibrated."""
     options = _parser().parse_args(arguments)
     with warnings_in_one_line():
         _calibrate(options)
@@ -69,7 +69,7 @@ def _calibrate(options: argparse.Namespace) -> Ensemble:
         images=[options.root],
     )
     if options.root is None:
-        raise UsageError("Expected held-out pictures, found none; add --data.root DIR.")
+        raise UsageError("Expected held-out images, found none; add --data.root DIR.")
 
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.ensemble_file import checkpoint_file
@@ -107,7 +107,7 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
         return []
     fit = calibration.fit
     lines = [
-        f"temperature {fit.temperature:.3f} on {fit.images} pictures: "
+        f"temperature {fit.temperature:.3f} on {fit.images} images: "
         f"nll {fit.nll_before:.4f} before, {fit.nll_after:.4f} after"
     ]
     if calibration.reject is not None:
@@ -120,11 +120,11 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
         sets = calibration.conformal
         lines.append(
             f"prediction sets ({sets.score}) hold the true class in at least "
-            f"{1 - sets.alpha:.0%} of pictures like these {sets.images}"
+            f"{1 - sets.alpha:.0%} of images like these {sets.images}"
         )
     if calibration.out_of_fold:
         lines.append(
-            "each picture was answered by the folds that were not trained on it: the whole "
+            "each image was answered by the folds that were not trained on it: the whole "
             "ensemble is usually a little better than these figures"
         )
     if calibration.chosen_by and calibration.conformal is not None:
@@ -134,7 +134,7 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
             "takes images that chose nothing (folds do not help: each chose by its own)"
         )
     if calibration.reused:
-        lines.append("these pictures had picked members: the figures flatter")
+        lines.append("these images had picked members: the figures flatter")
     return lines
 
 
@@ -176,7 +176,7 @@ def _parser() -> Parser:
         "--score",
         choices=["thr", "aps", "raps"],
         default="thr",
-        help="how sets are built: thr smallest, aps and raps sized to the picture",
+        help="how sets are built: thr smallest, aps and raps sized to the image",
     )
     parser.add_argument(
         "--split",

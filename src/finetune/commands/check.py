@@ -1,4 +1,4 @@
-"""``finetune check``: what is wrong with a folder of pictures, before anything is trained."""
+"""``finetune check``: what is wrong with a folder of images, before anything is trained."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _check(options: argparse.Namespace, *, progress: bool = True) -> list[Findin
     from finetune.data.folder import scan_folder
     from finetune.data.health import check_folder
     from finetune.data.inspection import inspect_files
-    from finetune.data.manifest import read_manifest, unlisted_pictures
+    from finetune.data.manifest import read_manifest, unlisted_images
 
     if options.manifest is None:
         folder = scan_folder(options.folder)
@@ -61,7 +61,7 @@ def _check(options: argparse.Namespace, *, progress: bool = True) -> list[Findin
         folder = read_manifest(
             options.manifest, options.folder, allow_outside=options.allow_outside
         )
-        folder = replace(folder, unused=(*folder.unused, *unlisted_pictures(folder)))
+        folder = replace(folder, unused=(*folder.unused, *unlisted_images(folder)))
     inspections = inspect_files(
         [image.path for image in folder.images],
         root=folder.root,
@@ -81,7 +81,7 @@ def _check(options: argparse.Namespace, *, progress: bool = True) -> list[Findin
 def _parser() -> Parser:
     parser = Parser(
         prog="finetune check",
-        description="Open every picture of a folder and say what is wrong, why, and what to do. "
+        description="Open every image of a folder and say what is wrong, why, and what to do. "
         "Exit code 0: all is well; 1: something would make a figure wrong (a leak between splits, "
         "a class missing from train, an unreadable file); 2: a wrong call.",
     )
@@ -94,13 +94,13 @@ def _parser() -> Parser:
         "--duplicates",
         choices=("exact", "near"),
         default="exact",
-        help="equal files only, or also pictures that look the same",
+        help="equal files only, or also images that look the same",
     )
     parser.add_argument(
         "--max-pixels",
         type=whole_number(1),
         default=178_956_970,
-        help="refuse pictures with more pixels, at least 1",
+        help="refuse images with more pixels, at least 1",
     )
     parser.add_argument("--cache-dir", help="instead of the platform's cache folder")
     parser.add_argument("--all", action="store_true", help="print every finding, however many")
@@ -113,7 +113,7 @@ def _as_values(
 ) -> dict[str, Any]:
     return {
         "root": str(folder.root),
-        "pictures": len(folder.images),
+        "images": len(folder.images),
         "class_names": list(folder.class_names),
         "counts": _counts(folder),
         "formats": _tally(f"{each.format} {each.mode}" for each in inspections if each.format),
@@ -184,7 +184,7 @@ def _print_report(
 def _headline(folder: ImageFolder, inspections: list[Inspection]) -> str:
     readable = [each for each in inspections if each.problem is None]
     classes = len(folder.class_names)
-    text = f"{len(folder.images)} pictures, {classes} class{'es' * (classes != 1)}"
+    text = f"{len(folder.images)} images, {classes} class{'es' * (classes != 1)}"
     if readable:
         shortest = sorted(min(each.width, each.height) for each in readable)
         text += (

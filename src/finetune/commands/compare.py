@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 # Columns of what runs alone know, and their format.
-EXTRA = {"parameters": ",", "MB on disk": ".1f", "fit minutes": ".2f", "ms a picture": ".1f"}
+EXTRA = {"parameters": ",", "MB on disk": ".1f", "fit minutes": ".2f", "ms an image": ".1f"}
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.guest import Where, as_guest
-from finetune.commands.held_out import (
+from finetune.commands.held_out_images import (
     add_data_options,
     build_held_out,
     warnings_in_one_line,
@@ -69,8 +69,8 @@ def _combine(options: argparse.Namespace) -> Ensemble:
     calibrates = _checked_calibration(options, figure)
 
     from finetune.combining.ensemble import Ensemble
-    from finetune.commands.many import with_members
-    from finetune.commands.many_heads import heads_on_one_backbone
+    from finetune.commands.bootstrap_heads import heads_on_one_backbone
+    from finetune.commands.multi_fit import with_members
     from finetune.commands.trainer import quiet_libraries
     from finetune.runtime import Runtime
 
@@ -112,7 +112,7 @@ def _checked_calibration(options: argparse.Namespace, figure: Output | None) -> 
         )
     if options.root is None and (options.select != "all" or calibrates):
         raise UsageError(
-            "Expected held-out pictures to select or calibrate on, found none; "
+            "Expected held-out images to select or calibrate on, found none; "
             "add --data.root DIR, or take --select all."
         )
     return bool(calibrates)
@@ -130,7 +130,7 @@ def checked_outputs(options: argparse.Namespace) -> tuple[Output | None, Output 
 
 
 def select_and_show(whole: Ensemble, datamodule: Any, options: argparse.Namespace) -> Ensemble:
-    """The members that help, and what each is worth on held-out pictures."""
+    """The members that help, and what each is worth on held-out images."""
     chosen = whole.select(
         datamodule,
         method=options.select,
@@ -166,7 +166,7 @@ def calibrate_and_show(chosen: Ensemble, datamodule: Any, options: argparse.Name
 
 
 def write_diversity(figure: Output, whole: Ensemble, held_out: HeldOut) -> None:
-    """The members' pairs as a picture: who gives other answers, and who errs together."""
+    """The members' pairs as an image: who gives other answers, and who errs together."""
     from finetune.combining.diversity import diversity
     from finetune.commands.member_worth import row_names
     from finetune.reporting.diversity import diversity_figure
@@ -182,14 +182,14 @@ def _parser() -> Parser:
     parser = Parser(
         prog="finetune ensemble",
         description="Combine checkpoints of any backbones and sizes, other ensembles and saved "
-        "predictions. Each picture is decoded once for all of them.",
+        "predictions. Each image is decoded once for all of them.",
     )
     parser.add_argument("checkpoints", nargs="+", help="files, run folders, or groups of them")
     parser.add_argument(
         "--select",
         choices=["all", "greedy", "learned"],
         default="all",
-        help="which members stay, by held-out pictures",
+        help="which members stay, by held-out images",
     )
     parser.add_argument(
         "--pooling",

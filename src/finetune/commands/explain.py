@@ -1,38 +1,38 @@
-"""``finetune explain``: show where in a picture the answer comes from (Grad-CAM)."""
+"""``finetune explain``: show where in an image the answer comes from (Grad-CAM)."""
 
 from __future__ import annotations
 
-from finetune.commands.held_out import add_accelerator
+from finetune.commands.held_out_images import add_accelerator
 from finetune.commands.outputs import add_output, checked_output, default_output
 from finetune.commands.parsing import Parser
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def main(arguments: list[str]) -> int:
-    """Write one picture: a row each, the photograph and the heat for each class."""
+    """Write one image: a row each, the photograph and the heat for each class."""
     options = _parser().parse_args(arguments)
     output = checked_output(
         default_output("explained.png", options),
-        endings=PICTURES,
+        endings=IMAGES,
         overwrite=options.overwrite,
-        inputs=[options.checkpoint, *options.pictures],
-        images=options.pictures,
+        inputs=[options.checkpoint, *options.images],
+        images=options.images,
     )
 
-    from finetune.prediction import find_pictures
-    from finetune.prediction.loading import fits_of, load_answerer
+    from finetune.prediction import find_images
+    from finetune.prediction.predictor import fits_of, load_model
     from finetune.reporting.explain import explain
     from finetune.reporting.overlays import panels
     from finetune.runtime import Runtime
 
     runtime = Runtime.chosen(options.accelerator)
-    files = find_pictures(options.pictures)
-    answerer = load_answerer(options.checkpoint, runtime)
-    output.keep_off(inputs=files, fits=fits_of(answerer))
+    files = find_images(options.images)
+    model = load_model(options.checkpoint, runtime)
+    output.keep_off(inputs=files, fits=fits_of(model))
     rows = []
     for file in files:
-        explanations = explain(answerer, file, [None, *options.class_names])
+        explanations = explain(model, file, [None, *options.class_names])
         predicted = explanations[0]
         rows.append(
             [predicted, *(e for e in explanations[1:] if e.class_name != predicted.class_name)]
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="finetune explain", description=__doc__)
     parser.add_argument("checkpoint", help="a .ckpt file: classifier, average or ensemble")
-    parser.add_argument("pictures", nargs="+", help="files, folders or glob patterns")
+    parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
     add_output(parser, "the image", metavar="FILE.png", default="explained.png")
     parser.add_argument(
         "--class",

@@ -29,15 +29,15 @@ def main(arguments: list[str]) -> int:
     from finetune.commands.trainer import quiet_libraries
     from finetune.exporting.export import export
     from finetune.exporting.onnx_file import require_packages
-    from finetune.prediction.loading import fits_of, load_answerer
+    from finetune.prediction.predictor import fits_of, load_model
 
     if options.format == "onnx":
         require_packages()
     quiet_libraries()
-    answerer = load_answerer(checkpoint_file(options.checkpoint))
-    output.keep_off(fits=fits_of(answerer))
+    model = load_model(checkpoint_file(options.checkpoint))
+    output.keep_off(fits=fits_of(model))
     with output.writing() as beside:
-        exported = export(answerer, beside, format=options.format)
+        exported = export(model, beside, format=options.format)
     if options.format in ("onnx", "torch"):
         for line in describe_graph(exported):
             print(line)
@@ -63,7 +63,7 @@ def describe_parity(exported: Exported) -> str:
             "run `pip install 'finetune[export]'`"
         )
     return (
-        "greatest difference to the checkpoint's probabilities on random pictures: "
+        "greatest difference to the checkpoint's probabilities on random images: "
         f"{exported.greatest_difference:.2g}"
     )
 

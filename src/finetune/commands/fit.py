@@ -1,4 +1,4 @@
-"""``finetune fit``: a folder of pictures in, a run folder with a fine-tuned classifier out."""
+"""``finetune fit``: a folder of images in, a run folder with a fine-tuned classifier out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune.commands.recording import (
     write_config,
     write_figures,
 )
-from finetune.commands.resuming import Resumed, new_fit_from
+from finetune.commands.resume import Resumed, new_fit_from
 from finetune.errors import UsageError
 from finetune.files import remove_left_behind
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.training.candidates import Candidate
-    from finetune.training.feature_store import FeatureStore
-    from finetune.training.gradient_phases import TrainerSettings
+    from finetune.training.features.store import FeatureStore
+    from finetune.training.model_selection import Candidate
+    from finetune.training.phases.gradient import TrainerSettings
 
 
 def main(arguments: list[str]) -> int:
     """Fit one classifier, or several members of a group."""
-    from finetune.commands.many import fit_many, many_fits, resumed_group
+    from finetune.commands.multi_fit import fit_many, many_fits, resumed_group
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
 
     started = time.monotonic()
@@ -57,7 +57,7 @@ def fit_one(arguments: list[str], *, started: float) -> Path:
         arguments: the options of ``finetune fit``.
         started: when, by the monotonic clock, a time limit began to count.
     """
-    from finetune.commands.resuming import resumed_run
+    from finetune.commands.resume import resumed_run
     from finetune.commands.trainer import FinetuneCLI
 
     resumed = resumed_run(arguments)
@@ -128,7 +128,7 @@ def parse_time(text: str | None) -> float | None:
 
 
 def say_finished(resumed: Resumed) -> None:
-    """Say that there is nothing to go on with, and change nothing.
+    """Say that there is nothing to resume, and change nothing.
 
     Raises:
         UsageError: options that could have an effect in a new fit alone.
@@ -136,7 +136,7 @@ def say_finished(resumed: Resumed) -> None:
     best = resumed.run / "checkpoints" / "best.ckpt"
     if resumed.beside:
         raise UsageError(
-            f"Expected a fit to go on with, found {resumed.run} finished, where "
+            f"Expected a fit to resume, found {resumed.run} finished, where "
             f"{' '.join(resumed.beside)} can have no effect; leave it out, or {new_fit_from(best)}."
         )
     print(f"{resumed.run} is finished: nothing is left to do")
@@ -151,15 +151,15 @@ def fit(
     resumed: Resumed | None = None,
 ) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
+    from finetune.commands.apply_recipe import apply_recipe, does_the_data_suffice
     from finetune.commands.runs import link_latest, timed_fit
-    from finetune.commands.settling import does_the_data_suffice, settle
     from finetune.commands.trainer_options import check_amounts
     from finetune.training.tracking import finish_tracking
 
     is_first = cli.runtime.is_main
     data = cli.datamodule
     data.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
-    recipe = settle(cli, seconds=parse_time(cli.config.time_limit))
+    recipe = apply_recipe(cli, seconds=parse_time(cli.config.time_limit))
     batches = {side: -(-len(data.images(side)) // data.batch_size) for side in ("train", "val")}
     check_amounts(cli.config.trainer, **batches)
     if is_first:
@@ -180,7 +180,7 @@ def fit(
             best = run_phases(cli, folder, epochs, deadline=deadline, resumed=resumed)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
             if is_first and (folder / "checkpoints" / "last.ckpt").is_file():
-                print(f"stopped; go on with: finetune fit --resume {folder}")
+                print(f"stopped; resume with: finetune fit --resume {folder}")
             raise KeyboardInterrupt from stop
         finally:
             finish_tracking(folder)
@@ -205,9 +205,9 @@ def data_errors(cli: FinetuneCLI) -> list[str]:
 
 
 def teach(cli: FinetuneCLI, teacher: str) -> None:
-    """Ask the teacher about the training pictures, once; its answers become soft labels."""
-    from finetune.commands.teaching import teacher_probabilities
-    from finetune.training.probe_phase import linear_head
+    """Ask the teacher about the training images, once; its answers become soft labels."""
+    from finetune.commands.distillation_targets import teacher_probabilities
+    from finetune.training.phases.probe import linear_head
 
     if cli.model.hparams["strategy"] == "head" and linear_head(cli.model.network) is not None:
         raise UsageError(
@@ -226,8 +226,8 @@ def run_phases(
     resumed: Resumed | None,
 ) -> Candidate | None:
     """One phase after the other, into ``folder/checkpoints``; the model is the best in the end."""
-    from finetune.commands.resuming import copy_candidates
-    from finetune.training.phases import PhasedFit
+    from finetune.commands.resume import copy_candidates
+    from finetune.training.phases.phased_fit import PhasedFit
     from finetune.training.tracking import configured_loggers, track_best
 
     is_first = cli.runtime.is_main
@@ -260,7 +260,7 @@ def run_phases(
     )
     try:
         phased_fit.run(resume)
-    finally:  # nobody may ever go on with a fit that was stopped
+    finally:  # nobody may ever resume a fit that was stopped
         if loggers and is_first and phased_fit.best.is_file():
             track_best(loggers, phased_fit.best, cli.datamodule.root)
     if is_first and resume is not None and resumed is None and phased_fit.trainer is None:
@@ -269,8 +269,8 @@ def run_phases(
 
 
 def _store(cli: FinetuneCLI) -> FeatureStore | None:
-    """Where what was computed for a picture is kept; None with ``--data.cache off``."""
-    from finetune.training.feature_store import FeatureStore
+    """Where what was computed for an image is cached; None with ``--data.cache off``."""
+    from finetune.training.features.store import FeatureStore
 
     cache_dir = cli.config.data.cache_dir
     if cli.config.data.cache == "off":

@@ -92,7 +92,7 @@ def _open(given: Any) -> tuple[nn.Module, dict[str, int], tuple[SplitRecord, ...
     """The network, the sizes at which to look at it, and how its fit split its images."""
     from finetune.networks.baselines import is_baseline
     from finetune.networks.factory import create_network, preprocessing_of
-    from finetune.prediction.loading import fits_of
+    from finetune.prediction.predictor import fits_of
     from finetune.training.classifier import ImageClassifier
 
     path = Path(given.network)
@@ -115,7 +115,7 @@ def _open(given: Any) -> tuple[nn.Module, dict[str, int], tuple[SplitRecord, ...
         }
         return classifier.network, facts, fits_of(classifier)
     in_chans, classes = given.in_chans or 3, given.classes or 10
-    # Only a picture of the filters needs the pretrained weights.
+    # Only an image of the filters needs the pretrained weights.
     pretrained = given.filters is not None and not is_baseline(given.network)
     try:
         network = create_network(

@@ -22,7 +22,7 @@ def describe_ensemble(
 
     Args:
         whole, chosen: before and after the selection.
-        held_out, of_chosen: what they answered to the same pictures.
+        held_out, of_chosen: what they answered to the same images.
     """
     from finetune.combining.diversity import diversity
     from finetune.evaluation.held_out_loss import held_out_loss
@@ -44,7 +44,7 @@ def describe_ensemble(
 
     lines = [
         f"{name:<{width}}  {figures(member)}  coefficient {value:.3f}"
-        f"  {1000 * seconds / max(len(held_out.ids), 1):.1f} ms a picture"
+        f"  {1000 * seconds / max(len(held_out.ids), 1):.1f} ms an image"
         for name, member, value, seconds in zip(
             names, members, held_out.of_rows(kept), held_out.seconds, strict=True
         )
@@ -83,7 +83,7 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
     if options.select == "all":
         kind, answers = "held-out", chosen.pool_held_out(held_out, rows)
     elif len(rows) < 2:
-        return "too few held-out pictures to say how good the ensemble is"
+        return "too few held-out images to say how good the ensemble is"
     else:
         kind = "cross-validated"
         answers = cross_validated_answers(
@@ -102,7 +102,7 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
         )
     right = int((answers.argmax(dim=-1) == labels).sum())
     low, high = wilson_interval(right, len(labels))
-    source = " out-of-fold answers" if held_out.is_out_of_fold else " pictures"
+    source = " out-of-fold answers" if held_out.is_out_of_fold else " images"
     return (
         f"{kind} accuracy of the ensemble {right / len(labels):.4f} "
         f"(95 % interval {low:.3f} to {high:.3f}, {len(labels)}{source})"
@@ -110,7 +110,7 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
 
 
 def picking_rows(chosen: Ensemble, held_out: HeldOut) -> list[int]:
-    """The pictures that picked; all of them where none has, for then all show the members."""
+    """The images that picked; all of them where none has, for then all show the members."""
     picked = set(chosen.roles.get("pick", held_out.ids))
     rows = [row for row, identity in enumerate(held_out.ids) if identity in picked]
     return rows or list(range(len(held_out.ids)))

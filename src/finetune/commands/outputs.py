@@ -25,7 +25,7 @@ CHECKPOINTS, FIGURES, PAGES, TABLES = (".ckpt",), (".png",), (".html", ".htm"), 
 # In a run folder, what a fit or a test has found; pages and figures beside it can be drawn again.
 RECORDS = ("checkpoints/*", "*.yaml", "*.json", "*split.csv", "metrics.csv", "*predictions.csv")
 
-Place = str | os.PathLike[str] | None
+OptionalPath = str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Output:
     def keep_off(
         self,
         *,
-        inputs: Iterable[Place] = (),
-        images: Iterable[Place] = (),
+        inputs: Iterable[OptionalPath] = (),
+        images: Iterable[OptionalPath] = (),
         fits: Iterable[SplitRecord] = (),
     ) -> None:
         """Refuse a place that is among what is read.
@@ -129,8 +129,8 @@ def checked_output(
     endings: Sequence[str],
     overwrite: bool,
     option: str = "--output",
-    inputs: Iterable[Place] = (),
-    images: Iterable[Place] = (),
+    inputs: Iterable[OptionalPath] = (),
+    images: Iterable[OptionalPath] = (),
     is_ours: Callable[[Path], bool] | None = None,
     hint: str = "",
 ) -> Output:
@@ -173,7 +173,7 @@ def checked_output(
     return output
 
 
-def wanted_output(path: Place, **rule: Any) -> Output | None:
+def wanted_output(path: OptionalPath, **rule: Any) -> Output | None:
     """As :func:`checked_output`; None where nothing is to be written, which Python may ask for."""
     return None if path is None else checked_output(path, **rule)
 
@@ -196,7 +196,7 @@ def _is_run(folder: str | os.PathLike[str]) -> bool:
     return any(os.path.exists(Path(folder, n)) for n in ("checkpoints", "members.json", "report"))
 
 
-def _files_of(inputs: Iterable[Place]) -> Iterator[Path]:
+def _files_of(inputs: Iterable[OptionalPath]) -> Iterator[Path]:
     for path in (Path(each) for each in inputs if each is not None):
         if not path.is_dir():
             yield path

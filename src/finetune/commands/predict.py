@@ -1,4 +1,4 @@
-"""``finetune predict``: a checkpoint and pictures in, a table of answers out."""
+"""``finetune predict``: a checkpoint and images in, a table of answers out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.held_out import add_accelerator
+from finetune.commands.held_out_images import add_accelerator
 from finetune.commands.outputs import Output, add_overwrite, checked_output
 from finetune.commands.parsing import Parser, whole_number
 from finetune.errors import UsageError
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Print the answers, or write them to ``--output`` as they come."""
     options = _parser().parse_args(arguments)
-    pictures = _from_standard_input(options.pictures)
-    output = _checked(options, pictures)
+    images = _from_standard_input(options.images)
+    output = _checked(options, images)
 
     from lightning import Trainer
 
     from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.commands.trainer import quiet_libraries
-    from finetune.prediction import find_pictures, predict
-    from finetune.prediction.loading import fits_of, load_answerer
+    from finetune.prediction import find_images, predict
+    from finetune.prediction.predictor import fits_of, load_model
     from finetune.runtime import Runtime
 
     quiet_libraries()
     Runtime.chosen(options.accelerator, options.devices)  # refuses what is not there, in our words
-    files = find_pictures(pictures)
-    answerer = load_answerer(options.checkpoint)
+    files = find_images(images)
+    model = load_model(options.checkpoint)
     if output is not None:
-        output.keep_off(inputs=files, fits=fits_of(answerer))
+        output.keep_off(inputs=files, fits=fits_of(model))
     watched = output is not None and on_terminal()
     trainer = Trainer(
         accelerator=options.accelerator,
@@ -54,14 +54,14 @@ def main(arguments: list[str]) -> int:
     with ExitStack() as stack:
         write: Write = _print
         if output is not None and trainer.is_global_zero:
-            opened = _table(output, answerer.class_names, safe=options.safe_csv)
+            opened = _table(output, model.class_names, safe=options.safe_csv)
             write = stack.enter_context(opened)
 
         def on_answer(path: Path, answer: Predictions) -> None:
             answer.write(write, top_k=options.topk)
 
         predictions = predict(
-            answerer,
+            model,
             files,
             batch_size=options.batch_size,
             test_time_augmentation=options.test_time_augmentation,
@@ -75,11 +75,11 @@ def main(arguments: list[str]) -> int:
     for path, reason in predictions.skipped:
         print(f"left out {path}: {reason}", file=sys.stderr)
     if output is not None and trainer.is_global_zero:
-        print(f"{len(predictions)} pictures answered in {output.path}")
+        print(f"{len(predictions)} images answered in {output.path}")
     return 0
 
 
-def _checked(options: argparse.Namespace, pictures: Sequence[str]) -> Output | None:
+def _checked(options: argparse.Namespace, images: Sequence[str]) -> Output | None:
     """Where the table is to go, checked before any work is done; None: to the screen."""
     from finetune.tables.writing import format_of
 
@@ -95,8 +95,8 @@ def _checked(options: argparse.Namespace, pictures: Sequence[str]) -> Output | N
         options.output,
         endings=(Path(options.output).suffix.lower(),),
         overwrite=options.overwrite,
-        inputs=[options.checkpoint, *pictures],
-        images=pictures,
+        inputs=[options.checkpoint, *images],
+        images=images,
     )
 
 
@@ -111,11 +111,11 @@ def _table(output: Output, class_names: Sequence[str], *, safe: bool) -> Iterato
 def _parser() -> Parser:
     parser = Parser(
         prog="finetune predict",
-        description="Name the class of pictures, on the screen or in a file.",
+        description="Name the class of images, on the screen or in a file.",
     )
     parser.add_argument("checkpoint", help="a .ckpt file: classifier, average or ensemble")
     parser.add_argument(
-        "pictures", nargs="+", help="files, folders, glob patterns; - reads names from a pipe"
+        "images", nargs="+", help="files, folders, glob patterns; - reads names from a pipe"
     )
     parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
     add_overwrite(parser)
@@ -126,7 +126,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--topk", type=whole_number(1), default=1, help="how many classes to name")
     parser.add_argument(
-        "--batch-size", type=whole_number(1), default=32, help="pictures a batch, at least 1"
+        "--batch-size", type=whole_number(1), default=32, help="images a batch, at least 1"
     )
     parser.add_argument(
         "--test-time-augmentation",
@@ -145,7 +145,7 @@ def _parser() -> Parser:
         "--max-pixels",
         type=whole_number(1),
         default=178_956_970,
-        help="refuse pictures with more pixels, at least 1",
+        help="refuse images with more pixels, at least 1",
     )
     add_accelerator(parser)
     parser.add_argument("--devices", default="auto", help="how many, or which")
@@ -153,11 +153,11 @@ def _parser() -> Parser:
     return parser
 
 
-def _from_standard_input(pictures: list[str]) -> list[str]:
-    if "-" not in pictures:
-        return pictures
+def _from_standard_input(images: list[str]) -> list[str]:
+    if "-" not in images:
+        return images
     listed = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-    return [name for name in pictures if name != "-"] + listed
+    return [name for name in images if name != "-"] + listed
 
 
 def _print(row: Row, log_probabilities: Sequence[float]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.files import write_text
 
 if TYPE_CHECKING:
-    from finetune.training.candidates import Candidate
+    from finetune.training.model_selection import Candidate
 
 
 def write_config(folder: Path, notes: Iterable[str], config: str) -> None:
@@ -32,9 +32,9 @@ def _is_note(line: str) -> bool:
 
 def write_figures(folder: Path, best: Candidate | None) -> None:
     """Write and print what the best classifier of the fit answers."""
-    from finetune.commands.evaluation import summary
-    from finetune.commands.runs import write_metrics
+    from finetune.commands.evaluate import summary
     from finetune.evaluation.metrics import dominant_of, figures_of
+    from finetune.training.metrics_file import write_metrics
 
     if best is not None and best.outputs is not None:
         figures = figures_of(*best.outputs)
@@ -52,4 +52,4 @@ def say_what_lies_where(folder: Path) -> None:
     for path, meaning in contents(folder):
         print(f"  {path.relative_to(folder)!s:<27}  {meaning}")
     best = folder / "checkpoints" / "best.ckpt"
-    print(f"\nnext: finetune predict {best} PICTURE_OR_FOLDER...")
+    print(f"\nnext: finetune predict {best} IMAGE_OR_FOLDER...")

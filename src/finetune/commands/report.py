@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.guest import Where, as_guest
-from finetune.commands.held_out import add_accelerator
+from finetune.commands.held_out_images import add_accelerator
 from finetune.commands.outputs import (
     PAGES,
     TABLES,

@@ -13,7 +13,7 @@ from finetune.commands.guest import Where, as_guest
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from finetune.prediction.loading import Predictor
+    from finetune.prediction.predictor import Predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """The figures so far by stage, as ``metrics.json`` has them: ``metrics["val"]["nll"]``."""
-        from finetune.commands.runs import read_metrics
+        from finetune.training.metrics_file import read_metrics
 
         return read_metrics(self.folder)
 
     def predictor(self) -> Predictor:
         """The best classifier, ready to answer; see :func:`finetune.load`."""
-        from finetune.prediction.loading import load
+        from finetune.prediction.predictor import load
 
         return load(self.best)
 
@@ -59,7 +59,8 @@ def fit(data: Where | None = None, *, quiet: bool = False, **options: Any) -> Ru
 
     All settings of the command are there by their last name, and chosen for the data where they are
     not given: ``backbone="resnet18", strategy="head", max_epochs=3, val_fraction=0.2, seed=1,
-    name="x", runs="runs"``. :mod:`finetune.commands.settings` says which names are which options.
+    name="x", runs="runs"``. :mod:`finetune.commands.python_options` says which names
+    are which options.
     The process stays as it was, its random states included; a second thread waits for the first.
 
     Args:
@@ -72,7 +73,7 @@ def fit(data: Where | None = None, *, quiet: bool = False, **options: Any) -> Ru
         UsageError: a setting that is not there, or is out of its range.
         FinetuneError: images, a network or weights that cannot be used.
     """
-    from finetune.commands.settings import as_arguments
+    from finetune.commands.python_options import as_arguments
 
     started = time.monotonic()
     _refuse_many(options)
@@ -125,11 +126,11 @@ def _judge(
     *,
     quiet: bool,
 ) -> dict[str, float | str]:
-    from finetune.commands.settings import as_arguments
+    from finetune.commands.python_options import as_arguments
 
     with as_guest(quiet=quiet):
         from finetune.combining.ensemble_file import checkpoint_file
-        from finetune.commands.evaluation import judge
+        from finetune.commands.evaluate import judge
 
         file = checkpoint_file(Path(checkpoint))
         root = _root(_fitted_root(Path(checkpoint)) if data is None else data)

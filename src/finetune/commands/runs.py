@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from finetune.commands.outputs import Output
-from finetune.documents import read_json
 from finetune.errors import OutputError, UsageError
 from finetune.files import write_link, write_text
-from finetune.spec.run_files import METRICS
+from finetune.training.metrics_file import read_metrics, write_metrics
 
 # Processes that Lightning starts for distributed training run the command again: they must not
 # open a run folder of their own.
@@ -101,39 +98,22 @@ def run_folder_of(checkpoint: str | Path) -> Path | None:
     return None
 
 
-def free_stage(folder: Path, stage: str, pictures: str) -> str:
-    """``stage``, or ``stage-<folder>`` if ``metrics.json`` has it about other pictures."""
+def free_stage(folder: Path, stage: str, images: str) -> str:
+    """``stage``, or ``stage-<folder>`` if ``metrics.json`` has it about other images."""
     for count_up in count(1):
-        suffix = "" if count_up == 1 else f"-{Path(pictures).name}"
+        suffix = "" if count_up == 1 else f"-{Path(images).name}"
         suffix += "" if count_up < 3 else f"-{count_up - 1}"
         known = read_metrics(folder).get(stage + suffix, {})
-        if known.get("pictures", pictures) == pictures:
+        if known.get("images", images) == images:
             return stage + suffix
     raise AssertionError("count() does not end")
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds, by stage; empty before the first figures.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
-    path = folder / "metrics.json"
-    return read_json(path, METRICS) if path.is_file() else {}
-
-
-def write_metrics(folder: Path, stage: str, figures: Mapping[str, float | str]) -> None:
-    """Put the figures of one stage into ``metrics.json``, beside those of the others."""
-    path = folder / "metrics.json"
-    known = read_metrics(folder)
-    write_text(path, json.dumps({**known, stage: dict(figures)}, indent=2) + "\n")
 
 
 @contextmanager
 def timed_fit(folder: Path) -> Iterator[None]:
     """Add the seconds within to those that ``metrics.json`` has, also when the fit is stopped.
 
-    What a killed process spent is not known. Without a checkpoint there is nothing to go on with,
+    What a killed process spent is not known. Without a checkpoint there is nothing to resume,
     and nothing is written.
     """
     earlier = float(read_metrics(folder).get("fit", {}).get("seconds", 0.0))

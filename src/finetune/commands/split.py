@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="finetune split",
-        description="Decide which pictures are for training, validation and testing, stratified by "
+        description="Decide which images are for training, validation and testing, stratified by "
         "class, and write it as a CSV that --data.manifest reads. The folder stays as it is.",
     )
     parser.add_argument("folder", help="DIR/<class>/... or DIR/train|val|test/<class>/...")
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-outside", action="store_true", help="accept files of the manifest outside DIR"
     )
     parser.add_argument(
-        "--previous", help="an earlier CSV: its pictures keep their sides, new ones are added"
+        "--previous", help="an earlier CSV: its images keep their sides, new ones are added"
     )
     for side in ("val", "test"):
         parser.add_argument(
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group-by",
         help="regular expression on the path below DIR, or the name of a column of --manifest: "
-        "pictures with equal values stay on one side",
+        "images with equal values stay on one side",
     )
     parser.add_argument(
         "--on-bad-image",
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _found(options: argparse.Namespace) -> ImageFolder:
-    """The pictures, each with its group and the side that it had."""
+    """The images, each with its group and the side that it had."""
     from finetune.data.folder import scan_folder
     from finetune.data.groups import groups_by_pattern
     from finetune.data.manifest import manifest_columns, read_manifest, with_previous
@@ -136,9 +136,9 @@ def _print_summary(folder: ImageFolder, output: Path) -> None:
     counts = ", ".join(f"{sides[side]} {side}" for side in ("train", "val", "test") if sides[side])
     folds = Counter(image.fold for image in folder.images if image.fold is not None)
     groups = len({image.group for image in folder.images if image.group is not None})
-    print(f"{len(folder.images)} pictures of {len(folder.class_names)} classes: {counts}")
+    print(f"{len(folder.images)} images of {len(folder.class_names)} classes: {counts}")
     if folds:
-        print(f"folds: {', '.join(str(folds[fold]) for fold in sorted(folds))} pictures")
+        print(f"folds: {', '.join(str(folds[fold]) for fold in sorted(folds))} images")
     if groups:
         print(f"groups: {groups}, each on one side")
     print(f"written to {output}; use it with --data.manifest {output}")

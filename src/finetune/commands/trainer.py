@@ -14,11 +14,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
+from finetune.commands.apply_recipe import choose_size_from_scratch
 from finetune.commands.config_files import checkpoint_option, option_value
-from finetune.commands.held_out import split_settings
+from finetune.commands.held_out_images import split_settings
 from finetune.commands.parsing import explain, take_all
-from finetune.commands.resuming import keep_settings
-from finetune.commands.settling import choose_size_from_scratch
+from finetune.commands.resume import keep_settings
 from finetune.commands.trainer_options import check_each, check_together
 from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
@@ -147,7 +147,7 @@ class FinetuneCLI(LightningCLI):
                 default=None,
                 help="Stop in good order after this time: 90s, 10m, 2h.",
             )
-            parser.add_argument("--resume", type=str | None, help="Run folder to go on with.")
+            parser.add_argument("--resume", type=str | None, help="Run folder to resume.")
             parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
             parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
             # Members of an ensemble differ in seed_everything and share the split of data.seed.
@@ -259,7 +259,7 @@ def build_as_kept(model: Namespace, checkpoint: Checkpoint) -> None:
 
 
 def fitted_data(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How a fit was given its images, but not where, as defaults of a fit that goes on with it."""
+    """How a fit was given its images, but not where, as defaults of a fit that is resumed."""
     data = checkpoint.details.get("data", {})
     known = set(signature(ImageFolderDataModule).parameters) - {"root", "manifest", "training_seed"}
     defaults = {f"data.{name}": data[name] for name in known if name in data}

@@ -1,1 +1,1 @@
-"""From a folder of pictures to batches of tensors; knows nothing of networks."""
+"""From a folder of images to batches of tensors; knows nothing of networks."""

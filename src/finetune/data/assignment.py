@@ -1,9 +1,9 @@
-"""Which picture stands on which side: what folder or manifest says, and what they leave open.
+"""Which image stands on which side: what folder or manifest says, and what they leave open.
 
-- Both sides that are missing, val and test, are held out from the training pictures; a test
+- Both sides that are missing, val and test, are held out from the training images; a test
   folder is never used as val.
 - A manifest with a split column is taken as it is: nothing more is held out for testing.
-- Folds are made of everything that is not test; the fold's own pictures are the val side.
+- Folds are made of everything that is not test; the fold's own images are the val side.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def assign_splits(
     only_new: bool = False,
     together: Sequence[Hashable | None] | None = None,
 ) -> ImageFolder:
-    """The folder with every picture on a side: train, val or test.
+    """The folder with every image on a side: train, val or test.
 
     Args:
-        folder: as found; the sides and folds that its pictures have already stay.
+        folder: as found; the sides and folds that its images have already stay.
         settings: what to hold out for the sides that are missing.
-        keep_test_absent: do not hold out test pictures: a manifest has said which there are.
-        only_new: fill a side that is missing with new pictures alone: an earlier fit has dealt out
+        keep_test_absent: do not hold out test images: a manifest has said which there are.
+        only_new: fill a side that is missing with new images alone: an earlier fit has dealt out
             the others.
-        together: of each picture, what keeps it with others on one side; by default its group.
+        together: of each image, what keeps it with others on one side; by default its group.
 
     Raises:
-        ImageFolderError: there are val or test pictures of a class without training pictures.
+        ImageFolderError: there are val or test images of a class without training images.
     """
     check_classes_in_train(folder)
     images = list(folder.images)
@@ -67,7 +67,7 @@ def assign_splits(
     to_fill = {split for split in absent if not (split == "val" and has_folds)}
     to_fill -= {"test"} if keep_test_absent else set()
     if any(image.split is None for image in images):
-        # New pictures are dealt to all sides, so that each comes near its share of everything.
+        # New images are dealt to all sides, so that each comes near its share of everything.
         to_fill |= {split for split in SPLITS[1:] if split not in absent}
         images = _deal(folder.root, images, groups, settings, to_fill, movable=(None,))
     elif to_fill and "train" in folder.splits and not only_new:
@@ -85,29 +85,29 @@ def check_classes_in_train(folder: ImageFolder) -> None:
     if extra:
         sides = [s for s in ("val", "test") if set(extra) & set(folder.classes_of(s))]
         raise ImageFolderError(
-            f"Expected every class to have training pictures, found {', '.join(map(repr, extra))} "
-            f"only in {' and '.join(sides)} of {folder.root}; add training pictures or move the "
+            f"Expected every class to have training images, found {', '.join(map(repr, extra))} "
+            f"only in {' and '.join(sides)} of {folder.root}; add training images or move the "
             "folders away."
         )
 
 
 def classes_missing_from_train(folder: ImageFolder) -> list[str]:
-    """Classes with pictures in val or test, but none that train could learn from."""
+    """Classes with images in val or test, but none that train could learn from."""
     if "train" not in folder.splits:
         return []
     learnable = {*folder.classes_of("train"), *folder.classes_of(None)}
-    # A checkpoint's vocabulary may hold classes of which this folder has no picture at all.
+    # A checkpoint's vocabulary may hold classes of which this folder has no image at all.
     judged = {*folder.classes_of("val"), *folder.classes_of("test")}
     return [name for name in folder.class_names if name in judged - learnable]
 
 
-def picture_keys(root: str | os.PathLike[str], images: Sequence[LabelledImage]) -> list[str]:
-    """What identifies each picture from run to run: its path below the root, in NFC."""
+def image_keys(root: str | os.PathLike[str], images: Sequence[LabelledImage]) -> list[str]:
+    """What identifies each image from run to run: its path below the root, in NFC."""
     return [normal_name(key) for key in relative_names(root, images)]
 
 
 def relative_names(root: str | os.PathLike[str], images: Sequence[LabelledImage]) -> list[str]:
-    """Each picture's path below the root with slashes, as the disk spells it; others absolute."""
+    """Each image's path below the root with slashes, as the disk spells it; others absolute."""
     as_given = os.path.join(os.fspath(root), "")
     prefix = os.path.join(os.path.abspath(root), "")
     names = []
@@ -122,10 +122,10 @@ def relative_names(root: str | os.PathLike[str], images: Sequence[LabelledImage]
 
 
 def names_below(root: str | os.PathLike[str], images: Sequence[LabelledImage]) -> list[str]:
-    """Each picture's path from the root in NFC, never absolute: one outside begins with ``..``."""
+    """Each image's path from the root in NFC, never absolute: one outside begins with ``..``."""
     return [
         os.path.relpath(key, root).replace(os.sep, "/") if os.path.isabs(key) else key
-        for key in picture_keys(root, images)
+        for key in image_keys(root, images)
     ]
 
 
@@ -138,15 +138,15 @@ def _deal(
     *,
     movable: tuple[Split | None],
 ) -> list[LabelledImage]:
-    """Deal out pictures that may move to train and the sides to fill; the others stay.
+    """Deal out images that may move to train and the sides to fill; the others stay.
 
-    Where training pictures move, val and test folders do not count for the shares; where only new
-    pictures do, all that is settled counts.
+    Where training images move, val and test folders do not count for the shares; where only new
+    images do, all that is given counts.
     """
     chosen = [i for i, image in enumerate(images) if movable == (None,) or image.split in movable]
     sides = split_labels(
         [images[i].label for i in chosen],
-        picture_keys(root, [images[i] for i in chosen]),
+        image_keys(root, [images[i] for i in chosen]),
         val_fraction=settings.val_fraction if "val" in to_fill else 0.0,
         test_fraction=settings.test_fraction if "test" in to_fill else 0.0,
         groups=[groups[i] for i in chosen],
@@ -178,7 +178,7 @@ def _assign_folds(
     labels = [images[i].label for i in pool]
     fold_of = fold_labels(
         labels,
-        picture_keys(root, [images[i] for i in pool]),
+        image_keys(root, [images[i] for i in pool]),
         folds=folds,
         groups=[groups[i] for i in pool],
         previous=previous,

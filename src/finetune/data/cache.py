@@ -1,8 +1,8 @@
 """Decoded images cached once and read many times: by later epochs, folds, members and runs.
 
-In memory or, for all processes, in the files of :mod:`finetune.data.packs`. An image is known by
-its path and :func:`~finetune.cache_dir.file_stamp`, and behind these by a hash of its content: a
-renamed or copied file is found again, a changed one is decoded anew.
+In memory or, for all processes, in the files of :mod:`finetune.data.image_shards`. An image is
+known by its path and :func:`~finetune.cache_dir.file_stamp`, and behind these by a hash of its
+content: a renamed or copied file is found again, a changed one is decoded anew.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from PIL import __version__ as pillow_version
 from torch import Tensor
 
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash
-from finetune.data.images import ImageReader, decode_bytes
-from finetune.data.packs import PackIndex, PackWriter
+from finetune.data.decoding import ImageReader, decode_bytes
+from finetune.data.image_shards import ShardIndex, ShardWriter
 from finetune.errors import ImageError
 from finetune.spec.images import content_id
 
@@ -57,8 +57,8 @@ class CachedReader:
         self.limit_bytes = limit_bytes
         self.pack_bytes = pack_bytes
         self._files = image_files(cache_dir)
-        self._index = PackIndex(self._files, group, reader.in_chans)
-        self._writer: PackWriter | None = None
+        self._index = ShardIndex(self._files, group, reader.in_chans)
+        self._writer: ShardWriter | None = None
         self._full = False
         self._lock = threading.Lock()
 
@@ -107,7 +107,7 @@ class CachedReader:
                 if self._files.evict(self.limit_bytes, keep=self.group) >= self.limit_bytes:
                     self._full = True
                     return
-                self._writer = writer = PackWriter(self._files, self.group)
+                self._writer = writer = ShardWriter(self._files, self.group)
             record = writer.append(identity, content_key, pixels)
         except OSError:  # a full or read-only disk, or no permission: go on without
             self._full = True
@@ -116,7 +116,7 @@ class CachedReader:
 
 
 class MemoryReader:
-    """A reader that keeps its decoded images in this process, up to a limit."""
+    """A reader that caches its decoded images in this process, up to a limit."""
 
     def __init__(self, reader: ImageReader, *, limit_bytes: int = MEMORY_BYTES) -> None:
         self.reader = reader
@@ -148,20 +148,20 @@ def caching_reader(
     root: Path,
     *,
     mode: CacheMode,
-    pictures: int,
+    images: int,
     decode_seconds: float,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> ImageReader | CachedReader | MemoryReader:
     """The reader that a mode asks for.
 
-    ``auto`` keeps pictures in memory where decoding all of them takes less than two seconds,
+    ``auto`` caches images in memory where decoding all of them takes less than two seconds,
     else on disk where they fit into a quarter of what is free and into the limit, else not.
 
     Args:
         reader: how to decode.
-        root: the folder of pictures, which names the cache.
+        root: the folder of images, which names the cache.
         mode: off, memory, disk or auto.
-        pictures: how many there are.
+        images: how many there are.
         decode_seconds: about how long decoding all of them takes.
         cache_dir: instead of the platform's cache folder.
     """
@@ -169,7 +169,7 @@ def caching_reader(
         return reader
     if mode == "memory":
         return MemoryReader(reader)
-    needed = pictures * estimated_bytes(reader)
+    needed = images * estimated_bytes(reader)
     if mode == "auto":
         if decode_seconds < 2 and needed <= MEMORY_BYTES:
             return MemoryReader(reader)
@@ -185,7 +185,7 @@ def image_files(cache_dir: str | os.PathLike[str] | None) -> CachedFiles:
 
 
 def estimated_bytes(reader: ImageReader) -> int:
-    """Of one kept picture with the usual aspect ratio of 4 to 3."""
+    """Of one cached image with the usual aspect ratio of 4 to 3."""
     side = reader.short_side or 0
     return reader.in_chans * side * side * 4 // 3
 
@@ -202,4 +202,4 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _unreadable(path: Path, error: OSError) -> ImageError:
-    return ImageError(f"Expected a picture at {path}: {error.strerror}.")
+    return ImageError(f"Expected an image at {path}: {error.strerror}.")

@@ -1,4 +1,4 @@
-"""From a folder of pictures to batches: the LightningDataModule of every command."""
+"""From a folder of images to batches: the LightningDataModule of every command."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from finetune.data.assignment import SplitSettings, check_classes_in_train, names_below
 from finetune.data.cache import CacheMode, caching_reader
+from finetune.data.dataloaders import make_loader, silence_worker_advice
 from finetune.data.dataset import (
     ImageDataset,
     Reader,
@@ -23,13 +24,12 @@ from finetune.data.dataset import (
     balancing_weights,
     shuffled_order,
 )
+from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.findings import Finding, write_findings
 from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
-from finetune.data.images import MAX_PIXELS, ImageReader
-from finetune.data.loading import make_loader, silence_worker_advice
+from finetune.data.found_images import FoundImages, OnBadImage
 from finetune.data.manifest import write_manifest
-from finetune.data.pictures import OnBadImage, Pictures
-from finetune.data.preview import MOST, write_batch_picture
+from finetune.data.preview import MOST, write_batch_image
 from finetune.data.sides import Sides
 from finetune.data.transforms import (
     Augmentation,
@@ -38,10 +38,10 @@ from finetune.data.transforms import (
     training_transform,
 )
 from finetune.data.views import SeveralViews
-from finetune.data.workload import choose_num_workers as choose_num_workers
-from finetune.data.workload import reading_seconds
+from finetune.data.workers import choose_num_workers as choose_num_workers
+from finetune.data.workers import reading_seconds
 from finetune.errors import ImageFolderError, UsageError
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import DATA, check_settings
 from finetune.spec.splits import SplitRecord
 
@@ -51,7 +51,7 @@ AUGMENTATION: Augmentation = "light"
 
 
 class ImageFolderDataModule(LightningDataModule):
-    """Train, val and test batches of a folder of pictures.
+    """Train, val and test batches of a folder of images.
 
     Layouts::
 
@@ -67,23 +67,23 @@ class ImageFolderDataModule(LightningDataModule):
         manifest: CSV with ``path,label[,split][,fold][,group]`` that decides instead of folders.
         preprocessing: image size and interpolation; by default the trained network's own.
         class_names: the vocabulary; by default the checkpoint's, or else the folder's.
-        augmentation: random views of training pictures: none, light, medium or strong; "auto" is
+        augmentation: random views of training images: none, light, medium or strong; "auto" is
             light unless a recipe chooses.
-        balanced: draw every class equally often in an epoch, rare pictures several times, instead
-            of each picture once; the final layer fitted in closed form weighs them likewise.
-        batch_size: pictures a batch; 32 where it is not given and no recipe chooses.
-        num_workers: processes that read pictures; by default chosen from cores and data size.
+        balanced: draw every class equally often in an epoch, rare images several times, instead
+            of each image once; the final layer fitted in closed form weighs them likewise.
+        batch_size: images a batch; 32 where it is not given and no recipe chooses.
+        num_workers: processes that read images; by default chosen from cores and data size.
         val_fraction: share held out for validation where the folder has no such split; 0: none.
         test_fraction: share held out for testing where the folder has no such split; 0: none.
         seed: of splits, and of order and random views unless ``training_seed`` is given.
         training_seed: of order and random views: fits that differ in it alone share their split.
-        cache: keep decoded pictures: off, memory, disk, or auto (whichever pays).
+        cache: cache decoded images: off, memory, disk, or auto (whichever pays).
         cache_dir: where, instead of the platform's cache folder.
         on_bad_image: ``error`` stops before training, ``skip`` leaves such files out and says so.
         folds: number of cross-validation folds, made of everything that is not test.
         fold: the fold that is val, from 0.
-        max_pixels: refuse pictures with more.
-        group_by: regular expression; pictures whose paths match alike stay on one side.
+        max_pixels: refuse images with more.
+        group_by: regular expression; images whose paths match alike stay on one side.
         allow_outside: accept files of the manifest that are not below the root.
     """
 
@@ -120,7 +120,7 @@ class ImageFolderDataModule(LightningDataModule):
             raise UsageError(f"Expected fold, 0 ... {folds - 1}, together with folds={folds}.")
         self.root = Path(root)
         self.manifest = manifest
-        self.settle(
+        self.apply_recipe(
             augmentation=AUGMENTATION if augmentation == "auto" else augmentation,
             batch_size=BATCH_SIZE if batch_size is None else batch_size,
         )
@@ -131,7 +131,7 @@ class ImageFolderDataModule(LightningDataModule):
         self._given_preprocessing = preprocessing
         self._given_class_names = None if class_names is None else tuple(class_names)
         self._cache: tuple[CacheMode, str | None] = (cache, cache_dir)
-        pictures = Pictures(
+        found_images = FoundImages(
             self.root,
             manifest=manifest,
             allow_outside=allow_outside,
@@ -142,9 +142,9 @@ class ImageFolderDataModule(LightningDataModule):
             remember=cache != "off",
         )
         settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
-        self._sides = Sides(pictures, settings)
+        self._sides = Sides(found_images, settings)
         self._readers: dict[ImageReader, Reader] = {}
-        # A teacher's probabilities for the training pictures, (N, C), as train batches' third
+        # A teacher's probabilities for the training images, (N, C), as train batches' third
         # tensor.
         self.soft_labels: Tensor | None = None
 
@@ -176,10 +176,10 @@ class ImageFolderDataModule(LightningDataModule):
         return self._sides.differences(self.folder)
 
     @property
-    def _pictures(self) -> Pictures:
-        return self._sides.pictures
+    def _found_images(self) -> FoundImages:
+        return self._sides.found_images
 
-    def settle(self, *, augmentation: Augmentation, batch_size: int) -> None:
+    def apply_recipe(self, *, augmentation: Augmentation, batch_size: int) -> None:
         """Take over settings that a recipe has chosen."""
         _check_choice("augmentation", augmentation, get_args(Augmentation))
         if batch_size < 1:
@@ -194,8 +194,8 @@ class ImageFolderDataModule(LightningDataModule):
         own = self._given_class_names or self._of_classifier("class_names")
         if own:
             return tuple(own)
-        check_classes_in_train(self._pictures.found)
-        return self._pictures.found.class_names
+        check_classes_in_train(self._found_images.found)
+        return self._found_images.found.class_names
 
     @property
     def num_classes(self) -> int:
@@ -209,16 +209,16 @@ class ImageFolderDataModule(LightningDataModule):
         return own or Preprocessing()
 
     def prepare_for(self, preprocessing: Preprocessing) -> None:
-        """See pictures as this network does, where no preprocessing was given."""
+        """See images as this network does, where no preprocessing was given."""
         self._given_preprocessing = self._given_preprocessing or preprocessing
 
     @property
     def folder(self) -> ImageFolder:
-        """Every picture with its label in :attr:`class_names` and its side."""
+        """Every image with its label in :attr:`class_names` and its side."""
         return self._sides.folder(self._given_class_names or self._of_classifier("class_names"))
 
     def images(self, split: Split) -> tuple[LabelledImage, ...]:
-        """The pictures of a split, in the order of its unshuffled loader."""
+        """The images of a split, in the order of its unshuffled loader."""
         _check_choice("split", split, get_args(Split))
         return self._sides.of_split(self.folder, split)
 
@@ -228,40 +228,40 @@ class ImageFolderDataModule(LightningDataModule):
 
     @property
     def draw_weights(self) -> Tensor | None:
-        """How often each training picture is drawn, ``(N,)``; None: each once an epoch."""
+        """How often each training image is drawn, ``(N,)``; None: each once an epoch."""
         if not self.balanced:
             return None
         return balancing_weights([image.label for image in self.images("train")])
 
     def epoch_order(self, generator: torch.Generator) -> list[int]:
-        """The training pictures of an epoch, by their indexes."""
+        """The training images of an epoch, by their indexes."""
         return shuffled_order(len(self.images("train")), generator, self.draw_weights)
 
     def class_counts(self, split: Split) -> dict[str, int]:
-        """Pictures of each class in a split, zeros included, in the order of the vocabulary."""
+        """Images of each class in a split, zeros included, in the order of the vocabulary."""
         counts = Counter(image.label for image in self.images(split))
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
     @property
     def median_short_side(self) -> int:
-        """Of the readable pictures, in pixels; 0 where there are none."""
-        return self._pictures.median_short_side
+        """Of the readable images, in pixels; 0 where there are none."""
+        return self._found_images.median_short_side
 
     @property
     def findings(self) -> list[Finding]:
         """What :mod:`finetune.data.health` has to say about the folder, errors first."""
-        return self._pictures.findings
+        return self._found_images.findings
 
     @property
     def bad_images(self) -> list[Finding]:
         """The files that cannot be read; with ``on_bad_image="skip"`` they are left out."""
-        return self._pictures.bad_images
+        return self._found_images.bad_images
 
     def setup(self, stage: str) -> None:
-        """Find and open the pictures and put each on a side; called by Lightning.
+        """Find and open the images and put each on a side; called by Lightning.
 
         Raises:
-            ImageFolderError: nothing to train on, one class only, no test pictures, ...
+            ImageFolderError: nothing to train on, one class only, no test images, ...
             ImageError: some files cannot be read, and ``on_bad_image`` is ``error``.
         """
         silence_worker_advice()
@@ -273,25 +273,25 @@ class ImageFolderDataModule(LightningDataModule):
             self._require("val" if stage == "validate" else "test")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled random views of the training pictures."""
+        """Shuffled random views of the training images."""
         images = self._require("train")
         transform = training_transform(self.preprocessing, self.augmentation, to_float=False)
         dataset = ImageDataset(images, transform, self.reader(), self.soft_labels)
-        # A last batch of one picture has no variance: batch norm cannot train on it.
+        # A last batch of one image has no variance: batch norm cannot train on it.
         lonely = len(images) > self.batch_size and len(images) % self.batch_size == 1
         sampler = ShuffledDraws(len(images), self.seed, self.draw_weights)
         return self._loader(dataset, sampler=sampler, drop_last=lonely, collate_fn=collate_bytes)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The val pictures in order; an empty list when none were held out."""
+        """The val images in order; an empty list when none were held out."""
         return self.evaluation_dataloader("val") if self.images("val") else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test pictures in order."""
+        """The test images in order."""
         return self.evaluation_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """All pictures in order, whatever their side."""
+        """All images in order, whatever their side."""
         return self._evaluation_loader(self.folder.images)
 
     def evaluation_dataloader(
@@ -300,7 +300,7 @@ class ImageFolderDataModule(LightningDataModule):
         """Any split, unshuffled and without augmentation.
 
         With ``preprocessings``, the images of a batch are a list with one tensor for each; every
-        picture is decoded once for all of them.
+        image is decoded once for all of them.
         """
         images = self._require(split)
         if preprocessings is None:
@@ -315,7 +315,7 @@ class ImageFolderDataModule(LightningDataModule):
         write_manifest(path, self.folder)
 
     def write_records(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``split.csv``, ``batch.png`` (training pictures as the network sees them) and,
+        """Write ``split.csv``, ``batch.png`` (training images as the network sees them) and,
         where files were left out, ``bad_images.csv`` into a run folder.
         """
         folder = Path(folder)
@@ -325,13 +325,13 @@ class ImageFolderDataModule(LightningDataModule):
         loader = self.train_dataloader()
         first = itertools.islice(cast(ShuffledDraws, loader.sampler), MOST)
         images, labels, *_ = collate_bytes([loader.dataset[draw] for draw in first])
-        write_batch_picture(images, labels, self.class_names, folder / "batch.png")
+        write_batch_image(images, labels, self.class_names, folder / "batch.png")
 
     def summary(self) -> str:
-        """One line: pictures of each side, classes, files left out."""
+        """One line: images of each side, classes, files left out."""
         counts = {split: len(self.images(split)) for split in SPLITS}
         text = ", ".join(f"{number} {split}" for split, number in counts.items() if number)
-        text += f" pictures of {self.num_classes} classes"
+        text += f" images of {self.num_classes} classes"
         bad = len(self.bad_images)
         return f"{text}; {bad} unreadable files left out, see bad_images.csv" if bad else text
 
@@ -347,9 +347,7 @@ class ImageFolderDataModule(LightningDataModule):
                 remedy += f" or a {split}_fraction above 0"
             if self._sides.followed is not None and self.images("train"):
                 remedy = "a fit has trained on all others; add images, or give --data.manifest"
-            raise ImageFolderError(
-                f"Expected {split} pictures in {self.root}, found none; {remedy}."
-            )
+            raise ImageFolderError(f"Expected {split} images in {self.root}, found none; {remedy}.")
         return images
 
     def _one_class_message(self) -> str:
@@ -359,25 +357,25 @@ class ImageFolderDataModule(LightningDataModule):
         remedy = (
             f"did you mean --data.root {inner}?"
             if nested
-            else "put each class's pictures into a folder of its own."
+            else "put each class's images into a folder of its own."
         )
         return f"Expected at least two classes in {self.root}, found only {only!r}; {remedy}"
 
     def reader(self, preprocessing: Preprocessing | None = None) -> Reader:
-        """Reads a picture at the size that a preprocessing asks for; decoded ones are kept."""
+        """Reads an image at the size that a preprocessing asks for; decoded ones are cached."""
         wanted = preprocessing or self.preprocessing
         return self._cached(ImageReader.of([wanted], max_pixels=self.max_pixels))
 
     def _cached(self, reader: ImageReader) -> Reader:
-        """One reader for all loaders that decode alike, so that they share what is kept."""
+        """One reader for all loaders that decode alike, so that they share what is cached."""
         if reader not in self._readers:
             mode, cache_dir = self._cache
-            paths = self._pictures.paths
+            paths = self._found_images.paths
             self._readers[reader] = caching_reader(
                 reader,
                 self.root,
                 mode=mode,
-                pictures=len(paths),
+                images=len(paths),
                 decode_seconds=reading_seconds(paths),
                 cache_dir=cache_dir,
             )

@@ -1,4 +1,4 @@
-"""The one Dataset: labelled pictures, or plain files, through a reader and a transform."""
+"""The one Dataset: labelled images, or plain files, through a reader and a transform."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from finetune.data.decoding import ImageReader
 from finetune.data.folder import LabelledImage
-from finetune.data.images import ImageReader
 
 Reader = Callable[[Path], Tensor]
 NO_LABEL = -1
@@ -19,7 +19,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One picture of an epoch and the seed of its random view."""
+    """One image of an epoch and the seed of its random view."""
 
     index: int
     seed: int
@@ -31,7 +31,7 @@ Item = tuple[Tensor, int] | tuple[Tensor, int, Tensor]
 class ImageDataset(Dataset[Item]):
     """``(transform(reader(path)), label)``; plain paths have the label -1.
 
-    With ``soft_labels`` ``(N, C)`` a third entry is the picture's row of them.
+    With ``soft_labels`` ``(N, C)`` a third entry is the image's row of them.
 
     Indexed by a number, or by a :class:`Draw`, whose seed then decides the random view alone: the
     same seed gives the same tensor whatever the number of workers, and the global random state
@@ -55,11 +55,11 @@ class ImageDataset(Dataset[Item]):
 
     @property
     def paths(self) -> list[Path]:
-        """The file of each picture."""
+        """The file of each image."""
         return [i.path if isinstance(i, LabelledImage) else i for i in self.images]
 
     def __getitem__(self, index: int | Draw) -> Item:
-        """The picture as the transform leaves it, and its label or labels."""
+        """The image as the transform leaves it, and its label or labels."""
         if not isinstance(index, Draw):
             return self._item(index)
         state = torch.random.get_rng_state()
@@ -83,14 +83,14 @@ class ImageDataset(Dataset[Item]):
 def shuffled_order(
     length: int, generator: torch.Generator, weights: Tensor | None = None
 ) -> list[int]:
-    """The pictures of an epoch: each once or, with weights ``(length,)``, drawn by them."""
+    """The images of an epoch: each once or, with weights ``(length,)``, drawn by them."""
     if weights is None:
         return torch.randperm(length, generator=generator).tolist()
     return torch.multinomial(weights, length, replacement=True, generator=generator).tolist()
 
 
 def balancing_weights(labels: Sequence[int]) -> Tensor:
-    """A weight a picture with which every class is drawn equally often, float64 ``(N,)``."""
+    """A weight an image with which every class is drawn equally often, float64 ``(N,)``."""
     classes = torch.tensor(labels)
     return 1 / classes.bincount().double()[classes]
 
@@ -98,7 +98,7 @@ def balancing_weights(labels: Sequence[int]) -> Tensor:
 class ShuffledDraws(Sampler[Draw]):
     """A new order and new random views every epoch, both from ``(seed, epoch)`` alone.
 
-    Lightning calls :meth:`set_epoch`, so a resumed fit goes on as the uninterrupted one would;
+    Lightning calls :meth:`set_epoch`, so a resumed fit is as the uninterrupted one would;
     elsewhere each pass counts as the next epoch.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures that are there more than once: byte for byte, or nearly the same to the eye."""
+"""Images that are there more than once: byte for byte, or nearly the same to the eye."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.images import decode_image
+from finetune.data.decoding import decode_image
 from finetune.data.inspection import Inspection
 from finetune.errors import ImageError
 
@@ -16,7 +16,7 @@ from finetune.errors import ImageError
 # 8 bits, two hashes at most 7 bits apart agree in at least one band, so none is missed.
 NEAR_BITS = 7
 BANDS = 8
-# Two such pictures are near duplicates if their small grey copies correlate at least this well.
+# Two such images are near duplicates if their small grey copies correlate at least this well.
 NEAR_CORRELATION = 0.95
 SMALL = 24  # side of these copies in pixels
 
@@ -35,14 +35,14 @@ def exact_duplicates(inspections: Sequence[Inspection]) -> list[list[int]]:
 def near_duplicates(
     inspections: Sequence[Inspection], read_small: Callable[[Path], np.ndarray] | None = None
 ) -> list[tuple[int, int]]:
-    """Pairs of indexes of pictures that look the same but differ in their bytes.
+    """Pairs of indexes of images that look the same but differ in their bytes.
 
     Perceptual hashes (of ``imagehash``, to be asked for in the inspection) find candidates; small
     copies, compared pixel by pixel, confirm them. Copies in another format or size, with another
     quality or a slightly changed light are found; mirrored, turned or strongly cropped ones not.
 
-    Each content counts once, by its first index, and of pictures that look the same only as many
-    pairs are given as connect them: memory is proportional to the number of pictures.
+    Each content counts once, by its first index, and of images that look the same only as many
+    pairs are given as connect them: memory is proportional to the number of images.
     """
     first_of: dict[str, int] = {}
     for index, inspection in enumerate(inspections):
@@ -61,7 +61,7 @@ def near_duplicates(
 
 
 class _Alike:
-    """Connects pictures whose small copies agree, and keeps the pairs that connect."""
+    """Connects images whose small copies agree, and keeps the pairs that connect."""
 
     def __init__(self, small: Callable[[int], np.ndarray]) -> None:
         self.pairs: list[tuple[int, int]] = []
@@ -70,7 +70,7 @@ class _Alike:
         self._sets = DisjointSets()
 
     def add(self, equal: Sequence[int]) -> None:
-        """Compare pictures of one hash: each with those that none before it was like."""
+        """Compare images of one hash: each with those that none before it was like."""
         leaders: list[int] = []
         for index in equal if len(equal) > 1 else ():
             if self._row(index) is None:
@@ -81,7 +81,7 @@ class _Alike:
                 leaders.append(index)
 
     def connect(self, some: Sequence[int], others: Sequence[int]) -> None:
-        """Compare pictures of two hashes, as far as these are not connected yet."""
+        """Compare images of two hashes, as far as these are not connected yet."""
         for index in some:
             apart = [each for each in others if not self._sets.together(index, each)]
             for other in self._agreeing(index, apart):
@@ -110,7 +110,7 @@ class _Alike:
 
 
 def small_copy(path: Path) -> np.ndarray:
-    """A picture as ``float (24, 24)`` grey, its aspect ratio forgotten."""
+    """An image as ``float (24, 24)`` grey, its aspect ratio forgotten."""
     from PIL import Image
 
     try:

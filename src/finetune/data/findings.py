@@ -1,4 +1,4 @@
-"""One thing worth knowing about a folder of pictures, and many of them as a table.
+"""One thing worth knowing about a folder of images, and many of them as a table.
 
 Three severities: an *error* would make a figure wrong (a file that cannot be read, a leak between
 splits, a class missing from train), a *warning* deserves a look, a *note* is only said.

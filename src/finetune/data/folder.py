@@ -1,4 +1,4 @@
-"""Find the labelled pictures of a folder, and say about every other file why it is not used.
+"""Find the labelled images of a folder, and say about every other file why it is not used.
 
 Layouts::
 
@@ -6,7 +6,7 @@ Layouts::
     ROOT/train|val|test/<class>/**/*.jpg           split by folders; also valid, validation, ...
 
 The folder right below the root (or below the split) is the class; deeper folders belong to it.
-Nothing is opened here: :mod:`finetune.data.health` tells whether a file really is a picture.
+Nothing is opened here: :mod:`finetune.data.health` tells whether a file really is an image.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _Found = tuple[Split | None, str, str]  # split, class name, file
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One picture: its file, the index of its class, and on which side it stands.
+    """One image: its file, the index of its class, and on which side it stands.
 
     Attributes:
         path: the file, as found (not resolved).
         label: index into the class names of the folder that it belongs to.
-        group: pictures of one group (a patient, a burst, a video) stay on one side of every split.
+        group: images of one group (a patient, a burst, a video) stay on one side of every split.
         split: None as long as the folder is unsplit.
-        fold: number of the cross-validation fold that holds the picture out, if there are folds.
+        fold: number of the cross-validation fold that holds the image out, if there are folds.
         id: of the whole content, see :mod:`finetune.spec.images`; empty until the file was read.
         stamp: of the file as it was read, see :func:`~finetune.cache_dir.file_stamp`.
     """
@@ -67,9 +67,9 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """All labelled pictures under a root, in a fixed order, and everything left out.
+    """All labelled images under a root, in a fixed order, and everything left out.
 
-    ``class_names`` are those with at least one picture in any split, sorted by code point, in
+    ``class_names`` are those with at least one image in any split, sorted by code point, in
     Unicode's composed form (NFC); ``images`` are sorted by split, class and file name.
     """
 
@@ -82,26 +82,26 @@ class ImageFolder:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits that have pictures, in the order train, val, test; () if unsplit."""
+        """The splits that have images, in the order train, val, test; () if unsplit."""
         present = {image.split for image in self.images}
         return tuple(split for split in SPLITS if split in present)
 
     @property
     def is_split(self) -> bool:
-        """Whether the pictures already stand on sides."""
+        """Whether the images already stand on sides."""
         return bool(self.splits)
 
     def of_split(self, split: Split) -> tuple[LabelledImage, ...]:
-        """The pictures of one split, in order."""
+        """The images of one split, in order."""
         return tuple(image for image in self.images if image.split == split)
 
     def classes_of(self, split: Split | None) -> tuple[str, ...]:
-        """The classes with at least one picture in a split (None: in the unsplit set)."""
+        """The classes with at least one image in a split (None: in the unsplit set)."""
         labels = {image.label for image in self.images if image.split == split}
         return tuple(self.class_names[label] for label in sorted(labels))
 
     def with_class_names(self, class_names: Sequence[str]) -> ImageFolder:
-        """The same pictures with their indexes in another vocabulary, such as a checkpoint's.
+        """The same images with their indexes in another vocabulary, such as a checkpoint's.
 
         Raises:
             ImageFolderError: a class of this folder is not in the vocabulary.
@@ -121,20 +121,20 @@ class ImageFolder:
 
 
 def scan_folder(root: str | os.PathLike[str]) -> ImageFolder:
-    """Find all pictures under ``root`` and the class of each.
+    """Find all images under ``root`` and the class of each.
 
     Links are followed, but no folder is read twice. Split folders are recognised when there is a
     training folder, or when nothing but split folders lies in the root; beside other folders one
     that holds images and no folder, such as a class called ``train`` beside ``bus``, is a class.
 
     Raises:
-        ImageFolderError: no such folder, two folders for one split, or no picture in any class.
+        ImageFolderError: no such folder, two folders for one split, or no image in any class.
     """
     root = Path(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise ImageFolderError(
-            f"Expected a folder of pictures at {root}, found {found}; check --data.root."
+            f"Expected a folder of images at {root}, found {found}; check --data.root."
         )
     walk = Walk()
     folders = walk.folders_in(root, "outside any class folder")
@@ -156,7 +156,7 @@ def scan_folder(root: str | os.PathLike[str]) -> ImageFolder:
 
 def _assemble(root: Path, walk: Walk, found: list[_Found]) -> ImageFolder:
     if not found:
-        raise ImageFolderError(_no_pictures_message(root, walk))
+        raise ImageFolderError(_no_images_message(root, walk))
     class_names = sorted({name for _, name, _ in found})
     label_of = {name: label for label, name in enumerate(class_names)}
     images = [LabelledImage(Path(path), label_of[name], None, split) for split, name, path in found]
@@ -175,14 +175,14 @@ def _order(image: LabelledImage) -> tuple[int, int]:
     return (SPLITS.index(image.split) if image.split else 0, image.label)
 
 
-def _no_pictures_message(root: Path, walk: Walk) -> str:
+def _no_images_message(root: Path, walk: Walk) -> str:
     if walk.unlisted:
         return unlisted_message(walk)
     flat = sum(unused.reason.startswith("outside any class") for unused in walk.unused)
     seen = f"{flat} files outside any class folder" if flat else "none"
     return (
-        f"Expected pictures in {root}/<class>/ or {root}/train/<class>/, found {seen}; "
-        f"put each class's pictures ({', '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}) "
+        f"Expected images in {root}/<class>/ or {root}/train/<class>/, found {seen}; "
+        f"put each class's images ({', '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}) "
         "into a folder named after the class."
     )
 

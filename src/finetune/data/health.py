@@ -1,4 +1,4 @@
-"""What is wrong with a folder of pictures, file by file, before anything is trained."""
+"""What is wrong with a folder of images, file by file, before anything is trained."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from finetune.data.duplicates import exact_duplicates, join, near_duplicates
 from finetune.data.findings import Finding, Severity
 from finetune.data.folder import ImageFolder, LabelledImage
 from finetune.data.inspection import Inspection
-from finetune.data.looks import look_findings
+from finetune.data.outlier_checks import look_findings
 from finetune.data.walk import UnusedFile
 from finetune.errors import ImageError
 
-FEW_EVALUATED = 5  # fewer pictures of a class in val or test than this say next to nothing
+FEW_EVALUATED = 5  # fewer images of a class in val or test than this say next to nothing
 IMBALANCE = 10
 
 
@@ -31,8 +31,8 @@ def check_folder(
 
     Args:
         folder: what was found, with its splits as given.
-        inspections: of all its pictures, in order; with perceptual hashes for ``near``.
-        duplicates: look for equal files only, or also for pictures that look the same.
+        inspections: of all its images, in order; with perceptual hashes for ``near``.
+        duplicates: look for equal files only, or also for images that look the same.
     """
     readable = [
         (image, inspection)
@@ -53,7 +53,7 @@ def check_folder(
 def unreadable_files(
     inspections: Iterable[Inspection], unlisted: Iterable[UnusedFile] = ()
 ) -> list[Finding]:
-    """An error for each file that is no picture, damaged, or too large, and for hidden folders."""
+    """An error for each file that is no image, damaged, or too large, and for hidden folders."""
     remedy = "change the folder's rights, or train with on_bad_image=skip"
     folders = [Finding(each.path, "unreadable", "error", each.reason, remedy) for each in unlisted]
     return folders + [
@@ -83,7 +83,7 @@ def readable_folder(
     bad = unreadable_files(inspections, folder.unlisted)
     if bad and on_bad_image == "error":
         raise ImageError(
-            f"Expected only readable pictures in {folder.root}, found {len(bad)} that are not, the "
+            f"Expected only readable images in {folder.root}, found {len(bad)} that are not, the "
             f"first {bad[0].path} ({bad[0].problem}); see `finetune check "
             f"{folder.root}`, or leave them out with on_bad_image=skip."
         )
@@ -101,7 +101,7 @@ def readable_folder(
 def duplicate_findings(
     folder: ImageFolder, inspections: Sequence[Inspection], *, near: bool = False
 ) -> list[Finding]:
-    """Pictures that are there twice: across splits, with two labels, or merely so."""
+    """Images that are there twice: across splits, with two labels, or merely so."""
     exact = exact_duplicates(inspections)
     findings = [_duplicate_finding(folder, group, "equal to") for group in exact]
     if near:
@@ -115,7 +115,7 @@ def duplicate_findings(
 
 
 def class_findings(folder: ImageFolder, readable: Sequence[LabelledImage]) -> list[Finding]:
-    """What the numbers of pictures in classes and splits say."""
+    """What the numbers of images in classes and splits say."""
     return [
         *_vocabulary_findings(folder),
         *_count_findings(folder, readable),
@@ -141,7 +141,7 @@ def _duplicate_finding(folder: ImageFolder, group: Sequence[int], relation: str)
             f"{near}leak",
             "error",
             f"in {names}: {problem}",
-            "keep the picture in one split only",
+            "keep the image in one split only",
         )
     if len(labels) > 1:
         names = " and ".join(repr(folder.class_names[label]) for label in sorted(labels))
@@ -171,15 +171,15 @@ def _vocabulary_findings(folder: ImageFolder) -> Iterator[Finding]:
             root,
             "class_missing_from_train",
             "error",
-            f"class {name!r} has pictures in {sides} but none in train",
-            "add training pictures, or move the class away",
+            f"class {name!r} has images in {sides} but none in train",
+            "add training images, or move the class away",
         )
     for name in folder.empty_classes:
-        problem = f"class folder {name!r} has no pictures; it is no class"
-        yield Finding(root, "empty_class", "warning", problem, "add pictures or remove the folder")
+        problem = f"class folder {name!r} has no images; it is no class"
+        yield Finding(root, "empty_class", "warning", problem, "add images or remove the folder")
     if len(folder.class_names) == 1:
         problem = f"only one class, {folder.class_names[0]!r}"
-        remedy = "put each class's pictures into a folder of its own"
+        remedy = "put each class's images into a folder of its own"
         yield Finding(root, "one_class", "error", problem, remedy)
     spellings: dict[str, list[str]] = {}
     for name in folder.class_names:
@@ -198,8 +198,8 @@ def _count_findings(folder: ImageFolder, readable: Sequence[LabelledImage]) -> I
                 folder.root,
                 "one_image_class",
                 "warning",
-                f"class {name!r} has one picture to learn from",
-                "add pictures; if it is held out nowhere, the class is not evaluated",
+                f"class {name!r} has one image to learn from",
+                "add images; if it is held out nowhere, the class is not evaluated",
             )
     if learnt and max(learnt.values()) >= IMBALANCE * min(learnt.values()):
         (most, many), (least, few) = learnt.most_common(1)[0], learnt.most_common()[-1]
@@ -207,7 +207,7 @@ def _count_findings(folder: ImageFolder, readable: Sequence[LabelledImage]) -> I
             folder.root,
             "imbalance",
             "warning",
-            f"{many} pictures of {folder.class_names[most]!r}, "
+            f"{many} images of {folder.class_names[most]!r}, "
             f"{few} of {folder.class_names[least]!r}",
             "look at balanced accuracy and macro-F1; consider class weights",
         )
@@ -229,7 +229,7 @@ def _evaluation_findings(
                 folder.root,
                 "class_not_evaluated",
                 "warning",
-                f"{split} has no pictures of {', '.join(map(repr, absent))}",
+                f"{split} has no images of {', '.join(map(repr, absent))}",
                 f"add some, or the {split} figures say nothing about them",
             )
         if few:
@@ -237,7 +237,7 @@ def _evaluation_findings(
                 folder.root,
                 "few_evaluated",
                 "warning",
-                f"{split} has fewer than {FEW_EVALUATED} pictures of {', '.join(few)}",
+                f"{split} has fewer than {FEW_EVALUATED} images of {', '.join(few)}",
                 "add some, or read their figures with care",
             )
 

@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash, write_all
-from finetune.data.images import MAX_PIXELS, decode_bytes, open_image, orientation_of
-from finetune.data.workload import usable_cores
+from finetune.data.decoding import MAX_PIXELS, decode_bytes, open_image, orientation_of
+from finetune.data.workers import usable_cores
 from finetune.errors import ImageError
 from finetune.spec.images import content_id
 
-LOOK_SIDE = 128  # short side, in pixels, at which a picture's looks are measured
+LOOK_SIDE = 128  # short side, in pixels, at which an image's looks are measured
 VERSION = 3  # of what is remembered; another number forgets everything
 ENDING = ".inspections"
 LIMIT_BYTES = 256 * 2**20  # of all data sets' memories together
@@ -51,7 +51,7 @@ class Inspection:
         colours: how many colours (of 32 768) it takes to cover 95 % of its area.
         flatness: share of pixels equal to their right and lower neighbours, in [0, 1].
         brightest: the largest value of any channel, 0 to 255.
-        perceptual_hash: 64 bits as 16 hexadecimal digits, nearly equal for pictures that look
+        perceptual_hash: 64 bits as 16 hexadecimal digits, nearly equal for images that look
             alike; empty unless asked for.
         stamp: what tells whether the file has changed since; see
             :func:`~finetune.cache_dir.file_stamp`.
@@ -198,7 +198,7 @@ def _tracked(inspections: Iterable[Inspection], total: int, progress: bool) -> I
     console = Console(file=sys.__stderr__)  # bars need what sys.stderr would escape
     yield from track(
         inspections,
-        "Opening pictures",
+        "Opening images",
         total=total,
         console=console,
         transient=True,

@@ -14,7 +14,7 @@ from io import StringIO
 from pathlib import Path
 
 from finetune.csv_table import CsvTable, read_csv_table
-from finetune.data.assignment import picture_keys, relative_names
+from finetune.data.assignment import image_keys, relative_names
 from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
 from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
@@ -40,15 +40,15 @@ def read_manifest(
     allow_outside: bool = False,
     group_column: str = "group",
 ) -> ImageFolder:
-    """The pictures that a manifest lists, as :func:`finetune.data.folder.scan_folder` gives them.
+    """The images that a manifest lists, as :func:`finetune.data.folder.scan_folder` gives them.
 
     Relative paths start at the CSV's folder, or, where the first one is not there, at ``root``.
 
     Args:
         path: the CSV, UTF-8.
-        root: the folder of pictures.
+        root: the folder of images.
         allow_outside: accept files that are not below ``root``.
-        group_column: whose equal values keep pictures on one side.
+        group_column: whose equal values keep images on one side.
 
     Raises:
         ManifestError: a missing column or file, an unknown split, a file with two labels, ...
@@ -56,7 +56,7 @@ def read_manifest(
     path, root = Path(path), Path(root)
     rows = list(_read_rows(path, root, group_column))
     if not rows:
-        raise ManifestError(f"Expected pictures in {path}, found only a header.")
+        raise ManifestError(f"Expected images in {path}, found only a header.")
     if not allow_outside:
         _refuse_outside(path, rows, root)
     rows, unused = _without_repeats(path, rows)
@@ -83,9 +83,9 @@ def read_manifest(
 
 
 def write_manifest(path: str | os.PathLike[str], folder: ImageFolder) -> None:
-    """Write a folder's pictures with their sides; a file at ``path`` is replaced as a whole.
+    """Write a folder's images with their sides; a file at ``path`` is replaced as a whole.
 
-    Paths are relative to the folder's root (absolute where a picture is not below it).
+    Paths are relative to the folder's root (absolute where an image is not below it).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +102,11 @@ def write_manifest(path: str | os.PathLike[str], folder: ImageFolder) -> None:
 
 
 def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
-    """The folder with the sides, folds and groups that an earlier split gave its pictures."""
-    settled = dict(zip(picture_keys(previous.root, previous.images), previous.images, strict=True))
+    """The folder with the sides, folds and groups that an earlier split gave its images."""
+    earlier = dict(zip(image_keys(previous.root, previous.images), previous.images, strict=True))
     images = []
-    for key, image in zip(picture_keys(folder.root, folder.images), folder.images, strict=True):
-        old = settled.get(key)
+    for key, image in zip(image_keys(folder.root, folder.images), folder.images, strict=True):
+        old = earlier.get(key)
         if old is not None:
             group = image.group or old.group
             image = replace(image, group=group, split=old.split, fold=old.fold)
@@ -114,8 +114,8 @@ def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
     return replace(folder, images=tuple(images))
 
 
-def unlisted_pictures(folder: ImageFolder) -> list[UnusedFile]:
-    """Files below a manifest's root that look like pictures and that it does not list."""
+def unlisted_images(folder: ImageFolder) -> list[UnusedFile]:
+    """Files below a manifest's root that look like images and that it does not list."""
     listed = {os.path.abspath(image.path) for image in folder.images}
     found = images_below(os.path.abspath(folder.root))
     return [UnusedFile(path, "not in the manifest") for path in found if str(path) not in listed]

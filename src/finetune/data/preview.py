@@ -1,4 +1,4 @@
-"""A batch as the network sees it, as one picture with labels."""
+"""A batch as the network sees it, as one image with labels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from finetune.files import atomic_write
 
-MOST = 32  # pictures shown
+MOST = 32  # images shown
 TILE = 160  # side of one in pixels
 CAPTION = 20  # height of the line below it
 
 
-def batch_picture(
+def batch_image(
     images: Tensor, labels: Tensor, class_names: Sequence[str], *, columns: int = 8
 ) -> Image.Image:
     """Tiles with captions, at most 32 of them.
 
     Args:
         images: ``(B, C, S, S)`` in ``[0, 1]``, RGB or grey, as batches hold them.
-        labels: ``(B,)`` class indexes, or ``(B, K)`` probabilities where pictures were mixed.
+        labels: ``(B,)`` class indexes, or ``(B, K)`` probabilities where images were mixed.
         class_names: ``K`` names.
         columns: tiles a row.
     """
@@ -42,14 +42,14 @@ def batch_picture(
     return sheet
 
 
-def write_batch_picture(
+def write_batch_image(
     images: Tensor, labels: Tensor, class_names: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
-    """Save :func:`batch_picture` as ``batch.png``, or in whatever format the ending says."""
+    """Save :func:`batch_image` as ``batch.png``, or in whatever format the ending says."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as beside:
-        batch_picture(images, labels, class_names).save(beside)
+        batch_image(images, labels, class_names).save(beside)
 
 
 def _tile(image: Tensor) -> Image.Image:

@@ -96,14 +96,14 @@ def _crop_path(root: Path, split: str, class_name: str, number: int) -> Path:
 
 
 def _write_class(beside: Path, class_name: str, photograph: Path) -> None:
-    with Image.open(photograph) as image:
-        picture = image.convert("L")
-    if picture.height > picture.width:
-        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    with Image.open(photograph) as photo:
+        image = photo.convert("L")
+    if image.height > image.width:
+        image = image.transpose(Image.Transpose.ROTATE_90)
     seed = int.from_bytes(hashlib.blake2b(class_name.encode(), digest_size=8).digest(), "big")
     rng = np.random.default_rng(seed)
     for split in SPLITS:
-        stripe = picture.crop(_stripe(picture.size, split))
+        stripe = image.crop(_stripe(image.size, split))
         (beside / split / class_name).mkdir(parents=True)
         for number in range(CROPS[split]):
             _crop(stripe, rng).save(_crop_path(beside, split, class_name, number))

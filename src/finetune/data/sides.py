@@ -10,8 +10,8 @@ from typing import Any
 from finetune.data.assignment import SplitSettings, assign_splits
 from finetune.data.folder import ImageFolder, LabelledImage, Split
 from finetune.data.following import differences, follow, record_of, trained
+from finetune.data.found_images import FoundImages
 from finetune.data.groups import groups_with_duplicates
-from finetune.data.pictures import Pictures
 from finetune.errors import ManifestError
 from finetune.spec.splits import SplitRecord
 
@@ -23,12 +23,12 @@ class Sides:
     """Puts images on sides; every step is done when it is first asked for.
 
     Args:
-        pictures: what was found.
+        found_images: what was found.
         settings: what to hold out where nothing says sides.
     """
 
-    def __init__(self, pictures: Pictures, settings: SplitSettings) -> None:
-        self.pictures = pictures
+    def __init__(self, found_images: FoundImages, settings: SplitSettings) -> None:
+        self.found_images = found_images
         self.settings = settings
         self.followed: SplitRecord | None = None
         self._allow_reuse = False
@@ -43,18 +43,18 @@ class Sides:
         self._folder = None
         self._judged.clear()
         if record.images and record.listed:
-            self.pictures = replace(self.pictures, listed=record)
+            self.found_images = replace(self.found_images, listed=record)
 
     def folder(self, class_names: Sequence[str] | None) -> ImageFolder:
         """Every image with its side, and its label in these names (None: the folder's own)."""
-        wanted = tuple(class_names or self.pictures.found.class_names)
+        wanted = tuple(class_names or self.found_images.found.class_names)
         if self._folder is None or self._folder.class_names != wanted:
             self._folder = self._assigned(wanted)
         return self._folder
 
     def _assigned(self, class_names: tuple[str, ...]) -> ImageFolder:
-        found = self.pictures.readable().with_class_names(class_names)
-        as_given = self.pictures.manifest is not None and found.is_split
+        found = self.found_images.readable().with_class_names(class_names)
+        as_given = self.found_images.manifest is not None and found.is_split
         record = None if as_given else self.followed
         assigned = assign_splits(
             found if record is None else follow(found, record),
@@ -95,7 +95,7 @@ class Sides:
         """What a fit on these sides notes in its checkpoints; computed once."""
         if self._record is None or self._record[0] is not folder:
             settings = {key: value for key, value in settings.items() if key not in PLACES}
-            listed = self.pictures.manifest is not None or self.pictures.listed is not None
+            listed = self.found_images.manifest is not None or self.found_images.listed is not None
             noted = record_of(folder, settings, listed=listed, earlier=self.followed)
             self._record = folder, noted
         return self._record[1]

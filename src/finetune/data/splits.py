@@ -2,7 +2,7 @@
 
 Who stands where is decided class by class, in the order of a hash of seed and key (the file's path
 below the root): no random state, no dependence on the order in which a disk lists its files.
-Given an earlier split, old pictures keep their side and only new ones are dealt out.
+Given an earlier split, old images keep their side and only new ones are dealt out.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ def split_labels(
     previous: Sequence[Split | None] | None = None,
     seed: int = 0,
 ) -> list[Split]:
-    """The side of each picture, stratified by class.
+    """The side of each image, stratified by class.
 
-    Without groups every class has on every side its share of pictures, rounded up or down, and at
+    Without groups every class has on every side its share of images, rounded up or down, and at
     least one in train. With groups (None: a group of its own) no group stands on two sides, and
     the shares are as near as dealing out whole groups, largest first, allows.
 
     Args:
         labels: ``(N,)`` class indexes.
-        keys: ``(N,)`` names that identify the pictures, unchanged from run to run.
-        val_fraction, test_fraction: shares of all pictures, in ``[0, 1)``, together below 1.
-        groups: ``(N,)`` values; pictures with equal ones stay together.
-        previous: ``(N,)`` sides that are settled already; None for new pictures.
-        seed: another seed deals out other pictures.
+        keys: ``(N,)`` names that identify the images, unchanged from run to run.
+        val_fraction, test_fraction: shares of all images, in ``[0, 1)``, together below 1.
+        groups: ``(N,)`` values; images with equal ones stay together.
+        previous: ``(N,)`` sides that are decided already; None for new images.
+        seed: another seed deals out other images.
     """
     check_fractions(val_fraction, test_fraction)
     val, test = Fraction(str(val_fraction)), Fraction(str(test_fraction))
     shares: dict[Split, Fraction] = {"train": 1 - val - test, "val": val, "test": test}
-    # Between val and test in the order of the hash, so that these two hardly ever swap pictures.
+    # Between val and test in the order of the hash, so that these two hardly ever swap images.
     ordered: dict[Split, Fraction] = {side: shares[side] for side in ("val", "train", "test")}
     dealer = _Dealer(labels, ordered, must_have="train")
     return dealer.deal(_blocks(keys, groups, seed), previous)
@@ -74,9 +74,9 @@ def fold_labels(
     previous: Sequence[int | None] | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """The fold in ``0 ... folds - 1`` that holds each picture out, stratified by class.
+    """The fold in ``0 ... folds - 1`` that holds each image out, stratified by class.
 
-    A class has in every fold its share of pictures, rounded up or down. A class with one picture
+    A class has in every fold its share of images, rounded up or down. A class with one image
     is held out in one fold, so that fold's training lacks it: see :func:`held_out_by`.
     """
     if folds < 2:
@@ -87,9 +87,9 @@ def fold_labels(
 
 
 def held_out_by(fold: int, fold_of: Sequence[int | None], labels: Sequence[int]) -> list[bool]:
-    """Whether each picture is held out when training for ``fold``.
+    """Whether each image is held out when training for ``fold``.
 
-    A class whose pictures would all be held out stays in training as a whole: a class that was
+    A class whose images would all be held out stays in training as a whole: a class that was
     never seen cannot be predicted, so measuring it would only blur the figure.
     """
     remaining = Counter(label for label, own in zip(labels, fold_of, strict=True) if own != fold)
@@ -100,7 +100,7 @@ def held_out_by(fold: int, fold_of: Sequence[int | None], labels: Sequence[int])
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Pictures that stay together."""
+    """Images that stay together."""
 
     members: tuple[int, ...]
     order: bytes
@@ -109,7 +109,7 @@ class _Block:
 def _blocks(
     keys: Sequence[str], groups: Sequence[Hashable | None] | None, seed: int
 ) -> list[_Block]:
-    """Groups and single pictures, sorted by a hash that depends on the seed and the keys alone."""
+    """Groups and single images, sorted by a hash that depends on the seed and the keys alone."""
     together: dict[Hashable, list[int]] = defaultdict(list)
     blocks = []
     for index, key in enumerate(keys):
@@ -129,7 +129,7 @@ def _hash(seed: int, key: str) -> bytes:
 
 
 class _Dealer(Generic[S]):
-    """Deals blocks to sides: settled ones first, then groups, then single pictures exactly."""
+    """Deals blocks to sides: decided ones first, then groups, then single images exactly."""
 
     def __init__(
         self, labels: Sequence[int], shares: Mapping[S, Fraction], must_have: S | None
@@ -143,10 +143,10 @@ class _Dealer(Generic[S]):
         self.targets = self._targets()
 
     def deal(self, blocks: Sequence[_Block], previous: Sequence[S | None] | None) -> list[S]:
-        """The side of each picture."""
-        settled = [self._settled(block, previous) for block in blocks]
+        """The side of each image."""
+        decided = [self._decided(block, previous) for block in blocks]
         open_blocks = []
-        for block, side in zip(blocks, settled, strict=True):
+        for block, side in zip(blocks, decided, strict=True):
             if side is None:
                 open_blocks.append(block)
             else:
@@ -165,7 +165,7 @@ class _Dealer(Generic[S]):
         return [self.side_of[index] for index in range(len(self.labels))]
 
     def _targets(self) -> dict[int, dict[S, int]]:
-        """For each class, whole numbers of pictures a side that differ from its share by < 1."""
+        """For each class, whole numbers of images a side that differ from its share by < 1."""
         totals: Counter[S] = Counter()
         targets = {}
         for label in sorted(self.sizes):
@@ -191,8 +191,8 @@ class _Dealer(Generic[S]):
             result[side] += 1
         return result
 
-    def _settled(self, block: _Block, previous: Sequence[S | None] | None) -> S | None:
-        """The side that most of a block's pictures had, if they had one."""
+    def _decided(self, block: _Block, previous: Sequence[S | None] | None) -> S | None:
+        """The side that most of a block's images had, if they had one."""
         if previous is None:
             return None
         had = Counter(side for index in block.members if (side := previous[index]) is not None)

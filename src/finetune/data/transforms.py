@@ -1,7 +1,7 @@
 """Augmentation and evaluation transforms, from a preprocessing description.
 
 All work on ``uint8 (C, H, W)`` tensors and end in float ``(C, S, S)`` in ``[0, 1]``, not
-normalised: the classifier does that. Mixing pictures (mixup, CutMix) happens later, on batches.
+normalised: the classifier does that. Mixing images (mixup, CutMix) happens later, on batches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 Transform = Callable[[Tensor], Tensor]
 Augmentation = Literal["none", "light", "medium", "strong"]
@@ -45,8 +45,8 @@ def training_transform(
 
     - ``none``: the evaluation transform.
     - ``light``: random crop of at least 35 % of the area, horizontal flip.
-    - ``medium``: and TrivialAugment (arXiv 2103.10158) for every second picture.
-    - ``strong``: crop of at least 20 %, TrivialAugment for every picture, random erasing
+    - ``medium``: and TrivialAugment (arXiv 2103.10158) for every second image.
+    - ``strong``: crop of at least 20 %, TrivialAugment for every image, random erasing
       (arXiv 1708.04896) of a quarter of them.
 
     All randomness comes from torch's default generator. ``to_float`` as above.

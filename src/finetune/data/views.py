@@ -1,4 +1,4 @@
-"""One decoded picture in several sizes at once, for members that want different preprocessing."""
+"""One decoded image in several sizes at once, for members that want different preprocessing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from finetune.data.images import MAX_PIXELS, ImageReader
+from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.transforms import evaluation_transform
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 
 class SeveralViews:
-    """The evaluation transforms of several preprocessings, on one decoded picture.
+    """The evaluation transforms of several preprocessings, on one decoded image.
 
     Args:
         preprocessings: one view each, in this order.

@@ -43,7 +43,7 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def images_below(folder: str | os.PathLike[str]) -> list[Path]:
-    """All pictures in a folder and below, as :func:`scan_folder` would find them in a class.
+    """All images in a folder and below, as :func:`scan_folder` would find them in a class.
 
     Raises:
         ImageFolderError: a folder that cannot be listed.
@@ -68,7 +68,7 @@ def holds_images_alone(folder: str) -> bool:
     """Whether images lie in a folder itself, and no class folder does."""
     walk = Walk()
     folders, files = walk.entries(folder)
-    return not folders and any(walk.is_picture(path) for path in files)
+    return not folders and any(walk.is_image(path) for path in files)
 
 
 class Walk:
@@ -89,11 +89,11 @@ class Walk:
         self.unused.append(UnusedFile(Path(path), reason))
 
     def class_files(self, folder: str, reason_outside: str) -> Iterator[tuple[str, str]]:
-        """``(class name, file)`` of all pictures in the class folders of ``folder``."""
+        """``(class name, file)`` of all images in the class folders of ``folder``."""
         return self.classes(self.folders_in(folder, reason_outside))
 
     def classes(self, folders: list[str]) -> Iterator[tuple[str, str]]:
-        """``(class name, file)`` of all pictures in these class folders."""
+        """``(class name, file)`` of all images in these class folders."""
         for folder in folders:
             name = normal_name(os.path.basename(folder))
             found, unlisted = False, len(self.unlisted)
@@ -110,18 +110,18 @@ class Walk:
             self.leave_out(path, reason_outside)
         return folders
 
-    def is_picture(self, path: str) -> bool:
-        """Whether a file's ending is that of a picture."""
+    def is_image(self, path: str) -> bool:
+        """Whether a file's ending is that of an image."""
         return os.path.splitext(path)[1].lower() in self._suffixes
 
     def images_below(self, top: str) -> Iterator[str]:
-        """All pictures in a folder and below, each folder's own first."""
+        """All images in a folder and below, each folder's own first."""
         pending = [top]
         while pending:
             folders, files = self.entries(pending.pop())
             pending.extend(reversed(folders))
             for path in files:
-                if self.is_picture(path):
+                if self.is_image(path):
                     yield path
                 else:
                     self.leave_out(path, _why_not_read(os.path.splitext(path)[1].lower()))
@@ -188,4 +188,4 @@ def _why_not_read(suffix: str) -> str:
         return f"{suffix} needs the package pillow-heif"
     if suffix == ".avif":
         return "the installed Pillow cannot read .avif"
-    return f"not a picture by its ending ({suffix or 'none'})"
+    return f"not an image by its ending ({suffix or 'none'})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.combining.decisions import Calibration
+from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.ensemble_file import build_ensemble
 from finetune.combining.members import ClassifierMember, TableMember
@@ -15,21 +15,21 @@ from finetune.training.classifier import ImageClassifier
 IN_MEMORY = Path("memory")  # where checkpoint errors name a file
 
 
-def exportable_copy(answerer: ImageClassifier | Ensemble) -> Ensemble:
+def exportable_copy(model: ImageClassifier | Ensemble) -> Ensemble:
     """The same answers on the CPU, whatever the caller does to the original; calibration included.
 
     Raises:
         ExportError: a member is a table of saved predictions, at any depth.
     """
-    if isinstance(answerer, ImageClassifier):
-        calibration = answerer.details.get("calibration")
+    if isinstance(model, ImageClassifier):
+        calibration = model.details.get("calibration")
         return Ensemble(
-            [_copied_classifier(answerer)],
+            [_copied_classifier(model)],
             calibration=Calibration.from_dict(calibration) if calibration else None,
         )
-    _refuse_tables(answerer)
-    tensors = {name: tensor.detach().cpu() for name, tensor in answerer.state_dict().items()}
-    return build_ensemble(answerer.describe(), tensors, Ensemble, IN_MEMORY)
+    _refuse_tables(model)
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    return build_ensemble(model.describe(), tensors, Ensemble, IN_MEMORY)
 
 
 def only_classifier(ensemble: Ensemble) -> ImageClassifier | None:
@@ -62,6 +62,6 @@ def _refuse_tables(ensemble: Ensemble) -> None:
             _refuse_tables(member)
         elif isinstance(member, TableMember):
             raise ExportError(
-                f"Expected members that look at pictures, found saved predictions, {member.name}; "
+                f"Expected members that look at images, found saved predictions, {member.name}; "
                 "export an ensemble of checkpoints."
             )

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from finetune.combining.ensemble import Ensemble
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import plain
 
 VERSION = 1
@@ -28,7 +28,7 @@ def describe_export(ensemble: Ensemble) -> dict[str, Any]:
     """Classes, inputs with their preprocessing, output, calibration, and how members are pooled.
 
     There is no infinity in JSON: a conformal threshold of ``null`` means that every class is in
-    every set. Names of files and what was fitted on which pictures stay at home.
+    every set. Names of files and what was fitted on which images stay at home.
     """
     entry = _public(ensemble.describe())
     return {
@@ -64,7 +64,7 @@ def ensemble_entry(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _input(name: str, preprocessing: Preprocessing) -> dict[str, Any]:
-    """How a picture becomes this input; normalisation is none of the stranger's business."""
+    """How an image becomes this input; normalisation is none of the stranger's business."""
     return {
         "name": name,
         "channels": preprocessing.in_chans,

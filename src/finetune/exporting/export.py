@@ -16,7 +16,7 @@ from finetune.exporting.safetensors_folder import write_safetensors
 from finetune.exporting.targets import Format, check_target, written_beside
 from finetune.exporting.timm_folder import write_timm
 from finetune.exporting.torch_file import write_torch
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.classifier import ImageClassifier
 
 
@@ -29,7 +29,7 @@ class Exported:
         inputs: name and preprocessing of each input, in the order of the graph's arguments.
         class_names: of the output's columns.
         greatest_difference: of a probability, between the file and the classifier on random
-            pictures; None where nothing is installed that runs the file.
+            images; None where nothing is installed that runs the file.
     """
 
     path: Path

@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 
 @torch.inference_mode()
 def check_parity(ensemble: Ensemble, reloaded: Reloaded) -> float:
-    """Compare the answers of both to random pictures, in batches of one and of three.
+    """Compare the answers of both to random images, in batches of one and of three.
 
     Returns:
         The greatest difference of a probability.

@@ -1,4 +1,4 @@
-"""One graph from pictures to calibrated probabilities, traced once for ONNX and torch.export."""
+"""One graph from images to calibrated probabilities, traced once for ONNX and torch.export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.export import Dim, ExportedProgram
 
 from finetune.combining.ensemble import Ensemble
 from finetune.errors import ExportError
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 BATCH = "batch"
 
@@ -43,7 +43,7 @@ def trace(ensemble: Ensemble) -> ExportedProgram:
     Raises:
         ExportError: a network does what ``torch.export`` cannot follow.
     """
-    # Two pictures: a batch of one would be taken for a constant.
+    # Two images: a batch of one would be taken for a constant.
     example = random_views(ensemble.preprocessings, 2)
     dynamic = {"views": tuple({0: Dim(BATCH)} for _ in example)}
     try:

@@ -9,7 +9,7 @@ that works on timm's models works on them:
 ``baseline_inception``  1x1, 3x3, 5x5 and pooling branches, joined by channel
 
 Each takes ``size="tiny" | "small" | "base"`` and any image size: the convolutional ones pool
-globally at their end, the fully connected one averages the picture down to a grid at its beginning.
+globally at their end, the fully connected one averages the image down to a grid at its beginning.
 None has pretrained weights: that is what they are for.
 """
 

@@ -6,7 +6,7 @@ as many give a stable answer; Baum and Haussler 1989 ("What size net gives valid
 prove a bound of that kind for networks of threshold units.
 
 Its limits: it speaks of weights found from nothing. Weight decay, early stopping, augmentation and
-above all weights that already know pictures make far fewer images do, and networks with more
+above all weights that already know images make far fewer images do, and networks with more
 weights than images generalise all the same (Zhang et al. 2017, arXiv:1611.03530). A convolution's
 shared weights are each taught by every place of an image. So the rule warns; it does not forbid.
 """

@@ -14,8 +14,8 @@ from torch import nn
 from finetune.errors import NetworkError, PretrainedWeightsError, UnknownBackboneError
 from finetune.networks import baselines as _register_baselines  # noqa: F401
 from finetune.networks.pretrained import find_weights
-from finetune.preprocessing import Interpolation, Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.preprocessing import Interpolation, Preprocessing
 
 # Training Inception with its auxiliary head is an option of the network, not of the classifier.
 AUXILIARY_HEAD = "AuxLogits"

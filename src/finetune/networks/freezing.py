@@ -16,7 +16,7 @@ calls that calls :func:`apply_modes` right after it. Nothing is replaced or patc
 Where the lower stages are frozen, they need to see an image only once::
 
     bottom, top = split_at(resnet, "layer4")
-    activations = bottom(images)       # eval mode, no gradients; worth keeping
+    activations = bottom(images)       # eval mode, no gradients; worth caching
     logits = top(activations)          # in the network's own mode, with gradients
 """
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from finetune.errors import NetworkError
 from finetune.networks.blocks import Size, check_choice, final_layer, hidden_layer
 
-# Side of the grid that a picture is averaged to, and neurons of the layers.
+# Side of the grid that an image is averaged to, and neurons of the layers.
 FULLY_CONNECTED_SIZES: dict[Size, tuple[int, tuple[int, ...]]] = {
     "tiny": (8, (64, 64)),
     "small": (16, (256, 128)),
@@ -20,11 +20,11 @@ FULLY_CONNECTED_SIZES: dict[Size, tuple[int, tuple[int, ...]]] = {
 
 
 class FullyConnectedBaseline(nn.Module):
-    """Fully connected layers alone; what a picture looks like is lost at the first of them.
+    """Fully connected layers alone; what an image looks like is lost at the first of them.
 
     Args:
         size: the grid and the layers' widths, see ``FULLY_CONNECTED_SIZES``.
-        grid_size: side of the grid that any picture is averaged to; None takes the size's own.
+        grid_size: side of the grid that any image is averaged to; None takes the size's own.
         drop_rate: dropout before the final layer.
     """
 

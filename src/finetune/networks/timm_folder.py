@@ -11,7 +11,7 @@ import timm.models
 import torch
 from torch import Tensor
 
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 
 
 def is_timms(network: Any) -> bool:

@@ -1,10 +1,10 @@
-"""Pictures in, named classes with probabilities out: for a classifier or an ensemble alike."""
+"""Images in, named classes with probabilities out: for a classifier or an ensemble alike."""
 
-from finetune.prediction.answerers import Answerer as Answerer
-from finetune.prediction.answerers import SingleClassifier as SingleClassifier
-from finetune.prediction.pictures import OnBadImage as OnBadImage
-from finetune.prediction.pictures import Picture as Picture
-from finetune.prediction.pictures import PictureViews as PictureViews
-from finetune.prediction.pictures import find_pictures as find_pictures
+from finetune.prediction.inference import predict as predict
+from finetune.prediction.inputs import ImageInput as ImageInput
+from finetune.prediction.inputs import ImageViews as ImageViews
+from finetune.prediction.inputs import OnBadImage as OnBadImage
+from finetune.prediction.inputs import find_images as find_images
 from finetune.prediction.predictions import Predictions as Predictions
-from finetune.prediction.predictor import predict as predict
+from finetune.prediction.probability_model import ProbabilityModel as ProbabilityModel
+from finetune.prediction.probability_model import SingleClassifier as SingleClassifier

@@ -1,4 +1,4 @@
-"""The answers for some pictures, and their rows in tables."""
+"""The answers for some images, and their rows in tables."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from finetune.tables.writing import Write, open_table
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers for some pictures.
+    """The answers for some images.
 
     Attributes:
-        paths: one a picture, as given.
+        paths: one an image, as given.
         probabilities: ``(N, C)``; rows sum to 1.
         logits: ``(N, C)``, whose softmax the probabilities are: they tell also answers apart whose
             probability is too small for a float.
@@ -28,7 +28,7 @@ class Predictions:
         rejected: ``(N,)`` bool, which answers to leave to a human; None without a reject rule.
         prediction_sets: ``(N, C)`` bool, the classes that may be true; None without conformal
             calibration.
-        skipped: pictures that could not be read, with the reason; only with
+        skipped: images that could not be read, with the reason; only with
             ``on_bad_image="skip"``.
     """
 
@@ -47,7 +47,7 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """The most probable class of each picture."""
+        """The most probable class of each image."""
         return [self.class_names[index] for index in self.logits.argmax(dim=-1).tolist()]
 
     @property

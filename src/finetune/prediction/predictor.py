@@ -1,233 +1,118 @@
-"""The run of a network, or of several, over pictures."""
+"""Open whatever kind of checkpoint there is, ready to answer."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
-import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from torch import Tensor
-from torch.utils.data import DataLoader
+from lightning import Trainer
 
-from finetune.combining.augmented import View, chosen_views, mean_over_views
-from finetune.data.datamodule import choose_num_workers
-from finetune.data.images import MAX_PIXELS
-from finetune.errors import ImageError, UsageError
-from finetune.prediction.answerers import Answerer, SingleClassifier
-from finetune.prediction.pictures import (
-    Collated,
-    OnBadImage,
-    Picture,
-    PictureViews,
-    collate_views,
-    named_images,
-)
+from finetune.combining.ensemble import Ensemble
+from finetune.combining.ensemble_file import checkpoint_file
+from finetune.data.decoding import MAX_PIXELS
+from finetune.errors import UsageError
+from finetune.prediction.inference import predict
+from finetune.prediction.inputs import ImageInput, OnBadImage
 from finetune.prediction.predictions import Predictions
+from finetune.runtime import Runtime
+from finetune.spec.preprocessing import Preprocessing
+from finetune.spec.splits import SplitRecord
+from finetune.training.checkpoints import ENTRY, read_content
 from finetune.training.classifier import ImageClassifier
+from finetune.training.fitted_splits import split_records
 
 
-def predict(
-    classifier: ImageClassifier | Answerer,
-    pictures: Picture | Iterable[Picture],
-    *,
-    batch_size: int = 32,
-    test_time_augmentation: int | Sequence[str] = 1,
-    num_workers: int | None = None,
-    on_bad_image: OnBadImage = "error",
-    max_pixels: int = MAX_PIXELS,
-    trainer: Trainer | None = None,
-    on_answer: Callable[[Path, Predictions], None] | None = None,
-) -> Predictions:
-    """Answer for images: files, folders and glob patterns, or what a program holds already.
+@dataclass(frozen=True)
+class Predictor:
+    """A classifier, an average or an ensemble of a file, ready to name the class of images.
 
-    Each picture is decoded once and transformed once for each preprocessing that a member needs.
-    All of it happens in this process, on one device, unless a trainer says otherwise.
+    Attributes:
+        model: what answers, in ``eval`` mode.
+    """
+
+    model: ImageClassifier | Ensemble
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the columns of every answer."""
+        return tuple(self.model.class_names)
+
+    @property
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """How the members see an image, each way once."""
+        if isinstance(self.model, ImageClassifier):
+            return (self.model.preprocessing,)
+        return self.model.preprocessings
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How all members see an image.
+
+        Raises:
+            UsageError: they see it in several ways.
+        """
+        if len(self.preprocessings) != 1:
+            raise UsageError(
+                f"Expected members that see an image in one way, found {len(self.preprocessings)} "
+                "ways; read `preprocessings`."
+            )
+        return self.preprocessings[0]
+
+    def __call__(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        batch_size: int = 32,
+        test_time_augmentation: int | Sequence[str] = 1,
+        num_workers: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        max_pixels: int = MAX_PIXELS,
+        trainer: Trainer | None = None,
+    ) -> Predictions:
+        """Answer for files, folders or glob patterns; see :func:`finetune.predict`."""
+        return predict(
+            self.model,
+            images,
+            batch_size=batch_size,
+            test_time_augmentation=test_time_augmentation,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,
+            max_pixels=max_pixels,
+            trainer=trainer,
+        )
+
+
+def load(path: str | Path) -> Predictor:
+    """Open a run folder, or the file of a classifier, an average or an ensemble.
+
+    Nothing but the file is needed, and nothing in it is run.
 
     Args:
-        classifier: a fine-tuned classifier, or an ensemble.
-        pictures: one or several of files, folders (all pictures below) and glob patterns; a file's
-            bytes, Pillow images, arrays and tensors, see :func:`finetune.data.in_memory.content_of`
-            (``paths`` then names them ``image 0`` and so on).
-        batch_size: pictures a batch; the answers do not depend on it beyond rounding.
-        test_time_augmentation: views of each picture whose probabilities are averaged: how many,
-            or their names (:data:`finetune.combining.augmented.VIEWS`).
-        num_workers: processes that decode; by default chosen from cores and data size.
-        on_bad_image: "error" refuses a picture that cannot be read, "skip" leaves it out and lists
-            it in ``skipped``.
-        max_pixels: most pixels of a picture; more is refused as a decompression bomb.
-        trainer: a Lightning trainer with devices and precision of your own.
-        on_answer: called with its path and its answer alone as each picture is answered.
+        path: of the file; of a run folder the best checkpoint is taken.
 
     Raises:
-        DataError: no pictures. ImageError: one that cannot be read, with ``on_bad_image="error"``.
-        UsageError: another kind of argument.
+        CheckpointError: there is no checkpoint of ours.
     """
-    _check_arguments(classifier, batch_size, on_bad_image)
-    answerer = (
-        SingleClassifier(classifier) if isinstance(classifier, ImageClassifier) else classifier
-    )
-    views = chosen_views(test_time_augmentation)
-    images = named_images(pictures)
-    paths = [path for path, _ in images]
-    workers = choose_num_workers(paths) if num_workers is None else num_workers
-    loader = DataLoader(
-        PictureViews(images, answerer.preprocessings, max_pixels),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=collate_views,
-    )
-    collected = _Collector(paths, answerer, on_answer, on_bad_image)
-    answering = _Answering(answerer, views)
-    if trainer is None:
-        with _lightning_quiet():
-            trainer = _plain_trainer(collected)
-            trainer.predict(answering, loader, return_predictions=False)
-        return collected.predictions()
-    trainer.callbacks.append(collected)  # type: ignore[attr-defined]
-    try:
-        trainer.predict(answering, loader, return_predictions=False)
-    finally:
-        trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
-    return collected.predictions()
+    return Predictor(load_model(path))
 
 
-def _check_arguments(classifier: Any, batch_size: int, on_bad_image: str) -> None:
-    if not isinstance(classifier, torch.nn.Module):
-        raise UsageError(
-            f"Expected a classifier or an ensemble, found {type(classifier).__name__}; open a file "
-            "with ImageClassifier.from_checkpoint or Ensemble.from_file."
-        )
-    if batch_size < 1:
-        raise UsageError(f"Expected batch_size of at least 1, found {batch_size}.")
-    if on_bad_image not in get_args(OnBadImage):
-        raise UsageError(
-            f"Expected on_bad_image to be one of {', '.join(get_args(OnBadImage))}, found "
-            f"{on_bad_image!r}."
-        )
+def load_model(path: str | Path, runtime: Runtime | None = None) -> ImageClassifier | Ensemble:
+    """The classifier or ensemble itself, in ``eval`` mode; see :func:`load`.
+
+    Args:
+        path: as for :func:`load`.
+        runtime: where it is to answer; by default on the CPU, from where a Trainer moves it.
+    """
+    path = checkpoint_file(path)
+    place = (runtime or Runtime()).place
+    if read_content(path, mmap=True)[ENTRY]["kind"] == "ensemble":
+        return place(Ensemble.from_file(path))
+    return place(ImageClassifier.from_checkpoint(path))
 
 
-class _Answering(LightningModule):
-    """Lets Lightning's trainer place members and batches on devices."""
-
-    def __init__(self, answerer: Any, views: Sequence[View]) -> None:
-        super().__init__()
-        self.answerer = answerer.eval()
-        self.views = views
-
-    def predict_step(self, batch: Collated, batch_idx: int) -> Tensor:
-        indexes, views, _ = batch
-        if not indexes:
-            return torch.empty(0)  # Lightning warns of None
-        paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
-        by_preprocessing = dict(zip(self.answerer.preprocessings, views, strict=True))
-        return mean_over_views(
-            lambda images: self.answerer.member_logits(images, paths),
-            by_preprocessing,
-            self.views,
-        )
-
-
-class _Collector(Callback):
-    """Keeps the members' answers by the picture's index, whichever process gave them."""
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        answerer: Answerer,
-        on_answer: Callable[[Path, Predictions], None] | None,
-        on_bad_image: OnBadImage,
-    ) -> None:
-        self.paths = paths
-        self.answerer = answerer
-        self.on_answer = on_answer
-        self.on_bad_image = on_bad_image
-        self.answers: dict[int, Tensor] = {}
-        self.bad: dict[int, str] = {}
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Collated,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        indexes, _, bad = batch
-        if bad and self.on_bad_image == "error":
-            raise ImageError(bad[0][1])
-        self.bad.update(bad)
-        if not indexes:
-            return
-        members = outputs.cpu()
-        for position, index in enumerate(indexes):
-            self.answers[index] = members[:, position]
-            if self.on_answer is not None:
-                alone = self._answered([index], members[:, position : position + 1])
-                self.on_answer(self.paths[index], alone)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size == 1:
-            return
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, (self.answers, self.bad))
-        for answers, bad in gathered:
-            self.answers.update(answers)
-            self.bad.update(bad)
-
-    def predictions(self) -> Predictions:
-        order = sorted(self.answers)
-        if not order:
-            raise ImageError(
-                f"Expected at least one readable picture, found none of {len(self.paths)}: "
-                f"{next(iter(self.bad.values()))}"
-            )
-        members = torch.stack([self.answers[index] for index in order], dim=1)
-        skipped = tuple((self.paths[index], self.bad[index]) for index in sorted(self.bad))
-        return replace(self._answered(order, members), skipped=skipped)
-
-    def _answered(self, indexes: Sequence[int], members: Tensor) -> Predictions:
-        answer = self.answerer.answer(members)
-        return Predictions(
-            paths=tuple(self.paths[index] for index in indexes),
-            probabilities=answer.probabilities,
-            logits=answer.logits,
-            class_names=tuple(self.answerer.class_names),
-            member_probabilities=answer.member_probabilities,
-            disagreement=answer.uncertainty.disagreement,
-            rejected=answer.rejected,
-            prediction_sets=answer.prediction_sets,
-        )
-
-
-@contextmanager
-def _lightning_quiet() -> Iterator[None]:
-    """Nothing about devices and products; what the caller has set is given back."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _plain_trainer(collected: Callback) -> Trainer:
-    return Trainer(
-        callbacks=[collected],
-        devices=1,  # of several, Lightning would run the caller's script again on each
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+def fits_of(model: ImageClassifier | Ensemble) -> tuple[SplitRecord, ...]:
+    """How the fits behind a classifier or an ensemble split their images, as far as known."""
+    if isinstance(model, ImageClassifier):
+        return split_records(model.details)
+    return tuple(model.fitted_on)

@@ -1,4 +1,4 @@
-"""Pooled features of images, for a map of them and for finding pictures of no class."""
+"""Pooled features of images, for a map of them and for finding images of no class."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune.data.images import ImageReader
+from finetune.data.decoding import ImageReader
 from finetune.data.transforms import evaluation_transform
 from finetune.reporting.explain import weighted_classifiers
 from finetune.reporting.thumbnails import locate
 from finetune.training.classifier import ImageClassifier
-from finetune.training.features import live_features
+from finetune.training.features.extract import live_features
 
 
 @contextmanager
-def recorded_features(answerer: Any) -> Iterator[list[Tensor]]:
-    """Keep what enters the final layer, ``(B, D)`` a batch in turn, while pictures are judged.
+def recorded_features(model: Any) -> Iterator[list[Tensor]]:
+    """Keep what enters the final layer, ``(B, D)`` a batch in turn, while images are judged.
 
     Of an ensemble, the classifier that counts most is listened to. The list stays empty where
     there is no classifier, or none with a final layer of its own.
@@ -32,7 +32,7 @@ def recorded_features(answerer: Any) -> Iterator[list[Tensor]]:
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         features.append(arguments[0].detach().flatten(1).float().cpu())
 
-    classifiers = weighted_classifiers(answerer)
+    classifiers = weighted_classifiers(model)
     heads = [
         classifier.network.get_classifier()
         for classifier, _ in sorted(classifiers, key=lambda pair: -pair[1])[:1]
@@ -57,7 +57,7 @@ def embed(
     """What enters the final layer, ``(N, D)``, for images named as in an evaluation.
 
     Raises:
-        ImageError: a picture that cannot be read.
+        ImageError: an image that cannot be read.
     """
     preprocessing = classifier.preprocessing
     reader = ImageReader.of([preprocessing])

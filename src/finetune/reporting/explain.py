@@ -1,4 +1,4 @@
-"""Grad-CAM: where in a picture the answer comes from.
+"""Grad-CAM: where in an image the answer comes from.
 
 Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
 Localization". The last feature map of a network is weighted by how much each channel's mean raises
@@ -22,21 +22,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from finetune.data.images import decode_image
+from finetune.data.decoding import decode_image
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
-from finetune.preprocessing import Preprocessing
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.classifier import ImageClassifier
 
-Pixels = dict[int, Tensor]  # one picture by its number of channels
+Pixels = dict[int, Tensor]  # one image by its number of channels
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What speaks for one class in one picture.
+    """What speaks for one class in one image.
 
     Attributes:
-        picture: upright pixels ``(H, W, 3)``, at the picture's own size.
+        image: upright pixels ``(H, W, 3)``, at the image's own size.
         heat: ``(H, W)`` in ``[0, 1]``, the strongest place is 1; all 0 if nothing speaks for the
             class, and 0 outside of the part that the network sees.
         seen: that part, ``(top, left, bottom, right)`` in pixels; of several members the smallest.
@@ -44,7 +44,7 @@ class Explanation:
     """
 
     path: Path
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     heat: NDArray[np.float32]
     seen: tuple[int, int, int, int]
     class_name: str
@@ -72,27 +72,27 @@ def grad_cam(network: nn.Module, images: Tensor, target: int | Sequence[int]) ->
 
 
 def explain(
-    answerer: Any, picture: str | Path, class_names: Iterable[str | None] = (None,)
+    model: Any, image: str | Path, class_names: Iterable[str | None] = (None,)
 ) -> list[Explanation]:
-    """Explain an answer for a picture, once for each class name; None is the predicted class.
+    """Explain an answer for an image, once for each class name; None is the predicted class.
 
     Args:
-        answerer: an :class:`ImageClassifier`, or an ensemble, whose members' maps are averaged
+        model: an :class:`ImageClassifier`, or an ensemble, whose members' maps are averaged
             with the ensemble's coefficients.
 
     Raises:
         UsageError: an unknown class.
-        ImageError: a picture that cannot be read.
+        ImageError: an image that cannot be read.
     """
-    members = weighted_classifiers(answerer)
+    members = weighted_classifiers(model)
     if sum(share for _, share in members) < 0.999:
         raise UsageError(
             "Expected a classifier, or an ensemble of classifiers, to explain, found "
-            f"{type(answerer).__name__}; answers from files cannot be explained."
+            f"{type(model).__name__}; answers from files cannot be explained."
         )
     needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
-    pixels = {in_chans: decode_image(picture, in_chans=in_chans) for in_chans in needed}
-    names = tuple(answerer.class_names)
+    pixels = {in_chans: decode_image(image, in_chans=in_chans) for in_chans in needed}
+    names = tuple(model.class_names)
     probabilities = torch.zeros(len(names), dtype=torch.float64)
     for classifier, share in members:
         logits = _logits(classifier, pixels)
@@ -106,8 +106,8 @@ def explain(
         heat, seen = _joint_heat(members, pixels, wanted)
         explained.append(
             Explanation(
-                path=Path(picture),
-                picture=pixels[3].permute(1, 2, 0).numpy(),
+                path=Path(image),
+                image=pixels[3].permute(1, 2, 0).numpy(),
                 heat=heat,
                 seen=seen,
                 class_name=wanted,
@@ -117,16 +117,16 @@ def explain(
     return explained
 
 
-def weighted_classifiers(answerer: Any) -> list[tuple[ImageClassifier, float]]:
+def weighted_classifiers(model: Any) -> list[tuple[ImageClassifier, float]]:
     """The classifiers inside, at any depth, with their shares in the answer.
 
     The shares add up to 1, unless part of the answer comes from files.
     """
-    if isinstance(answerer, ImageClassifier):
-        return [(answerer, 1.0)]
-    if (classifier := getattr(answerer, "classifier", None)) is not None:
+    if isinstance(model, ImageClassifier):
+        return [(model, 1.0)]
+    if (classifier := getattr(model, "classifier", None)) is not None:
         return weighted_classifiers(classifier)
-    parts, shares = getattr(answerer, "parts", ()), getattr(answerer, "coefficients", ())
+    parts, shares = getattr(model, "parts", ()), getattr(model, "coefficients", ())
     return [
         (classifier, share * inner)
         for part, share in zip(parts, shares, strict=True)
@@ -135,10 +135,10 @@ def weighted_classifiers(answerer: Any) -> list[tuple[ImageClassifier, float]]:
 
 
 def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """The part of a picture ``(height, width)`` that the evaluation transform keeps.
+    """The part of an image ``(height, width)`` that the evaluation transform keeps.
 
     Returns:
-        ``(top, left, bottom, right)`` in the picture's own pixels.
+        ``(top, left, bottom, right)`` in the image's own pixels.
     """
     height, width = size
     longest = max(1, MAX_ASPECT * min(height, width))
@@ -155,7 +155,7 @@ def _logits(classifier: ImageClassifier, pixels: Pixels) -> Tensor:
 
 
 def _view(classifier: ImageClassifier, pixels: Pixels) -> Tensor:
-    """The picture as this classifier sees it, ``(1, C, S, S)`` in ``[0, 1]``."""
+    """The image as this classifier sees it, ``(1, C, S, S)`` in ``[0, 1]``."""
     transform = evaluation_transform(classifier.preprocessing)
     view = transform(pixels[classifier.preprocessing.in_chans])
     return view.unsqueeze(0).to(classifier.mean.device)

@@ -2,7 +2,7 @@
 
 Following Zeiler and Fergus 2014 ("Visualizing and understanding convolutional networks",
 arXiv:1311.2901), figure 2 without the deconvolution: what a channel looks for is shown by the
-places of real pictures where it answers strongest.
+places of real images where it answers strongest.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def filters_figure(
             fontsize=9,
             color=THEMES[theme].text,
         )
-        _show(ax, _grid([_as_picture(weight) for weight in weights[:limit]]))
+        _show(ax, _grid([_as_image(weight) for weight in weights[:limit]]))
     return figure
 
 
@@ -149,7 +149,7 @@ def layer_activations(network: nn.Module, layer: str, images: Tensor) -> Tensor:
 def activations_figure(
     image: Tensor, activations: Tensor, *, limit: int = 24, theme: ThemeName = "light"
 ) -> Figure:
-    """A picture ``(C, S, S)`` in ``[0, 1]`` beside the channels ``(N, H, W)`` that answer most."""
+    """An image ``(C, S, S)`` in ``[0, 1]`` beside the channels ``(N, H, W)`` that answer most."""
     strongest = activations.mean(dim=(1, 2)).argsort(descending=True)[:limit].tolist()
     columns = math.ceil(math.sqrt(limit * 2))
     rows = math.ceil(len(strongest) / columns)
@@ -157,24 +157,24 @@ def activations_figure(
         theme, 9, 1.2 * rows + 0.6, columns=2, width_ratios=[rows, columns]
     )
     _show(left, image.detach().cpu().permute(1, 2, 0).clamp(0, 1).numpy())
-    left.set_title("picture", fontsize=9)
+    left.set_title("image", fontsize=9)
     maps = activations[strongest].detach().cpu().double().numpy()
     tops = maps.max(axis=(1, 2), keepdims=True)
-    pictures = [
+    images = [
         np.repeat(values[..., None], 3, axis=2)
         for values in np.clip(maps / np.where(tops > 0, tops, 1.0), 0, 1)
     ]
-    _show(right, _grid(pictures, columns=columns))
+    _show(right, _grid(images, columns=columns))
     right.set_title(f"{len(strongest)} of {len(activations)} channels, strongest first", fontsize=9)
     return figure
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A place of a picture that excites a channel.
+    """A place of an image that excites a channel.
 
     Attributes:
-        image_index: position of the picture in the batches, counted through.
+        image_index: position of the image in the batches, counted through.
         activation: the channel's answer there.
         box: ``(top, bottom, left, right)`` in pixels of the transformed image.
         pixels: the image within the box, ``(C, bottom - top, right - left)``, in ``[0, 1]``.
@@ -195,7 +195,7 @@ def top_patches(
     channels: Sequence[int],
     count: int = 9,
 ) -> dict[int, list[Patch]]:
-    """For each channel the patches of most activation, one a picture, strongest first.
+    """For each channel the patches of most activation, one an image, strongest first.
 
     Args:
         network: takes the batches as they come; a classifier normalises by itself.
@@ -250,7 +250,7 @@ def _cut(
     return (top, bottom, left, right), pixels
 
 
-def _as_picture(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+def _as_image(weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """A filter ``(C, h, w)`` as ``(h, w, 3)`` in ``[0, 1]``, 0.5 for zero."""
     colours = weight if len(weight) == 3 else weight.mean(axis=0, keepdims=True).repeat(3, axis=0)
     largest = np.abs(colours).max()
@@ -258,27 +258,27 @@ def _as_picture(weight: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _grid(
-    pictures: Sequence[NDArray[np.float64]], *, columns: int | None = None
+    images: Sequence[NDArray[np.float64]], *, columns: int | None = None
 ) -> NDArray[np.float64]:
-    """Pictures of one size, side by side with a white line between them."""
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    height, width, _ = pictures[0].shape
+    """Images of one size, side by side with a white line between them."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    height, width, _ = images[0].shape
     # Small filters are repeated, so that the line between them stays thin.
     factor = max(1, 24 // max(height, width))
     height, width = height * factor, width * factor
     canvas = np.ones((rows * (height + 2) - 2, columns * (width + 2) - 2, 3))
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         top, left = index // columns * (height + 2), index % columns * (width + 2)
-        enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+        enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
         canvas[top : top + height, left : left + width] = enlarged
     return canvas
 
 
-def _show(ax: Axes, picture: NDArray[np.float64]) -> None:
-    if picture.shape[-1] == 1:
-        picture = picture.repeat(3, axis=2)
-    ax.imshow(picture, interpolation="nearest")
+def _show(ax: Axes, image: NDArray[np.float64]) -> None:
+    if image.shape[-1] == 1:
+        image = image.repeat(3, axis=2)
+    ax.imshow(image, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():

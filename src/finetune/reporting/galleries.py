@@ -1,4 +1,4 @@
-"""Figures with pictures in them, and a map of all pictures."""
+"""Figures with images in them, and a map of all images."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def top_losses_figure(
     limit: int = 18,
     theme: ThemeName = "light",
 ) -> Figure:
-    """The pictures that cost the classifier most, right answers without conviction included."""
+    """The images that cost the classifier most, right answers without conviction included."""
     chosen = top_losses(evaluation, limit)
-    return _picture_figure(evaluation, chosen, "Highest losses", root, theme)
+    return _image_figure(evaluation, chosen, "Highest losses", root, theme)
 
 
 def confident_errors_figure(
@@ -57,7 +57,7 @@ def confident_errors_figure(
 ) -> Figure:
     """The wrong answers that the classifier was surest of: often the label is what is wrong."""
     chosen = most_confident_errors(evaluation, limit)
-    return _picture_figure(evaluation, chosen, "Most confident errors", root, theme)
+    return _image_figure(evaluation, chosen, "Most confident errors", root, theme)
 
 
 def embedding_figure(
@@ -135,7 +135,7 @@ def _label_probabilities(evaluation: Evaluation) -> Floats:
     return evaluation.probabilities[np.arange(len(evaluation.labels)), evaluation.labels]
 
 
-def _picture_figure(
+def _image_figure(
     evaluation: Evaluation,
     chosen: NDArray[np.int64],
     title: str,
@@ -151,13 +151,13 @@ def _picture_figure(
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     for ax, index in zip(axes, chosen, strict=False):
-        _picture(ax, evaluation, int(index), names, root, theme)
+        _image(ax, evaluation, int(index), names, root, theme)
     if len(chosen) == 0:
         axes[0].text(0.5, 0.5, "none", ha="center", color=THEMES[theme].text)
     return figure
 
 
-def _picture(
+def _image(
     ax: Axes,
     evaluation: Evaluation,
     index: int,
@@ -169,7 +169,7 @@ def _picture(
     pixels = read_thumbnail(locate(evaluation.paths[index], root))
     if pixels is None:
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        ax.text(0.5, 0.5, "no picture", ha="center", va="center", color=colours.muted, fontsize=8)
+        ax.text(0.5, 0.5, "no image", ha="center", va="center", color=colours.muted, fontsize=8)
     else:
         ax.imshow(pixels)
     label, prediction = evaluation.labels[index], evaluation.predictions[index]
@@ -185,7 +185,7 @@ def _picture(
 def _name_middles(
     ax: Axes, points: Floats, labels: Integers, names: list[str], theme: ThemeName
 ) -> None:
-    """Names at the middle of their class, or else at the picture of it that is the nearest to the
+    """Names at the middle of their class, or else at the image of it that is the nearest to the
     middle and still has room; none where the whole class lies under other names.
     """
     colours = THEMES[theme]

@@ -1,4 +1,4 @@
-"""Explanations as pictures: heat over the photograph, with a line of text above."""
+"""Explanations as images: heat over the photograph, with a line of text above."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ NARROWEST = 220  # pixels of a panel: room for its caption
 
 
 def overlay(explanation: Explanation) -> NDArray[np.uint8]:
-    """The heat over the picture, ``(H, W, 3)``, with a frame around the part that was seen."""
+    """The heat over the image, ``(H, W, 3)``, with a frame around the part that was seen."""
     heat = explanation.heat[..., None]
     colours = matplotlib.colormaps[COLORMAP](explanation.heat)[..., :3] * 255
     opacity = STRONGEST * heat
-    blended = explanation.picture * (1 - opacity) + colours * opacity
-    picture = Image.fromarray(blended.round().astype(np.uint8))
+    blended = explanation.image * (1 - opacity) + colours * opacity
+    image = Image.fromarray(blended.round().astype(np.uint8))
     top, left, bottom, right = explanation.seen
-    if (bottom - top, right - left) != explanation.picture.shape[:2]:
-        thick = max(1, min(picture.size) // 150)
+    if (bottom - top, right - left) != explanation.image.shape[:2]:
+        thick = max(1, min(image.size) // 150)
         for inset, colour in ((0, "black"), (thick, "white")):  # seen on any ground
             frame = (left + inset, top + inset, right - 1 - inset, bottom - 1 - inset)
             if frame[0] <= frame[2] and frame[1] <= frame[3]:
-                ImageDraw.Draw(picture).rectangle(frame, outline=colour, width=thick)
-    return np.asarray(picture)
+                ImageDraw.Draw(image).rectangle(frame, outline=colour, width=thick)
+    return np.asarray(image)
 
 
 def panels(rows: Sequence[Sequence[Explanation]]) -> Image.Image:
-    """One row a picture: the picture itself, then the heat for each explained class.
+    """One row an image: the image itself, then the heat for each explained class.
 
-    Every panel keeps its picture's own size.
+    Every panel keeps its image's own size.
     """
     drawn = [_row(explanations) for explanations in rows if explanations]
     height = sum(row.height for row in drawn) + GAP * (len(drawn) - 1)
@@ -54,15 +54,15 @@ def panels(rows: Sequence[Sequence[Explanation]]) -> Image.Image:
 
 def _row(explanations: Sequence[Explanation]) -> Image.Image:
     first = explanations[0]
-    pictures = [(first.path.name, "", first.picture)]
+    images = [(first.path.name, "", first.image)]
     for e in explanations:
         nothing = "" if e.heat.any() else ", no evidence"
-        pictures.append((e.class_name, f" {100 * e.probability:.1f} %{nothing}", overlay(e)))
-    height, width = first.picture.shape[:2]
+        images.append((e.class_name, f" {100 * e.probability:.1f} %{nothing}", overlay(e)))
+    height, width = first.image.shape[:2]
     step = max(width, NARROWEST) + GAP
-    row = Image.new("RGB", (step * len(pictures) - GAP, height + CAPTION), "white")
+    row = Image.new("RGB", (step * len(images) - GAP, height + CAPTION), "white")
     draw = ImageDraw.Draw(row)
-    for column, (name, figure, pixels) in enumerate(pictures):
+    for column, (name, figure, pixels) in enumerate(images):
         left = column * step
         row.paste(Image.fromarray(pixels), (left, CAPTION))
         room = step - GAP - 4 - _font().getlength(figure)

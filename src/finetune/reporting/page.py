@@ -25,7 +25,7 @@ from finetune.reporting.triage import LabelSuspect
 
 MAX_ERRORS = 400  # cards in a gallery; predictions.csv has them all
 MAX_SUSPECTS = 24
-PICTURE_BUDGET = 2_500_000  # bytes of thumbnails on a page, as base64
+IMAGE_BUDGET = 2_500_000  # bytes of thumbnails on a page, as base64
 GENERATOR = '<meta name="generator" content="finetune">'  # by it a page is known to be ours
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -82,7 +82,7 @@ def render_page(
     )
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    budget = PICTURE_BUDGET // max(1, len(sections))
+    budget = IMAGE_BUDGET // max(1, len(sections))
     return environment.get_template("page.html.j2").render(
         title=title,
         policy=_policy(css, script),
@@ -120,9 +120,9 @@ def _policy(css: str, script: str) -> str:
 
 def _drawn(figure: PageFigure) -> Markup:
     template = (
-        '<figure class="{kind}"><picture>'
+        '<figure class="{kind}"><image>'
         '<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        '<img src="{light}" alt="{caption}"></picture><figcaption>{caption}</figcaption></figure>'
+        '<img src="{light}" alt="{caption}"></image><figcaption>{caption}</figcaption></figure>'
     )
     return Markup(template).format(
         kind="wide" if figure.wide else "narrow",

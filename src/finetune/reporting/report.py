@@ -28,11 +28,11 @@ from finetune.evaluation.result import Evaluation
 from finetune.files import atomic_folder, write_bytes, write_text
 from finetune.reporting import curves as curve_figures
 from finetune.reporting import figures, galleries
+from finetune.reporting.csv_files import write_per_class, write_predictions
 from finetune.reporting.curves import Curve
 from finetune.reporting.figures import NUMBERS_IN_CELLS
 from finetune.reporting.page import PageBoard, PageFigure, PageSection, render_page
 from finetune.reporting.style import MANY, ThemeName, to_png
-from finetune.reporting.tables import write_per_class, write_predictions
 from finetune.reporting.triage import rank_suspects, write_suspects
 
 PACKAGES = ("finetune", "torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")

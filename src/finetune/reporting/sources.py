@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from finetune.combining.decisions import Calibration
-from finetune.documents import read_json, read_yaml
+from finetune.combining.calibrated_answer import Calibration
+from finetune.documents import read_yaml
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.evaluate import evaluate_logits
 from finetune.evaluation.result import Evaluation
 from finetune.reporting.curves import read_curves
 from finetune.reporting.report import ReportDetails
 from finetune.reporting.thumbnails import locate
-from finetune.spec.run_files import METRICS
 from finetune.tables.reading import read_table
 from finetune.tables.writing import ENDINGS
 from finetune.training.checkpoints import (
@@ -30,6 +29,7 @@ from finetune.training.checkpoints import (
     read_checkpoint,
     read_content,
 )
+from finetune.training.metrics_file import read_metrics
 
 TEST_ANSWERS = ("report/predictions.csv", "predictions.csv")
 FOLDS = "fold-*/checkpoints/best.ckpt"  # below a group that `fit --folds` has made
@@ -216,7 +216,7 @@ def _held_out(path: Path, root: Path | None) -> Source:
     content = read_content(path, mmap=True)
     if content[ENTRY]["kind"] == "ensemble":
         raise DataError(
-            f"Expected kept answers in {path}, found an ensemble, which keeps none; "
+            f"Expected held-out outputs in {path}, found an ensemble, which keeps none; "
             f"`finetune test --ckpt_path {path} --data.root DIR` answers and writes its report."
         )
     checkpoint = as_checkpoint(content, path)
@@ -273,14 +273,13 @@ def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
 
 def _times(folder: Path) -> dict[str, float]:
     """How long the fit took, and how long an answer takes, as far as ``metrics.json`` tells."""
-    path = folder / "metrics.json"
-    stages = read_json(path, METRICS) if path.is_file() else {}
+    stages = read_metrics(folder)
     fit, test = stages.get("fit", {}), stages.get("test", {})
     times = {}
     if "seconds" in fit:
         times["fit minutes"] = float(fit["seconds"]) / 60
-    if "ms_per_picture" in test:
-        times["ms a picture"] = float(test["ms_per_picture"])
+    if "ms_per_image" in test:
+        times["ms an image"] = float(test["ms_per_image"])
     return times
 
 

@@ -143,8 +143,8 @@ def to_png(figure: Figure, *, dpi: int = 130) -> bytes:
     raw = io.BytesIO()
     figure.savefig(raw, format="png", dpi=dpi)
     small = io.BytesIO()
-    picture = Image.open(raw).convert("RGB")
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+    image = Image.open(raw).convert("RGB")
+    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
         small, "PNG", optimize=True
     )
     return small.getvalue()

@@ -1,4 +1,4 @@
-"""Small pictures of bounded size, for galleries."""
+"""Small images of bounded size, for galleries."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.data.images import decode_image
+from finetune.data.decoding import decode_image
 from finetune.errors import ImageError
 
 SIDE = 128  # pixels of the square
 
 
 def read_thumbnail(path: str | Path, *, side: int = SIDE) -> NDArray[np.uint8] | None:
-    """The upright centre square of a picture, ``(side, side, 3)``, or None if it cannot be read."""
+    """The upright centre square of an image, ``(side, side, 3)``, or None if it cannot be read."""
     try:
         pixels = decode_image(path, short_side=side).permute(1, 2, 0).numpy()
     except (ImageError, OSError, ValueError):
@@ -31,7 +31,7 @@ def read_thumbnail(path: str | Path, *, side: int = SIDE) -> NDArray[np.uint8] |
 
 
 def data_uri(pixels: NDArray[np.uint8], *, quality: int = 60) -> str:
-    """Pixels ``(H, W, 3)`` as a WebP picture inside an address."""
+    """Pixels ``(H, W, 3)`` as a WebP image inside an address."""
     raw = io.BytesIO()
     Image.fromarray(pixels).save(raw, "WEBP", quality=quality)
     return "data:image/webp;base64," + base64.b64encode(raw.getvalue()).decode("ascii")
@@ -40,7 +40,7 @@ def data_uri(pixels: NDArray[np.uint8], *, quality: int = 60) -> str:
 def thumbnail_uris(
     paths: Iterable[str], *, root: Path | None = None, budget: int
 ) -> dict[str, str]:
-    """Pictures by path, first come first served, until ``budget`` bytes are full.
+    """Images by path, first come first served, until ``budget`` bytes are full.
 
     A path that leads nowhere is looked up below ``root``. What cannot be read is left out.
     """
@@ -57,6 +57,6 @@ def thumbnail_uris(
 
 
 def locate(path: str, root: Path | None) -> Path:
-    """Where a picture lies: as named, or else below ``root``."""
+    """Where an image lies: as named, or else below ``root``."""
     as_named = Path(path)
     return as_named if root is None or as_named.exists() else root / path

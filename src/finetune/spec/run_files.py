@@ -29,7 +29,7 @@ METRICS = every(
     record(
         {},
         fit=record({}, seconds=number(0), finished=truth),
-        test=record({}, ms_per_picture=number(0)),
+        test=record({}, ms_per_image=number(0)),
     ),
 )
 

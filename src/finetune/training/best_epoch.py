@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from finetune.training.candidates import Candidate, higher_is_better
+from finetune.training.model_selection import Candidate, higher_is_better
 
 
 class BestEpoch(Checkpoint):

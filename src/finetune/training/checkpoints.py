@@ -30,8 +30,8 @@ from torch import Tensor
 
 from finetune.errors import CheckpointError
 from finetune.files import atomic_write
-from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoint_schema import check_content, check_finite
 from finetune.training.checksums import CHECKSUMS, signed, verify
 

@@ -14,8 +14,8 @@ from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
 from finetune.evaluation.metrics import figures_of
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
-from finetune.preprocessing import Preprocessing
 from finetune.spec.network import NetworkSpec
+from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import MODEL, check_settings
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoint_schema import check_dtypes, check_finite, damaged
@@ -29,14 +29,14 @@ from finetune.training.checkpoints import (
 from finetune.training.distillation import distillation_loss
 from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
 from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
-from finetune.training.rescaling import rescaled_nll
 from finetune.training.strategies import parse_strategy
+from finetune.training.temperature import rescaled_nll
 
 # Images and labels; a third tensor holds a teacher's probabilities (B, C).
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 Stage = Literal["val", "test"]
 # What counts where nothing is given and no recipe has chosen: fitting from Python without phases.
-UNSETTLED = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
+WITHOUT_A_RECIPE = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
 # Weight of the auxiliary head's loss: Szegedy et al. 2015, "Going deeper with convolutions", 5.
 AUXILIARY_LOSS_WEIGHT = 0.3
 
@@ -90,17 +90,17 @@ class ImageClassifier(LightningModule):
         class_weights: "balanced" weighs each class by the inverse of its number of images,
             "effective" more gently, by their effective number; "auto" is "none" unless a recipe
             chooses.
-        focal_gamma: above 0, focal loss: pictures answered well count less.
-        mixup_alpha, cutmix_alpha: above 0, pictures of a batch are mixed; metrics stay with the
+        focal_gamma: above 0, focal loss: images answered well count less.
+        mixup_alpha, cutmix_alpha: above 0, images of a batch are mixed; metrics stay with the
             hard labels.
         l2_sp: strength of the pull back to the pretrained weights, instead of to zero.
-        views: random views of a picture that are computed once and kept, where stages are frozen.
+        views: random views of an image that are computed once and cached, where stages are frozen.
         teacher: checkpoint, for example of an ensemble, whose probabilities for the training
-            pictures are learned beside the labels; ``finetune fit`` computes them once.
+            images are learned beside the labels; ``finetune fit`` computes them once.
         teacher_share: weight of the teacher against the labels, in [0, 1].
         teacher_temperature: softens teacher and student before they are compared, above 0.
         compile_backend: a backend of ``torch.compile``, such as inductor, for the training steps on
-            live pictures; the first ones take a minute, so it pays on accelerators and long fits.
+            live images; the first ones take a minute, so it pays on accelerators and long fits.
     """
 
     preprocessing: Preprocessing
@@ -180,14 +180,14 @@ class ImageClassifier(LightningModule):
         if teacher is not None and self.mix is not None:
             raise UsageError(
                 "Expected a teacher without --model.mixup_alpha and --model.cutmix_alpha, found "
-                "both: it answers for whole pictures; leave one out."
+                "both: it answers for whole images; leave one out."
             )
         self.teacher = teacher
         # In a list, so that it is no second submodule with the same weights.
         self._compiled = [_compiled(self.network, compile_backend)] if compile_backend else []
         self.cycles = 1  # of the learning rate, in the present phase
-        self.settle()
-        # Set while lower stages are frozen and their activations kept: batches then hold these
+        self.apply_recipe()
+        # Set while lower stages are frozen and their activations cached: batches then hold these
         # activations, and this is what turns them into logits.
         self.upper: Callable[[Tensor], Tensor] | None = None
         # The logits of the last pass over each stage's images, in the order of the loader.
@@ -223,7 +223,7 @@ class ImageClassifier(LightningModule):
         return cls(**settings, _like=described).eval()
 
     def take_over(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint's weights, and how its pictures were prepared, whatever timm says today."""
+        """A checkpoint's weights, and how its images were prepared, whatever timm says today."""
         self.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
         self.see_as(checkpoint)
 
@@ -274,9 +274,9 @@ class ImageClassifier(LightningModule):
     def setting(self, name: str) -> Any:
         """A hyperparameter, or what counts in its place where nobody has chosen one."""
         value = self.hparams[name]
-        return UNSETTLED.get(name) if value is None else value
+        return WITHOUT_A_RECIPE.get(name) if value is None else value
 
-    def settle(self, **chosen: Any) -> None:
+    def apply_recipe(self, **chosen: Any) -> None:
         """Take over hyperparameters that a recipe has chosen."""
         self.hparams.update(plain(chosen))
         self.loss = ClassificationLoss(
@@ -433,6 +433,6 @@ def _checked_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise TrainingError(
             f"Expected at least two different classes, found {list(names)[:5]}; "
-            "give one folder of pictures a class."
+            "give one folder of images a class."
         )
     return names

@@ -1,7 +1,7 @@
 """Between two phases: the classifiers whose weights lie on the line from one to the other.
 
-Fine-tuning leaves what the pretrained features knew for what the training pictures show; a point on
-the way often answers held-out pictures better than either end.
+Fine-tuning leaves what the pretrained features knew for what the training images show; a point on
+the way often answers held-out images better than either end.
 
 Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (WiSE-FT).
 """
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from finetune.training.candidates import Candidate, standing
-from finetune.training.rescaling import rescaled
+from finetune.training.model_selection import Candidate, standing
+from finetune.training.temperature import rescaled
 
 StateDict = Mapping[str, Tensor]
 
-# Of the later phase. Each costs a pass over the held-out pictures, a few percent of an epoch.
+# Of the later phase. Each costs a pass over the held-out images, a few percent of an epoch.
 SHARES = (0.25, 0.5, 0.75)
 
 

@@ -1,4 +1,4 @@
-"""Losses on hard or soft labels, weights of the classes, and mixing the pictures of a batch."""
+"""Losses on hard or soft labels, weights of the classes, and mixing the images of a batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ClassificationLoss(nn.Module):
 
     Args:
         label_smoothing: probability taken from the label and spread over all classes, in [0, 1).
-        focal_gamma: how much less well answered pictures count, >= 0.
+        focal_gamma: how much less well answered images count, >= 0.
     """
 
     weight: Tensor | None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from finetune.training.logistic import LogisticProblem, logistic_problem, solve_logistic
+from finetune.training.logistic_regression import LogisticProblem, logistic_problem, solve_logistic
 
 # Penalties on the sum of the losses (scikit-learn's 1 / C), from strong to weak.
 L2_GRID = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)

@@ -16,7 +16,7 @@ from finetune.errors import NetworkError
 from finetune.networks.freezing import network_stages, split_at
 from finetune.training.strategies import parse_strategy
 
-FEW_PICTURES_A_CLASS = 10
+FEW_IMAGES_A_CLASS = 10
 SHORT_SECONDS = 30  # of a time limit; start and probe of a small folder alone take ten
 BATCH_SIZE, BATCH_SIZE_AT_LEAST, BATCH_SIZE_OF_MANY = 32, 8, 64
 STEPS_A_PASS = 6  # at least, where smaller batches can give them
@@ -24,9 +24,9 @@ STEPS = {"cpu": 100, "accelerator": 500}
 STEPS_FROM_SCRATCH = 1000
 EPOCHS_AT_LEAST, EPOCHS_AT_MOST = 3, 50
 PATIENCE_AT_LEAST = 3
-MANY_PICTURES = 20_000
-SIZE_STEP = 32  # pixels; what networks usually shrink a picture by
-IMBALANCE = 5  # pictures of the most frequent class to one of the rarest
+MANY_IMAGES = 20_000
+SIZE_STEP = 32  # pixels; what networks usually shrink an image by
+IMBALANCE = 5  # images of the most frequent class to one of the rarest
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class Facts:
     """What the choices depend on.
 
     Attributes:
-        class_counts: training pictures of each class.
+        class_counts: training images of each class.
         pretrained: whether the backbone brings pretrained weights.
         stages: names of the network's stages, from the stem to ``"head"``.
         can_keep: whether the network can be cut between its stages, so that the activations of
-            frozen ones can be kept.
+            frozen ones can be cached.
         on_cpu: whether there is no accelerator.
         closed_form: whether the final layer alone is fitted in closed form, without epochs.
         balanced: whether every class is drawn equally often.
@@ -56,7 +56,7 @@ class Facts:
 
     @property
     def train_images(self) -> int:
-        """Training pictures in all."""
+        """Training images in all."""
         return sum(self.class_counts)
 
 
@@ -89,8 +89,8 @@ def choose_recipe(facts: Facts, given: Mapping[str, Any]) -> tuple[Choice, ...]:
             continue
         value = given.get(name)
         if value is None or value == "auto":
-            settled, reason = rule(facts, {key: choice.value for key, choice in chosen.items()})
-            chosen[name] = Choice(name, settled, reason)
+            value, reason = rule(facts, {key: choice.value for key, choice in chosen.items()})
+            chosen[name] = Choice(name, value, reason)
         else:
             chosen[name] = Choice(name, value, AS_GIVEN)
     return tuple(chosen.values())
@@ -102,7 +102,7 @@ def choose_image_size(own: int, *, pretrained: bool, short_side: int | None = No
     Args:
         own: what the backbone was pretrained on, or made for.
         pretrained: whether it brings pretrained weights.
-        short_side: the median of the pictures', where the network takes any size and has learned
+        short_side: the median of the images', where the network takes any size and has learned
             none; None keeps its own.
     """
     if pretrained:
@@ -110,33 +110,33 @@ def choose_image_size(own: int, *, pretrained: bool, short_side: int | None = No
     size = own if short_side is None else max(1, round(short_side / SIZE_STEP)) * SIZE_STEP
     if size >= own:
         return Choice("image_size", own, "what the network is made for")
-    reason = f"half of the pictures are no larger than {short_side}: little is gained by more"
+    reason = f"half of the images are no larger than {short_side}: little is gained by more"
     return Choice("image_size", size, reason)
 
 
-def _strategy(facts: Facts, settled: Mapping[str, Any]) -> tuple[str, str]:
+def _strategy(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
     if not facts.pretrained:
         return "all", "nothing pretrained to build upon"
     if facts.seconds is not None and facts.seconds < SHORT_SECONDS:
         return "head", f"{facts.seconds:.0f} s are too short for gradient steps"
-    if facts.train_images < FEW_PICTURES_A_CLASS * len(facts.class_counts):
-        return "head", f"{facts.train_images} pictures are too few to move the backbone"
+    if facts.train_images < FEW_IMAGES_A_CLASS * len(facts.class_counts):
+        return "head", f"{facts.train_images} images are too few to move the backbone"
     if not facts.on_cpu:
         return "head-then-all", "linear probing, then fine-tuning; an accelerator is at hand"
     if facts.can_keep and len(facts.stages) > 2:
         number = max(1, round((len(facts.stages) - 1) / 3))
-        return f"partial:{number}", "the upper third; on a CPU all below runs once a picture"
+        return f"partial:{number}", "the upper third; on a CPU all below runs once an image"
     return "head-then-all", "linear probing, then fine-tuning"
 
 
-def _batch_size(facts: Facts, settled: Mapping[str, Any]) -> tuple[int, str]:
-    if not facts.on_cpu and facts.train_images >= MANY_PICTURES:
-        return BATCH_SIZE_OF_MANY, "many pictures, and an accelerator to run them side by side"
+def _batch_size(facts: Facts, earlier: Mapping[str, Any]) -> tuple[int, str]:
+    if not facts.on_cpu and facts.train_images >= MANY_IMAGES:
+        return BATCH_SIZE_OF_MANY, "many images, and an accelerator to run them side by side"
     size = BATCH_SIZE
     while size > BATCH_SIZE_AT_LEAST and _steps_a_pass(facts, size) < STEPS_A_PASS:
         size //= 2
     steps = _steps_a_pass(facts, size)
-    few = "usual" if size == BATCH_SIZE else f"{facts.train_images} pictures are few"
+    few = "usual" if size == BATCH_SIZE else f"{facts.train_images} images are few"
     return size, f"{few}; {steps} step{'s' * (steps > 1)} an epoch"
 
 
@@ -144,58 +144,58 @@ def _steps_a_pass(facts: Facts, batch_size: int) -> int:
     return max(1, math.ceil(facts.train_images / batch_size))
 
 
-def _epochs(facts: Facts, settled: Mapping[str, Any]) -> tuple[int, str]:
-    if settled["strategy"] == "head" and facts.closed_form:
+def _epochs(facts: Facts, earlier: Mapping[str, Any]) -> tuple[int, str]:
+    if earlier["strategy"] == "head" and facts.closed_form:
         return 1, "the final layer is fitted in closed form"
     steps = STEPS["cpu" if facts.on_cpu else "accelerator"]
     if not facts.pretrained:
         steps = STEPS_FROM_SCRATCH
-    a_pass = _steps_a_pass(facts, settled["batch_size"])
+    a_pass = _steps_a_pass(facts, earlier["batch_size"])
     epochs = min(EPOCHS_AT_MOST, max(EPOCHS_AT_LEAST, math.ceil(steps / a_pass)))
-    reason = f"about {epochs * a_pass} steps of {settled['batch_size']} pictures"
+    reason = f"about {epochs * a_pass} steps of {earlier['batch_size']} images"
     return epochs, reason if facts.seconds is None else f"{reason}; fewer if time is short"
 
 
-def _patience(facts: Facts, settled: Mapping[str, Any]) -> tuple[int, str]:
+def _patience(facts: Facts, earlier: Mapping[str, Any]) -> tuple[int, str]:
     if not facts.pretrained:
         return 0, "from scratch the late epochs are the best"
-    third = max(PATIENCE_AT_LEAST, math.ceil(settled["epochs"] / 3))
+    third = max(PATIENCE_AT_LEAST, math.ceil(earlier["epochs"] / 3))
     return third, "epochs without a better one, a third of all, after which a phase stops"
 
 
-def _rate(facts: Facts, settled: Mapping[str, Any]) -> tuple[float, str]:
-    if parse_strategy(settled["strategy"])[0] == "all":
+def _rate(facts: Facts, earlier: Mapping[str, Any]) -> tuple[float, str]:
+    if parse_strategy(earlier["strategy"])[0] == "all":
         return 1e-3, "usual for AdamW from an unfitted final layer"
-    if parse_strategy(settled["strategy"])[0] == "partial":
+    if parse_strategy(earlier["strategy"])[0] == "partial":
         return 5e-4, "careful: the final layer is fitted already"
     return 3e-4, "careful: the final layer is fitted already"
 
 
-def _backbone_factor(facts: Facts, settled: Mapping[str, Any]) -> tuple[float, str]:
+def _backbone_factor(facts: Facts, earlier: Mapping[str, Any]) -> tuple[float, str]:
     if not facts.pretrained:
         return 1.0, "backbone and final layer are equally new"
-    if settled["strategy"] == "all":
+    if earlier["strategy"] == "all":
         return 0.1, "the backbone is pretrained, the final layer is not"
     return 1.0, "backbone and final layer are equally far"
 
 
-def _smoothing(facts: Facts, settled: Mapping[str, Any]) -> tuple[float, str]:
-    if facts.train_images >= MANY_PICTURES:
-        return 0.0, "many pictures"
+def _smoothing(facts: Facts, earlier: Mapping[str, Any]) -> tuple[float, str]:
+    if facts.train_images >= MANY_IMAGES:
+        return 0.0, "many images"
     return 0.1, "little data; the confidence is put right afterwards"
 
 
-def _augmentation(facts: Facts, settled: Mapping[str, Any]) -> tuple[str, str]:
+def _augmentation(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
     """Light, also from scratch: in a thousand steps on flowers12 medium stayed behind it."""
     more = "" if facts.pretrained else "; more of it pays in longer fits only"
     return "light", f"crops and mirror images{more}"
 
 
-def _class_weights(facts: Facts, settled: Mapping[str, Any]) -> tuple[str, str]:
+def _class_weights(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
     """None, whatever the data: what weights gain and what they spoil was measured.
 
     On two sets made 10 and 30 to 1, weights gained 1 to 5 points of balanced accuracy, but the NLL
-    on pictures as frequent as in the folder rose by 0.01 to 0.05 nats, and by it phases are chosen.
+    on images as frequent as in the folder rose by 0.01 to 0.05 nats, and by it phases are chosen.
     """
     if facts.balanced:
         return "none", "classes are drawn equally often instead"
@@ -209,7 +209,7 @@ def _class_weights(facts: Facts, settled: Mapping[str, Any]) -> tuple[str, str]:
 
 
 AS_GIVEN = "as given"
-# In this order: a rule sees what was settled before it.
+# In this order: a rule sees what was chosen before it.
 RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
     "strategy": _strategy,
     "batch_size": _batch_size,

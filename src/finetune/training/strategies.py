@@ -85,7 +85,7 @@ def phases_of(strategy: str, stages: Sequence[str]) -> tuple[Phase, ...]:
         case "gradual":
             lower = [stage for stage in reversed(stages) if stage != "head"]
             return (probe, *(Phase("train", stage, 1 / len(lower)) for stage in lower))
-    raise UsageError(f"Expected a settled strategy, found {strategy!r}; see choose_recipe.")
+    raise UsageError(f"Expected a resolved strategy, found {strategy!r}; see choose_recipe.")
 
 
 def epochs_of(phases: Sequence[Phase], epochs: int) -> list[int]:

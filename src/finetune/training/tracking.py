@@ -44,13 +44,13 @@ def configured_loggers(
     loggers = list(loggers) if isinstance(loggers, Sequence) else []
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            _settle(logger, folder, named_entities)
+            _configure(logger, folder, named_entities)
         elif not isinstance(logger, CSVLogger | TensorBoardLogger):
             print(f"figures also go where {type(logger).__name__} sends them: see its settings")
     return loggers
 
 
-def _settle(logger: WandbLogger, folder: Path, named_entities: Collection[str]) -> None:
+def _configure(logger: WandbLogger, folder: Path, named_entities: Collection[str]) -> None:
     """Give a Weights & Biases logger its folder and a destination that is the user's own.
 
     It never asks for a key.
@@ -133,8 +133,8 @@ def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
 
     Args:
         loggers: of the fit; the CSV log, which is about epochs, is left alone.
-        best: the checkpoint, with its answers to the ``val`` pictures.
-        root: the folder of these pictures.
+        best: the checkpoint, with its answers to the ``val`` images.
+        root: the folder of these images.
     """
     checkpoint = read_checkpoint(best, mmap=True)
     val: Mapping[str, Any] | None = checkpoint.details.get("val")
@@ -196,13 +196,13 @@ def worst_predictions(
 
 
 def _thumbnail(path: Path) -> Any:
-    """The upright picture, small; None if it has gone, for a table must not end a fit."""
+    """The upright image, small; None if it has gone, for a table must not end a fit."""
     import wandb
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as picture:
-            thumbnail = ImageOps.exif_transpose(picture).convert("RGB")
+        with Image.open(path) as image:
+            thumbnail = ImageOps.exif_transpose(image).convert("RGB")
     except OSError:
         return None
     thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))

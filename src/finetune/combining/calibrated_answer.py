@@ -1,0 +1,149 @@
+"""What calibration leaves behind: how a pooled answer becomes probabilities, refusals and sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from finetune.combining.calibration import (
+    USUAL_PRIOR,
+    RejectRule,
+    TemperatureFit,
+    apply_temperature,
+    fit_reject_rule,
+    fit_temperature,
+)
+from finetune.combining.conformal import ConformalRule, Score, fit_conformal
+from finetune.combining.pooling import Coefficients, probabilities_of
+from finetune.combining.uncertainty import Uncertainty, uncertainty
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """One temperature, and where asked for a reject rule and prediction sets.
+
+    Sets are built from the probabilities before the temperature: their scores then depend on no
+    calibration image, and their coverage is exact although all images serve both.
+
+    Attributes:
+        fit: the temperature, and the NLL before and after.
+        reject: when to abstain, or None.
+        conformal: how to build sets, or None.
+        reused: whether images were used that had picked members: figures flatter then.
+        out_of_fold: whether each image was answered by a fold that was not trained on it: the
+            whole ensemble is usually better than that, so its figures are on the safe side.
+        chosen_by: whether the fit itself chose its epoch, phase or confidence by these images:
+            the answers suit them a little better than others, and sets may cover a little less.
+    """
+
+    fit: TemperatureFit
+    reject: RejectRule | None = None
+    conformal: ConformalRule | None = None
+    reused: bool = False
+    out_of_fold: bool = False
+    chosen_by: bool = False
+
+    @property
+    def temperature(self) -> float:
+        """T; above 1 the uncalibrated answers were too sure."""
+        return self.fit.temperature
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        """Calibrated logits ``(N, C)`` of pooled ones; the order of the classes stays."""
+        return apply_temperature(pooled, self.temperature)
+
+    def rejected(self, pooled: Tensor) -> Tensor | None:
+        """Which of the images ``(N, C)`` to leave to a human, ``(N,)`` bool; None: no rule."""
+        if self.reject is None:
+            return None
+        confidence = self.logits(pooled.double()).softmax(dim=-1).amax(dim=-1)
+        return confidence < self.reject.threshold
+
+    def prediction_sets(self, pooled: Tensor) -> Tensor | None:
+        """Membership ``(N, C)`` bool of the classes in each image's set; None: no rule."""
+        return None if self.conformal is None else self.conformal.sets(probabilities_of(pooled))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """The inverse of :meth:`to_dict`."""
+        reject, conformal = values.get("reject"), values.get("conformal")
+        return cls(
+            fit=TemperatureFit(**values["fit"]),
+            reject=None if reject is None else RejectRule(**reject),
+            conformal=None if conformal is None else ConformalRule(**conformal),
+            reused=bool(values.get("reused", False)),
+            out_of_fold=bool(values.get("out_of_fold", False)),
+            chosen_by=bool(values.get("chosen_by", False)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a classifier or an ensemble says about N images.
+
+    Attributes:
+        logits: ``(N, C)``, pooled and calibrated; of a classifier alone its own.
+        probabilities: ``(N, C)``, their softmax.
+        member_probabilities: ``(M, N, C)``, not calibrated.
+        uncertainty: entropies, disagreement, variation ratio, each ``(N,)``.
+        rejected: ``(N,)`` bool, or None without a reject rule.
+        prediction_sets: ``(N, C)`` bool, or None without a conformal rule.
+    """
+
+    logits: Tensor
+    probabilities: Tensor
+    member_probabilities: Tensor
+    uncertainty: Uncertainty
+    rejected: Tensor | None
+    prediction_sets: Tensor | None
+
+
+def decide(
+    pooled: Tensor,
+    member_logits: Tensor,
+    calibration: Calibration | None,
+    coefficients: Coefficients = None,
+) -> Answer:
+    """Apply a calibration to pooled logits ``(N, C)`` and say how sure the members are."""
+    logits = pooled if calibration is None else calibration.logits(pooled)
+    member_probabilities = probabilities_of(member_logits)
+    return Answer(
+        logits=logits,
+        probabilities=probabilities_of(logits),
+        member_probabilities=member_probabilities,
+        uncertainty=uncertainty(member_probabilities, coefficients),
+        rejected=None if calibration is None else calibration.rejected(pooled),
+        prediction_sets=None if calibration is None else calibration.prediction_sets(pooled),
+    )
+
+
+def fit_calibration(
+    pooled: Tensor,
+    labels: Tensor,
+    *,
+    reject_risk: float | None = None,
+    conformal_alpha: float | None = None,
+    score: Score = "thr",
+) -> Calibration:
+    """Calibrate pooled logits ``(N, C)`` of held-out images with labels ``(N,)``.
+
+    Raises:
+        CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
+    """
+    fit = fit_temperature(pooled, labels, prior=USUAL_PRIOR)
+    reject = None
+    if reject_risk is not None:
+        calibrated = apply_temperature(pooled.double(), fit.temperature).softmax(dim=-1)
+        reject = fit_reject_rule(calibrated, labels, risk=reject_risk)
+    conformal = None
+    if conformal_alpha is not None:
+        probabilities = probabilities_of(pooled)
+        conformal = fit_conformal(probabilities, labels, alpha=conformal_alpha, score=score)
+    return Calibration(fit, reject, conformal)

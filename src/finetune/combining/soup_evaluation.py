@@ -1,0 +1,150 @@
+"""Averaged weights judged on held-out images, one network for all of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.combining.batchnorm import reestimate_batchnorm
+from finetune.combining.held_out import held_out_images
+from finetune.combining.holdout_roles import Share, of_role
+from finetune.combining.ingredients import Ingredient
+from finetune.errors import UsageError
+from finetune.evaluation.held_out_loss import Metric, held_out_loss
+from finetune.runtime import Runtime
+from finetune.training.classifier import ImageClassifier
+
+# Decoded images up to this size are cached between one judgement and the next.
+KEPT_BYTES = 2**29
+
+# A loss half-way that is this much above the worse end, in nats, is no common basin.
+BARRIER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Figures on the picking images.
+
+    Attributes:
+        nll: in nats.
+        accuracy: in [0, 1].
+        loss: what decides, lower is better: the NLL, ``1 - accuracy`` or the Brier score.
+    """
+
+    nll: float
+    accuracy: float
+    loss: float
+
+    @property
+    def sort_key(self) -> tuple[float, float]:
+        """Lower is better; equal losses are ordered by the NLL."""
+        return self.loss, self.nll
+
+    def no_worse_than(self, other: Score) -> bool:
+        """Ties are accepted."""
+        return self.loss <= other.loss
+
+
+class WeightsEvaluator:
+    """Judges state dicts of one architecture on the same held-out images.
+
+    State dicts and answers are on the CPU; the network, and what it is shown, is on the device.
+
+    Raises:
+        UsageError: there are no held-out images.
+    """
+
+    def __init__(
+        self,
+        ingredient: Ingredient,
+        datamodule: Any,
+        metric: Metric,
+        share: Share,
+        split: str,
+        runtime: Runtime,
+    ) -> None:
+        self.classifier = ImageClassifier.like(ingredient)
+        self.device = runtime.place(self.classifier).device
+        self.datamodule, self.metric, self.split = datamodule, metric, split
+        self.images = held_out_images(datamodule, split, ingredient.class_names)
+        self.rows = of_role(self.images.ids, self.images.labels.tolist(), "pick", share)
+        if not self.rows:
+            raise UsageError(
+                f"Expected held-out {split} images to judge by, found none; "
+                "set a val_fraction above 0."
+            )
+        self.ids = [self.images.ids[row] for row in self.rows]
+        side = ingredient.preprocessing.image_size
+        size = 4 * len(self.images.paths) * ingredient.preprocessing.in_chans * side**2
+        self._kept: list[Tensor] | None = [] if size <= KEPT_BYTES else None
+
+    def evaluate(self, state_dict: Mapping[str, Tensor]) -> Score:
+        """The score of these weights on the picking images."""
+        logits, labels = self._logits(state_dict)[self.rows], self.images.labels[self.rows]
+        return Score(
+            nll=held_out_loss(logits, labels, "nll"),
+            accuracy=1 - held_out_loss(logits, labels, "accuracy"),
+            loss=held_out_loss(logits, labels, self.metric),
+        )
+
+    def answers(self, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Logits, labels and paths of all held-out images, as a fit keeps them."""
+        return {
+            "logits": self._logits(state_dict),
+            "labels": self.images.labels,
+            "paths": self.datamodule.names(self.split),
+            "ids": list(self.images.ids),
+        }
+
+    def reestimated(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same weights with batch-norm statistics of the training images."""
+        self.classifier.load_state_dict(dict(state_dict))
+        loader = self.datamodule.evaluation_dataloader(
+            "train", preprocessings=(self.classifier.preprocessing,)
+        )
+        reestimate_batchnorm(self.classifier, (views[0] for views, _ in loader))
+        own = self.classifier.state_dict()
+        return {name: tensor.to("cpu", copy=True) for name, tensor in own.items()}
+
+    def _logits(self, state_dict: Mapping[str, Tensor]) -> Tensor:
+        self.classifier.load_state_dict(dict(state_dict))
+        with torch.no_grad():
+            return torch.cat([self.classifier(images).float().cpu() for images in self._batches()])
+
+    def _batches(self) -> Iterator[Tensor]:
+        if self._kept:
+            yield from self._kept
+            return
+        loader = self.datamodule.evaluation_dataloader(
+            self.split, preprocessings=(self.classifier.preprocessing,)
+        )
+        for views, _ in loader:
+            images = views[0].to(self.device)
+            if self._kept is not None:
+                self._kept.append(images)
+            yield images
+
+
+def warn_of_barrier(
+    half_way: Score | None, first: Score, second: Score, names: tuple[str, str]
+) -> None:
+    """Warn when the loss half-way between two members lies above both ends.
+
+    Fits from one starting point share a basin; fits from different initial heads or from scratch
+    usually do not, and their average is worth nothing.
+    """
+    if half_way is None:
+        return
+    worse = max(first.nll, second.nll)
+    if half_way.nll > worse + BARRIER:
+        warnings.warn(
+            f"Half-way between {names[0]} and {names[1]} the held-out loss is "
+            f"{half_way.nll:.3f}, above {worse:.3f} at the worse end: they do not share a basin; "
+            "combine them with `finetune ensemble`, or fit them from one common head.",
+            stacklevel=4,
+        )

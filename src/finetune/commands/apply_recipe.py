@@ -1,0 +1,126 @@
+"""What the recipe chooses for a fit, written into configuration, classifier and data module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from finetune.commands.trainer import FinetuneCLI
+    from finetune.training.recipe import Choice
+
+# Where a setting stands in the configuration, unless below ``model``.
+SECTIONS = {
+    "batch_size": "data.batch_size",
+    "augmentation": "data.augmentation",
+    "epochs": "trainer.max_epochs",
+    "patience": "patience",
+}
+
+
+def choose_size_from_scratch(config: Namespace) -> Choice | None:
+    """Where a baseline learns from nothing, the size of what it sees, before it is built.
+
+    None where the size was given or is the backbone's own; else it is written into the
+    configuration. The images are looked at for it, which is remembered.
+    """
+    from finetune.networks.baselines import is_baseline
+
+    model = config.model
+    if model.image_size is not None or model.pretrained or not is_baseline(model.backbone):
+        return None
+    from finetune.data.datamodule import ImageFolderDataModule
+    from finetune.networks.factory import preprocessing_of
+    from finetune.training.recipe import choose_image_size
+
+    images = ImageFolderDataModule(**config.data.as_dict())
+    choice = choose_image_size(
+        preprocessing_of(model.backbone).image_size,
+        pretrained=False,
+        short_side=images.median_short_side,
+    )
+    model.image_size = choice.value
+    return choice
+
+
+def apply_recipe(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Choice, ...]:
+    """Choose what was not given, and write it into configuration, classifier and data module.
+
+    Args:
+        cli: with classifier and data module built.
+        seconds: the time limit, if there is one.
+
+    Raises:
+        UsageError: settings that exclude each other or are out of their range.
+    """
+    from finetune.training.phases.probe import linear_head
+    from finetune.training.recipe import RULES, choose_recipe, facts_about
+
+    _refuse_what_cannot_be(cli)
+    pretrained = bool(cli.config.model.pretrained) or cli.checkpoint is not None
+    facts = facts_about(
+        cli.model,
+        cli.datamodule,
+        pretrained=pretrained,
+        on_cpu=cli.runtime.device.type == "cpu",
+        closed_form=linear_head(cli.model.network) is not None,
+        seconds=seconds,
+    )
+    given = {name: cli.config[_place(name)] for name in RULES}
+    recipe = (*choose_recipe(facts, given), _image_size(cli, pretrained))
+    chosen = {choice.name: choice.value for choice in recipe}
+    for name, value in chosen.items():
+        cli.config[_place(name)] = value
+    data = cli.datamodule
+    data.apply_recipe(
+        augmentation=chosen["augmentation"], batch_size=chosen.get("batch_size", data.batch_size)
+    )
+    ours = {name: value for name, value in chosen.items() if name not in SECTIONS}
+    cli.model.apply_recipe(**ours)
+    return recipe
+
+
+def _place(name: str) -> str:
+    return SECTIONS.get(name, f"model.{name}")
+
+
+def _image_size(cli: FinetuneCLI, pretrained: bool) -> Choice:
+    from finetune.training.recipe import AS_GIVEN, Choice, choose_image_size
+
+    if cli.image_size is not None:
+        return cli.image_size
+    if cli.config.model.image_size is not None:
+        return Choice("image_size", cli.config.model.image_size, AS_GIVEN)
+    return choose_image_size(cli.model.preprocessing.image_size, pretrained=pretrained)
+
+
+def _refuse_what_cannot_be(cli: FinetuneCLI) -> None:
+    from finetune.training.optimizers import check_optimizer
+
+    if cli.datamodule.balanced and cli.model.hparams["class_weights"] != "none":
+        raise UsageError(
+            "Expected --data.balanced or --model.class_weights, found both, which would weigh the "
+            "rare classes twice; leave one out."
+        )
+    check_optimizer(cli.model.hparams["optimizer"])
+    if (cli.config.patience or 0) < 0:
+        raise UsageError(
+            f"Expected --patience of at least 0, found {cli.config.patience}; 0 stops no phase."
+        )
+
+
+def does_the_data_suffice(cli: FinetuneCLI) -> str:
+    """How what learns, in the strategy's widest phase, compares with the training images."""
+    from finetune.networks.capacity import data_advice
+    from finetune.networks.freezing import network_stages
+    from finetune.training.strategies import phases_of
+
+    network, counts = cli.model.network, cli.datamodule.class_counts("train")
+    stages = network_stages(network)
+    lowest = phases_of(cli.model.hparams["strategy"], list(stages))[-1].boundary
+    learning = list(stages)[list(stages).index(lowest) :]
+    parameters = sum(network.get_parameter(name).numel() for s in learning for name in stages[s])
+    return data_advice(parameters, sum(counts.values()), len(counts)).comparison

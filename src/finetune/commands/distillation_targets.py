@@ -1,0 +1,61 @@
+"""What a teacher says of the training images, for ``fit --model.teacher CKPT``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.errors import CheckpointMismatchError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from finetune.data.datamodule import ImageFolderDataModule
+    from finetune.training.features.store import FeatureStore
+
+
+def teacher_probabilities(
+    teacher: str | Path, datamodule: ImageFolderDataModule, store: FeatureStore | None = None
+) -> Tensor:
+    """The teacher's probabilities ``(N, C)`` for the training images, float32.
+
+    Rows follow the training images, columns the data's class names. Each image is answered for
+    once, as it is, without random views; with a store the answers are cached for later students.
+
+    Raises:
+        CheckpointMismatchError: the teacher knows other classes.
+        UsageError: there is no such file.
+    """
+    from finetune.prediction import predict
+    from finetune.prediction.predictor import load_model
+    from finetune.spec.images import file_id
+    from finetune.training.features.store import cached_or_computed
+
+    path = Path(teacher)
+    if not path.is_file():
+        raise UsageError(f"Expected a checkpoint after --model.teacher, found nothing at {path}.")
+    model = load_model(path)
+    columns = _columns(model.class_names, datamodule.class_names, path)
+    images = datamodule.images("train")
+
+    def compute(missing: list[int]) -> Iterator[np.ndarray]:
+        wanted = [images[index].path for index in missing]
+        answers = predict(model, wanted, max_pixels=datamodule.max_pixels)
+        yield answers.probabilities.float().cpu().numpy()
+
+    keys = [image.id for image in images]
+    kept = cached_or_computed(store, f"teacher-{file_id(path)}", keys, compute)
+    return kept.tensor()[:, columns]
+
+
+def _columns(teacher: tuple[str, ...], student: tuple[str, ...], path: Path) -> list[int]:
+    """Where the teacher has the student's classes, by name."""
+    if set(teacher) != set(student):
+        differing = sorted(set(teacher) ^ set(student))
+        raise CheckpointMismatchError(
+            f"Expected a teacher of the classes of the data, found in {path} others: "
+            f"{', '.join(differing[:5])}; teach with a model of the same classes."
+        )
+    return [teacher.index(name) for name in student]

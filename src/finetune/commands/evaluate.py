@@ -1,0 +1,266 @@
+"""``validate`` and ``test``: judge a checkpoint; figures, answers and report go to its run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from finetune.commands.config_files import checkpoint_option
+from finetune.commands.parsing import Parser, take_all
+from finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from finetune.commands.trainer import FinetuneCLI
+    from finetune.evaluation.result import Evaluation
+
+Verb = Literal["validate", "test"]
+Stage = Literal["val", "test"]
+
+
+class Judged(NamedTuple):
+    """The answers to a stage's images, and where they are to be kept: ``runs`` and ``name`` say
+    it where the checkpoint lies in no run folder.
+
+    ``features`` is what entered the final layer, ``(B, D)`` a batch; empty where it is not known.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    paths: list[Path]
+    checkpoint: Path
+    runs: str
+    name: str
+    root: Path
+    seconds: float
+    features: list[Tensor]
+
+    @property
+    def ms_per_image(self) -> float:
+        """Milliseconds an image, reading it included."""
+        return 1000 * self.seconds / len(self.labels)
+
+
+def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
+    """Run one pass over the held-out images; write ``metrics.json`` and, for test, the report.
+
+    Figures of another folder's images stand beside those of the first, under its name.
+
+    Args:
+        verb: that judges.
+        arguments: its options, as they are typed.
+
+    Returns:
+        The figures, as ``metrics.json`` keeps them.
+    """
+    from finetune.commands.runs import free_stage
+    from finetune.commands.trainer import quiet_libraries
+    from finetune.evaluation.metrics import dominant_of, figures_of
+    from finetune.runtime import process_rank
+    from finetune.training.metrics_file import write_metrics
+
+    quiet_libraries()
+    stage: Stage = "val" if verb == "validate" else "test"
+    arguments, named_entities = take_all(arguments, "--track-to")
+    path = checkpoint_option(arguments)
+    combined = path is not None and _is_combined(path)
+    judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
+    figures = figures_of(judged.logits, judged.labels)
+    images = str(judged.root.resolve())
+    kept: dict[str, float | str] = {
+        **figures,
+        "images": images,
+        "ms_per_image": judged.ms_per_image,
+    }
+    if process_rank() > 0:
+        return kept  # every process has the answers of all, and the first alone writes
+    print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
+    if dominant := dominant_of(judged.logits, judged.labels, judged.paths):
+        print(dominant, flush=True)
+    folder = _folder_for(judged)
+    key = free_stage(folder, stage, images)
+    write_metrics(folder, key, kept)
+    print(f"figures   {folder / 'metrics.json'}")
+    if stage == "test":
+        evaluation, page = _write_report(judged, folder, "report" + key.removeprefix("test"))
+        print(f"report    {page}")
+        _track(folder, page.parent, evaluation, named_entities)
+    return kept
+
+
+def _is_combined(path: str) -> bool:
+    """Whether a checkpoint answers by more than one plain network, or held-out images made it."""
+    from finetune.training.checkpoints import ENTRY, read_content
+
+    entry = read_content(path, mmap=True)[ENTRY]
+    return entry["kind"] == "ensemble" or any(entry.get(key) for key in ("calibration", "roles"))
+
+
+def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
+    """A single network, through Lightning's trainer."""
+    from finetune.commands.held_out_images import say_differences
+    from finetune.commands.trainer import FinetuneCLI
+    from finetune.reporting.embeddings import recorded_features
+
+    cli = FinetuneCLI(verb, arguments)
+    assert cli.checkpoint is not None
+    cli.model.take_over(cli.checkpoint)
+    cli.datamodule.setup(verb)
+    if cli.runtime.is_main:
+        say_differences(cli.datamodule, cli.record)
+    started = time.perf_counter()
+    with recorded_features(cli.model) as features:
+        _run_trainer(cli, verb)
+    seconds = time.perf_counter() - started
+    stage: Stage = "val" if verb == "validate" else "test"
+    logits, labels = cli.model.answers[stage]
+    return Judged(
+        logits,
+        labels,
+        cli.model.class_names,
+        # Fewer answers than images where the trainer limits its batches.
+        [image.path for image in cli.datamodule.images(stage)[: len(labels)]],
+        cli.checkpoint.path,
+        cli.config.runs,
+        cli.config.name or verb,
+        cli.datamodule.root,
+        seconds,
+        features,
+    )
+
+
+def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
+    from finetune.commands.terminal import on_terminal, progress_bar
+
+    trainer = cli.build_trainer(
+        logger=False,
+        callbacks=[progress_bar()] if on_terminal() else [],
+        enable_progress_bar=on_terminal(),
+        enable_checkpointing=False,
+    )
+    try:
+        judge: Any = trainer.validate if verb == "validate" else trainer.test
+        judge(cli.model, datamodule=cli.datamodule, verbose=False)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from stop
+
+
+def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
+    """An ensemble, or anything calibrated: each image decoded once for all members."""
+    from finetune.combining.ensemble import Ensemble
+    from finetune.combining.holdout_roles import in_whole_ids, refuse_reuse
+    from finetune.commands.held_out_images import build_held_out
+    from finetune.reporting.embeddings import recorded_features
+    from finetune.runtime import Runtime
+
+    options = _combined_parser(verb).parse_args(arguments)
+    if options.root is None:
+        raise UsageError("Expected a folder of images, found none; add --data.root DIR.")
+    stage: Stage = "val" if verb == "validate" else "test"
+    runtime = Runtime.chosen(options.accelerator)
+    ensemble = runtime.place(Ensemble.from_file(options.ckpt_path))
+    datamodule = build_held_out(options, ensemble)
+    modules = list(datamodule.values()) if isinstance(datamodule, dict) else [datamodule]
+    for module in modules:
+        module.setup(verb)
+    started = time.perf_counter()
+    with recorded_features(ensemble) as features:
+        held_out = ensemble.held_out(datamodule, stage)
+    seconds = time.perf_counter() - started
+    roles = in_whole_ids(ensemble.roles, held_out.paths, held_out.ids)
+    refuse_reuse(roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
+    return Judged(
+        ensemble.calibrated(ensemble.pool_held_out(held_out)),
+        held_out.labels,
+        tuple(ensemble.class_names),
+        [Path(path) for path in held_out.paths],
+        Path(options.ckpt_path),
+        options.runs,
+        options.name or verb,
+        modules[0].root,
+        seconds,
+        features,
+    )
+
+
+def _combined_parser(verb: Verb) -> Parser:
+    from finetune.commands.held_out_images import add_data_options
+
+    parser = Parser(
+        prog=f"finetune {verb}", description=f"{verb} an ensemble or what is calibrated"
+    )
+    parser.add_argument("--ckpt_path", required=True, help="the file to judge")
+    parser.add_argument("--name", help="name of the run, where the file lies in none")
+    parser.add_argument("--runs", default="runs", help="folder of all runs")
+    if verb == "test":  # taken out before; here for the help
+        parser.add_argument(
+            "--track-to",
+            metavar="ENTITY",
+            help="Weights & Biases entity that figures may go to beside your own ones",
+        )
+    add_data_options(parser)
+    return parser
+
+
+def _folder_for(judged: Judged) -> Path:
+    """The checkpoint's own run folder, or a new one where it lies in none."""
+    from finetune.commands.runs import new_run_folder, run_folder_of
+
+    own = run_folder_of(judged.checkpoint)
+    return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
+
+
+def _write_report(judged: Judged, folder: Path, name: str) -> tuple[Evaluation, Path]:
+    from finetune.evaluation.evaluate import evaluate_logits
+    from finetune.reporting.report import describe_environment, write_report
+    from finetune.reporting.sources import read_details
+
+    evaluation = evaluate_logits(judged.labels, judged.logits, judged.class_names, judged.paths)
+    details = replace(
+        read_details(folder),
+        root=judged.root,
+        embeddings=_embeddings(judged),
+        environment=describe_environment(),
+    )
+    title = f"Test of {folder.resolve().name}"
+    return evaluation, write_report(folder / name, evaluation, details, title=title)
+
+
+def _embeddings(judged: Judged) -> NDArray[np.float32] | None:
+    """The features ``(N, D)``, unless several processes have shared the images out."""
+    import torch
+
+    complete = sum(map(len, judged.features)) == len(judged.labels)
+    return torch.cat(judged.features).numpy() if complete else None
+
+
+def _track(run_folder: Path, report: Path, evaluation: Evaluation, named: list[str]) -> None:
+    """Add the report to the Weights & Biases run of the fit, where there is one of the user's."""
+    from finetune.reporting.wandb_report import own_destination, track_report
+
+    try:
+        target = own_destination(run_folder, named)
+    except UsageError as error:
+        print(f"not sent to Weights & Biases: {error}")
+        return
+    if target is not None:
+        print(f"Weights & Biases: {target}", flush=True)
+        track_report(target, run_folder, report, evaluation)
+
+
+def summary(stage: str, figures: dict[str, float], images: int) -> str:
+    """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error."""
+    from finetune.evaluation.intervals import wilson_interval
+
+    low, high = wilson_interval(round(figures["accuracy"] * images), images)
+    return (
+        f"{stage}: accuracy {figures['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, "
+        f"{images} images), balanced accuracy {figures['balanced_accuracy']:.3f}, "
+        f"NLL {figures['nll']:.3f}, calibration error {figures['calibration_error']:.3f}"
+    )

@@ -1,0 +1,233 @@
+"""``fit --seeds N`` and ``fit --folds N``: several members, one run folder each, in one group.
+
+``runs/<name>-<n>/seed-0-1``, ``seed-1-1``, ...: fits that share their split, decoded images and
+frozen features, and differ in order, random views and initial weights; or one fit for each fold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.commands.config_files import check_texts
+from finetune.commands.parallel_fits import (
+    device_options,
+    fit_in_a_process,
+    run_side_by_side,
+)
+from finetune.commands.parsing import take, take_all
+from finetune.commands.resume import refuse_what_is_decided
+from finetune.documents import read_json
+from finetune.errors import FinetuneError, UsageError
+from finetune.files import write_text
+from finetune.spec.run_files import MEMBERS as MEMBERS_SCHEMA
+
+MEMBERS = "members.json"
+SPOKEN = ("--track-to", "--imports")  # options that count on the command line only
+
+
+@dataclass(frozen=True, slots=True)
+class MultiFit:
+    """What to fit: the members' names, each with its options, and the options that all share.
+
+    Those beside ``--resume`` are shared too, and interrupted members are resumed by them.
+    """
+
+    members: dict[str, list[str]]
+    shared: list[str]
+    beside: tuple[str, ...] = ()
+
+
+def many_fits(arguments: Sequence[str]) -> MultiFit | None:
+    """The members that ``--seeds N`` or ``--folds N`` ask for; None for a single fit.
+
+    Raises:
+        UsageError: both, or fewer than two members.
+    """
+    rest, seeds = take(arguments, "--seeds")
+    rest, folds = take(rest, "--folds")
+    if seeds is None and folds is None:
+        return None
+    if seeds is not None and folds is not None:
+        raise UsageError("Expected --seeds or --folds, found both; leave one out.")
+    number = _number(seeds if folds is None else folds)
+    if folds is None:
+        members = {f"seed-{n}": [f"--seed_everything={n}"] for n in range(number)}
+    else:
+        members = {
+            f"fold-{n}": [f"--data.folds={number}", f"--data.fold={n}"] for n in range(number)
+        }
+    return MultiFit(members, rest)
+
+
+def fit_many(fits: MultiFit, group: Path) -> int:
+    """Fit the members that are not there yet; one that fails stops no other.
+
+    They follow each other, or run at the same time where there are several accelerators.
+
+    Returns:
+        0 if all members are there in the end, else 1.
+    """
+    # What only the person at the command line may decide is never kept in a file.
+    kept, _ = without_spoken(fits.shared)
+    write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": kept}))
+    calls = {}
+    for name, options in fits.members.items():
+        if finished(group, name):
+            print(f"{name}: there already")
+            continue
+        interrupted = _interrupted(group, name)
+        # An interrupted member has its settings in its own folder.
+        resume = [f"--resume={interrupted}", *fits.beside] if interrupted else []
+        calls[name] = resume or [*fits.shared, *options, f"--runs={group}", f"--name={name}"]
+    problems = _fit_all(calls, device_options(fits.shared))
+    failed = [name for name in problems if not finished(group, name)]
+    for name in failed:
+        problem = problems[name] or "it ended, but its run folder does not say that it was fitted"
+        print(f"{name} failed: {problem}", file=sys.stderr)
+    there = len(fits.members) - len(failed)
+    print(f"\n{there} of {len(fits.members)} members in {group}")
+    if failed:
+        print(f"again for the others: finetune fit --resume {group}")
+    else:
+        if "fold-0" in fits.members:
+            print(f"next: finetune report {group}/fold-*-1 --folds --output folds.html")
+        print(f"next: finetune ensemble {group} --data.root DIR --output ensemble.ckpt")
+    return 1 if failed else 0
+
+
+def _fit_all(
+    calls: Mapping[str, Sequence[str]], devices: Sequence[list[str]]
+) -> dict[str, str | None]:
+    """Why each member failed, or None."""
+    if len(devices) == 1:
+        return {name: _fit_here(name, arguments) for name, arguments in calls.items()}
+    jobs = {
+        name: lambda options, name=name: fit_in_a_process(name, [*calls[name], *options])
+        for name in calls
+    }
+    return run_side_by_side(jobs, devices)
+
+
+def _fit_here(name: str, arguments: Sequence[str]) -> str | None:
+    from finetune.commands import fit
+    from finetune.commands.runs import INHERITED
+
+    print(f"\n{name}", flush=True)
+    try:
+        fit.main(list(arguments))
+    except (FinetuneError, RuntimeError, OSError, ValueError) as error:
+        return str(error)
+    finally:
+        os.environ.pop(INHERITED, None)
+    return None
+
+
+def is_group(path: str | Path) -> bool:
+    """Whether a folder holds the members of one ``fit --seeds N`` or ``--folds N``."""
+    return (Path(path) / MEMBERS).is_file()
+
+
+def member_files(path: str | Path) -> list[Path]:
+    """The checkpoint of each member that is there, best fitted to be combined.
+
+    Where the best of every seed is the final layer alone, the fine-tuned ones: probes of one split
+    are alike whatever their seed, so together they would bring nothing.
+
+    Raises:
+        UsageError: there is none yet.
+    """
+    from finetune.training.checkpoints import read_checkpoint
+
+    group = Path(path)
+    names = read_json(group / MEMBERS, MEMBERS_SCHEMA)["members"]
+    files = [found for name in names if (found := _best(group, name)) is not None]
+    if not files:
+        raise UsageError(
+            f"Expected fitted members in {group}, found none; finish them with "
+            f"`finetune fit --resume {group}`."
+        )
+    tuned = [file.with_name("phase2.ckpt") for file in files]
+    of_seeds = any(name.startswith("seed-") for name in names)
+    if of_seeds and all(file.is_file() for file in tuned):
+        fits = [read_checkpoint(file, mmap=True).details["fit"] for file in files]
+        if not any(fit["phase"] for fit in fits):
+            print("the final layer alone is the best of each, and alike; took the fine-tuned ones")
+            return tuned
+    return files
+
+
+def with_members(paths: Sequence[str]) -> list[str]:
+    """The paths, each group of fits replaced by its members."""
+    return [
+        str(file)
+        for path in paths
+        for file in (member_files(path) if is_group(path) else [Path(path)])
+    ]
+
+
+def _best(group: Path, name: str) -> Path | None:
+    found = sorted(group.glob(f"{name}-*/checkpoints/best.ckpt"))
+    return found[-1] if found else None
+
+
+def resumed_group(arguments: Sequence[str]) -> tuple[MultiFit, Path] | None:
+    """The group that ``--resume GROUP`` names, if it is a group.
+
+    Raises:
+        UsageError: an option by which the members would no longer be fits of one kind, or a group
+            that decides what only the command line may.
+    """
+    rest, value = take(arguments, "--resume")
+    path = Path(value) if value else None
+    if path is None or not (path / MEMBERS).is_file():
+        return None
+    kept = read_json(path / MEMBERS, MEMBERS_SCHEMA)
+    refuse_what_is_decided(rest, path, members=True)
+    shared = kept.get("shared", [])
+    for options in (shared, *kept["members"].values()):
+        check_texts([option.partition("=")[2] or option for option in options], path)
+        _, spoken = without_spoken(options, (*SPOKEN, "--seeds", "--folds", "--resume"))
+        if spoken:
+            raise UsageError(
+                f"Expected {spoken[0].partition('=')[0]} on the command line, found it in "
+                f"{path / MEMBERS}; give it there."
+            )
+    return MultiFit(kept["members"], [*shared, *rest], tuple(rest)), path
+
+
+def without_spoken(
+    arguments: Sequence[str], options: Sequence[str] = SPOKEN
+) -> tuple[list[str], list[str]]:
+    """The arguments without those that no file may give, and those."""
+    rest, spoken = list(arguments), []
+    for option in options:
+        rest, values = take_all(rest, option)
+        spoken += [f"{option}={value}" for value in values]
+    return rest, spoken
+
+
+def finished(group: Path, name: str) -> bool:
+    """Whether a member's fit came to its end, as its own run folder says."""
+    from finetune.training.metrics_file import read_metrics
+
+    return any(
+        (run / "checkpoints/best.ckpt").is_file()
+        and read_metrics(run).get("fit", {}).get("finished", False)
+        for run in group.glob(f"{name}-*")
+    )
+
+
+def _interrupted(group: Path, name: str) -> Path | None:
+    runs = [run for run in group.glob(f"{name}-*") if (run / "checkpoints/last.ckpt").is_file()]
+    return runs[-1] if runs else None
+
+
+def _number(text: str | None) -> int:
+    if text is None or not text.isdigit() or int(text) < 2:
+        raise UsageError(f"Expected two members or more, found {text!r}; give a number from 2.")
+    return int(text)

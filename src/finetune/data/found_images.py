@@ -1,0 +1,94 @@
+"""What lies in a folder of images: found once, each file opened once, what is broken left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from finetune.data.decoding import MAX_PIXELS
+from finetune.data.findings import Finding
+from finetune.data.folder import ImageFolder, scan_folder
+from finetune.data.following import listed_folder
+from finetune.data.groups import groups_by_pattern
+from finetune.data.health import check_folder, readable_folder, unreadable_files
+from finetune.data.inspection import Inspection, inspect_files
+from finetune.data.manifest import read_manifest
+from finetune.spec.splits import SplitRecord
+
+OnBadImage = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """The images of a folder or a manifest; every step is done when it is first asked for.
+
+    Attributes:
+        root, manifest, allow_outside, group_by, max_pixels, on_bad_image: as in
+            :class:`finetune.data.datamodule.ImageFolderDataModule`.
+        cache_dir: where what was found out about a file is remembered.
+        remember: whether it is.
+        listed: a fit by manifest, whose images and labels count where no manifest is given.
+    """
+
+    root: Path
+    manifest: str | None = None
+    allow_outside: bool = False
+    group_by: str | None = None
+    max_pixels: int = MAX_PIXELS
+    on_bad_image: OnBadImage = "error"
+    cache_dir: str | None = None
+    remember: bool = True
+    listed: SplitRecord | None = None
+
+    @cached_property
+    def found(self) -> ImageFolder:
+        """All of them, readable or not."""
+        listed = listed_folder(self.root, self.listed) if self.listed else None
+        if self.manifest is not None:
+            found = read_manifest(self.manifest, self.root, allow_outside=self.allow_outside)
+        else:
+            found = listed or scan_folder(self.root)
+        return groups_by_pattern(found, self.group_by) if self.group_by else found
+
+    @property
+    def paths(self) -> list[Path]:
+        """Their files."""
+        return [image.path for image in self.found.images]
+
+    @cached_property
+    def inspections(self) -> list[Inspection]:
+        """What each file turned out to be, in the same order."""
+        return inspect_files(
+            self.paths,
+            root=self.root,
+            max_pixels=self.max_pixels,
+            cache_dir=self.cache_dir,
+            remember=self.remember,
+            progress=True,
+        )
+
+    def readable(self) -> ImageFolder:
+        """Those without the broken ones, with every content's hash.
+
+        Raises:
+            ImageError: some are broken, and ``on_bad_image`` is ``error``.
+        """
+        return readable_folder(self.found, self.inspections, on_bad_image=self.on_bad_image)
+
+    @property
+    def median_short_side(self) -> int:
+        """Of the readable ones, in pixels; 0 where there are none."""
+        sides = [min(seen.width, seen.height) for seen in self.inspections if not seen.problem]
+        return sorted(sides)[(len(sides) - 1) // 2] if sides else 0
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What :mod:`finetune.data.health` has to say about the folder, errors first."""
+        return check_folder(self.found, self.inspections)
+
+    @property
+    def bad_images(self) -> list[Finding]:
+        """The files that cannot be read."""
+        return unreadable_files(self.inspections, self.found.unlisted)

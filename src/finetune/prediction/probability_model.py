@@ -1,0 +1,56 @@
+"""What can answer with probabilities: an ensemble, or a classifier as an ensemble of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from finetune.combining.calibrated_answer import Answer, Calibration, decide
+from finetune.spec.preprocessing import Preprocessing
+from finetune.training.classifier import ImageClassifier
+
+Views = Mapping[Preprocessing, Tensor]
+
+
+class ProbabilityModel(Protocol):
+    """What answers with probabilities: an ensemble, or a classifier as an ensemble of one."""
+
+    class_names: tuple[str, ...]
+
+    @property
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """The different views of an image that the members need, each once."""
+
+    def member_logits(self, views: Views, paths: Sequence[str] | None = None) -> Tensor:
+        """``(M, B, C)`` from one batch ``(B, C, S, S)`` in ``[0, 1]`` for each view."""
+
+    def answer(self, member_logits: Tensor) -> Answer:
+        """``(M, B, C)`` into probabilities ``(B, C)``, and how sure they are."""
+
+
+class SingleClassifier(torch.nn.Module):
+    """A classifier as an ensemble of one."""
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.class_names = classifier.class_names
+
+    @property
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """The classifier's own."""
+        return (self.classifier.preprocessing,)
+
+    def member_logits(self, views: Views, paths: Sequence[str] | None = None) -> Tensor:
+        """``(1, B, C)``."""
+        logits: Tensor = self.classifier(views[self.classifier.preprocessing])
+        return logits.float().unsqueeze(0)
+
+    def answer(self, member_logits: Tensor) -> Answer:
+        """The one member's answer, calibrated if its checkpoint is."""
+        kept = self.classifier.details.get("calibration")
+        calibration = Calibration.from_dict(kept) if kept else None
+        return decide(member_logits[0], member_logits, calibration)
