@@ -70,7 +70,7 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             raise UsageError(_unknown(verb))
         keep_freed_memory()
         wait_politely()
-        limit_threads()  # after it: this may load torch
+        limit_threads()
         return int(import_module(f"finetune.commands.{verb}").main(rest))
     except FinetuneError as error:
         if debug:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 
 from finetune.errors import CalibrationError
-
-Score = Literal["thr", "aps", "raps"]
+from finetune.spec.choices import SetScore as Score
 
 
 @dataclass(frozen=True, slots=True)

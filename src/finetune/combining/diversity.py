@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
-from finetune.combining.pooling import Pooling, pool
-from finetune.evaluation.held_out_loss import Metric, held_out_loss, held_out_losses
+from finetune.combining.pooling import pool
+from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
+from finetune.spec.choices import Metric, Pooling
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.calibration import log_of
+from finetune.spec.choices import Pooling
 
-Pooling = Literal["mean", "geometric", "vote"]
 Coefficients = Sequence[float] | Tensor | None
 
 # Shares of the votes that are closer than this are a tie.

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 from torch import Tensor
 
@@ -20,19 +20,15 @@ from finetune.combining.averaging import (
     interpolate_state_dicts,
     normalised_coefficients,
 )
-from finetune.combining.holdout_roles import Share
 from finetune.combining.ingredients import Ingredient, read_ingredient, survey
 from finetune.combining.soup_evaluation import Score, WeightsEvaluator, warn_of_barrier
 from finetune.errors import UsageError
-from finetune.evaluation.held_out_loss import Metric
 from finetune.runtime import Runtime
+from finetune.spec.choices import Averaging, BatchNormOfAverage, Metric, Share
 from finetune.spec.images import file_id
 from finetune.training.checkpoints import ENTRY, as_checkpoint, describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.fitted_splits import split_entries
-
-Method = Literal["uniform", "weighted", "greedy", "interpolate"]
-BatchNorm = Literal["auto", "average", "update"]
 
 # Of the curve between two checkpoints.
 CURVE = tuple(step / 10 for step in range(11))
@@ -82,11 +78,11 @@ class Soup:
 def average_checkpoints(
     paths: Sequence[str | Path],
     *,
-    method: Method = "uniform",
+    method: Averaging = "uniform",
     coefficients: Sequence[float] | None = None,
     datamodule: Any = None,
     metric: Metric = "nll",
-    batchnorm: BatchNorm = "auto",
+    batchnorm: BatchNormOfAverage = "auto",
     share: Share = "half",
     split: str = "val",
     accelerator: str = "auto",
@@ -141,7 +137,7 @@ class _SoupSearch:
         self,
         ingredients: Sequence[Ingredient],
         evaluator: WeightsEvaluator | None,
-        batchnorm: BatchNorm,
+        batchnorm: BatchNormOfAverage,
     ) -> None:
         self.ingredients = ingredients
         self.class_names = ingredients[0].class_names
@@ -321,10 +317,10 @@ class _SoupSearch:
 
 
 def _check_settings(
-    method: Method,
+    method: Averaging,
     coefficients: Sequence[float] | None,
     datamodule: Any,
-    batchnorm: BatchNorm,
+    batchnorm: BatchNormOfAverage,
     ingredients: Sequence[Ingredient],
 ) -> None:
     if method == "weighted" and coefficients is None:

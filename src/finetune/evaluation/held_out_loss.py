@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -10,8 +10,7 @@ from torch import Tensor
 
 from finetune.evaluation.metrics import log_probabilities_of
 from finetune.evaluation.scores import brier_score, losses_of
-
-Metric = Literal["nll", "accuracy", "brier"]
+from finetune.spec.choices import Metric
 
 
 def held_out_loss(logits: Tensor, labels: Tensor, metric: Metric) -> float:
