@@ -23,7 +23,8 @@ class Without:
         return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in blocked else self.finder.find_spec(name, path, target)
+        if name.partition(".")[0] not in blocked:
+            return self.finder.find_spec(name, path, target)
 
     def find_distributions(self, context):
         search = getattr(self.finder, "find_distributions", None)

@@ -19,13 +19,12 @@ from finetune.errors import UsageError
 from finetune.spec.schema import whole
 
 BY_LIGHTNING = {"fit", "validate", "test"}
-OF_THE_COMMAND_ALONE = {"predict": "_predict", "export": "_export"}  # functions of other signatures
+OF_THE_COMMAND_ALONE = {"predict", "export"}  # in Python they are functions of classifiers
 NAMES = sorted(set(VERBS) - BY_LIGHTNING)
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    module = import_module(f"finetune.commands.{name}")
-    return getattr(module, OF_THE_COMMAND_ALONE.get(name, name))
+    return getattr(import_module(f"finetune.commands.{name}"), name)
 
 
 def parameters(parser: Parser) -> dict[str, str]:
@@ -42,7 +41,7 @@ def test_every_option_is_a_documented_parameter(name: str) -> None:
     assert set(plain) - {"quiet", "held_out"} <= set(parser.parameters)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(OF_THE_COMMAND_ALONE)))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - OF_THE_COMMAND_ALONE))
 def test_every_verb_is_a_function_that_can_be_quiet(name: str) -> None:
     assert name in finetune.__all__
     assert getattr(finetune, name) is function_of(name)

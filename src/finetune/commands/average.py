@@ -6,25 +6,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 from finetune.commands.guest import Where, each_of
-from finetune.commands.held_out_images import HeldOut, ImagesOfFits, build_datamodule
+from finetune.commands.held_out_images import OF_FITS, HeldOut, build_datamodule
 from finetune.commands.outputs import CHECKPOINTS, CheckpointFile, wanted_output
-from finetune.commands.verb import Typed, run, verb
+from finetune.commands.verb import Typed, verb
 from finetune.spec.choices import Averaging, BatchNormOfAverage, Metric
 
 if TYPE_CHECKING:
     from finetune.combining.soups import Soup
 
 
-def main(arguments: list[str]) -> int:
-    """Average, judge where there are images, write, and say what it brought."""
-    run(average, arguments)
-    return 0
-
-
 @verb
 def average(
     checkpoints: Where | Sequence[Where],
-    data: ImagesOfFits | None = None,
+    data: Annotated[Where | None, OF_FITS] = None,
     *,
     method: Averaging = "uniform",
     coefficients: Annotated[Sequence[float] | None, Typed(metavar="C")] = None,

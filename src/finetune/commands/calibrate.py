@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 from finetune.commands.guest import Where
-from finetune.commands.held_out_images import HeldOut, ImagesOfFits, build_held_out
+from finetune.commands.held_out_images import OF_FITS, HeldOut, build_held_out
 from finetune.commands.outputs import CHECKPOINTS, CheckpointFile, wanted_output
-from finetune.commands.verb import Typed, run, verb
+from finetune.commands.verb import Typed, verb
 from finetune.spec.choices import SetScore
 
 if TYPE_CHECKING:
@@ -16,16 +16,10 @@ if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
 
 
-def main(arguments: list[str]) -> int:
-    """Fit on held-out images that picked nothing, and write a copy that answers calibrated."""
-    run(calibrate, arguments)
-    return 0
-
-
 @verb
 def calibrate(
     checkpoint: Where,
-    data: ImagesOfFits,
+    data: Annotated[Where, OF_FITS],
     *,
     reject_risk: Annotated[float | None, Typed(metavar="R")] = None,
     conformal: Annotated[float | None, Typed(metavar="A")] = None,

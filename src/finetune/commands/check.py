@@ -8,13 +8,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.commands.folder_options import (
-    MAX_PIXELS,
-    AllowOutside,
-    CacheDir,
-    Manifest,
-    MaxPixels,
-)
+from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
 from finetune.commands.terminal import on_terminal, shown
 from finetune.commands.verb import run, verb
@@ -39,11 +33,11 @@ def main(arguments: list[str]) -> int:
 def check(
     data: Where,
     *,
-    manifest: Manifest = None,
-    allow_outside: AllowOutside = False,
+    manifest: options.Manifest = None,
+    allow_outside: options.AllowOutside = False,
     duplicates: Literal["exact", "near"] = "exact",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    cache_dir: CacheDir = None,
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    cache_dir: options.CacheDir = None,
     all: bool = False,
     json: bool = False,
     quiet: bool = False,

@@ -10,7 +10,7 @@ from finetune.commands.folder_options import Root
 from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import PageFile
 from finetune.commands.report import checked_page, keep_off_sources
-from finetune.commands.verb import run, verb
+from finetune.commands.verb import verb
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
 # Columns of what runs alone know, and their format.
 EXTRA = {"parameters": ",", "MB on disk": ".1f", "fit minutes": ".2f", "ms an image": ".1f"}
-
-
-def main(arguments: list[str]) -> int:
-    """Print the leaderboard and every pair's verdict; write a page with ``--output``."""
-    run(compare, arguments)
-    return 0
 
 
 @verb

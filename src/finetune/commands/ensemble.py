@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 from finetune.commands.calibrate import describe_calibration
 from finetune.commands.guest import Where, each_of
-from finetune.commands.held_out_images import HeldOut, ImagesOfFits, build_held_out
+from finetune.commands.held_out_images import OF_FITS, HeldOut, build_held_out
 from finetune.commands.outputs import (
     CHECKPOINTS,
     FIGURES,
@@ -15,7 +15,7 @@ from finetune.commands.outputs import (
     Output,
     wanted_output,
 )
-from finetune.commands.verb import Typed, run, verb
+from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
 from finetune.spec.choices import Metric, Pooling, Selecting, Share
 
@@ -25,16 +25,10 @@ if TYPE_CHECKING:
     from finetune.combining.member_outputs import DataModules
 
 
-def main(arguments: list[str]) -> int:
-    """Combine, select and calibrate where asked, write, and show what each member is worth."""
-    run(ensemble, arguments)
-    return 0
-
-
 @verb
 def ensemble(
     checkpoints: Where | Sequence[Where],
-    data: ImagesOfFits | None = None,
+    data: Annotated[Where | None, OF_FITS] = None,
     *,
     select: Selecting = "all",
     pooling: Pooling = "mean",
@@ -113,16 +107,9 @@ def ensemble(
     chosen = members
     if data is not None:
         images = build_held_out(data, held_out, runtime.place(members))
-        chosen = _select_and_show(
-            members,
-            images,
-            method=select,
-            metric=metric,
-            max_members=max_members,
-            min_gain=min_gain,
-            share=held_out.get("share", "half"),
-            seed=seed,
-        )
+        share = held_out.get("share", "half")
+        choice = {"method": select, "metric": metric, "max_members": max_members, "seed": seed}
+        chosen = _select_and_show(members, images, choice, min_gain=min_gain, share=share)
         if drawn is not None:
             write_diversity(drawn, members, members.held_out(images))
         if calibrates:
@@ -130,7 +117,7 @@ def ensemble(
                 images,
                 reject_risk=reject_risk,
                 conformal=conformal,
-                share=held_out.get("share", "half"),
+                share=share,
                 allow_reuse=held_out.get("allow_reuse", False),
             )
             print(*describe_calibration(chosen.calibration), sep="\n")
@@ -155,35 +142,15 @@ def _refuse_without_images(figure: Output | None, *, judged: bool) -> None:
 
 
 def _select_and_show(
-    members: Ensemble,
-    images: DataModules,
-    *,
-    method: Selecting,
-    metric: Metric,
-    max_members: int | None,
-    min_gain: float,
-    share: Share,
-    seed: int,
+    members: Ensemble, images: DataModules, choice: dict[str, Any], *, min_gain: float, share: Share
 ) -> Ensemble:
     """The members that help, and what each is worth on held-out images."""
     from finetune.commands.member_worth import describe_ensemble, honest_accuracy
 
-    chosen = members.select(
-        images,
-        method=method,
-        metric=metric,
-        max_members=max_members,
-        min_gain=min_gain,
-        share=share,
-        seed=seed,
-    )
+    chosen = members.select(images, **choice, min_gain=min_gain, share=share)
     answers = members.held_out(images)
     print(*describe_ensemble(members, chosen, answers, chosen.held_out(images)), sep="\n")
-    print(
-        honest_accuracy(
-            chosen, answers, method=method, metric=metric, max_members=max_members, seed=seed
-        )
-    )
+    print(honest_accuracy(chosen, answers, **choice))
     return chosen
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
 from finetune.commands.config_files import checkpoint_option
 from finetune.commands.guest import Where
-from finetune.commands.held_out_images import HeldOut, ImagesOfFits
+from finetune.commands.held_out_images import OF_FITS, HeldOut
 from finetune.commands.parsing import take_all
 from finetune.commands.verb import Typed, parser_of
 from finetune.errors import UsageError
@@ -166,7 +166,7 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
 
 def _answers_of_members(
     verb: Verb,
-    data: ImagesOfFits,
+    data: Annotated[Where, OF_FITS],
     *,
     ckpt_path: Annotated[Where, Typed(("--ckpt_path",))],
     name: str | None = None,

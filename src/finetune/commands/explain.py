@@ -7,22 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from finetune.commands.folder_options import MAX_PIXELS, Accelerator, BadImages, MaxPixels
+from finetune.commands import folder_options as options
 from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import checked_output, default_output
-from finetune.commands.verb import Typed, run, verb
+from finetune.commands.verb import Typed, verb
 from finetune.errors import ImageError
 
 if TYPE_CHECKING:
     from finetune.reporting.explain import Explanation
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-def main(arguments: list[str]) -> int:
-    """Write one image: a row each, the photograph and the heat for each class."""
-    run(explain, arguments)
-    return 0
 
 
 @verb
@@ -35,9 +29,9 @@ def explain(
     ] = None,
     output: Annotated[Where | None, Typed(metavar="FILE.png")] = None,
     overwrite: bool = False,
-    on_bad_image: BadImages = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    accelerator: Accelerator = "auto",
+    on_bad_image: options.BadImages = "error",
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    accelerator: options.Accelerator = "auto",
     quiet: bool = False,
 ) -> list[list[Explanation]]:
     """Show where in an image the answer comes from (Grad-CAM).

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from finetune.commands.guest import Where
 from finetune.commands.outputs import checked_output
-from finetune.commands.verb import Typed, run
+from finetune.commands.verb import Typed
 from finetune.exporting.targets import SUFFIXES, Format
 from finetune.extras import need
 
@@ -15,13 +15,7 @@ if TYPE_CHECKING:
     from finetune.exporting.export import Exported
 
 
-def main(arguments: list[str]) -> int:
-    """Write, compare answers, and say what goes in and what comes out."""
-    run(_export, arguments)
-    return 0
-
-
-def _export(
+def export(
     checkpoint: Where,
     *,
     output: Annotated[Where, Typed(metavar="PATH")],
@@ -50,7 +44,7 @@ def _export(
 
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.trainer import quiet_libraries
-    from finetune.exporting.export import export
+    from finetune.exporting.export import export as write_export
     from finetune.prediction.predictor import fits_of, load_model
 
     if format == "onnx":
@@ -59,7 +53,7 @@ def _export(
     model = load_model(checkpoint_file(Path(checkpoint)))
     written.keep_off(fits=fits_of(model))
     with written.writing() as beside:
-        exported = export(model, beside, format=format)
+        exported = write_export(model, beside, format=format)
     if format in ("onnx", "torch"):
         print(*describe_graph(exported), sep="\n")
     print(describe_parity(exported))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from finetune.commands.folder_options import Accelerator
 from finetune.commands.guest import Where
-from finetune.commands.verb import FLAG, Typed
+from finetune.commands.verb import Typed
 from finetune.errors import UsageError
 from finetune.spec.choices import Share
 from finetune.spec.settings import DATA
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEALING = ("val_fraction", "test_fraction", "seed", "folds", "fold", "group_by")
 NOT_OF_THE_IMAGES = ("accelerator", "share", "allow_reuse", "split_seed")
 
-ImagesOfFits = Annotated[Where, Typed(("--data.root",), metavar="DIR")]
+OF_FITS = Typed(("--data.root",), metavar="DIR")
 
 
 def _typed(setting: str) -> Typed:
@@ -63,7 +63,7 @@ class HeldOut(TypedDict, total=False):
     group_by: Annotated[str, _typed("group_by")]
     accelerator: Accelerator
     share: Share
-    allow_reuse: Annotated[bool, FLAG]
+    allow_reuse: bool
 
 
 def build_held_out(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from finetune.commands.guest import Where
 from finetune.commands.outputs import FIGURES, Output, wanted_output
-from finetune.commands.verb import Typed, run, verb
+from finetune.commands.verb import Typed, verb
 from finetune.errors import PretrainedWeightsError, UsageError
 from finetune.spec.schema import whole
 
@@ -24,39 +22,14 @@ COLUMNS = ("layer", "kind", "output", "receptive field", "stride", "parameters",
 Count = Annotated[int | None, whole(1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Inspected:
-    """What :func:`finetune.inspect` found.
-
-    Attributes:
-        network: at which was looked; a checkpoint's with its weights.
-        layers: each with its ``name``, ``kind``, ``output``, ``receptive_field``, ``stride``, cost.
-        image_size: in pixels; ``in_chans`` and ``classes`` go with it.
-        fits: how a checkpoint's fit split its images.
-    """
+class _Opened(NamedTuple):
+    """A network, the sizes at which to look at it, and how its fit split its images."""
 
     network: nn.Module
-    layers: tuple[Layer, ...]
-    image_size: int
+    size: int
     in_chans: int
     classes: int
     fits: tuple[SplitRecord, ...] = ()
-
-    @property
-    def parameters(self) -> int:
-        """Of the whole network."""
-        return sum(value.numel() for value in self.network.parameters())
-
-    @property
-    def connections(self) -> int:
-        """Multiply-adds an image."""
-        return sum(layer.cost.connections for layer in self.layers)
-
-
-def main(arguments: list[str]) -> int:
-    """Print the table; write the filters where asked for."""
-    run(inspect, arguments)
-    return 0
 
 
 @verb
@@ -71,7 +44,7 @@ def inspect(
     overwrite: bool = False,
     all: bool = False,
     quiet: bool = False,
-) -> Inspected:
+) -> list[Layer]:
     """Print a network's layers, their receptive fields and costs; whether the data suffices.
 
     Args:
@@ -85,6 +58,9 @@ def inspect(
         all: every layer, not stages alone.
         quiet: print nothing.
 
+    Returns:
+        Each layer, with ``name``, ``kind``, ``output``, ``receptive_field``, ``stride``, ``cost``.
+
     Raises:
         NetworkError: no network of that name. CheckpointError: no checkpoint.
         UsageError: sizes that are not the checkpoint's, or an output that must not be written.
@@ -94,32 +70,39 @@ def inspect(
     )
     path = Path(network)
     if path.suffix == ".ckpt" or path.is_file():
-        found = _of_checkpoint(path, image_size, {"in_chans": in_chans, "classes": classes})
+        opened = _of_checkpoint(path, image_size, {"in_chans": in_chans, "classes": classes})
     else:
-        found = _by_name(
+        opened = _by_name(
             str(network), image_size, in_chans or 3, classes or 10, weights=drawn is not None
         )
     if drawn is not None:
-        drawn.keep_off(fits=found.fits)
-    print(f"{network}: {_sizes(found)}")
-    rows = list(found.layers) if all or len(found.layers) <= 40 else _thinned(found.layers)
-    print("\n".join(_table(rows)))
-    if len(rows) < len(found.layers):
-        print(f"({len(found.layers) - len(rows)} layers between them left out; --all shows them)")
-    print(_total(found))
-    if samples is not None:
-        from finetune.networks.capacity import data_advice
-
-        print(data_advice(found.parameters, samples, found.classes))
-    if drawn is not None:
-        _draw_filters(found.network, drawn)
-        print(f"filters of the first layer: {drawn.path}")
-    return found
-
-
-def _of_checkpoint(path: Path, image_size: int | None, wanted: dict[str, int | None]) -> Inspected:
-    """A checkpoint's network, at its own sizes."""
+        drawn.keep_off(fits=opened.fits)
+    from finetune.networks.capacity import data_advice
     from finetune.networks.layers import layer_table
+
+    layers = layer_table(opened.network, opened.size, in_chans=opened.in_chans)
+    size = f"{opened.size}x{opened.size} pixels"
+    print(f"{network}: {size}, {opened.in_chans} channels, {opened.classes} classes")
+    rows = layers if all or len(layers) <= 40 else _thinned(layers)
+    print("\n".join(_table(rows)))
+    if len(rows) < len(layers):
+        print(f"({len(layers) - len(rows)} layers between them left out; --all shows them)")
+    parameters = sum(value.numel() for value in opened.network.parameters())
+    weighted = sum(layer.cost.parameters for layer in layers)
+    connections = sum(layer.cost.connections for layer in layers)
+    print(
+        f"total: {parameters:,} parameters ({parameters - weighted:,} in norms and embeddings), "
+        f"{connections:,} connections = multiply-adds an image"
+    )
+    if samples is not None:
+        print(data_advice(parameters, samples, opened.classes))
+    if drawn is not None:
+        _draw_filters(opened.network, drawn)
+        print(f"filters of the first layer: {drawn.path}")
+    return layers
+
+
+def _of_checkpoint(path: Path, size: int | None, wanted: dict[str, int | None]) -> _Opened:
     from finetune.prediction.predictor import fits_of
     from finetune.training.classifier import ImageClassifier
 
@@ -132,51 +115,30 @@ def _of_checkpoint(path: Path, image_size: int | None, wanted: dict[str, int | N
                 f"Expected --{name.replace('_', '-')} {own[name]} as in the checkpoint, found "
                 f"{value}; leave it out."
             )
-    size = image_size or preprocessing.image_size
-    layers = layer_table(classifier.network, size, in_chans=own["in_chans"])
-    return Inspected(classifier.network, tuple(layers), size, **own, fits=fits_of(classifier))
+    fits = fits_of(classifier)
+    return _Opened(classifier.network, size or preprocessing.image_size, **own, fits=fits)
 
 
-def _by_name(
-    name: str, image_size: int | None, in_chans: int, classes: int, *, weights: bool
-) -> Inspected:
+def _by_name(name: str, size: int | None, in_chans: int, classes: int, *, weights: bool) -> _Opened:
     """A backbone or baseline; only an image of its filters needs the pretrained weights."""
     from finetune.networks.baselines import is_baseline
     from finetune.networks.factory import create_network, preprocessing_of
-    from finetune.networks.layers import layer_table
 
+    pretrained = weights and not is_baseline(name)
     try:
         network = create_network(
-            name,
-            classes,
-            in_chans=in_chans,
-            image_size=image_size,
-            pretrained=weights and not is_baseline(name),
+            name, classes, in_chans=in_chans, image_size=size, pretrained=pretrained
         )
     except PretrainedWeightsError as error:  # whose ways out are options of `fit`
         raise PretrainedWeightsError(
             f"{str(error).partition('. ')[0].rstrip('.')}; leave out --filters, or name "
             "tf_efficientnet_lite0 or a checkpoint."
         ) from error
-    size = preprocessing_of(name, in_chans=in_chans, image_size=image_size).image_size
-    layers = layer_table(network, size, in_chans=in_chans)
-    return Inspected(network, tuple(layers), size, in_chans, classes)
+    size = preprocessing_of(name, in_chans=in_chans, image_size=size).image_size
+    return _Opened(network, size, in_chans, classes)
 
 
-def _sizes(found: Inspected) -> str:
-    size = found.image_size
-    return f"{size}x{size} pixels, {found.in_chans} channels, {found.classes} classes"
-
-
-def _total(found: Inspected) -> str:
-    weighted = sum(layer.cost.parameters for layer in found.layers)
-    return (
-        f"total: {found.parameters:,} parameters ({found.parameters - weighted:,} in norms and "
-        f"embeddings), {found.connections:,} connections = multiply-adds an image"
-    )
-
-
-def _thinned(layers: Sequence[Layer]) -> list[Layer]:
+def _thinned(layers: list[Layer]) -> list[Layer]:
     """The first and last layers, and those at which the image's size changes."""
     kept = [layer for before, layer in pairwise(layers) if layer.output[1:] != before.output[1:]]
     return list(dict.fromkeys([layers[0], *kept, layers[-1]]))

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from finetune.commands.verb import run, verb
+from finetune.commands.verb import verb
 from finetune.errors import UsageError
 
 MOST_COUNTED = 200  # building all 1,375 to count takes two minutes
-
-
-def main(arguments: list[str]) -> int:
-    """List names with parameters, image size and whether pretrained weights exist."""
-    run(models, arguments)
-    return 0
 
 
 @verb

@@ -12,6 +12,8 @@ from typing import Any
 
 from jsonargparse import DefaultHelpFormatter
 
+from finetune.errors import UsageError
+
 
 class Help(DefaultHelpFormatter):
     """What an option means, and its default where there is one: no types, no "default: null"."""
@@ -58,6 +60,13 @@ def take_all(arguments: Sequence[str], option: str) -> tuple[list[str], list[str
         values.append(value)
         rest, value = take(rest, option)
     return rest, values
+
+
+def unknown_setting(of: str, name: str, known: Iterable[str]) -> UsageError:
+    """What to say of a setting by a name that is not there, with the nearest that is."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"see finetune {of} --help."
+    return UsageError(f"Expected a setting of finetune {of}, found {name!r}; {hint}")
 
 
 def plain_value(value: Any) -> Any:

@@ -8,16 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from finetune.commands.folder_options import (
-    MAX_PIXELS,
-    Accelerator,
-    BadImages,
-    BatchSize,
-    MaxPixels,
-)
+from finetune.commands import folder_options as options
 from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import Output, checked_output
-from finetune.commands.verb import Typed, run
+from finetune.commands.verb import Typed
 from finetune.errors import UsageError
 from finetune.spec.choices import Precision
 from finetune.spec.schema import whole
@@ -27,13 +21,7 @@ if TYPE_CHECKING:
     from finetune.tables.writing import Row, Write
 
 
-def main(arguments: list[str]) -> int:
-    """Print the answers, or write them to ``--output`` as they come."""
-    run(_predict, arguments)
-    return 0
-
-
-def _predict(
+def predict(
     checkpoint: Where,
     images: Sequence[Where],
     *,
@@ -41,11 +29,11 @@ def _predict(
     overwrite: bool = False,
     safe_csv: bool = False,
     topk: Annotated[int, whole(1)] = 1,
-    batch_size: BatchSize = 32,
+    batch_size: options.BatchSize = 32,
     test_time_augmentation: Annotated[int, whole(1), Typed(metavar="N")] = 1,
-    on_bad_image: BadImages = "error",
-    max_pixels: MaxPixels = MAX_PIXELS,
-    accelerator: Accelerator = "auto",
+    on_bad_image: options.BadImages = "error",
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    accelerator: options.Accelerator = "auto",
     devices: str = "auto",
     precision: Annotated[Precision, Typed(metavar="P")] = "32-true",
 ) -> None:
@@ -75,7 +63,8 @@ def _predict(
 
     from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.commands.trainer import quiet_libraries
-    from finetune.prediction import find_images, predict
+    from finetune.prediction import find_images
+    from finetune.prediction import predict as answers_to
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.runtime import Runtime
 
@@ -106,7 +95,7 @@ def _predict(
         def on_answer(path: Path, answer: Predictions) -> None:
             answer.write(write, top_k=topk)
 
-        predictions = predict(
+        predictions = answers_to(
             model,
             files,
             batch_size=batch_size,

@@ -19,7 +19,7 @@ from finetune.commands.outputs import (
     default_output,
     wanted_output,
 )
-from finetune.commands.verb import Typed, run, verb
+from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from finetune.runtime import Runtime
 
 RUN_FILES = ("config.yaml", "metrics.json")  # a fit's folder, a test's folder
-
-
-def main(arguments: list[str]) -> int:
-    """One page about everything given, side by side or as the folds of one cross-validation."""
-    run(report, arguments)
-    return 0
 
 
 @verb

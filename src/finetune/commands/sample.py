@@ -6,13 +6,7 @@ from pathlib import Path
 
 from finetune.commands.guest import Where
 from finetune.commands.outputs import checked_output
-from finetune.commands.verb import run, verb
-
-
-def main(arguments: list[str]) -> int:
-    """Write ``DIR/train|val|test/<material>/*.png``."""
-    run(sample, arguments)
-    return 0
+from finetune.commands.verb import verb
 
 
 @verb

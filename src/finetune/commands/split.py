@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.commands.folder_options import (
-    AllowOutside,
-    BadImages,
-    CacheDir,
-    Folds,
-    GroupBy,
-    Manifest,
-    Seed,
-    TestFraction,
-    ValFraction,
-)
+from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
 from finetune.commands.outputs import TABLES, TableFile, wanted_output
-from finetune.commands.verb import run, verb
+from finetune.commands.verb import verb
 
 if TYPE_CHECKING:
     from finetune.data.folder import ImageFolder
-
-
-def main(arguments: list[str]) -> int:
-    """Split a folder and write the manifest."""
-    run(split, arguments)
-    return 0
 
 
 @verb
@@ -35,16 +19,16 @@ def split(
     *,
     output: TableFile = None,
     overwrite: bool = False,
-    manifest: Manifest = None,
-    allow_outside: AllowOutside = False,
+    manifest: options.Manifest = None,
+    allow_outside: options.AllowOutside = False,
     previous: Where | None = None,
-    val_fraction: ValFraction = 0.2,
-    test_fraction: TestFraction = 0.2,
-    folds: Folds = None,
-    group_by: GroupBy = None,
-    on_bad_image: BadImages = "error",
-    seed: Seed = 0,
-    cache_dir: CacheDir = None,
+    val_fraction: options.ValFraction = 0.2,
+    test_fraction: options.TestFraction = 0.2,
+    folds: options.Folds = None,
+    group_by: options.GroupBy = None,
+    on_bad_image: options.BadImages = "error",
+    seed: options.Seed = 0,
+    cache_dir: options.CacheDir = None,
     quiet: bool = False,
 ) -> ImageFolder:
     """Decide which images are for training, validation and testing, stratified by class.

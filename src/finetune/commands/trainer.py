@@ -24,6 +24,7 @@ from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.documents import yaml_of
 from finetune.errors import FinetuneError, UsageError
+from finetune.extras import need
 from finetune.runtime import Runtime
 from finetune.spec.schema import optional
 from finetune.spec.settings import SEED, check_settings
@@ -60,6 +61,8 @@ class OneLineParser(LightningArgumentParser):
             cause = cause.__cause__ or cause.__context__
         if denied := denied_import(message):
             raise UsageError(denied) from ex
+        if "Requirement 'wandb" in message:
+            need("track", "a WandbLogger")
         raise UsageError(explain(message, self.prog, self._option_string_actions)) from ex
 
 

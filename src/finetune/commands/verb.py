@@ -7,20 +7,20 @@ type which values are taken. So command and function take the same, and refuse i
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import types
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from operator import or_
+from typing import Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import Docstring, parse
 from jsonargparse import ArgumentParser
 
-from finetune.commands.guest import Where, as_guest
-from finetune.commands.parsing import Help, explain, plain_value, take
+from finetune.commands.guest import as_guest
+from finetune.commands.parsing import Help, explain, plain_value, take, unknown_setting
 from finetune.commands.terminal import warnings_in_one_line
 from finetune.errors import UsageError
 from finetune.spec.schema import Check, optional, truth
@@ -35,19 +35,17 @@ class Typed:
         names: of the option, the one that messages name first.
         metavar: what stands for its value in the help.
         required: on the command line; a function can do without.
-        flag: without a value.
         repeated: several values are the option several times.
     """
 
     names: tuple[str, ...] = ()
     metavar: str | None = None
     required: bool = False
-    flag: bool = False
     repeated: bool = False
 
 
-FLAG = Typed(flag=True)
-UNIONS = (Union, types.UnionType)
+WORDS = {"true": True, "false": False}
+SEVERAL = {"nargs": "+", "action": "extend"}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -77,14 +75,14 @@ def run(function: Callable[..., R], arguments: Sequence[str]) -> R:
         return inspect.unwrap(function)(**values)
 
 
-@dataclass(slots=True)
-class _Parameter:
+class _Parameter(NamedTuple):
     """One of a function, as a parser takes it."""
 
     names: list[str]
-    check: Check | None
+    kind: Any
     several: bool
-    settings: dict[str, Any] = field(default_factory=dict)
+    check: Check | None
+    settings: dict[str, Any]
 
 
 class Parser(ArgumentParser):
@@ -106,8 +104,7 @@ class Parser(ArgumentParser):
         """The function's arguments, from what was typed."""
         alike = {_dashed(option): option for option in self._option_string_actions}
         spelled = []
-        arguments = self._as_here(arguments)
-        for argument in arguments:
+        for argument in self._as_here(arguments):
             name, sign, value = argument.partition("=")
             if name.startswith("--") and name not in self._option_string_actions:
                 name = alike.get(_dashed(name), name)
@@ -116,17 +113,15 @@ class Parser(ArgumentParser):
 
     def _as_here(self, arguments: Sequence[str]) -> Sequence[str]:
         """What ``fit`` takes as an option with a value, as the verb has it."""
-        for name, parameter in self.parameters.items():
-            if name == "data" and parameter.names == ["data"]:  # by its place
+        for each in self.parameters.values():
+            if each.names == ["data"]:
                 arguments, root = take(arguments, "--data.root")
                 arguments = arguments if root is None else [*arguments, root]
-            if parameter.settings.get("action") == "store_true" and len(parameter.names) > 1:
-                arguments, value = take(arguments, parameter.names[1])
-                if value not in (None, "true", "false"):
-                    raise UsageError(
-                        f"Expected {parameter.names[1]} to be true or false, found {value!r}."
-                    )
-                arguments = [*arguments, parameter.names[0]] if value == "true" else arguments
+            elif each.kind is bool and len(each.names) == 2:
+                arguments, value = take(arguments, each.names[1])
+                if value is not None:
+                    check_settings({each.names[1]: WORDS.get(value, value)}, {each.names[1]: truth})
+                arguments = [*arguments, each.names[0]] if value == "true" else arguments
         return arguments
 
     def checked(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -138,9 +133,7 @@ class Parser(ArgumentParser):
         values = {}
         for name, value in given.items():
             if name not in self.parameters:
-                nearest = difflib.get_close_matches(name, self.parameters, n=1, cutoff=0.5)
-                hint = f"did you mean {nearest[0]}?" if nearest else f"see {self.prog} --help."
-                raise UsageError(f"Expected a setting of {self.prog}, found {name!r}; {hint}")
+                raise unknown_setting(self.prog.removeprefix("finetune "), name, self.parameters)
             if value is not None:
                 plain = plain_value(value)
                 alone = self.parameters[name].several and not isinstance(plain, list)
@@ -153,9 +146,10 @@ class Parser(ArgumentParser):
         raise UsageError(explain(message, self.prog, self._option_string_actions, typed)) from ex
 
     def _in_range(self, values: dict[str, Any]) -> dict[str, Any]:
-        checks = {each.names[0]: each.check for each in self.parameters.values() if each.check}
-        found = {self.parameters[name].names[0]: value for name, value in values.items()}
-        check_settings(found, {name: optional(check) for name, check in checks.items()})
+        for name, value in values.items():
+            names, *_, check, _ = self.parameters[name]
+            if check is not None:
+                check_settings({names[0]: value}, {names[0]: optional(check)})
         return values
 
 
@@ -187,10 +181,13 @@ def parser_of(
     hints = get_type_hints(
         types.SimpleNamespace(__annotations__=wanted), function.__globals__, include_extras=True
     )
-    shared = None
+    group: Any = parser
+    shared: dict[str, Any] = {}
     if parameters[[*hints][-1]].kind is inspect.Parameter.VAR_KEYWORD:
-        shared = get_args(hints.popitem()[1])[0]
-    group = parser if shared is None else parser.add_argument_group(_title(shared))
+        options = get_args(hints.popitem()[1])[0]
+        of_all = parse(options.__doc__ or "")
+        group = parser.add_argument_group(_unfinished(of_all.short_description))
+        shared = get_type_hints(options, include_extras=True)
     for name, hint in hints.items():
         given = parameters[name]
         by_place = given.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -198,27 +195,21 @@ def parser_of(
         if for_python and given.default is not inspect.Parameter.empty:
             found.settings.pop("required", None)
             if found.settings.get("action") == "append":  # takes no list as a value
-                found.settings |= {"nargs": "+", "action": "extend"}
+                found.settings.update(SEVERAL)
         of_the_images = found.names[0].startswith("--data.")
         parser.add_parameter(group if of_the_images else parser, name, found)
-    if shared is not None:  # only what is given is handed on
-        described = parse(shared.__doc__ or "")
-        for name, hint in get_type_hints(shared, include_extras=True).items():
-            parser.add_parameter(group, name, _parameter(name, hint, SUPPRESS, described))
+    for name, hint in shared.items():  # only what is given is handed on
+        parser.add_parameter(group, name, _parameter(name, hint, SUPPRESS, of_all))
     return parser
-
-
-def _title(documented: Any) -> str:
-    return _unfinished(parse(documented.__doc__ or "").short_description)
 
 
 def _parameter(
     name: str, hint: Any, default: Any, described: Docstring, *, by_place: bool = False
 ) -> _Parameter:
-    notes = _notes_of(hint)
+    notes = getattr(hint, "__metadata__", ())
     spelling = next((each for each in notes if isinstance(each, Typed)), Typed())
     check: Check | None = next((each for each in notes if not isinstance(each, Typed)), None)
-    kind, several = _type_of(hint)
+    kind, several = _type_of(get_args(hint)[0] if notes else hint)
     texts = (each.description for each in described.params if name in each.arg_name.split(", "))
     settings: dict[str, Any] = {"help": _unfinished(next(texts, None))}
     if spelling.metavar is not None:
@@ -227,47 +218,26 @@ def _parameter(
     if not needed:
         settings["default"] = default
     if by_place and not spelling.names:
-        nargs = {} if needed and not several else {"nargs": "+" if several else "?"}
-        return _Parameter([name], check, several, settings | {"type": kind} | nargs)
-    settings["dest"] = name
-    if needed or spelling.required:
-        settings["required"] = True
-    if default is False or spelling.flag:
-        settings["action"], check = "store_true", truth
-    else:
-        settings |= {"type": kind}
-        if several:
-            once = spelling.repeated
-            settings |= {"action": "append"} if once else {"nargs": "+", "action": "extend"}
-    return _Parameter(list(spelling.names or [f"--{_dashed(name)}"]), check, several, settings)
-
-
-def _notes_of(hint: Any) -> tuple[Any, ...]:
-    """What is written beside a type, also where None may stand for it."""
-    if get_origin(hint) is Annotated:
-        return get_args(hint)[1:]
-    within = get_args(hint) if get_origin(hint) in UNIONS else ()
-    return tuple(note for kind in within for note in _notes_of(kind))
-
-
-def _kinds_of(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, without None."""
-    if get_origin(hint) is Annotated:
-        return _kinds_of(get_args(hint)[0])
-    if get_origin(hint) in UNIONS:
-        return tuple(kind for each in get_args(hint) for kind in _kinds_of(each))
-    return () if hint is type(None) else (hint,)
+        if several or not needed:
+            settings["nargs"] = "+" if several else "?"
+        return _Parameter([name], kind, several, check, settings | {"type": kind})
+    names = list(spelling.names or [f"--{_dashed(name)}"])
+    settings |= {"dest": name, "required": needed or spelling.required}
+    if kind is bool and not names[0].startswith("--data."):  # as for `fit`: with a value
+        return _Parameter(names, kind, False, truth, settings | {"action": "store_true"})
+    if several:
+        settings |= {"action": "append"} if spelling.repeated else SEVERAL
+    return _Parameter(names, kind, several, check, settings | {"type": kind})
 
 
 def _type_of(hint: Any) -> tuple[Any, bool]:
-    """What one value is, and whether there may be several."""
-    kinds = _kinds_of(hint)
+    """What one value is, None apart, and whether there may be several."""
+    union = get_origin(hint) in (Union, types.UnionType)
+    kinds = [kind for kind in (get_args(hint) if union else [hint]) if kind is not type(None)]
     for kind in kinds:
-        if get_origin(kind) is not None and get_origin(kind) in (Sequence, list, tuple):
+        if get_origin(kind) in (Sequence, list):
             return _type_of(get_args(kind)[0])[0], True
-    if set(kinds) == set(get_args(Where)):
-        return str, False
-    return Union[kinds], False  # noqa: UP007
+    return (str if str in kinds else functools.reduce(or_, kinds)), False  # paths are text
 
 
 def _dashed(option: str) -> str:
