@@ -61,8 +61,6 @@ class OneLineParser(LightningArgumentParser):
             cause = cause.__cause__ or cause.__context__
         if denied := denied_import(message):
             raise UsageError(denied) from ex
-        if "Requirement 'wandb" in message:
-            need("track", "a WandbLogger")
         raise UsageError(explain(message, self.prog, self._option_string_actions)) from ex
 
 
@@ -227,6 +225,8 @@ class FinetuneCLI(LightningCLI):
         try:
             self.config_init = self.parser.instantiate_classes(config)
         except ValueError as error:  # a number out of its range, found by the class itself
+            if "Requirement 'wandb" in str(error):
+                need("track", "a WandbLogger")
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
         if self.record is not None:
