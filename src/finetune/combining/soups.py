@@ -24,9 +24,10 @@ from finetune.combining.holdout_roles import Share
 from finetune.combining.ingredients import Ingredient, read_ingredient, survey
 from finetune.combining.soup_evaluation import Score, WeightsEvaluator, warn_of_barrier
 from finetune.errors import UsageError
-from finetune.evaluation.held_out_loss import Metric
 from finetune.runtime import Runtime
-from finetune.spec.images import file_id
+from finetune.spec.images import Split, file_id
+from finetune.spec.protocols import HeldOutData
+from finetune.tasks.held_out_loss import Metric
 from finetune.training.checkpoints import ENTRY, as_checkpoint, describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.fitted_splits import split_entries
@@ -84,11 +85,11 @@ def average_checkpoints(
     *,
     method: Method = "uniform",
     coefficients: Sequence[float] | None = None,
-    datamodule: Any = None,
+    datamodule: HeldOutData | None = None,
     metric: Metric = "nll",
     batchnorm: BatchNorm = "auto",
     share: Share = "half",
-    split: str = "val",
+    split: Split = "val",
     accelerator: str = "auto",
 ) -> Soup:
     """Average the weights of checkpoints of one backbone, of one run or of many.
@@ -310,6 +311,7 @@ class _SoupSearch:
                 first.backbone,
                 first.preprocessing,
                 network=first.network,
+                task=first.task,
                 **details,
             ),
             coefficients=tuple(coefficients),
@@ -323,7 +325,7 @@ class _SoupSearch:
 def _check_settings(
     method: Method,
     coefficients: Sequence[float] | None,
-    datamodule: Any,
+    datamodule: HeldOutData | None,
     batchnorm: BatchNorm,
     ingredients: Sequence[Ingredient],
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from finetune.combining.pooling import Coefficients, mean_probabilities
+from finetune.tasks import choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,4 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 def vote_counts(member_probabilities: Tensor) -> Tensor:
     """Members that name each class: ``(M, N, C)`` to float64 counts ``(N, C)``."""
-    classes = member_probabilities.shape[-1]
-    labels = member_probabilities.argmax(dim=-1)
-    return torch.nn.functional.one_hot(labels, classes).sum(dim=0).double()
+    return choices.votes(member_probabilities).sum(dim=0).double()

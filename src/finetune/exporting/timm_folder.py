@@ -21,7 +21,7 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
     """Write weights and configuration into a new folder ``beside`` the target, as timm does.
 
     timm's networks answer with logits; a calibration's temperature is multiplied into the final
-    layer, so that the softmax of these logits is our answer.
+    layer, so that these logits say what our answer says.
 
     Raises:
         ExportError: several members, a network that timm does not know, or a temperature that has
@@ -53,7 +53,7 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
     def answer(views: tuple[Tensor, ...]) -> Tensor:
         logits = other((views[0] - mean) / std)
         logits = logits[0] if isinstance(logits, tuple) else logits  # Inception's auxiliary head
-        return logits.softmax(dim=-1)
+        return classifier.task.probabilities(logits)
 
     return answer
 

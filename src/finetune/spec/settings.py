@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from finetune.errors import UsageError
 from finetune.spec.schema import Check, UnexpectedValue, number, one_of, optional, truth, whole
+
+Augmentation = Literal["none", "light", "medium", "strong"]
 
 SHARE = number(0, 1)
 BELOW_ONE = number(0, math.nextafter(1, 0))

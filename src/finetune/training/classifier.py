@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
-from finetune.evaluation.metrics import figures_of
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
-from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
+from finetune.spec.protocols import PhaseData
 from finetune.spec.settings import MODEL, check_settings
-from finetune.spec.splits import SplitRecord
+from finetune.tasks.losses import ClassWeights
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.task import Task
 from finetune.training.checkpoint_schema import check_dtypes, check_finite, damaged
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
+    Described,
     describe,
     plain,
     read_checkpoint,
 )
-from finetune.training.distillation import distillation_loss
-from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
 from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
 from finetune.training.strategies import parse_strategy
 from finetune.training.temperature import rescaled_nll
@@ -39,22 +39,6 @@ Stage = Literal["val", "test"]
 WITHOUT_A_RECIPE = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
 # Weight of the auxiliary head's loss: Szegedy et al. 2015, "Going deeper with convolutions", 5.
 AUXILIARY_LOSS_WEIGHT = 0.3
-
-
-class Described(Protocol):
-    """What a file says of a classifier beside its weights."""
-
-    @property
-    def hyper_parameters(self) -> dict[str, Any]:
-        """Its constructor's arguments."""
-
-    @property
-    def network(self) -> NetworkSpec:
-        """Which network exactly."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How it sees images."""
 
 
 class ImageClassifier(LightningModule):
@@ -151,6 +135,7 @@ class ImageClassifier(LightningModule):
         self.hparams.update(plain({**self.hparams, **resolved}))
         if _like is None:  # what is rebuilt was judged when it was read
             check_settings(self.hparams, MODEL, option="model.")
+        self.task: Task = MULTICLASS if _like is None else _like.task
         self.class_names = _checked_class_names(class_names)
         self.backbone = str(backbone)
         options = plain(network_options or {})
@@ -159,9 +144,10 @@ class ImageClassifier(LightningModule):
             if _like is None
             else _like.network
         )
+        outputs = self.task.number_of_outputs(self.class_names)
         self.network = build_network(
             self.spec,
-            len(self.class_names),
+            outputs,
             pretrained=pretrained if isinstance(pretrained, bool) else str(pretrained),
             source=self.backbone,
             drop_rate=drop_rate,
@@ -174,9 +160,7 @@ class ImageClassifier(LightningModule):
         )
         if batchnorm == "frozen":
             freeze(self.network, (), batch_norm="frozen")
-        self.mix = batch_mixing(
-            len(self.class_names), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
-        )
+        self.mix = self.task.mixing(outputs, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
         if teacher is not None and self.mix is not None:
             raise UsageError(
                 "Expected a teacher without --model.mixup_alpha and --model.cutmix_alpha, found "
@@ -279,7 +263,7 @@ class ImageClassifier(LightningModule):
     def apply_recipe(self, **chosen: Any) -> None:
         """Take over hyperparameters that a recipe has chosen."""
         self.hparams.update(plain(chosen))
-        self.loss = ClassificationLoss(
+        self.loss = self.task.loss(
             label_smoothing=self.setting("label_smoothing"),
             focal_gamma=self.setting("focal_gamma"),
         )
@@ -294,7 +278,9 @@ class ImageClassifier(LightningModule):
         """Weigh the classes by the training images, now that they are known."""
         if self.hparams["class_weights"] != "none":
             by_class = self.trainer.datamodule.class_counts("train")  # type: ignore[attr-defined]
-            weights = class_weights(self.hparams["class_weights"], list(by_class.values()))
+            weights = self.task.class_weights(
+                self.hparams["class_weights"], list(by_class.values())
+            )
             assert weights is not None
             self.loss.weight = weights.to(self.device, self.mean.dtype)
 
@@ -311,7 +297,7 @@ class ImageClassifier(LightningModule):
             loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits, targets)
         if soft_labels:
             temperature = self.hparams["teacher_temperature"]
-            taught = distillation_loss(logits, soft_labels[0], temperature=temperature)
+            taught = self.task.distillation_loss(logits, soft_labels[0], temperature=temperature)
             loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
@@ -325,9 +311,9 @@ class ImageClassifier(LightningModule):
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
-        """Probabilities ``(B, C)`` of a batch of images."""
+        """The answers ``(B, C)`` to a batch of images, as probabilities."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        return self(images).float().softmax(dim=-1)
+        return self.task.probabilities(self(images).float())
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the validation images."""
@@ -349,10 +335,10 @@ class ImageClassifier(LightningModule):
         answers = self._in_order(torch.cat(logits), stage), self._in_order(torch.cat(labels), stage)
         self._batches.clear()
         self.answers[stage] = answers
-        figures = figures_of(*answers)
+        figures = self.task.figures(*answers)
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
         if stage == "val":
-            self.log("val/nll_rescaled", rescaled_nll(*answers))
+            self.log("val/nll_rescaled", rescaled_nll(*self.task.rows(*answers)))
 
     def _in_order(self, answers: Tensor, stage: Stage) -> Tensor:
         """All processes' answers in the order of the images, which they have dealt out in turn."""
@@ -398,11 +384,11 @@ class ImageClassifier(LightningModule):
         # The same settings, with the places of this machine.
         checkpoint.pop("datamodule_hyper_parameters", None)
 
-    def entry(self, datamodule: Any = None) -> dict[str, Any]:
+    def entry(self, datamodule: PhaseData | None = None) -> dict[str, Any]:
         """What a checkpoint says beside the weights; see ``finetune.training.checkpoints``."""
         details = dict(self.details)
         if datamodule is not None:
-            record: SplitRecord = datamodule.split_record
+            record = datamodule.split_record
             details["data"], details["split"] = plain(record.settings), record.plain
         if datamodule is not None and "val" in self.answers:
             logits, labels = self.answers["val"]
@@ -415,7 +401,12 @@ class ImageClassifier(LightningModule):
                 "ids": [image.id for image in images],
             }
         return describe(
-            self.class_names, self.backbone, self.preprocessing, network=self.spec, **details
+            self.class_names,
+            self.backbone,
+            self.preprocessing,
+            network=self.spec,
+            task=self.task,
+            **details,
         )
 
 

@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, Sampler
 from finetune.cache_dir import file_stamp
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.dataset import Draw, ImageDataset
-from finetune.data.folder import LabelledImage
 from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
 from finetune.errors import DataError
 from finetune.networks.freezing import network_stages, split_at, stages_below
-from finetune.spec.images import file_id
+from finetune.spec.images import LabelledImage, Split, file_id
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
+from finetune.spec.protocols import FitData
 from finetune.training.features.store import Activations, FeatureStore, cached_or_computed
 
 # Images a forward pass: on a processor, as many as its caches take.
@@ -106,7 +106,7 @@ def frozen_features(
 
 
 def dataset_for(
-    classifier: Normalising, datamodule: Any, split: Any, view: StoredView | None = None
+    classifier: Normalising, datamodule: FitData, split: Split, view: StoredView | None = None
 ) -> tuple[ImageDataset, int]:
     """A split's images as the classifier sees them, and how many processes should read them."""
     preprocessing = classifier.preprocessing
