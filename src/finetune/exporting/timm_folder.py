@@ -14,6 +14,7 @@ from finetune.exporting.copying import only_classifier
 from finetune.exporting.description import describe_export
 from finetune.exporting.parity import Reloaded
 from finetune.networks.final_layer import output_tensors
+from finetune.networks.image_network import ImageNetwork
 from finetune.networks.timm_folder import is_timms, read_timm_folder, write_timm_folder
 
 
@@ -58,7 +59,7 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
     return answer
 
 
-def _cool(network: torch.nn.Module, temperature: float) -> None:
+def _cool(network: ImageNetwork, temperature: float) -> None:
     """Divide the logits by the temperature."""
     names = output_tensors(network)
     if not names:

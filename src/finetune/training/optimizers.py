@@ -20,10 +20,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.errors import TrainingError, UsageError
+from finetune.networks.image_network import ImageNetwork
 
 
 def parameter_groups(
-    network: nn.Module,
+    network: ImageNetwork,
     *,
     lr: float,
     backbone_lr_factor: float = 1.0,
@@ -160,17 +161,17 @@ def _check_ranges(
         )
 
 
-def _exempt_from_decay(network: Any) -> set[str]:
+def _exempt_from_decay(network: ImageNetwork) -> set[str]:
     return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
 
 
-def _final_layer_parameters(network: Any) -> Iterable[nn.Parameter]:
+def _final_layer_parameters(network: ImageNetwork) -> Iterable[nn.Parameter]:
     classifier = network.get_classifier()
     layers = classifier if isinstance(classifier, tuple) else (classifier,)  # distilled networks
     return (parameter for layer in layers for parameter in layer.parameters())
 
 
-def _depths_below_top(network: Any) -> dict[str, int]:
+def _depths_below_top(network: ImageNetwork) -> dict[str, int]:
     """Parameter name -> layers below the final one's (1 for its neighbour), by timm's grouping."""
     layers = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
     top = max(layers.values())

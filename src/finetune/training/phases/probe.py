@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from finetune.errors import NetworkError
 from finetune.networks.freezing import split_at
+from finetune.networks.image_network import ImageNetwork
 from finetune.spec.images import LabelledImage
 from finetune.spec.protocols import FitData
 from finetune.training.classifier import ImageClassifier
@@ -57,7 +58,7 @@ class FittedLayer:
         return text
 
 
-def linear_head(network: Any) -> nn.Linear | None:
+def linear_head(network: ImageNetwork) -> nn.Linear | None:
     """The final layer, where it is a linear layer with a bias at which the network can be cut."""
     layer = network.get_classifier()
     if not isinstance(layer, nn.Linear) or layer.bias is None:
