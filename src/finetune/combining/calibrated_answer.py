@@ -19,7 +19,7 @@ from finetune.combining.calibration import (
 from finetune.combining.conformal import ConformalRule, Score, fit_conformal
 from finetune.combining.pooling import Coefficients
 from finetune.combining.uncertainty import Uncertainty, uncertainty
-from finetune.tasks import choices
+from finetune.tasks import categorical
 from finetune.tasks.task import Task
 
 
@@ -143,7 +143,7 @@ def fit_calibration(
     fit = fit_temperature(*task.rows(pooled, labels), prior=USUAL_PRIOR)
     reject = None
     if reject_risk is not None:
-        calibrated = choices.probabilities(apply_temperature(pooled.double(), fit.temperature))
+        calibrated = categorical.probabilities(apply_temperature(pooled.double(), fit.temperature))
         reject = fit_reject_rule(calibrated, labels, risk=reject_risk)
     conformal = None
     if conformal_alpha is not None:

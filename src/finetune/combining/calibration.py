@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import CalibrationError
-from finetune.tasks import choices
+from finetune.tasks import categorical
 from finetune.training.temperature import best_temperature
 
 LEAST, MOST = 1e-3, 1e3  # of the temperature
@@ -141,7 +141,7 @@ def fit_reject_rule(probabilities: Tensor, labels: Tensor, *, risk: float) -> Re
 
 
 def _nll(logits: Tensor, labels: Tensor) -> float:
-    return float(choices.losses(logits, labels).mean())
+    return float(categorical.losses(logits, labels).mean())
 
 
 def _upper_bound(errors: int, count: int, confidence: float = 0.95) -> float:

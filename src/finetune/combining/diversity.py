@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.pooling import Pooling, pool
-from finetune.tasks import choices
+from finetune.tasks import categorical
 from finetune.tasks.held_out_loss import Metric, held_out_loss, held_out_losses
 from finetune.tasks.multiclass import MULTICLASS
 
@@ -59,7 +59,7 @@ def diversity(
 
     Coefficients, pooling and metric are those of the ``ambiguity``.
     """
-    predicted = choices.likeliest(member_logits)
+    predicted = categorical.likeliest(member_logits)
     correct = predicted == labels
     return Diversity(
         disagreement=pairwise_disagreement(predicted),
@@ -107,7 +107,7 @@ def q_statistic(correct: Tensor) -> Tensor:
 
 def pairwise_divergence(member_logits: Tensor) -> Tensor:
     """``(KL(p_i, p_j) + KL(p_j, p_i)) / 2``, mean over images, for ``(M, N, C)``."""
-    logs = choices.log_probabilities(member_logits.double()).flatten(1)
+    logs = categorical.log_probabilities(member_logits.double()).flatten(1)
     flat, images = logs.exp(), member_logits.shape[1]
     cross = flat @ logs.T / images
     own = cross.diagonal()

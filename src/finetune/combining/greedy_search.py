@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finetune.combining.calibration import log_of
 from finetune.combining.pooling import Pooling, likelihood_ratios
-from finetune.tasks import choices
+from finetune.tasks import categorical
 from finetune.tasks.held_out_loss import Metric, held_out_losses
 
 SAME = 1e-12  # losses closer than this are a tie
@@ -175,11 +175,11 @@ def _without(coefficients: Tensor, index: int) -> Tensor:
 def _summands(members: Tensor, pooling: Pooling) -> Tensor:
     match pooling:
         case "mean":
-            return choices.probabilities(members)
+            return categorical.probabilities(members)
         case "geometric":
-            return choices.log_probabilities(members)
+            return categorical.log_probabilities(members)
         case "vote":
-            shares = TIED_VOTES * choices.probabilities(members)
-            return (1 - TIED_VOTES) * choices.votes(members) + shares
+            shares = TIED_VOTES * categorical.probabilities(members)
+            return (1 - TIED_VOTES) * categorical.votes(members) + shares
         case _:
             assert_never(pooling)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.calibration import log_of
-from finetune.tasks import choices
+from finetune.tasks import categorical
 from finetune.tasks.task import Task
 
 Pooling = Literal["mean", "geometric", "vote"]
@@ -83,10 +83,10 @@ def majority_vote(member_logits: Tensor, coefficients: Coefficients = None) -> T
     values = _values(coefficients, len(member_logits))
     shares = torch.zeros_like(member_logits[0], dtype=torch.float64)
     for coefficient, logits in zip(values, member_logits, strict=True):
-        shares.add_(choices.votes(logits).double(), alpha=coefficient)
+        shares.add_(categorical.votes(logits).double(), alpha=coefficient)
     tied = shares > shares.amax(dim=-1, keepdim=True) - TIE
-    means = mean_probabilities(choices.probabilities(member_logits.double()), values)
-    won = choices.votes(means.masked_fill(~tied, -1.0)).double()
+    means = mean_probabilities(categorical.probabilities(member_logits.double()), values)
+    won = categorical.votes(means.masked_fill(~tied, -1.0)).double()
     is_tie = tied.sum(dim=-1, keepdim=True) > 1
     settled = (1 - 2 * TIE) * shares + 2 * TIE * won
     return log_of(torch.where(is_tie, settled, shares).float())
@@ -135,7 +135,7 @@ def likelihood_ratios(member_logits: Tensor, labels: Tensor) -> Tensor:
 
     Mixtures of members differ in these ratios alone, however small the probabilities are.
     """
-    logs = -choices.losses(member_logits, labels)
+    logs = -categorical.losses(member_logits, labels)
     ratios = (logs - logs.amax(dim=0)).exp()
     return ratios.clamp_min(torch.finfo(torch.float64).tiny)
 

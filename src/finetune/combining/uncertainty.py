@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from finetune.combining.pooling import Coefficients, mean_probabilities
-from finetune.tasks import choices
+from finetune.tasks import categorical
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +65,4 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 def vote_counts(member_probabilities: Tensor) -> Tensor:
     """Members that name each class: ``(M, N, C)`` to float64 counts ``(N, C)``."""
-    return choices.votes(member_probabilities).sum(dim=0).double()
+    return categorical.votes(member_probabilities).sum(dim=0).double()

@@ -47,6 +47,9 @@ MODEL: Mapping[str, Check] = {
     "teacher_temperature": _FACTOR,
 }
 
+# What counts where nothing is given and no recipe has chosen: fitting from Python without phases.
+_WITHOUT_A_RECIPE = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
+
 DATA: Mapping[str, Check] = {
     "balanced": truth,
     "batch_size": optional(whole(1)),
@@ -62,6 +65,11 @@ DATA: Mapping[str, Check] = {
     "max_pixels": whole(1),
     "allow_outside": truth,
 }
+
+
+def or_default(name: str, value: Any) -> Any:
+    """A classifier's setting, or what counts in its place where nobody has chosen one."""
+    return _WITHOUT_A_RECIPE.get(name) if value is None else value
 
 
 def check_settings(

@@ -7,7 +7,7 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
-from finetune.tasks import choices
+from finetune.tasks import categorical
 from finetune.tasks.class_scores import brier_score
 
 Metric = Literal["nll", "accuracy", "brier"]
@@ -26,11 +26,11 @@ def held_out_losses(candidates: Tensor, labels: Tensor, metric: Metric) -> Tenso
     logits, truth = candidates.detach().cpu().double(), labels.cpu()
     match metric:
         case "nll":
-            return choices.losses(logits, truth).mean(dim=-1)
+            return categorical.losses(logits, truth).mean(dim=-1)
         case "accuracy":
-            return (choices.likeliest(logits) != truth).double().mean(dim=-1)
+            return (categorical.likeliest(logits) != truth).double().mean(dim=-1)
         case "brier":
-            logs = choices.log_probabilities(logits).numpy()
+            logs = categorical.log_probabilities(logits).numpy()
             return torch.from_numpy(brier_score(truth.numpy(), logs))
         case _:
             assert_never(metric)

@@ -12,7 +12,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from finetune.tasks import choices
+from finetune.errors import TrainingError
+from finetune.tasks import categorical
 from finetune.tasks.class_scores import (
     brier_score,
     calibration_error,
@@ -37,6 +38,16 @@ class MultiClass:
     name: ClassVar[str] = "multiclass"
     deciding: ClassVar[str] = "nll"
     closed_form: ClassVar[Literal["multinomial"]] = "multinomial"
+
+    def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """At least two classes, all different."""
+        found = tuple(str(name) for name in names)
+        if len(found) < 2 or len(set(found)) < len(found):
+            raise TrainingError(
+                f"Expected at least two different classes, found {list(found)[:5]}; "
+                "give one folder of images a class."
+            )
+        return found
 
     def number_of_outputs(self, names: Sequence[str]) -> int:
         """A logit a class."""
@@ -77,15 +88,15 @@ class MultiClass:
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """``(..., C)`` in float32; of float32 logits, as their own softmax has them."""
-        return choices.probabilities(outputs).float()
+        return categorical.probabilities(outputs).float()
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """``(..., C)`` in nats."""
-        return choices.log_probabilities(outputs)
+        return categorical.log_probabilities(outputs)
 
     def decide(self, outputs: Tensor) -> Tensor:
         """The likeliest class, ``(...)``; of equals the first."""
-        return choices.likeliest(outputs)
+        return categorical.likeliest(outputs)
 
     def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
         """The likeliest class of each image."""
@@ -93,7 +104,7 @@ class MultiClass:
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Probability of the likeliest class, ``(...)``."""
-        return choices.probabilities(outputs).amax(dim=-1)
+        return categorical.probabilities(outputs).amax(dim=-1)
 
     def figure_names(self, outputs: int) -> list[str]:
         """Top-5 accuracy from 11 classes on."""
@@ -124,7 +135,7 @@ class MultiClass:
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Negative log likelihood in nats."""
-        return choices.losses(outputs.detach().cpu(), targets.cpu())
+        return categorical.losses(outputs.detach().cpu(), targets.cpu())
 
     def held_out_loss(self, outputs: Tensor, targets: Tensor, metric: Metric) -> float:
         """See :func:`finetune.tasks.held_out_loss.held_out_losses`."""
@@ -132,7 +143,7 @@ class MultiClass:
 
     def mixture(self, member_outputs: Tensor, coefficients: Sequence[float]) -> Tensor:
         """Log probabilities of the mean of the members' probabilities."""
-        return choices.log_mean(member_outputs, coefficients)
+        return categorical.log_mean(member_outputs, coefficients)
 
     def choices(self, outputs: Tensor) -> Tensor:
         """The logits themselves: one question with C alternatives."""

@@ -43,6 +43,13 @@ class Task(Protocol):
 
     # Targets
 
+    def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names of what is predicted, as they are.
+
+        Raises:
+            TrainingError: too few, or one of them twice.
+        """
+
     def number_of_outputs(self, names: Sequence[str]) -> int:
         """K, for the names of what is predicted."""
 

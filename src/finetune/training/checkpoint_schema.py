@@ -86,6 +86,32 @@ def check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
                 raise damaged(path, f"{name} holds NaN or infinity")
 
 
+def check_tensors(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str | Path, *, expected: str
+) -> None:
+    """Refuse weights that are not exactly a network's: names, shapes, kinds, and finite values.
+
+    Args:
+        own: the network's.
+        given, source: a file's, and its name.
+        expected: what the network is, for the message.
+
+    Raises:
+        CheckpointMismatchError: names, shapes or kinds differ; the first ones are listed.
+        CheckpointError: a value is NaN or infinite.
+    """
+    shapes, others = ({name: value.shape for name, value in each.items()} for each in (own, given))
+    if shapes != others:
+        names = sorted(shapes.keys() | others.keys())
+        differing = [name for name in names if shapes.get(name) != others.get(name)]
+        raise CheckpointMismatchError(
+            f"Expected the tensors of {expected}, found others in {source}: "
+            f"{', '.join(differing[:3])}; leave --model.* options to the checkpoint."
+        )
+    check_dtypes(own, given, source)
+    check_finite(given, source)
+
+
 def check_dtypes(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str | Path
 ) -> None:

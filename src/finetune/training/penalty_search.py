@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.tasks import choices
+from finetune.tasks import categorical
 from finetune.training.logistic_regression import LogisticProblem, logistic_problem, solve_logistic
 
 # Penalties on the sum of the losses (scikit-learn's 1 / C), from strong to weak.
@@ -116,7 +116,7 @@ class PenaltySearch:
             solved[fold] = solve_logistic(problem, l2, tolerance=3e-3, start=near.get(fold))
             out = self.fold_of == fold
             logits = self.rows[out] @ solved[fold][:-1] + solved[fold][-1]
-            losses[out] = choices.losses(logits, self.labels[out])
+            losses[out] = categorical.losses(logits, self.labels[out])
             judged |= out
         self.solutions[l2] = solved
         weights = self.weights[judged] / self.weights[judged].sum()

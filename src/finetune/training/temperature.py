@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from finetune.tasks import choices
+from finetune.tasks import categorical
 from finetune.tasks.task import Task
 
 # Of an epoch's or a phase's answers: label smoothing and overconfidence stay well within.
@@ -50,7 +50,7 @@ def best_temperature(
     def slope(log_inverse: float) -> float:
         """That of the loss an image, over the inverse temperature."""
         inverse = math.exp(log_inverse)
-        expected = (choices.probabilities(rows * inverse) * rows).sum(dim=1)
+        expected = (categorical.probabilities(rows * inverse) * rows).sum(dim=1)
         return float((expected - target).mean()) + log_inverse / (weight * inverse)
 
     low, high = (math.log(1 / bound) for bound in reversed(bounds))
@@ -90,7 +90,7 @@ def rescaled_nll(logits: Tensor, labels: Tensor) -> float:
     epochs knows more.
     """
     scaled = logits.detach().cpu().double() / best_temperature(logits, labels)
-    return float(choices.losses(scaled, labels.cpu()).mean())
+    return float(categorical.losses(scaled, labels.cpu()).mean())
 
 
 def rescaled(
