@@ -120,7 +120,9 @@ def decide(
         logits=logits,
         probabilities=task.probabilities(logits),
         member_probabilities=member_probabilities,
-        uncertainty=uncertainty(member_probabilities, coefficients),
+        uncertainty=uncertainty(
+            categorical.probabilities(task.choices(member_logits)), coefficients
+        ),
         rejected=None if calibration is None else calibration.rejected(task, pooled),
         prediction_sets=None if calibration is None else calibration.prediction_sets(task, pooled),
     )
