@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     images = datamodule.images("train")
     labels, count = _targets(classifier, images), len(views)
     weights = sample_weights(classifier, datamodule, labels)
-    probe = fit_probe(
+    probe = _solver(classifier.task.closed_form)(
         torch.cat(features),
         labels.repeat(count),
         len(classifier.class_names),
@@ -99,6 +99,14 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
         layer.bias.copy_(probe.bias)
     figures = _judge(kept, layer)
     return FittedLayer(probe, len(labels), count, figures, time.monotonic() - started)
+
+
+def _solver(closed_form: Literal["multinomial"]) -> Callable[..., Probe]:
+    match closed_form:
+        case "multinomial":
+            return fit_probe
+        case _:
+            assert_never(closed_form)
 
 
 def sample_weights(
