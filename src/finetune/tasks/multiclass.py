@@ -23,9 +23,8 @@ from finetune.tasks.class_scores import (
     macro_scores,
 )
 from finetune.tasks.distillation import distillation_loss
-from finetune.tasks.held_out_loss import Metric, held_out_loss
-from finetune.tasks.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
-from finetune.tasks.task import Mixing
+from finetune.tasks.held_out_loss import held_out_loss
+from finetune.tasks.losses import ClassificationLoss, batch_mixing, class_weights
 
 HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
 TOP_K = 5
@@ -70,21 +69,11 @@ class MultiClass:
         numbers: list[int] = targets.tolist()
         return numbers
 
-    def loss(self, *, label_smoothing: float, focal_gamma: float) -> ClassificationLoss:
-        """Cross-entropy or focal loss."""
-        return ClassificationLoss(label_smoothing=label_smoothing, focal_gamma=focal_gamma)
-
-    def class_weights(self, kind: ClassWeights, counts: Sequence[int]) -> Tensor | None:
-        """By the number of images; see :func:`finetune.tasks.losses.class_weights`."""
-        return class_weights(kind, counts)
-
-    def mixing(self, outputs: int, *, mixup_alpha: float, cutmix_alpha: float) -> Mixing | None:
-        """MixUp and CutMix, with soft labels ``(B, C)``."""
-        return batch_mixing(outputs, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
-
-    def distillation_loss(self, outputs: Tensor, taught: Tensor, *, temperature: float) -> Tensor:
-        """Hinton's; see :func:`finetune.tasks.distillation.distillation_loss`."""
-        return distillation_loss(outputs, taught, temperature=temperature)
+    loss = ClassificationLoss
+    class_weights = staticmethod(class_weights)
+    mixing = staticmethod(batch_mixing)
+    distillation_loss = staticmethod(distillation_loss)
+    held_out_loss = staticmethod(held_out_loss)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """``(..., C)`` in float32; of float32 logits, as their own softmax has them."""
@@ -136,10 +125,6 @@ class MultiClass:
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Negative log likelihood in nats."""
         return categorical.losses(outputs.detach().cpu(), targets.cpu())
-
-    def held_out_loss(self, outputs: Tensor, targets: Tensor, metric: Metric) -> float:
-        """See :func:`finetune.tasks.held_out_loss.held_out_losses`."""
-        return held_out_loss(outputs, targets, metric)
 
     def mixture(self, member_outputs: Tensor, coefficients: Sequence[float]) -> Tensor:
         """Log probabilities of the mean of the members' probabilities."""
