@@ -20,6 +20,7 @@ from torch import Tensor
 
 from finetune.errors import CalibrationError
 from finetune.spec.choices import SetScore as Score
+from finetune.tasks import categorical
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class ConformalRule:
         )
         members = scores <= self.threshold
         if self.always_top:
-            members = members.scatter(-1, probabilities.argmax(dim=-1, keepdim=True), True)
+            members = members.scatter(-1, categorical.likeliest(probabilities).unsqueeze(-1), True)
         return members
 
     def to_dict(self) -> dict[str, Any]:

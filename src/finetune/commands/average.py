@@ -12,7 +12,7 @@ from finetune.commands.verb import Typed, verb
 from finetune.spec.choices import Averaging, BatchNormOfAverage, Metric
 
 if TYPE_CHECKING:
-    from finetune.combining.soups import Soup
+    from finetune.combining.averaged_checkpoint import Soup
 
 
 @verb

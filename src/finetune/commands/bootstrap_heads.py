@@ -44,8 +44,6 @@ def heads_on_one_backbone(
             f"{len(checkpoints)} and {data or 'no --data.root'}; "
             "give RUN --heads 10 --data.root DIR."
         )
-    import torch
-
     from finetune.combining.bootstrap_heads import bootstrap_heads, ensemble_of_heads
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.held_out_images import build_datamodule
@@ -60,6 +58,6 @@ def heads_on_one_backbone(
     datamodule = build_datamodule(data, held_out, records, classifier.class_names)
     images, workers = dataset_for(classifier, datamodule, "train")
     features = frozen_features(classifier, images, num_workers=workers).tensor()
-    labels = torch.tensor([image.label for image in datamodule.images("train")])
+    labels = classifier.task.collate([image.label for image in datamodule.images("train")])
     fitted = bootstrap_heads(features, labels, len(classifier.class_names), heads=heads, seed=seed)
     return ensemble_of_heads(classifier, fitted)

@@ -161,7 +161,7 @@ def write_diversity(figure: Output, whole: Ensemble, answers: Answers) -> None:
     from finetune.reporting.diversity import diversity_figure
     from finetune.reporting.style import save_png
 
-    found = diversity(answers.member_logits, answers.labels)
+    found = diversity(*whole.task.rows(answers.member_logits, answers.labels))
     with figure.writing() as beside:
         save_png(diversity_figure(found, row_names(whole, answers)), beside)
     print(f"diversity of the members in {figure.path}")
