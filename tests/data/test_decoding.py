@@ -22,7 +22,6 @@ from torchvision.transforms.v2 import functional
 from finetune.data.dataloaders import make_loader
 from finetune.data.dataset import ImageDataset
 from finetune.data.decoding import (
-    FORMATS,
     ImageReader,
     decode_bytes,
     decode_image,
@@ -32,6 +31,7 @@ from finetune.data.decoding import (
     shrunk_size,
 )
 from finetune.data.decoding_memory import MAX_DECODING_BYTES, _DecodingMemory, decoding_bytes
+from finetune.data.image_formats import FORMATS
 from finetune.errors import ImageError, UsageError
 from finetune.spec.images import content_id, file_id
 
@@ -120,6 +120,12 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 )
 def test_floats_and_long_integers_are_scaled(values: np.ndarray, expected: list[int]) -> None:
     assert decoded(Image.fromarray(values), "TIFF")[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("nan", [b"\0\0\xa0\x7f", b"\0\0\xc0\x7f"], ids=["signalling", "quiet"])
+def test_no_number_is_black(nan: bytes) -> None:
+    values = np.frombuffer(nan + np.ones(3, np.float32).tobytes(), np.float32).reshape(2, 2)
+    assert decoded(Image.fromarray(values), "TIFF").flatten().tolist() == [0, 255, 255, 255] * 3
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

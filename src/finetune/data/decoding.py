@@ -21,9 +21,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -34,13 +31,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from finetune.data.decoding_memory import MAX_DECODING_BYTES, decoding_bytes, memory_taken
+from finetune.data.image_formats import guessed_kind, readable_formats
 from finetune.errors import ImageError, UsageError
 from finetune.spec.preprocessing import LongSide, Preprocessing
 
 MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb: 0.5 GB as RGB
-
-# What Pillow reads without starting any other program; HEIF where pillow-heif is installed.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only while twice the pixels that are asked for remain, so
 # that the antialiased resize after it decides how the image looks, not libjpeg.
@@ -182,10 +177,10 @@ def open_image(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> It
         raise ImageError(f"Expected an image, found an empty file at {name}; remove it.")
     try:
         with _header_only():
-            image = Image.open(BytesIO(content), formats=_readable_formats())
+            image = Image.open(BytesIO(content), formats=readable_formats())
     except Exception as error:
         raise ImageError(
-            f"Expected an image, found {_guess(content)} at {name}; remove or replace it."
+            f"Expected an image, found {guessed_kind(content)} at {name}; remove or replace it."
         ) from error
     with image:
         if image.width * image.height > max_pixels:
@@ -277,7 +272,8 @@ def _scaled_to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _as_numbers(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    with np.errstate(invalid="ignore"):  # NaNs that are to signal when they are touched
+        return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _to_tensor(image: Image.Image, orientation: int) -> Tensor:
@@ -314,28 +310,3 @@ def _strict_about_truncation() -> Iterator[None]:
             yield
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = True
-
-
-@cache
-def _readable_formats() -> tuple[str, ...]:
-    """Those of the closed list that the installed Pillow can read, their decoders registered."""
-    for plugin in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP", "Avif"):
-        import_module(f"PIL.{plugin}ImagePlugin")
-    if find_spec("pillow_heif"):
-        import_module("pillow_heif").register_heif_opener()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _guess(content: bytes) -> str:
-    start = content[:256].lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head")):
-        return "a web page (HTML)"
-    if start.startswith((b"{", b"[")):
-        return "JSON"
-    if start.startswith((b"<?xml", b"<svg")):
-        return "XML or SVG"
-    if start.startswith((b"%!ps", b"%pdf", b"\xc5\xd0\xd3\xc6")):
-        return "PostScript or PDF, which is a program and is not run"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer (run `git lfs pull`)"
-    return "no known image format"
