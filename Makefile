@@ -34,8 +34,9 @@ demo: $(VENV)/.demo  ## Fine-tune, test and predict on the embedded sample, besi
 test: $(VENV)/.dev  ## Run all tests
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-torture: $(VENV)/.dev  ## Kill fits at every commit point, resume them, compare each file
-	TORTURE=1 $(BIN)/python -m pytest tests/training/test_killed.py tests/commands/test_resume.py
+torture: $(VENV)/.dev  ## Kill fits at every commit point and at random, resume them; fill disks
+	TORTURE=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
+		tests/training/test_killed.py tests/commands/test_resume.py tests/commands/test_full_disks.py
 
 fuzz: $(VENV)/.dev  ## Give changed files of every kind to the verbs, thousands of them
 	FUZZ=20 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/fuzz

@@ -14,6 +14,7 @@ FLOOR = {
     "documents",
     "errors",
     "files",
+    "long_steps",
     "runtime",
     "spec",
 }
@@ -22,6 +23,7 @@ ALLOWED = {
     "cache_dir": set(),
     "csv_table": {"errors"},
     "files": {"errors"},
+    "long_steps": set(),
     "runtime": {"errors"},
     "spec": {"errors"},
     "documents": {"errors", "spec"},

@@ -30,7 +30,7 @@ from finetune.data.decoding import (
     shrink,
     shrunk_size,
 )
-from finetune.data.decoding_memory import MAX_DECODING_BYTES, _DecodingMemory, decoding_bytes
+from finetune.data.decoding_memory import MAX_DECODING_MB, _DecodingMemory, decoding_bytes
 from finetune.data.image_formats import FORMATS
 from finetune.errors import ImageError, UsageError
 from finetune.spec.images import content_id, file_id
@@ -380,22 +380,22 @@ def test_memory_is_bounded_by_the_header(mode: str) -> None:
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     tracemalloc.start()
-    with pytest.raises(ImageError, match=r"GiB|damaged"):
+    with pytest.raises(ImageError, match=r"MiB|damaged"):
         decode_bytes(bytes(content), name="bomb.png")
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
     with open_image(bytes(content), name="bomb.png") as image:
-        assert decoding_bytes(image) > MAX_DECODING_BYTES
+        assert decoding_bytes(image) > MAX_DECODING_MB * 2**20
 
 
 def test_threads_that_decode_share_the_memory() -> None:
     """Ten images of 40 % of it are never decoded three at a time."""
-    memory = _DecodingMemory(1000)
+    memory = _DecodingMemory()
     inside, most, lock = 0, 0, threading.Lock()
 
     def decode(_: int) -> None:
         nonlocal inside, most
-        with memory.taken(400):
+        with memory.taken(400, 1000):
             with lock:
                 inside += 1
                 most = max(most, inside)

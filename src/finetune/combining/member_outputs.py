@@ -14,6 +14,7 @@ from finetune.combining.held_out import HeldOut, held_out_images, out_of_fold
 from finetune.combining.members import ClassifierMember, Member, Paths, Views, align_classes
 from finetune.combining.pooling import probabilities_of
 from finetune.combining.shared_backbone import group_by_backbone, grouped_logits
+from finetune.long_steps import told
 from finetune.runtime import device_of
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
@@ -115,7 +116,7 @@ class MemberOutputs(nn.Module):
         answers, seconds, start = [], [0.0] * len(self.parts), 0
         device = device_of(self)
         with torch.inference_mode():
-            for batches, labels in loader:
+            for batches, labels in told(loader, "Asking the members", len(loader)):
                 paths = images.paths[start : start + len(labels)]
                 placed = [batch.to(device) for batch in batches]
                 views = dict(zip(self.preprocessings, placed, strict=True))

@@ -46,10 +46,10 @@ def check(data: Where, *, quiet: bool = False, **options: Any) -> list[Finding]:
     """
     chosen = _parser().options_from(folder=data, **options)
     with as_guest(quiet=quiet):
-        return _check(chosen, progress=not quiet)
+        return _check(chosen)
 
 
-def _check(options: argparse.Namespace, *, progress: bool = True) -> list[Finding]:
+def _check(options: argparse.Namespace) -> list[Finding]:
     from finetune.data.folder import scan_folder
     from finetune.data.health import check_folder
     from finetune.data.inspection import inspect_files
@@ -66,9 +66,9 @@ def _check(options: argparse.Namespace, *, progress: bool = True) -> list[Findin
         [image.path for image in folder.images],
         root=folder.root,
         max_pixels=options.max_pixels,
+        max_decoding_mb=options.max_decoding_mb,
         perceptual=options.duplicates == "near",
         cache_dir=options.cache_dir,
-        progress=progress and not options.json,
     )
     findings = check_folder(folder, inspections, duplicates=options.duplicates)
     if options.json:
@@ -101,6 +101,12 @@ def _parser() -> Parser:
         type=whole_number(1),
         default=178_956_970,
         help="refuse images with more pixels, at least 1",
+    )
+    parser.add_argument(
+        "--max-decoding-mb",
+        type=whole_number(1),
+        default=1024,
+        help="refuse images that take more memory to decode, in MiB",
     )
     parser.add_argument("--cache-dir", help="instead of the platform's cache folder")
     parser.add_argument("--all", action="store_true", help="print every finding, however many")

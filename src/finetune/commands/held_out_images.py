@@ -43,7 +43,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data.cache", dest="cache", default="auto", help="off, memory, disk, auto")
     group.add_argument("--data.cache_dir", dest="cache_dir", help="instead of the platform's")
     add_accelerator(group)
-    for name in ("max_pixels", "on_bad_image", "allow_outside"):
+    for name in ("max_pixels", "max_decoding_mb", "on_bad_image", "allow_outside"):
         group.add_argument(f"--data.{name}", help="by default as the fits read them")
     for name in DEALING:
         group.add_argument(f"--data.{name}", help="the fits' own; another is refused")
@@ -138,7 +138,7 @@ def given_settings(options: argparse.Namespace, fitted: Mapping[str, Any]) -> di
         UsageError: another split than that of the fits is asked for, or it is out of range.
     """
     given: dict[str, Any] = {}
-    for name in ("max_pixels", "on_bad_image", "allow_outside", *DEALING):
+    for name in ("max_pixels", "max_decoding_mb", "on_bad_image", "allow_outside", *DEALING):
         text = getattr(options, f"data.{name}", None)
         if text is not None:
             given[name] = text if name in _TEXTS else _value(text)
@@ -202,7 +202,7 @@ def split_settings(record: SplitRecord, manifest: str | None = None) -> dict[str
 def _reading(records: Sequence[SplitRecord]) -> dict[str, Any]:
     """What the most lenient of the fits accepted as an image."""
     settings: dict[str, Any] = {}
-    for name in ("max_pixels", "allow_outside"):
+    for name in ("max_pixels", "max_decoding_mb", "allow_outside"):
         if values := [each.settings[name] for each in records if name in each.settings]:
             settings[name] = max(values)
     if any(record.settings.get("on_bad_image") == "skip" for record in records):

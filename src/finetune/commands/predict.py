@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     from finetune.prediction import find_images, predict
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.runtime import Runtime
+    from finetune.training.progress import PassLine
 
     quiet_libraries()
     Runtime.chosen(options.accelerator, options.devices)  # refuses what is not there, in our words
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     if output is not None:
         output.keep_off(inputs=files, fits=fits_of(model))
     watched = output is not None and on_terminal()
+    telling = [progress_bar() if watched else PassLine("Answering")] if output is not None else []
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> int:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[progress_bar()] if watched else [],
+        callbacks=telling,
         enable_progress_bar=watched,
     )
     one_process = trainer.world_size == 1
@@ -67,6 +69,7 @@ def main(arguments: list[str]) -> int:
             test_time_augmentation=options.test_time_augmentation,
             on_bad_image=options.on_bad_image,
             max_pixels=options.max_pixels,
+            max_decoding_mb=options.max_decoding_mb,
             trainer=trainer,
             on_answer=on_answer if one_process else None,
         )
@@ -146,6 +149,12 @@ def _parser() -> Parser:
         type=whole_number(1),
         default=178_956_970,
         help="refuse images with more pixels, at least 1",
+    )
+    parser.add_argument(
+        "--max-decoding-mb",
+        type=whole_number(1),
+        default=1024,
+        help="refuse images that take more memory to decode, in MiB",
     )
     add_accelerator(parser)
     parser.add_argument("--devices", default="auto", help="how many, or which")

@@ -122,7 +122,6 @@ def _split(
         [image.path for image in folder.images],
         root=folder.root,
         cache_dir=options.cache_dir,
-        progress=True,
     )
     folder = readable_folder(folder, inspections, on_bad_image=options.on_bad_image)
     together = groups_with_duplicates(folder.images)

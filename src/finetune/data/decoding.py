@@ -9,8 +9,8 @@ The rules, the same in training and in prediction:
 - Greyscale of 16 bits is scaled by 1/257, 32-bit integers and floats by their range: never clipped.
 - Transparency is composed over white (a browser's page), also for palettes.
 - A truncated file is an error, whatever Pillow's global ``LOAD_TRUNCATED_IMAGES`` says.
-- A file with more than ``max_pixels`` pixels, or that takes more than a gibibyte to decode, is an
-  error, found in its header before anything is decoded.
+- A file with more than ``max_pixels`` pixels, or that takes more than ``max_decoding_mb`` MiB to
+  decode, is an error, found in its header before anything is decoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from finetune.data.decoding_memory import MAX_DECODING_BYTES, decoding_bytes, memory_taken
+from finetune.data.decoding_memory import MAX_DECODING_MB, decoding_bytes, memory_taken
 from finetune.data.image_formats import guessed_kind, readable_formats
 from finetune.errors import ImageError, UsageError
 from finetune.spec.preprocessing import LongSide, Preprocessing
@@ -65,15 +65,21 @@ class ImageReader:
     short_side: int | None = None
     max_pixels: int = MAX_PIXELS
     long_side: LongSide = "truncated"
+    # Refuses files, and changes nothing of what others give: no part of the cache's name.
+    max_decoding_mb: int = field(default=MAX_DECODING_MB, repr=False)
 
     @classmethod
     def of(
-        cls, preprocessings: Sequence[Preprocessing], *, max_pixels: int = MAX_PIXELS
+        cls,
+        preprocessings: Sequence[Preprocessing],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_decoding_mb: int = MAX_DECODING_MB,
     ) -> ImageReader:
         """Decodes once for all of them: as large and as colourful as the most demanding wants."""
         most = max(preprocessings, key=lambda each: each.resize_size)
         in_chans = max(each.in_chans for each in preprocessings)
-        return cls(in_chans, most.resize_size, max_pixels, most.long_side)
+        return cls(in_chans, most.resize_size, max_pixels, most.long_side, max_decoding_mb)
 
     def __call__(self, path: str | os.PathLike[str]) -> Tensor:
         """The image as ``uint8 (in_chans, H, W)``."""
@@ -92,6 +98,7 @@ class ImageReader:
             short_side=self.short_side,
             max_pixels=self.max_pixels,
             long_side=self.long_side,
+            max_decoding_mb=self.max_decoding_mb,
         )
 
 
@@ -127,6 +134,7 @@ def decode_bytes(
     short_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
     long_side: LongSide = "truncated",
+    max_decoding_mb: int = MAX_DECODING_MB,
 ) -> Tensor:
     """:func:`decode_image` for a file already in memory; ``name`` is for the error message."""
     if in_chans not in (1, 3):
@@ -134,14 +142,14 @@ def decode_bytes(
     with open_image(content, name=name, max_pixels=max_pixels) as image:
         reduction = _reduction(image, short_side)
         needed = decoding_bytes(image, reduction=reduction)
-        if needed > MAX_DECODING_BYTES:
+        if needed > max_decoding_mb * 2**20:
             raise ImageError(
-                f"Expected an image that takes at most {MAX_DECODING_BYTES / 2**30:.1f} GiB to "
-                f"decode, found one of {image.width} x {image.height} pixels ({image.format}, "
-                f"{image.mode}) that takes {needed / 2**30:.1f} GiB at {name}; shrink it."
+                f"Expected an image that takes at most {max_decoding_mb:,} MiB to decode, found "
+                f"one of {image.width} x {image.height} pixels ({image.format}, {image.mode}) that "
+                f"takes {needed / 2**20:,.0f} MiB at {name}; shrink it, or raise max_decoding_mb."
             )
         try:
-            with memory_taken(needed):
+            with memory_taken(needed, max_decoding_mb * 2**20):
                 pixels = _decode(image, "L" if in_chans == 1 else "RGB", reduction)
         except MemoryError:
             raise

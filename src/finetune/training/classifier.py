@@ -14,6 +14,7 @@ from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
 from finetune.evaluation.metrics import figures_of
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
+from finetune.networks.pretrained import weights_licence
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import MODEL, check_settings
@@ -194,6 +195,8 @@ class ImageClassifier(LightningModule):
         self.answers: dict[str, tuple[Tensor, Tensor]] = {}
         self._batches: list[tuple[Tensor, Tensor]] = []
         self.details: dict[str, Any] = {}
+        if licence := weights_licence(self.backbone, pretrained):
+            self.details["licence"] = licence
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> ImageClassifier:
@@ -228,7 +231,9 @@ class ImageClassifier(LightningModule):
         self.see_as(checkpoint)
 
     def see_as(self, checkpoint: Checkpoint) -> None:
-        """Prepare images as a checkpoint did, at the size that is asked for."""
+        """Prepare images as a checkpoint did, at the size that is asked for, under its licence."""
+        if licence := checkpoint.details.get("licence"):
+            self.details["licence"] = licence
         self._see_by(checkpoint.preprocessing.with_image_size(self.hparams["image_size"]))
 
     def _see_by(self, preprocessing: Preprocessing) -> None:
