@@ -17,6 +17,7 @@ FLOOR = {
     "long_steps",
     "runtime",
     "spec",
+    "tasks",
 }
 ALLOWED = {
     "errors": set(),
@@ -26,6 +27,7 @@ ALLOWED = {
     "long_steps": set(),
     "runtime": {"errors"},
     "spec": {"errors"},
+    "tasks": {"errors", "spec"},
     "documents": {"errors", "spec"},
     "tables": FLOOR,
     "data": FLOOR,
