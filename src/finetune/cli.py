@@ -13,6 +13,7 @@ from finetune.commands.terminal import shown_streams
 from finetune.commands.waiting import wait_politely
 from finetune.data.workers import limit_threads
 from finetune.errors import FinetuneError, UsageError
+from finetune.long_steps import shown_steps
 
 VERBS = {
     "fit": "fine-tune a classifier on a folder of images",
@@ -34,6 +35,7 @@ VERBS = {
 }
 # These go on when nobody reads what they print: a fit does not depend on it.
 WRITING_VERBS = set(VERBS) - {"models", "check", "inspect", "compare"}
+LIGHT_VERBS = {"models"}  # these compute nothing, and need no torch
 OK, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = arguments[0] if arguments else "help"
     try:
         # Long work goes on without a reader; what only prints ends with it.
-        with shown_streams(needs_reader=verb not in WRITING_VERBS):
+        with shown_streams(needs_reader=verb not in WRITING_VERBS), shown_steps():
             return _run(verb, arguments[1:], debug=debug)
     except BrokenPipeError:
         if debug and verb in WRITING_VERBS:
@@ -69,9 +71,10 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             return OK
         if verb not in VERBS:
             raise UsageError(_unknown(verb))
-        keep_freed_memory()
-        wait_politely()
-        limit_threads()
+        if verb not in LIGHT_VERBS:
+            keep_freed_memory()
+            wait_politely()
+            limit_threads()
         return _done(import_module(f"finetune.commands.{verb}"), verb, rest)
     except FinetuneError as error:
         if debug:

@@ -73,7 +73,7 @@ def test_debug_shows_the_traceback(monkeypatch) -> None:
 def test_models_are_listed_by_pattern(capsys) -> None:
     assert cli.main(["models", "resnet18*"]) == 0
     shown = capsys.readouterr().out
-    assert "resnet18 " in shown
+    assert "resnet18.a1_in1k " in shown
     assert "11.7 M" in shown
     assert cli.main(["models", "nothing-like-it"]) == 2
 
@@ -83,9 +83,18 @@ def test_all_models_are_listed_without_building_them(capsys, monkeypatch) -> Non
     assert cli.main(["models"]) == 0
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) > 1000
-    assert re.search(r"^resnet18 +224  yes$", shown, re.MULTILINE)
-    assert re.search(r"^baseline_cnn +64  no$", shown, re.MULTILINE)
-    assert "narrow the pattern" in shown
+    assert re.search(r"^resnet18\.a1_in1k +11\.7 M .* 224  in1k +apache-2\.0$", shown, re.MULTILINE)
+    assert re.search(r"^baseline_cnn +.* 64  no$", shown, re.MULTILINE)
+
+
+def test_models_are_sorted_and_chosen_by_licence(capsys) -> None:
+    assert cli.main(["models", "convnext*", "--licence=commercial", "--sort=parameters"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert {row[-1] for row in rows} <= {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}
+    sizes = [float(row[1]) for row in rows]
+    assert sizes == sorted(sizes)
+    assert not any("fcmae" in row[0] for row in rows)
+    assert cli.main(["models", "convnextv2*", "--licence=none-such"]) == 2
 
 
 def test_a_mistyped_option_names_the_nearest(capsys) -> None:

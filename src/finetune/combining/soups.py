@@ -252,6 +252,9 @@ class _SoupSearch:
         details: dict[str, Any] = {"provenance": {"members": members, "batchnorm": batchnorm}}
         # What was held out of one may have trained another: whoever judges later must know.
         details |= split_entries(record for each in self.ingredients for record in each.fitted_on)
+        licences = {each.details.get("licence", "") for each in self.ingredients} - {""}
+        if licences:
+            details["licence"] = ", ".join(sorted(licences))
         roles = self._roles()
         if roles:
             details["roles"] = roles

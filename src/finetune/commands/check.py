@@ -37,6 +37,7 @@ def check(
     allow_outside: options.AllowOutside = False,
     duplicates: Literal["exact", "near"] = "exact",
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
     cache_dir: options.CacheDir = None,
     all: bool = False,
     json: bool = False,
@@ -53,6 +54,7 @@ def check(
         allow_outside: accept files of the manifest outside DIR.
         duplicates: equal files only, or also images that look the same.
         max_pixels: refuse images with more pixels, at least 1.
+        max_decoding_mb: refuse images that take more memory to decode, in MiB.
         cache_dir: instead of the platform's cache folder.
         all: print every finding, however many.
         json: print the same for programs.
@@ -79,9 +81,9 @@ def check(
         [image.path for image in folder.images],
         root=folder.root,
         max_pixels=max_pixels,
+        max_decoding_mb=max_decoding_mb,
         perceptual=duplicates == "near",
         cache_dir=cache_dir,
-        progress=not quiet and not json,
     )
     findings = check_folder(folder, inspections, duplicates=duplicates)
     if json:

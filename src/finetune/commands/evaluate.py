@@ -149,10 +149,11 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
 
 def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
     from finetune.commands.terminal import on_terminal, progress_bar
+    from finetune.training.progress import PassLine
 
     trainer = cli.build_trainer(
         logger=False,
-        callbacks=[progress_bar()] if on_terminal() else [],
+        callbacks=[progress_bar() if on_terminal() else PassLine("Judging")],
         enable_progress_bar=on_terminal(),
         enable_checkpointing=False,
     )

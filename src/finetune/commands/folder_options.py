@@ -10,7 +10,9 @@ from finetune.spec.choices import OnBadImage
 from finetune.spec.schema import whole
 from finetune.spec.settings import DATA
 
-MAX_PIXELS = 178_956_970  # as in finetune.data.decoding, which loads torch
+# As in finetune.data.decoding, which loads torch.
+MAX_PIXELS = 178_956_970
+MAX_DECODING_MB = 1024
 
 
 def in_both(setting: str) -> Typed:
@@ -26,6 +28,7 @@ CacheDir = Annotated[Where | None, in_both("cache_dir")]
 Folds = Annotated[int | None, DATA["folds"], in_both("folds")]
 GroupBy = Annotated[str | None, in_both("group_by")]
 Manifest = Annotated[Where | None, in_both("manifest")]
+MaxDecodingMb = Annotated[int, whole(1), in_both("max_decoding_mb")]
 MaxPixels = Annotated[int, whole(1), in_both("max_pixels")]
 Root = Annotated[Where | None, in_both("root")]
 Seed = Annotated[int, DATA["seed"], in_both("seed")]

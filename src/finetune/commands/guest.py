@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 
 from finetune.commands.terminal import HushedText
 from finetune.errors import UsageError
+from finetune.long_steps import shown_steps
 
 Where = str | os.PathLike[str]
 
@@ -54,6 +55,7 @@ def as_guest(*, quiet: bool = False) -> Iterator[None]:
         )
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(shown_steps(not quiet))
         quiet_libraries()
         if quiet:
             stack.enter_context(redirect_stdout(HushedText(sys.stdout)))

@@ -39,7 +39,7 @@ class HeldOut(TypedDict, total=False):
         num_workers: processes that read; by default chosen.
         cache: off, memory, disk or auto, the default.
         cache_dir: instead of the platform's cache folder.
-        max_pixels, on_bad_image, allow_outside: by default as the fits read them.
+        max_pixels, max_decoding_mb, on_bad_image, allow_outside: by default as the fits read them.
         val_fraction, test_fraction, split_seed, folds, fold, group_by: the fits' own; another is
             refused.
         accelerator: where networks answer: auto, the default, cpu, gpu, cuda or mps.
@@ -53,6 +53,7 @@ class HeldOut(TypedDict, total=False):
     cache: Annotated[Literal["off", "memory", "disk", "auto"], _typed("cache")]
     cache_dir: Annotated[Where, _typed("cache_dir")]
     max_pixels: Annotated[int, DATA["max_pixels"], _typed("max_pixels")]
+    max_decoding_mb: Annotated[int, DATA["max_decoding_mb"], _typed("max_decoding_mb")]
     on_bad_image: Annotated[Literal["error", "skip"], _typed("on_bad_image")]
     allow_outside: Annotated[bool, _typed("allow_outside")]
     val_fraction: Annotated[float, DATA["val_fraction"], _typed("val_fraction")]
@@ -182,7 +183,7 @@ def split_settings(record: SplitRecord, manifest: Where | None = None) -> dict[s
 def _reading(records: Sequence[SplitRecord]) -> dict[str, Any]:
     """What the most lenient of the fits accepted as an image."""
     settings: dict[str, Any] = {}
-    for name in ("max_pixels", "allow_outside"):
+    for name in ("max_pixels", "max_decoding_mb", "allow_outside"):
         if values := [each.settings[name] for each in records if name in each.settings]:
             settings[name] = max(values)
     if any(record.settings.get("on_bad_image") == "skip" for record in records):

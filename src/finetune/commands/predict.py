@@ -33,6 +33,7 @@ def predict(
     test_time_augmentation: Annotated[int, whole(1), Typed(metavar="N")] = 1,
     on_bad_image: options.BadImages = "error",
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
     accelerator: options.Accelerator = "auto",
     devices: str = "auto",
     precision: Annotated[Precision, Typed(metavar="P")] = "32-true",
@@ -50,6 +51,7 @@ def predict(
         test_time_augmentation: views averaged, 1 to 8.
         on_bad_image: stop at files that cannot be read, or leave them out and say which.
         max_pixels: refuse images with more pixels, at least 1.
+        max_decoding_mb: refuse images that take more memory to decode, in MiB.
         accelerator: where networks answer: auto, cpu, gpu, cuda or mps.
         devices: how many, or which.
         precision: such as 16-mixed or bf16-mixed.
@@ -67,6 +69,7 @@ def predict(
     from finetune.prediction import predict as answers_to
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.runtime import Runtime
+    from finetune.training.progress import PassLine
 
     quiet_libraries()
     Runtime.chosen(accelerator, devices)  # refuses what is not there, in our words
@@ -75,6 +78,7 @@ def predict(
     if written is not None:
         written.keep_off(inputs=files, fits=fits_of(model))
     watched = written is not None and on_terminal()
+    telling = [progress_bar() if watched else PassLine("Answering")] if written is not None else []
     trainer = Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -82,7 +86,7 @@ def predict(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[progress_bar()] if watched else [],
+        callbacks=telling,
         enable_progress_bar=watched,
     )
     one_process = trainer.world_size == 1
@@ -102,6 +106,7 @@ def predict(
             test_time_augmentation=test_time_augmentation,
             on_bad_image=on_bad_image,
             max_pixels=max_pixels,
+            max_decoding_mb=max_decoding_mb,
             trainer=trainer,
             on_answer=on_answer if one_process else None,
         )

@@ -83,7 +83,6 @@ def split(
         [image.path for image in folder.images],
         root=folder.root,
         cache_dir=cache_dir,
-        progress=not quiet,
     )
     folder = readable_folder(folder, inspections, on_bad_image=on_bad_image)
     folder = assign_splits(folder, settings, together=groups_with_duplicates(folder.images))
