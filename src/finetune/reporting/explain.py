@@ -104,16 +104,18 @@ def explain(
         for in_chans in needed
     }
     names = tuple(model.class_names)
-    probabilities = torch.zeros(len(names), dtype=torch.float64)
-    for classifier, share in members:
-        logits = _logits(classifier, pixels)
+    answers = []
+    for classifier, _ in members:
         order = [classifier.class_names.index(name) for name in names]
-        probabilities += share * classifier.task.probabilities(logits.cpu()).double()[0, order]
+        answers.append(_logits(classifier, pixels).cpu()[:, order])
+    task = members[0][0].task
+    pooled = task.mixture(torch.stack(answers), [share for _, share in members])
+    probabilities = task.probabilities(pooled)[0]
     explained = []
     for name in class_names:
         if name is not None and name not in names:
             raise UsageError(f"Expected a class among {', '.join(names[:20])}, found {name!r}.")
-        wanted = model.task.named(probabilities[None], names)[0] if name is None else name
+        wanted = task.named(pooled, names)[0] if name is None else name
         heat, seen = _joint_heat(members, pixels, wanted)
         explained.append(
             Explanation(

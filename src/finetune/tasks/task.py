@@ -85,13 +85,13 @@ class Task(Protocol):
         """``(..., K)`` in nats, in the outputs' precision."""
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """What is named, in the form of targets; of probabilities the same as of outputs."""
+        """What is named, in the form of targets."""
 
     def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
         """The same in words, for each of N images."""
 
     def confidence(self, outputs: Tensor) -> Tensor:
-        """Probability of what is named, ``(..., )``, in the outputs' precision."""
+        """Probability of what is named, ``(...)``, in the outputs' precision."""
 
     # Judgement
 
