@@ -12,6 +12,7 @@ from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError
 from finetune.spec.images import Split
+from finetune.spec.labels import indexes, moved
 from finetune.spec.protocols import HeldOutData
 from finetune.tasks.task import Task
 
@@ -97,14 +98,16 @@ def held_out_images(
     """
     images = datamodule.images(split)
     own = tuple(datamodule.class_names)
-    unknown = sorted({own[image.label] for image in images} - set(class_names))
+    had = {own[index] for image in images for index in indexes(image.label)}
+    unknown = sorted(had - set(class_names))
     if unknown:
         raise CheckpointMismatchError(
             f"Expected {split} images of the members' classes {list(class_names)[:8]}, found "
             f"also {unknown[:8]}; take the folder that the members were trained on."
         )
     position = {name: index for index, name in enumerate(class_names)}
-    labels = [position[own[image.label]] for image in images]
+    positions = [position.get(name, -1) for name in own]
+    labels = [moved(image.label, positions, len(class_names)) for image in images]
     paths = tuple(str(image.path) for image in images)
     return HeldOut(
         paths=paths,

@@ -122,7 +122,8 @@ def _counts(folder: ImageFolder) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for image in folder.images:
         split = counts.setdefault(image.split or "unsplit", dict.fromkeys(folder.class_names, 0))
-        split[folder.class_names[image.label]] += 1
+        for index in indexes(image.label):
+            split[folder.class_names[index]] += 1
     return counts
 
 

@@ -249,7 +249,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     def class_counts(self, split: Split) -> dict[str, int]:
         """Images of each class in a split, zeros included, in the order of the vocabulary."""
-        counts = Counter(image.label for image in self.images(split))
+        counts = label_counts(self.images(split))
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
     @property

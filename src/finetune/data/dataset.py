@@ -12,6 +12,9 @@ from torch.utils.data import Dataset, Sampler
 
 from finetune.data.decoding import ImageReader
 from finetune.data.folder import LabelledImage
+from finetune.errors import UsageError
+from finetune.spec.labels import Label, indexes, several
+from finetune.tasks.known import target_of
 
 Reader = Callable[[Path], Tensor]
 NO_LABEL = -1
@@ -25,7 +28,7 @@ class Draw:
     seed: int
 
 
-Item = tuple[Tensor, int] | tuple[Tensor, int, Tensor]
+Item = tuple[Tensor, int | Tensor] | tuple[Tensor, int | Tensor, Tensor]
 
 
 class ImageDataset(Dataset[Item]):
@@ -76,8 +79,8 @@ class ImageDataset(Dataset[Item]):
             return self.transform(self.reader(image)), NO_LABEL
         view = self.transform(self.reader(image.path))
         if self.soft_labels is None:
-            return view, image.label
-        return view, image.label, self.soft_labels[index]
+            return view, target_of(image.label)
+        return view, target_of(image.label), self.soft_labels[index]
 
 
 def shuffled_order(
@@ -89,9 +92,18 @@ def shuffled_order(
     return torch.multinomial(weights, length, replacement=True, generator=generator).tolist()
 
 
-def balancing_weights(labels: Sequence[int]) -> Tensor:
-    """A weight an image with which every class is drawn equally often, float64 ``(N,)``."""
-    classes = torch.tensor(labels)
+def balancing_weights(labels: Sequence[Label]) -> Tensor:
+    """A weight an image with which every class is drawn equally often, float64 ``(N,)``.
+
+    Raises:
+        UsageError: several labels an image, which no weight of an image balances.
+    """
+    if several(labels):
+        raise UsageError(
+            "Expected --data.balanced false for several labels an image, found true; leave it out: "
+            "thresholds are chosen for each label."
+        )
+    classes = torch.tensor([index for label in labels for index in indexes(label)])
     return 1 / classes.bincount().double()[classes]
 
 

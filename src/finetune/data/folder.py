@@ -28,6 +28,7 @@ from finetune.errors import ImageFolderError
 from finetune.spec.images import SPLITS as SPLITS
 from finetune.spec.images import LabelledImage as LabelledImage
 from finetune.spec.images import Split as Split
+from finetune.spec.labels import indexes, moved, order, several
 
 SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
@@ -63,6 +64,11 @@ class ImageFolder:
         return tuple(split for split in SPLITS if split in present)
 
     @property
+    def has_label_sets(self) -> bool:
+        """Whether its images have several labels each, instead of one class."""
+        return several(image.label for image in self.images[:1])
+
+    @property
     def is_split(self) -> bool:
         """Whether the images already stand on sides."""
         return bool(self.splits)
@@ -73,7 +79,7 @@ class ImageFolder:
 
     def classes_of(self, split: Split | None) -> tuple[str, ...]:
         """The classes with at least one image in a split (None: in the unsplit set)."""
-        labels = {image.label for image in self.images if image.split == split}
+        labels = {i for image in self.images if image.split == split for i in indexes(image.label)}
         return tuple(self.class_names[label] for label in sorted(labels))
 
     def with_class_names(self, class_names: Sequence[str]) -> ImageFolder:
@@ -92,7 +98,10 @@ class ImageFolder:
                 f"{_listed(extra)}; rename or move away these folders, or train with them."
             )
         labels = [index[name] for name in self.class_names]
-        images = tuple(replace(image, label=labels[image.label]) for image in self.images)
+        names = len(class_names)
+        images = tuple(
+            replace(image, label=moved(image.label, labels, names)) for image in self.images
+        )
         return replace(self, class_names=tuple(class_names), images=images)
 
 
@@ -146,9 +155,9 @@ def _assemble(root: Path, walk: Walk, found: list[_Found]) -> ImageFolder:
     )
 
 
-def _order(image: LabelledImage) -> tuple[int, int]:
+def _order(image: LabelledImage) -> tuple[int, tuple[int, ...]]:
     # Within a class the walk's order (sorted by name) stays, for Python's sort is stable.
-    return (SPLITS.index(image.split) if image.split else 0, image.label)
+    return (SPLITS.index(image.split) if image.split else 0, order(image.label))
 
 
 def _no_images_message(root: Path, walk: Walk) -> str:

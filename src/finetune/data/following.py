@@ -10,6 +10,7 @@ from unicodedata import normalize
 from finetune.data.assignment import names_below
 from finetune.data.folder import ImageFolder, LabelledImage, Split
 from finetune.spec.images import ImageRef
+from finetune.spec.labels import moved
 from finetune.spec.splits import SplitRecord, Standing
 
 
@@ -112,8 +113,9 @@ def _gone(
 ) -> list[ImageRef]:
     ids = {image.id for image in images}
     label_of = {name: label for label, name in enumerate(class_names)}
+    positions = [label_of.get(name, -1) for name in earlier.class_names]
     return [
-        replace(ref, label=label_of.get(earlier.class_names[ref.label], 0))
+        replace(ref, label=moved(ref.label, positions, len(class_names)))
         for ref, at in zip(earlier.images, earlier.standings, strict=True)
         if at.side == "train" and ref.id not in ids
     ]

@@ -144,7 +144,9 @@ def _duplicate_finding(folder: ImageFolder, group: Sequence[int], relation: str)
             "keep the image in one split only",
         )
     if len(labels) > 1:
-        names = " and ".join(repr(folder.class_names[label]) for label in sorted(labels))
+        names = " and ".join(
+            repr(cell(label, folder.class_names)) for label in sorted(labels, key=order)
+        )
         severity: Severity = "warning" if near else "error"
         remedy = "keep the right label only"
         return Finding(
@@ -191,7 +193,7 @@ def _vocabulary_findings(folder: ImageFolder) -> Iterator[Finding]:
 
 
 def _count_findings(folder: ImageFolder, readable: Sequence[LabelledImage]) -> Iterator[Finding]:
-    learnt = Counter(image.label for image in readable if image.split in (None, "train"))
+    learnt = label_counts(image for image in readable if image.split in (None, "train"))
     for label, name in enumerate(folder.class_names):
         if learnt[label] == 1:
             yield Finding(
@@ -217,7 +219,7 @@ def _evaluation_findings(
     folder: ImageFolder, readable: Sequence[LabelledImage]
 ) -> Iterator[Finding]:
     for split in folder.splits[1:] if "train" in folder.splits else folder.splits:
-        counts = Counter(image.label for image in readable if image.split == split)
+        counts = label_counts(image for image in readable if image.split == split)
         absent = [name for label, name in enumerate(folder.class_names) if not counts[label]]
         few = [
             f"{name!r} ({counts[label]})"

@@ -9,16 +9,19 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.data.assignment import image_keys, relative_names
 from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
+from finetune.data.label_cells import read_cells
 from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
 from finetune.files import write_text
+from finetune.spec.labels import cell, order
+from finetune.tasks.known import Asked
 
 COLUMNS = ("path", "label", "split", "fold", "group", "hash")
 
@@ -31,6 +34,7 @@ class _Row:
     fold: int | None
     group: str | None
     hash: str
+    place: str = field(compare=False)
 
 
 def read_manifest(
@@ -39,6 +43,7 @@ def read_manifest(
     *,
     allow_outside: bool = False,
     group_column: str = "group",
+    task: Asked = "auto",
 ) -> ImageFolder:
     """The images that a manifest lists, as :func:`finetune.data.folder.scan_folder` gives them.
 
@@ -49,6 +54,8 @@ def read_manifest(
         root: the folder of images.
         allow_outside: accept files that are not below ``root``.
         group_column: whose equal values keep images on one side.
+        task: whether a cell is one class or several labels, see :mod:`finetune.data.label_cells`;
+            by default several wherever one of the cells has the sign between labels.
 
     Raises:
         ManifestError: a missing column or file, an unknown split, a file with two labels, ...
@@ -66,17 +73,16 @@ def read_manifest(
             f"Expected all files of {path} to exist, found {len(missing)} missing, the first "
             f"{missing[0]}; correct the paths or remove these rows."
         )
-    class_names = sorted({row.label for row in rows})
-    label_of = {name: label for label, name in enumerate(class_names)}
+    class_names, labels = read_cells([(row.label, row.place) for row in rows], task)
     images = [
-        LabelledImage(row.path, label_of[row.label], row.group, row.split, row.fold, row.hash)
-        for row in rows
+        LabelledImage(row.path, label, row.group, row.split, row.fold, row.hash)
+        for row, label in zip(rows, labels, strict=True)
     ]
-    order: dict[Split | None, int] = {"train": 0, "val": 1, "test": 2, None: 3}
-    images.sort(key=lambda image: (order[image.split], image.label))
+    sides: dict[Split | None, int] = {"train": 0, "val": 1, "test": 2, None: 3}
+    images.sort(key=lambda image: (sides[image.split], order(image.label)))
     return ImageFolder(
         root=root,
-        class_names=tuple(class_names),
+        class_names=class_names,
         images=tuple(images),
         unused=tuple(unused),
     )
@@ -94,7 +100,7 @@ def write_manifest(path: str | os.PathLike[str], folder: ImageFolder) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for name, image in zip(names, folder.images, strict=True):
-        label = folder.class_names[image.label]
+        label = cell(image.label, folder.class_names)
         fold = "" if image.fold is None else image.fold
         extra = (image.split or "", fold, image.group or "", image.id)
         writer.writerow((name, label, *extra))
@@ -147,9 +153,6 @@ def _read_rows(path: Path, root: Path, group_column: str) -> Iterator[_Row]:
 
 def _parse_row(row: Mapping[str, str], base: Path, group_column: str, place: str) -> _Row:
     """One line; names are exact, blanks at either end included."""
-    label = normal_name(row["label"])
-    if not label:
-        raise ManifestError(f"Expected a label in {place}, found none; remove the row or label it.")
     split_name = row.get("split", "").strip()
     split = SPLIT_FOLDERS.get(split_name.casefold())
     if split_name and split is None:
@@ -161,11 +164,12 @@ def _parse_row(row: Mapping[str, str], base: Path, group_column: str, place: str
         raise ManifestError(f"Expected fold to be 0, 1, 2, ... in {place}, found {fold[:20]!r}.")
     return _Row(
         path=base / row["path"],
-        label=label,
+        label=normal_name(row["label"]),
         split=split,
         fold=int(fold) if fold else None,
         group=row.get(group_column) or None,
         hash=row.get("hash", "").strip(),
+        place=place,
     )
 
 

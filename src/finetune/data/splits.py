@@ -7,21 +7,22 @@ Given an earlier split, old images keep their side and only new ones are dealt o
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, TypeVar
 
+from finetune.data.blocks import Block, blocks_of
 from finetune.data.folder import Split
+from finetune.data.label_set_dealer import LabelSetDealer
 from finetune.errors import UsageError
+from finetune.spec.labels import Label, indexes
 
 S = TypeVar("S", bound=Hashable)
 
 
 def split_labels(
-    labels: Sequence[int],
+    labels: Sequence[Label],
     keys: Sequence[str],
     *,
     val_fraction: float = 0.0,
@@ -37,7 +38,8 @@ def split_labels(
     the shares are as near as dealing out whole groups, largest first, allows.
 
     Args:
-        labels: ``(N,)`` class indexes.
+        labels: ``(N,)`` class indexes, or several labels an image, which are stratified label by
+            label; see :mod:`finetune.data.label_set_dealer`.
         keys: ``(N,)`` names that identify the images, unchanged from run to run.
         val_fraction, test_fraction: shares of all images, in ``[0, 1)``, together below 1.
         groups: ``(N,)`` values; images with equal ones stay together.
@@ -49,8 +51,8 @@ def split_labels(
     shares: dict[Split, Fraction] = {"train": 1 - val - test, "val": val, "test": test}
     # Between val and test in the order of the hash, so that these two hardly ever swap images.
     ordered: dict[Split, Fraction] = {side: shares[side] for side in ("val", "train", "test")}
-    dealer = _Dealer(labels, ordered, must_have="train")
-    return dealer.deal(_blocks(keys, groups, seed), previous)
+    dealer = _dealer(labels, ordered, must_have="train")
+    return dealer.deal(blocks_of(keys, groups, seed), previous)
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:
@@ -66,7 +68,7 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
 
 
 def fold_labels(
-    labels: Sequence[int],
+    labels: Sequence[Label],
     keys: Sequence[str],
     *,
     folds: int,
@@ -82,50 +84,29 @@ def fold_labels(
     if folds < 2:
         raise UsageError(f"Expected at least 2 folds, found {folds}.")
     shares = dict.fromkeys(range(folds), Fraction(1, folds))
-    dealer = _Dealer(labels, shares, must_have=None)
-    return dealer.deal(_blocks(keys, groups, seed), previous)
+    dealer = _dealer(labels, shares, must_have=None)
+    return dealer.deal(blocks_of(keys, groups, seed), previous)
 
 
-def held_out_by(fold: int, fold_of: Sequence[int | None], labels: Sequence[int]) -> list[bool]:
+def held_out_by(fold: int, fold_of: Sequence[int | None], labels: Sequence[Label]) -> list[bool]:
     """Whether each image is held out when training for ``fold``.
 
     A class whose images would all be held out stays in training as a whole: a class that was
     never seen cannot be predicted, so measuring it would only blur the figure.
     """
-    remaining = Counter(label for label, own in zip(labels, fold_of, strict=True) if own != fold)
-    return [
-        own == fold and remaining[label] > 0 for label, own in zip(labels, fold_of, strict=True)
-    ]
+    pairs = [(indexes(label), own) for label, own in zip(labels, fold_of, strict=True)]
+    remaining = Counter(index for having, own in pairs if own != fold for index in having)
+    return [own == fold and all(remaining[index] for index in having) for having, own in pairs]
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Images that stay together."""
-
-    members: tuple[int, ...]
-    order: bytes
-
-
-def _blocks(
-    keys: Sequence[str], groups: Sequence[Hashable | None] | None, seed: int
-) -> list[_Block]:
-    """Groups and single images, sorted by a hash that depends on the seed and the keys alone."""
-    together: dict[Hashable, list[int]] = defaultdict(list)
-    blocks = []
-    for index, key in enumerate(keys):
-        group = None if groups is None else groups[index]
-        if group is None:
-            blocks.append(_Block((index,), _hash(seed, key)))
-        else:
-            together[group].append(index)
-    for members in together.values():
-        blocks.append(_Block(tuple(members), _hash(seed, min(keys[i] for i in members))))
-    return sorted(blocks, key=lambda block: (block.order, block.members))
-
-
-def _hash(seed: int, key: str) -> bytes:
-    content = f"{seed}/{key}".encode(errors="surrogateescape")
-    return hashlib.blake2b(content, digest_size=8).digest()
+def _dealer(
+    labels: Sequence[Label], shares: Mapping[S, Fraction], must_have: S | None
+) -> _Dealer[S] | LabelSetDealer[S]:
+    """One for classes, and one for several labels an image."""
+    classes = [label for label in labels if isinstance(label, int)]
+    if len(classes) == len(labels):
+        return _Dealer(classes, shares, must_have)
+    return LabelSetDealer(labels, shares, must_have)
 
 
 class _Dealer(Generic[S]):
@@ -142,9 +123,9 @@ class _Dealer(Generic[S]):
         self.side_of: dict[int, S] = {}
         self.targets = self._targets()
 
-    def deal(self, blocks: Sequence[_Block], previous: Sequence[S | None] | None) -> list[S]:
+    def deal(self, blocks: Sequence[Block], previous: Sequence[S | None] | None) -> list[S]:
         """The side of each image."""
-        decided = [self._decided(block, previous) for block in blocks]
+        decided = [block.decided(previous) for block in blocks]
         open_blocks = []
         for block, side in zip(blocks, decided, strict=True):
             if side is None:
@@ -155,7 +136,7 @@ class _Dealer(Generic[S]):
         grouped = [block for block in largest_first if len(block.members) > 1]
         for block in grouped:
             self._put(block, self._least_filled(block))
-        singles: dict[int, list[_Block]] = defaultdict(list)
+        singles: dict[int, list[Block]] = defaultdict(list)
         for block in open_blocks:
             if len(block.members) == 1:
                 singles[self.labels[block.members[0]]].append(block)
@@ -191,20 +172,13 @@ class _Dealer(Generic[S]):
             result[side] += 1
         return result
 
-    def _decided(self, block: _Block, previous: Sequence[S | None] | None) -> S | None:
-        """The side that most of a block's images had, if they had one."""
-        if previous is None:
-            return None
-        had = Counter(side for index in block.members if (side := previous[index]) is not None)
-        return had.most_common(1)[0][0] if had else None
-
-    def _put(self, block: _Block, side: S, previous: Sequence[S | None] | None = None) -> None:
+    def _put(self, block: Block, side: S, previous: Sequence[S | None] | None = None) -> None:
         for index in block.members:
             own = previous[index] if previous is not None else None
             self.side_of[index] = side if own is None else own
             self.counts[self.side_of[index]][self.labels[index]] += 1
 
-    def _least_filled(self, block: _Block) -> S:
+    def _least_filled(self, block: Block) -> S:
         """The side that putting the block on brings nearest to all classes' shares."""
         classes = Counter(self.labels[index] for index in block.members)
 
@@ -216,7 +190,7 @@ class _Dealer(Generic[S]):
 
         return min((side for side in self.shares if self.shares[side] > 0), key=excess)
 
-    def _deal_singles(self, label: int, blocks: Sequence[_Block]) -> None:
+    def _deal_singles(self, label: int, blocks: Sequence[Block]) -> None:
         """Fill the sides of one class to their targets, each from a stretch of the hash's order."""
         needs = {
             side: max(0, target - self.counts[side][label])
@@ -231,7 +205,7 @@ class _Dealer(Generic[S]):
                 self._put(block, side)
             start += need
 
-    def _give_back(self, grouped: Sequence[_Block]) -> None:
+    def _give_back(self, grouped: Sequence[Block]) -> None:
         """Move the smallest group to train for a class that only whole groups left without."""
         if self.must_have is None:
             return

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from finetune.spec.labels import Label, indexes
 
 ID_BYTES = 16
 Split = Literal["train", "val", "test"]
@@ -20,12 +24,12 @@ class ImageRef:
     Attributes:
         id: of its whole content, 32 hexadecimal digits; see :func:`content_id`.
         path: below the collection's root, with slashes, in Unicode's composed form (NFC).
-        label: index into the class names of what it belongs to.
+        label: index into the class names of what it belongs to, or which of them it has.
     """
 
     id: str
     path: str
-    label: int
+    label: Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class LabelledImage:
 
     Attributes:
         path: the file, as found (not resolved).
-        label: index into the class names of the folder that it belongs to.
+        label: index into the class names of the folder that it belongs to; or which of them it has.
         group: images of one group (a patient, a burst, a video) stay on one side of every split.
         split: None as long as the folder is unsplit.
         fold: number of the cross-validation fold that holds the image out, if there are folds.
@@ -43,12 +47,17 @@ class LabelledImage:
     """
 
     path: Path
-    label: int
+    label: Label
     group: str | None = None
     split: Split | None = None
     fold: int | None = None
     id: str = ""
     stamp: tuple[int, ...] = field(default=(), compare=False, repr=False)
+
+
+def label_counts(images: Iterable[LabelledImage]) -> Counter[int]:
+    """How many of the images have each name, by its index."""
+    return Counter(index for image in images for index in indexes(image.label))
 
 
 def content_id(content: bytes) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from finetune.errors import CheckpointError
 from finetune.spec.images import ImageRef
+from finetune.spec.labels import from_text, moved, text
 
 Side = Literal["train", "val", "test"]
 SIDES: tuple[Side, ...] = ("train", "val", "test")  # what has seen most comes first
@@ -91,15 +92,15 @@ class SplitRecord:
     def plain(self) -> dict[str, Any]:
         """Plain values for a checkpoint: few long texts, which its reader takes in one step each.
 
-        Labels and folds are numbers between spaces, ``-`` where there is no fold; sides are the
-        digits 0, 1 and 2 for train, val and test; no path holds the character between paths.
+        Labels and folds are numbers between spaces, ``-`` where there is no fold, and several
+        labels an image as in :func:`finetune.spec.labels.text`; sides are the digits 0, 1 and 2 for train, val and test; no path holds the character between paths.
         """
         folds = [each.fold for each in self.standings]
         return {
             "class_names": list(self.class_names),
             "ids": "".join(image.id for image in self.images),
             "paths": "\0".join(image.path for image in self.images),
-            "labels": " ".join(str(image.label) for image in self.images),
+            "labels": " ".join(text(image.label) for image in self.images),
             "sides": "".join(str(SIDES.index(each.side)) for each in self.standings),
             "folds": " ".join("-" if fold is None else str(fold) for fold in folds)
             if any(fold is not None for fold in folds)
@@ -144,8 +145,9 @@ def united(records: Sequence[SplitRecord]) -> SplitRecord:
     names = tuple(dict.fromkeys(name for record in records for name in record.class_names))
     found: dict[tuple[str, str], tuple[ImageRef, Standing]] = {}
     for record in records:
+        positions = [names.index(name) for name in record.class_names]
         for image, standing in zip(record.images, record.standings, strict=True):
-            label = names.index(record.class_names[image.label])
+            label = moved(image.label, positions, len(names))
             ref = ImageRef(image.id, image.path, label)
             earlier = found.get((image.id, image.path))
             both = [standing] if earlier is None else [earlier[1], standing]
@@ -177,7 +179,7 @@ def _firsts(keys: Iterable[str], standings: Sequence[Standing]) -> dict[str, Sta
 def _images(ids: str, paths: str, labels: str) -> tuple[ImageRef, ...]:
     each = [ids[start : start + _ID_DIGITS] for start in range(0, len(ids), _ID_DIGITS)]
     return tuple(
-        ImageRef(identity, path, int(label))
+        ImageRef(identity, path, from_text(label))
         for identity, path, label in zip(
             each, paths.split("\0") if each else [], labels.split(), strict=True
         )

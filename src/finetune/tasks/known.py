@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from finetune.errors import CheckpointError
+from finetune.spec.labels import Label
 from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.multilabel import MULTILABEL
 from finetune.tasks.task import Task
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (MULTICLASS,)}
+TASKS: Mapping[str, Task] = {task.name: task for task in (MULTICLASS, MULTILABEL)}
+
+
+# By the data: one class an image, several labels, or whichever the manifest has.
+Asked = Literal["auto", "multiclass", "multilabel"]
+
+
+def target_of(label: Label) -> int | Tensor:
+    """What one image is learned by and judged by, as batches collate it."""
+    return label if isinstance(label, int) else MULTILABEL.collate([label])[0]
 
 
 def task_of(entry: Mapping[str, Any], path: object) -> Task:

@@ -36,7 +36,8 @@ class MultiClass:
 
     name: ClassVar[str] = "multiclass"
     deciding: ClassVar[str] = "nll"
-    closed_form: ClassVar[Literal["multinomial"]] = "multinomial"
+    headline: ClassVar[str] = "accuracy"
+    closed_form: ClassVar[Literal["multinomial", "binary"]] = "multinomial"
 
     def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
         """At least two classes, all different."""
@@ -95,12 +96,17 @@ class MultiClass:
         """Probability of the likeliest class, ``(...)``."""
         return categorical.probabilities(outputs).amax(dim=-1)
 
+    def thresholds(self, outputs: Tensor, targets: Tensor) -> None:
+        """None: the likeliest class is named."""
+
     def figure_names(self, outputs: int) -> list[str]:
         """Top-5 accuracy from 11 classes on."""
         names = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "calibration_error"]
         return [*names, f"top{TOP_K}_accuracy"] if outputs > 2 * TOP_K else names
 
-    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def figures(
+        self, outputs: Tensor, targets: Tensor, thresholds: Sequence[float] | None = None
+    ) -> dict[str, float]:
         """By the functions that also judge for reports, so a figure has one value everywhere.
 
         NLL and Brier score are means over images (nats; 0 to 2); balanced accuracy and macro-F1

@@ -38,8 +38,15 @@ class Task(Protocol):
         """The figure that picks epochs and settles ties, the lower the better."""
 
     @property
-    def closed_form(self) -> Literal["multinomial"]:
-        """Which problem the final layer is, where it is fitted without gradient steps."""
+    def headline(self) -> str:
+        """The figure that is told first."""
+
+    @property
+    def closed_form(self) -> Literal["multinomial", "binary"]:
+        """Which problem the final layer is, where it is fitted without gradient steps.
+
+        One with as many alternatives as outputs, or a binary one for each output.
+        """
 
     # Targets
 
@@ -93,13 +100,21 @@ class Task(Protocol):
     def confidence(self, outputs: Tensor) -> Tensor:
         """Probability of what is named, ``(...)``, in the outputs' precision."""
 
+    def thresholds(self, outputs: Tensor, targets: Tensor) -> list[float] | None:
+        """Probabilities from which on each output is named, chosen on held-out images; or None.
+
+        Whoever has thresholds subtracts their logits before :meth:`decide` and :meth:`named`.
+        """
+
     # Judgement
 
     def figure_names(self, outputs: int) -> list[str]:
         """What :meth:`figures` tells of so many outputs."""
 
-    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Figures of ``(N, K)``, in float64 on the CPU."""
+    def figures(
+        self, outputs: Tensor, targets: Tensor, thresholds: Sequence[float] | None = None
+    ) -> dict[str, float]:
+        """Figures of ``(N, K)``, in float64 on the CPU; decisions by thresholds, where there are."""
 
     def higher_is_better(self, monitor: str) -> bool:
         """Whether a figure such as ``val/accuracy`` is meant to rise."""

@@ -53,6 +53,7 @@ class EpochLine(Callback):
 _COLUMNS = (
     ("train loss", "train/loss", 3),
     ("val accuracy", "val/accuracy", 3),
+    ("val mAP", "val/map", 3),
     ("val nll", "val/nll", 3),
 )
 

@@ -56,7 +56,7 @@ class CachedActivationsDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, one of the stored views of each image."""
-        labels = [image.label for image in self.images("train")]
+        labels = [target_of(image.label) for image in self.images("train")]
         size = self.original.batch_size
         lonely = len(labels) > size and len(labels) % size == 1
         return DataLoader(
@@ -73,7 +73,7 @@ class CachedActivationsDataModule(LightningDataModule):
         """In order."""
         if self.val is None:
             return []
-        labels = [image.label for image in self.images("val")]
+        labels = [target_of(image.label) for image in self.images("val")]
         return DataLoader(
             _CachedViews([self.val], labels),
             batch_size=self.original.batch_size,
@@ -85,7 +85,7 @@ class _CachedViews(Dataset[tuple[Any, ...]]):
     def __init__(
         self,
         views: Sequence[Activations],
-        labels: Sequence[int],
+        labels: Sequence[int | Tensor],
         soft_labels: Tensor | None = None,
     ) -> None:
         self.views = views

@@ -17,6 +17,7 @@ from finetune.spec.images import LabelledImage
 from finetune.spec.protocols import FitData
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
+from finetune.training.label_probe import fit_label_probe
 from finetune.training.linear_probe import Probe, fit_probe
 
 FEW_A_CLASS = 20  # images; below, the final layer is fitted on random views as well
@@ -53,8 +54,11 @@ class FittedLayer:
         text = f"final layer fitted on {self.images} images{seen} in {self.seconds:.1f} s"
         text += f" (penalty {self.probe.l2:.3g})"
         if self.figures is not None:
-            accuracy, nll = self.figures["accuracy"], self.figures["nll"]
-            text += f", val accuracy {accuracy:.3f}, val nll {nll:.3f}"
+            text += "".join(
+                f", val {name} {self.figures[name]:.3f}"
+                for name in ("accuracy", "map", "nll")
+                if name in self.figures
+            )
         return text
 
 
@@ -87,7 +91,7 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     weights = sample_weights(classifier, datamodule, labels)
     probe = _solver(classifier.task.closed_form)(
         torch.cat(features),
-        labels.repeat(count),
+        torch.cat([labels] * count),
         len(classifier.class_names),
         sample_weights=None if weights is None else weights.repeat(count),
         groups=_group_numbers(images).repeat(count),
@@ -101,10 +105,12 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     return FittedLayer(probe, len(labels), count, figures, time.monotonic() - started)
 
 
-def _solver(closed_form: Literal["multinomial"]) -> Callable[..., Probe]:
+def _solver(closed_form: Literal["multinomial", "binary"]) -> Callable[..., Probe]:
     match closed_form:
         case "multinomial":
             return fit_probe
+        case "binary":
+            return fit_label_probe
         case _:
             assert_never(closed_form)
 

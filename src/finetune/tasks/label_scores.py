@@ -1,0 +1,103 @@
+"""Figures of several labels an image: AP, AUROC and F1 a label, thresholds, and their means.
+
+Pure functions of outputs ``(N, K)`` (logits) and targets ``(N, K)``: 1, 0, or NaN for not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from finetune.tasks.class_scores import Floats
+
+# So many images with a label weigh as much as what all labels together say of its threshold.
+SHRINKAGE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScores:
+    """One label's figures; NaN where they are undefined.
+
+    Attributes:
+        support: images that have it. known: images of which it is known.
+        ap: average precision. auroc: area under the ROC curve. f1, precision, recall: as decided.
+    """
+
+    support: int
+    known: int
+    ap: float
+    auroc: float
+    f1: float
+    precision: float
+    recall: float
+
+
+def label_scores(outputs: Floats, targets: Floats, offsets: Floats) -> list[LabelScores]:
+    """The figures of each label, as scikit-learn has them, over the images where it is known.
+
+    Args:
+        outputs, targets: ``(N, K)``.
+        offsets: logits of the thresholds, ``(K,)``.
+    """
+    return [
+        _scores_of(outputs[known, label], targets[known, label] == 1, offsets[label])
+        for label, known in enumerate(~np.isnan(targets.T))
+    ]
+
+
+def _scores_of(outputs: Floats, truth: np.ndarray, offset: float) -> LabelScores:
+    named, support = outputs > offset, int(truth.sum())
+    hits = int((named & truth).sum())
+    both = 0 < support < len(truth)
+    return LabelScores(
+        support=support,
+        known=len(truth),
+        ap=float(average_precision_score(truth, outputs)) if support else math.nan,
+        auroc=float(roc_auc_score(truth, outputs)) if both else math.nan,
+        f1=float(f1_score(truth, named, zero_division=0.0)) if support else math.nan,
+        precision=hits / int(named.sum()) if named.any() else math.nan,
+        recall=hits / support if support else math.nan,
+    )
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Over those that are defined; 0 where none is, so that a monitor can compare it."""
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else 0.0
+
+
+def best_thresholds(outputs: Floats, targets: Floats) -> list[float]:
+    """Probabilities ``(K,)`` above which a label is named, for the best F1 on these images.
+
+    On a few images with a label the best threshold is chance. So its logit is drawn towards the
+    one that is best for all labels together, and that one towards 0.5: each counts with the images
+    that have the label against :data:`SHRINKAGE`.
+    """
+    known = ~np.isnan(targets)
+    common, having = _best_offset(outputs[known], targets[known] == 1)
+    common *= having / (having + SHRINKAGE)
+    found = []
+    for label, where in enumerate(known.T):
+        own, having = _best_offset(outputs[where, label], targets[where, label] == 1)
+        drawn = (having * own + SHRINKAGE * common) / (having + SHRINKAGE)
+        found.append(1 / (1 + math.exp(-drawn)))
+    return found
+
+
+def _best_offset(outputs: Floats, truth: np.ndarray) -> tuple[float, int]:
+    """The logit with the best F1, halfway between two answers, and the images that count for it."""
+    having = int(truth.sum())
+    if not 0 < having < len(truth):
+        return 0.0, 0
+    order = np.argsort(-outputs, kind="stable")
+    values, hits = outputs[order], np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(values) + 1) + having)
+    last_of_equals = np.append(values[1:] < values[:-1], True)
+    best = int(np.argmax(np.where(last_of_equals, f1, -1.0)))
+    below = values[best + 1] if best + 1 < len(values) else values[best] - 1
+    # Far from everything nothing is known; beyond 20 a threshold is 0 or 1 in single precision.
+    return float(np.clip((values[best] + below) / 2, -20, 20)), having
