@@ -32,7 +32,7 @@ def write_probe(colour_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         images = torch.cat([views[0] for views, _ in batches])
         labels = torch.cat([labels for _, labels in batches])
         bottom = split_at_parameters(classifier.network, "head", ()).bottom
-        probe = fit_probe(bottom((images - classifier.mean) / classifier.std), labels, 3, l2=1.0)
+        probe = fit_probe(bottom(classifier.normalised(images)), labels, 3, l2=1.0)
         head = classifier.network.get_classifier()
         with torch.no_grad():
             head.weight.copy_(probe.weight)

@@ -79,8 +79,8 @@ class MemberOutputs(nn.Module):
         """Every member's logits for one batch, ``(M, N, C)``, on the CPU.
 
         Args:
-            views: images ``(N, C_i, S_i, S_i)`` in ``[0, 1]`` for each of :attr:`preprocessings`,
-                where the members are.
+            views: images ``(N, C_i, S_i, S_i)``, bytes or floats in ``[0, 1]``, for each of
+                :attr:`preprocessings`, where the members are.
             paths: of the images; only members made of saved predictions need them.
         """
         return torch.stack([answer for answer, _ in self._timed(views, paths)])

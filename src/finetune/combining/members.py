@@ -41,7 +41,7 @@ class Member(Protocol):
         """Whether its fit chose its epoch, phase or confidence by some of these images."""
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
-        """Logits ``(N, C)`` float32 for one batch, given as images in ``[0, 1]``, view by view.
+        """Logits ``(N, C)`` float32 for one batch, given as images, view by view.
 
         Their softmax is the answer: log probabilities are logits too.
         """

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import UsageError
+from finetune.networks.normalising import unit_floats
 
 View = Callable[[Tensor], Tensor]
 ZOOM = 0.875  # share of the side that a crop keeps
@@ -106,6 +107,7 @@ def mean_over_views(
 
     Views are made where the images are; the mean is taken on the CPU, in float64.
     """
+    images = {key: unit_floats(value) for key, value in images.items()}
     first = answer({key: views[0](value) for key, value in images.items()})
     if len(views) == 1:
         return first

@@ -24,7 +24,7 @@ class SeveralViews:
         self._transforms = [evaluation_transform(each) for each in self.preprocessings]
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``uint8 (C, H, W)`` to floats ``(C_i, S_i, S_i)``; colour becomes grey where wanted."""
+        """``uint8 (C, H, W)`` to ``(C_i, S_i, S_i)``; colour becomes grey where wanted."""
         return tuple(
             transform(_with_channels(image, each.in_chans))
             for transform, each in zip(self._transforms, self.preprocessings, strict=True)

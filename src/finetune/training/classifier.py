@@ -14,6 +14,7 @@ from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
 from finetune.evaluation.metrics import figures_of
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
+from finetune.networks.normalising import normalised, unit_floats
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import MODEL, check_settings
@@ -60,8 +61,8 @@ class Described(Protocol):
 class ImageClassifier(LightningModule):
     """A network, the class names it answers with, and how it is trained.
 
-    ``forward`` takes images ``(B, C, S, S)`` in ``[0, 1]``, normalises them as the backbone was
-    pretrained, and returns logits ``(B, len(class_names))``.
+    ``forward`` takes images ``(B, C, S, S)``, bytes or floats in ``[0, 1]``, normalises them as the
+    backbone was pretrained, and returns logits ``(B, len(class_names))``.
 
     Args:
         class_names: one name a class, in the order of the logits; at least two, all different.
@@ -259,7 +260,7 @@ class ImageClassifier(LightningModule):
         self.load_state_dict(state_dict)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of images in ``[0, 1]``."""
+        """Logits ``(B, C)`` of images, bytes or floats in ``[0, 1]``."""
         logits, _ = self._logits(images)
         return logits
 
@@ -268,8 +269,12 @@ class ImageClassifier(LightningModule):
         if self.upper is not None:
             return self.upper(images), None
         network = self._compiled[0] if self._compiled and self.training else self.network
-        answer = network((images - self.mean) / self.std)
+        answer = network(self.normalised(images))
         return (answer[0], answer[1]) if isinstance(answer, tuple) else (answer, None)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the network takes of images, bytes or floats in ``[0, 1]``."""
+        return normalised(images, self.mean, self.std)
 
     def setting(self, name: str) -> Any:
         """A hyperparameter, or what counts in its place where nobody has chosen one."""
@@ -302,16 +307,16 @@ class ImageClassifier(LightningModule):
         """The loss of one batch."""
         images, labels, *soft_labels = batch
         if self.mix is not None and self.upper is None:
-            images, targets = self.mix(images, labels)
+            images, targets = self.mix(unit_floats(images), labels)
         else:
             targets = labels
         logits, auxiliary_logits = self._logits(images)
-        loss = self.loss(logits, targets)
+        loss = self.loss(logits.float(), targets)
         if auxiliary_logits is not None:
-            loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits, targets)
+            loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits.float(), targets)
         if soft_labels:
             temperature = self.hparams["teacher_temperature"]
-            taught = distillation_loss(logits, soft_labels[0], temperature=temperature)
+            taught = distillation_loss(logits.float(), soft_labels[0], temperature=temperature)
             loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
@@ -339,8 +344,8 @@ class ImageClassifier(LightningModule):
 
     def _evaluate(self, batch: Batch, stage: Stage) -> None:
         images, labels = batch[:2]
-        logits = self(images)
-        self._batches.append((logits.float(), labels))
+        logits = self(images).float()
+        self._batches.append((logits, labels))
         loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
 
@@ -380,7 +385,9 @@ class ImageClassifier(LightningModule):
             layer_decay=hparams["layer_decay"],
             weight_decay=hparams["weight_decay"],
         )
-        optimizer = create_optimizer(groups, hparams["optimizer"])
+        # Lightning clips no gradients of a fused one.
+        fused = self.device.type == "cuda" and not self.trainer.gradient_clip_val
+        optimizer = create_optimizer(groups, hparams["optimizer"], fused=fused)
         warmup_steps = int(hparams["warmup_fraction"] * steps)
         warmup_steps //= self.cycles  # a share of the first cycle
         schedule = warmup_cosine(optimizer, int(steps), warmup_steps, cycles=self.cycles)

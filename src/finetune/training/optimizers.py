@@ -10,11 +10,17 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any
 
 import torch
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+    list_optimizers,
+)
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -77,10 +83,14 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
 
 
-def create_optimizer(groups: Iterable[dict[str, Any]], name: str = "adamw") -> Optimizer:
+def create_optimizer(
+    groups: Iterable[dict[str, Any]], name: str = "adamw", *, fused: bool = False
+) -> Optimizer:
     """The optimizer that timm calls ``name`` (adamw, sgd, lamb, ...) over ready-made ``groups``.
 
-    The groups' own ``lr`` and ``weight_decay`` hold; ``sgd`` is Nesterov momentum 0.9.
+    With ``fused``, one kernel a step where the optimizer has it: for GPUs, which many small ones
+    keep waiting. The groups' own ``lr`` and ``weight_decay`` hold; ``sgd`` is Nesterov momentum
+    0.9.
 
     Raises:
         UsageError: timm has no such optimizer, with the nearest names; or it cannot be used here.
@@ -90,7 +100,9 @@ def create_optimizer(groups: Iterable[dict[str, Any]], name: str = "adamw") -> O
     _check_optimizer_name(name)
     top_rate = max(group["lr"] for group in groups)
     try:
-        optimizer: Optimizer = create_optimizer_v2(groups, opt=name, lr=top_rate)
+        own = signature(get_optimizer_class(name, bind_defaults=False)).parameters
+        options = {"fused": True} if fused and "fused" in own else {}
+        optimizer: Optimizer = create_optimizer_v2(groups, opt=name, lr=top_rate, **options)
     except (AssertionError, ImportError) as error:  # apex, bitsandbytes: what timm asks for
         raise UsageError(
             f"Expected an optimizer that can be used here, found {name!r} ({error}); try adamw."
