@@ -1,6 +1,6 @@
 """Checkpoints with real accuracy on the colour folder, made without a fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,20 @@ import torch
 
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.networks.splitting import split_at_parameters
+from finetune.training import best_epoch
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.linear_probe import fit_probe
 
 WriteCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_epoch_is_written() -> Iterator[None]:
+    """What a fit leaves behind is not to depend on how fast the machine is."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(best_epoch, "SECONDS_BETWEEN", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from finetune.data import device_choice
 from finetune.data.batched_operations import OPERATIONS, applied
+from finetune.data.datamodule import ImageFolderDataModule
 from finetune.data.dataset import Draw
+from finetune.data.device_choice import DeviceChoice
 from finetune.data.drawn_views import (
     DrawnViews,
     training_views,
@@ -257,3 +261,48 @@ def test_numbers_are_uniform_and_unrelated() -> None:
     assert np.abs(found.mean(axis=0) - 0.5).max() < 0.01
     assert np.abs(np.corrcoef(found.T) - np.eye(4)).max() < 0.03
     assert abs(np.corrcoef(found[1:, 0], found[:-1, 0])[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "memory", "takes"),
+    [
+        ("auto", None, None, False),
+        ("auto", "cpu", None, False),
+        ("auto", "cuda", 80 * 2**30, True),
+        ("auto", "cuda", 2**30, False),
+        ("auto", "xpu", None, False),
+        ("on", "cpu", None, True),
+        ("off", "cuda", 80 * 2**30, False),
+    ],
+)
+def test_images_live_on_an_accelerator_with_room(
+    wish: Any, device: str | None, memory: int | None, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_choice, "device_memory", lambda _: memory)
+    choice = DeviceChoice(wish, None if device is None else torch.device(device))
+    found, reason = choice.takes(10_000, Preprocessing())
+    assert found is takes
+    assert reason
+
+
+def test_a_data_module_uploads_once_and_gives_the_bytes_of_its_images(colour_folder: Path) -> None:
+    options = {"num_workers": 0, "cache": "off", "batch_size": 8, "augmentation": "none"}
+    preprocessing = Preprocessing(32, GREY, GREY)
+    here, there = (
+        ImageFolderDataModule(colour_folder, preprocessing=preprocessing, on_device=wish, **options)
+        for wish in ("off", "on")
+    )
+    for side in ("train_dataloader", "val_dataloader"):
+        expected = torch.cat([images for images, _ in getattr(here, side)()]).float()
+        found = torch.cat([images for images, _ in getattr(there, side)()]).float()
+        assert found.shape == expected.shape
+        assert (found - expected).abs().mean() < 0.6  # of 255: in the same order, too
+    assert there.train_dataloader().dataset.pixels is there.train_dataloader().dataset.pixels
+    labels = [label for _, batch in there.val_dataloader() for label in batch.tolist()]
+    assert labels == [image.label for image in there.images("val")]
+    there.soft_labels = torch.rand(len(there.images("train")), 3)
+    loader = there.train_dataloader()
+    (_, hard, soft), *_ = loader
+    for label, row in zip(hard.tolist(), soft, strict=True):
+        rows = [index for index, i in enumerate(there.images("train")) if i.label == label]
+        assert any(torch.equal(row, there.soft_labels[index]) for index in rows)
