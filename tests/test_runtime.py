@@ -7,7 +7,7 @@ from lightning.fabric.accelerators import CUDAAccelerator, MPSAccelerator
 from finetune import ImageClassifier, predict
 from finetune.cli import main
 from finetune.errors import UsageError
-from finetune.runtime import Runtime
+from finetune.runtime import Runtime, fast_at_bf16
 from finetune.training.checkpoints import read_checkpoint
 
 
@@ -94,3 +94,16 @@ def test_phases_in_half_precision_are_compared_in_single(
         assert torch.bfloat16 not in {tensor.dtype for tensor in state.values()}
     best = ImageClassifier.from_checkpoint(tmp_path / "test_resnet-1/checkpoints/best.ckpt")
     assert len(predict(best, colour_folder)) == 36
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "fast"),
+    [("cpu", None, ""), ("cuda", (7, 5), ""), ("cuda", (8, 0), "GPU"), ("cuda", (9, 0), "GPU")],
+)
+def test_which_devices_are_fast_at_bfloat16(
+    kind: str, capability: tuple[int, int] | None, fast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU")
+    assert fast_at_bf16(torch.device(kind)) == fast

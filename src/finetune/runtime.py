@@ -57,10 +57,10 @@ class Runtime:
 def fast_at_bf16(device: torch.device) -> str:
     """The name of a device whose matrix units multiply bfloat16 numbers; empty for any other.
 
-    NVIDIA's from Ampere on (compute capability 8), and AMD's, which PyTorch calls CUDA too and
-    whose numbers begin at 9. Elsewhere nothing was measured.
+    NVIDIA's from Ampere on, of compute capability 8; elsewhere it is not known to be faster.
     """
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    if not nvidia or torch.cuda.get_device_capability(device) < (8, 0):
         return ""
     return torch.cuda.get_device_name(device)
 

@@ -117,7 +117,7 @@ class MemberOutputs(nn.Module):
         with torch.inference_mode():
             for batches, labels in loader:
                 paths = images.paths[start : start + len(labels)]
-                placed = [batch.to(device) for batch in batches]
+                placed = [batch.to(device, non_blocking=device.type == "cuda") for batch in batches]
                 views = dict(zip(self.preprocessings, placed, strict=True))
                 timed = self._timed(views, paths)
                 answers.append(torch.stack([answer for answer, _ in timed]))
