@@ -81,17 +81,25 @@ def test_no_fit_runs_elsewhere_than_asked(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("precision", "more"),
+    [
+        ("bf16-true", ["--model.class_weights=balanced"]),
+        # AdamW's smallest denominator is nothing in 16 bits.
+        ("16-true", ["--data.on_device=on", "--model.optimizer=sgd"]),
+    ],
+)
 def test_phases_in_half_precision_are_compared_in_single(
-    colour_folder: Path, tmp_path: Path
+    precision: str, more: list[str], colour_folder: Path, tmp_path: Path
 ) -> None:
     data = [f"--data.root={colour_folder}", f"--runs={tmp_path}", "--data.cache=off"]
     model = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.image_size=32"]
     phases = ["--model.strategy=head-then-all", "--trainer.max_epochs=1"]
-    where = ["--trainer.accelerator=cpu", "--trainer.precision=bf16-true"]
+    where = ["--trainer.accelerator=cpu", f"--trainer.precision={precision}", *more]
     assert main(["fit", *data, *model, *phases, *where]) == 0
     for path in tmp_path.glob("test_resnet-1/checkpoints/[bp]*.ckpt"):
         state = read_checkpoint(path).state_dict
-        assert torch.bfloat16 not in {tensor.dtype for tensor in state.values()}
+        assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
     best = ImageClassifier.from_checkpoint(tmp_path / "test_resnet-1/checkpoints/best.ckpt")
     assert len(predict(best, colour_folder)) == 36
 

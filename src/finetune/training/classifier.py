@@ -301,7 +301,7 @@ class ImageClassifier(LightningModule):
             by_class = self.trainer.datamodule.class_counts("train")  # type: ignore[attr-defined]
             weights = class_weights(self.hparams["class_weights"], list(by_class.values()))
             assert weights is not None
-            self.loss.weight = weights.to(self.device, self.mean.dtype)
+            self.loss.weight = weights.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
