@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.transforms import evaluation_transform
 from finetune.spec.preprocessing import Preprocessing
 
@@ -29,10 +28,6 @@ class SeveralViews:
             transform(_with_channels(image, each.in_chans))
             for transform, each in zip(self._transforms, self.preprocessings, strict=True)
         )
-
-    def reader(self, *, max_pixels: int = MAX_PIXELS) -> ImageReader:
-        """Decodes as large and as colourful as the most demanding view wants; alone, exactly so."""
-        return ImageReader.of(self.preprocessings or [Preprocessing()], max_pixels=max_pixels)
 
 
 def _with_channels(image: Tensor, in_chans: int) -> Tensor:
