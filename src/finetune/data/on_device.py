@@ -164,10 +164,10 @@ class DeviceBatches:
         return images.to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
     def _cut(self, here: _Uploaded, height: int, width: int) -> Tensor:
-        """Parts ``uint8 (B, C, height, width)`` of the images, with anything beyond their ends."""
+        """Parts ``uint8 (B, height, C, width)`` of the images, with anything beyond their ends."""
         pixels, device = self.dataset.pixels, here.begin.device
-        planes = torch.arange(self.dataset.channels, device=device).view(1, -1, 1)
-        rows = torch.arange(height, device=device).view(1, 1, -1)
+        planes = torch.arange(self.dataset.channels, device=device).view(1, 1, -1)
+        rows = torch.arange(height, device=device).view(1, -1, 1)
         begin, plane, pitch = (e.view(-1, 1, 1) for e in (here.begin, here.plane, here.pitch))
         starts = begin + planes * plane + rows * pitch
         windows = pixels.unfold(0, width, 1)  # one at every address; no copy
