@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from finetune.data.assignment import SplitSettings
-from finetune.data.batches import Batches, Loader
 from finetune.data.cache import CacheMode
 from finetune.data.dataloaders import silence_worker_advice
 from finetune.data.dataset import (
@@ -24,6 +24,7 @@ from finetune.data.device_choice import DeviceChoice, OnDevice
 from finetune.data.findings import write_findings
 from finetune.data.folder import Split
 from finetune.data.found_images import FoundImages, OnBadImage
+from finetune.data.image_loaders import ImageLoaders, Loader
 from finetune.data.labelled_folder import LabelledFolder, check_choice
 from finetune.data.manifest import write_manifest
 from finetune.data.preview import write_batch_image
@@ -202,7 +203,7 @@ class ImageFolderDataModule(LabelledFolder):
 
     def train_dataloader(self) -> Loader:
         """Shuffled random views of the training images."""
-        return self._batches.training(
+        return self._loaders.training(
             self._require("train"),
             draw_weights=self.draw_weights,
             soft_labels=self.soft_labels,
@@ -213,22 +214,23 @@ class ImageFolderDataModule(LabelledFolder):
         """The val images in order; an empty list when none were held out."""
         if not self.images("val"):
             return []
-        batches = self._batches
+        loaders = self._loaders
         # One of several processes is asked for all of them, where it compares what a phase found.
-        on_device = self.on_device[0] and batches.share[1] == 1
-        return batches.evaluation(self.images("val"), on_device=on_device)
+        if self.on_device[0] and loaders.share[1] == 1:
+            return loaders.evaluation_on_device(self.images("val"))
+        return loaders.evaluation(self.images("val"))
 
-    def test_dataloader(self) -> Loader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """The test images in order."""
-        return self._batches.evaluation(self._require("test"))
+        return self._loaders.evaluation(self._require("test"))
 
-    def predict_dataloader(self) -> Loader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """All images in order, whatever their side."""
-        return self._batches.evaluation(self.folder.images)
+        return self._loaders.evaluation(self.folder.images)
 
     def evaluation_dataloader(
         self, split: Split, *, preprocessings: Sequence[Preprocessing] | None = None
-    ) -> Loader:
+    ) -> DataLoader[Any]:
         """Any split, unshuffled and without augmentation.
 
         With ``preprocessings``, the images of a batch are a list with one tensor for each; every
@@ -236,17 +238,17 @@ class ImageFolderDataModule(LabelledFolder):
         """
         images = self._require(split)
         if preprocessings is None:
-            return self._batches.evaluation(images)
-        return self._batches.several(images, preprocessings)
+            return self._loaders.evaluation(images)
+        return self._loaders.several(images, preprocessings)
 
     def reader(self, preprocessing: Preprocessing | None = None) -> Reader:
         """Reads an image at the size that a preprocessing asks for; decoded ones are cached."""
         return self._readers.of([preprocessing or self.preprocessing])
 
     @property
-    def _batches(self) -> Batches:
+    def _loaders(self) -> ImageLoaders:
         trainer = self.trainer
-        return Batches(
+        return ImageLoaders(
             self._readers,
             self._choice,
             self.preprocessing,
@@ -269,7 +271,7 @@ class ImageFolderDataModule(LabelledFolder):
         self.write_manifest(folder / "split.csv")
         if self.bad_images:
             write_findings(folder / "bad_images.csv", self.bad_images)
-        images, labels, *_ = self._batches.first(self._require("train"), self.draw_weights)
+        images, labels, *_ = self._loaders.first(self._require("train"), self.draw_weights)
         write_batch_image(images, labels, self.class_names, folder / "batch.png")
 
 

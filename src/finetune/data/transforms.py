@@ -8,7 +8,7 @@ batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from finetune.spec.preprocessing import Preprocessing
+from finetune.spec.settings import Augmentation as Augmentation
 
 Transform = Callable[[Tensor], Tensor]
-Augmentation = Literal["none", "light", "medium", "strong"]
 
 # A strip 100 times as long as wide would become 25,600 pixels long before its centre is cut out.
 MAX_ASPECT = 8

@@ -31,7 +31,7 @@ Loader = DataLoader[Any] | DeviceBatches
 
 
 @dataclass(frozen=True, slots=True)
-class Batches:
+class ImageLoaders:
     """How images become batches; the settings are those of the data module.
 
     Attributes:
@@ -75,17 +75,19 @@ class Batches:
         dataset = self._random_views(images, soft_labels)
         return self._loader(dataset, sampler=sampler, drop_last=lonely, collate_fn=collate_bytes)
 
-    def evaluation(self, images: Images, *, on_device: bool = False) -> Loader:
+    def evaluation_on_device(self, images: Images) -> DeviceBatches:
+        """Without augmentation, in order, from images that live on the device."""
+        return DeviceBatches(
+            self.device_choice.uploaded(images, self._reader, None, self.num_workers),
+            InOrder(len(images)),
+            self.preprocessing,
+            "none",
+            batch_size=self.batch_size,
+            share=self.share,
+        )
+
+    def evaluation(self, images: Images) -> DataLoader[Any]:
         """Without augmentation, in order."""
-        if on_device:
-            return DeviceBatches(
-                self.device_choice.uploaded(images, self._reader, None, self.num_workers),
-                InOrder(len(images)),
-                self.preprocessing,
-                "none",
-                batch_size=self.batch_size,
-                share=self.share,
-            )
         dataset = ImageDataset(images, evaluation_transform(self.preprocessing), self._reader)
         return self._loader(dataset, collate_fn=collate_bytes)
 
