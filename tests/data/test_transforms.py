@@ -129,7 +129,6 @@ def test_a_classifier_answers_bytes_as_it_answers_floats() -> None:
     floats = images / 255
     with torch.inference_mode():
         assert torch.equal(classifier(images), classifier(floats))
-        assert torch.equal(classifier.predict_step(images, 0), classifier.predict_step(floats, 0))
 
 
 @settings(max_examples=300, deadline=None)

@@ -274,19 +274,17 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         images, labels, *soft_labels = batch
+        targets = labels
         if self.mix is not None and self.upper is None:
             images, targets = self.mix(unit_floats(images), labels)
-        else:
-            targets = labels
         logits, auxiliary_logits = self._logits(images)
-        loss = self.loss(logits.float(), targets)
+        logits = logits.float()
+        loss = self.loss(logits, targets)
         if auxiliary_logits is not None:
             loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits.float(), targets)
         if soft_labels:
             temperature = self.hparams["teacher_temperature"]
-            taught = self.task.distillation_loss(
-                logits.float(), soft_labels[0], temperature=temperature
-            )
+            taught = self.task.distillation_loss(logits, soft_labels[0], temperature=temperature)
             loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
@@ -335,11 +333,9 @@ class ImageClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file self-sufficient."""
         datamodule = getattr(self.trainer, "datamodule", None) if self._trainer else None
-        checkpoint["state_dict"] = {
-            # Training may use another memory format; files hold the usual one.
-            name: value.contiguous()
-            for name, value in checkpoint["state_dict"].items()
-        }
+        # Training may use another memory format; files hold the usual one.
+        state_dict = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: value.contiguous() for name, value in state_dict}
         checkpoint[ENTRY] = self.entry(datamodule)
         # The same settings, with the places of this machine.
         checkpoint.pop("datamodule_hyper_parameters", None)
@@ -348,11 +344,5 @@ class ImageClassifier(LightningModule):
         """What a checkpoint says beside the weights; see ``finetune.training.checkpoints``."""
         fitted = {} if datamodule is None else fitted_on(datamodule, self.answers.get("val"))
         details = {**self.details, **fitted}
-        return describe(
-            self.class_names,
-            self.backbone,
-            self.preprocessing,
-            network=self.spec,
-            task=self.task,
-            **details,
-        )
+        known = (self.class_names, self.backbone, self.preprocessing)
+        return describe(*known, network=self.spec, task=self.task, **details)
