@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from finetune.commands.allocator import keep_freed_memory
 from finetune.commands.terminal import shown_streams
@@ -70,8 +71,8 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             raise UsageError(_unknown(verb))
         keep_freed_memory()
         wait_politely()
-        limit_threads()  # after it: this may load torch
-        return int(import_module(f"finetune.commands.{verb}").main(rest))
+        limit_threads()
+        return _done(import_module(f"finetune.commands.{verb}"), verb, rest)
     except FinetuneError as error:
         if debug:
             raise
@@ -88,6 +89,16 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
         return FAILED
     except SystemExit as stop:  # parsers of arguments end this way, after their own message
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
+
+
+def _done(module: ModuleType, verb: str, rest: list[str]) -> int:
+    """What a verb does: its function, unless it has an exit code or a parser of its own."""
+    if hasattr(module, "main"):
+        return int(module.main(rest))
+    from finetune.commands.verb import run
+
+    run(getattr(module, verb), rest)
+    return OK
 
 
 def _in_one_line(verb: str, error: Exception) -> str:

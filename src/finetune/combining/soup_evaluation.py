@@ -12,13 +12,13 @@ from torch import Tensor
 
 from finetune.combining.batchnorm import reestimate_batchnorm
 from finetune.combining.held_out import held_out_images
-from finetune.combining.holdout_roles import Share, of_role
+from finetune.combining.holdout_roles import of_role
 from finetune.combining.ingredients import Ingredient
 from finetune.errors import UsageError
 from finetune.runtime import Runtime
+from finetune.spec.choices import Metric, Share
 from finetune.spec.images import Split
 from finetune.spec.protocols import HeldOutData
-from finetune.tasks.held_out_loss import Metric
 from finetune.training.classifier import ImageClassifier
 
 # Decoded images up to this size are cached between one judgement and the next.

@@ -7,13 +7,20 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 
 from finetune.commands.terminal import HushedText
 from finetune.errors import UsageError
 
 Where = str | os.PathLike[str]
+
+
+def each_of(given: Where | Sequence[Where]) -> list[str]:
+    """Several paths, or one alone, as texts."""
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    return [os.fspath(each) for each in several]
+
 
 # Random numbers, warnings and the environment are the whole process's: a second thread waits.
 _TURN = threading.RLock()

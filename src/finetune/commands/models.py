@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from finetune.commands.parsing import Parser
+from finetune.commands.verb import verb
 from finetune.errors import UsageError
 
 MOST_COUNTED = 200  # building all 1,375 to count takes two minutes
 
 
-def main(arguments: list[str]) -> int:
-    """List names with parameters, image size and whether pretrained weights exist."""
-    parser = Parser(
-        prog="finetune models",
-        description="List networks by name, with their size and whether weights are published.",
-    )
-    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'resnet*'")
-    parser.add_argument("--pretrained", action="store_true", help="only those with weights")
-    options = parser.parse_args(arguments)
+@verb
+def models(pattern: str = "*", *, pretrained: bool = False, quiet: bool = False) -> list[str]:
+    """List networks by name, with their size and whether weights are published.
 
+    Args:
+        pattern: shell pattern, such as 'resnet*'.
+        pretrained: only those with weights.
+        quiet: print nothing.
+
+    Returns:
+        The names.
+
+    Raises:
+        UsageError: no network of that pattern.
+    """
     from finetune.networks.factory import network_facts, network_names
 
-    names = network_names(options.pattern, pretrained=options.pretrained)
+    names = network_names(pattern, pretrained=pretrained)
     if not names:
         raise UsageError(
-            f"Expected a pattern that some network matches, found {options.pattern!r}; "
-            f"try '*{options.pattern.strip('*')}*'."
+            f"Expected a pattern that some network matches, found {pattern!r}; "
+            f"try '*{pattern.strip('*')}*'."
         )
     width = max(len(name) for name in names)
     counted = len(names) <= MOST_COUNTED
@@ -39,4 +44,4 @@ def main(arguments: list[str]) -> int:
             f"{len(names)} networks; parameters are counted for up to {MOST_COUNTED}: narrow the "
             "pattern: finetune models 'resnet*'"
         )
-    return 0
+    return names

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from finetune.tasks.held_out_loss import Metric
+from finetune.spec.choices import Metric
 from finetune.tasks.losses import ClassWeights
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
