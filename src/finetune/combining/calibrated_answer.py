@@ -19,8 +19,10 @@ from finetune.combining.calibration import (
 from finetune.combining.conformal import ConformalRule, fit_conformal
 from finetune.combining.pooling import Coefficients
 from finetune.combining.uncertainty import Uncertainty, uncertainty
+from finetune.errors import CalibrationError
 from finetune.spec.choices import SetScore as Score
 from finetune.tasks import categorical
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.task import Task
 
 
@@ -35,6 +37,7 @@ class Calibration:
         fit: the temperature, and the NLL before and after.
         reject: when to abstain, or None.
         conformal: how to build sets, or None.
+        thresholds: of several labels an image, from which calibrated probability on each is named.
         reused: whether images were used that had picked members: figures flatter then.
         out_of_fold: whether each image was answered by a fold that was not trained on it: the
             whole ensemble is usually better than that, so its figures are on the safe side.
@@ -45,6 +48,7 @@ class Calibration:
     fit: TemperatureFit
     reject: RejectRule | None = None
     conformal: ConformalRule | None = None
+    thresholds: tuple[float, ...] | None = None
     reused: bool = False
     out_of_fold: bool = False
     chosen_by: bool = False
@@ -76,10 +80,12 @@ class Calibration:
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         """The inverse of :meth:`to_dict`."""
         reject, conformal = values.get("reject"), values.get("conformal")
+        thresholds = values.get("thresholds")
         return cls(
             fit=TemperatureFit(**values["fit"]),
             reject=None if reject is None else RejectRule(**reject),
             conformal=None if conformal is None else ConformalRule(**conformal),
+            thresholds=None if thresholds is None else tuple(thresholds),
             reused=bool(values.get("reused", False)),
             out_of_fold=bool(values.get("out_of_fold", False)),
             chosen_by=bool(values.get("chosen_by", False)),
@@ -97,6 +103,7 @@ class Answer:
         uncertainty: entropies, disagreement, variation ratio, each ``(N,)``.
         rejected: ``(N,)`` bool, or None without a reject rule.
         prediction_sets: ``(N, C)`` bool, or None without a conformal rule.
+        thresholds: of several labels an image, from which probability on each is named.
     """
 
     logits: Tensor
@@ -105,6 +112,7 @@ class Answer:
     uncertainty: Uncertainty
     rejected: Tensor | None
     prediction_sets: Tensor | None
+    thresholds: tuple[float, ...] | None = None
 
 
 def decide(
@@ -113,8 +121,12 @@ def decide(
     member_logits: Tensor,
     calibration: Calibration | None,
     coefficients: Coefficients = None,
+    thresholds: tuple[float, ...] | None = None,
 ) -> Answer:
-    """Apply a calibration to pooled logits ``(N, C)`` and say how sure the members are."""
+    """Apply a calibration to pooled logits ``(N, C)`` and say how sure the members are.
+
+    ``thresholds`` are those before calibration, which brings its own.
+    """
     logits = pooled if calibration is None else calibration.logits(pooled)
     member_probabilities = task.probabilities(member_logits)
     return Answer(
@@ -126,7 +138,21 @@ def decide(
         ),
         rejected=None if calibration is None else calibration.rejected(task, pooled),
         prediction_sets=None if calibration is None else calibration.prediction_sets(task, pooled),
+        thresholds=thresholds if calibration is None else calibration.thresholds,
     )
+
+
+def refuse_rules(task: Task, *rules: float | None) -> None:
+    """Refuse what only one class an image has so far.
+
+    Raises:
+        CalibrationError: a reject rule or prediction sets are asked for, of another task.
+    """
+    if task != MULTICLASS and any(rule is not None for rule in rules):
+        raise CalibrationError(
+            f"Expected no reject rule and no prediction sets for the task {task.name}, which has "
+            "none yet, found one asked for; leave --reject-risk and --conformal out."
+        )
 
 
 def fit_calibration(
@@ -143,7 +169,9 @@ def fit_calibration(
     Raises:
         CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
     """
+    refuse_rules(task, reject_risk, conformal_alpha)
     fit = fit_temperature(*task.rows(pooled, labels), prior=USUAL_PRIOR)
+    chosen = task.thresholds(apply_temperature(pooled, fit.temperature), labels)
     reject = None
     if reject_risk is not None:
         calibrated = categorical.probabilities(apply_temperature(pooled.double(), fit.temperature))
@@ -152,4 +180,4 @@ def fit_calibration(
     if conformal_alpha is not None:
         probabilities = task.probabilities(pooled)
         conformal = fit_conformal(probabilities, labels, alpha=conformal_alpha, score=score)
-    return Calibration(fit, reject, conformal)
+    return Calibration(fit, reject, conformal, None if chosen is None else tuple(chosen))

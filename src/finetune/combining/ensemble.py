@@ -22,6 +22,7 @@ from finetune.combining.selection import choose_coefficients
 from finetune.spec.choices import Metric, Pooling, Selecting, Share
 from finetune.spec.choices import SetScore as Score
 from finetune.spec.images import Split
+from finetune.training.thresholds import Thresholds, mean_thresholds
 
 
 class Ensemble(MemberOutputs):
@@ -120,7 +121,25 @@ class Ensemble(MemberOutputs):
     def answer(self, member_logits: Tensor) -> Answer:
         """Pool logits ``(M, N, C)``, calibrate, and say how sure."""
         pooled = self.pool(member_logits)
-        return decide(self.task, pooled, member_logits, self.calibration, self.coefficients)
+        return decide(
+            self.task,
+            pooled,
+            member_logits,
+            self.calibration,
+            self.coefficients,
+            thresholds=self.thresholds,
+        )
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """The calibration's, or those of the members together, in the order of the class names."""
+        if self.calibration is not None:
+            return self.calibration.thresholds
+        each = []
+        for part in self.parts:
+            named = dict(zip(part.class_names, part.thresholds or (), strict=False))
+            each.append(tuple(named[name] for name in self.class_names) if named else None)
+        return mean_thresholds(each, self.coefficients)
 
     def forward(self, *views: Tensor) -> Tensor:
         """Log probabilities ``(N, C)``, which any loss or metric takes for logits.

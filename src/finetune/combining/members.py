@@ -20,6 +20,7 @@ from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
 from finetune.training.fitted_splits import SPLIT_ENTRIES, split_records
 from finetune.training.phases.probe import linear_head
+from finetune.training.thresholds import Thresholds, thresholds_of
 
 Views = Mapping[Preprocessing, Tensor]
 Paths = Sequence[str] | None
@@ -36,6 +37,10 @@ class Member(Protocol):
         """What it predicts."""
 
     @property
+    def thresholds(self) -> Thresholds | None:
+        """Of several labels an image, from which probability on each is named; None: not known."""
+
+    @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """The views of an image that it needs."""
 
@@ -47,7 +52,7 @@ class Member(Protocol):
         """Whether its fit chose its epoch, phase or confidence by some of these images."""
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
-        """Outputs ``(N, K)`` float32 for one batch, given as images in ``[0, 1]``, view by view.
+        """Outputs ``(N, K)`` float32 for one batch, given as images, view by view.
 
         Of a classifier they are logits; log probabilities are logits too.
         """
@@ -74,6 +79,11 @@ class ClassifierMember(nn.Module):
     def task(self) -> Task:
         """The classifier's."""
         return self.classifier.task
+
+    @cached_property
+    def thresholds(self) -> Thresholds | None:
+        """Those of its checkpoint."""
+        return thresholds_of(self.classifier.task, self.classifier.details)
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -117,6 +127,8 @@ class ClassifierMember(nn.Module):
         for key in (*SPLIT_ENTRIES, "licence"):  # so that a later test splits alike
             if key in classifier.details:
                 entry[key] = classifier.details[key]
+        if self.thresholds is not None:
+            entry["thresholds"] = list(self.thresholds)
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}
 
 
@@ -127,6 +139,7 @@ class TableMember(nn.Module):
     """
 
     log_probabilities: Tensor
+    thresholds: Thresholds | None = None
 
     def __init__(
         self, name: str, class_names: Sequence[str], paths: Sequence[str], logits: Tensor

@@ -29,6 +29,7 @@ from finetune.spec.images import Split, file_id
 from finetune.spec.protocols import HeldOutData
 from finetune.training.checkpoints import describe
 from finetune.training.fitted_splits import split_entries
+from finetune.training.thresholds import mean_thresholds, thresholds_of
 
 # Of the curve between two checkpoints.
 CURVE = tuple(step / 10 for step in range(11))
@@ -260,6 +261,10 @@ class _SoupSearch:
             details["roles"] = roles
         if self.evaluator is not None:
             details["val"] = self.evaluator.answers(state_dict)
+        else:
+            chosen = [thresholds_of(each.task, each.details) for each in self.ingredients]
+            if (thresholds := mean_thresholds(chosen, coefficients)) is not None:
+                details["thresholds"] = list(thresholds)
         return Soup(
             state_dict=state_dict,
             hyper_parameters=first.hyper_parameters,

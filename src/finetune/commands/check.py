@@ -12,6 +12,7 @@ from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
 from finetune.commands.terminal import on_terminal, shown
 from finetune.commands.verb import run, verb
+from finetune.spec.labels import indexes
 
 if TYPE_CHECKING:
     from finetune.data.findings import Finding

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.commands.trainer import FinetuneCLI
     from finetune.evaluation.result import Evaluation
     from finetune.tasks.task import Task
+    from finetune.training.thresholds import Thresholds
 
 Verb = Literal["validate", "test"]
 Stage = Literal["val", "test"]
@@ -47,6 +48,7 @@ class Judged(NamedTuple):
     root: Path
     seconds: float
     features: list[Tensor]
+    thresholds: Thresholds | None
 
     @property
     def ms_per_image(self) -> float:
@@ -70,6 +72,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     from finetune.commands.trainer import quiet_libraries
     from finetune.evaluation.scores import dominant_image
     from finetune.runtime import process_rank
+    from finetune.tasks.multiclass import MULTICLASS
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
@@ -78,7 +81,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
-    figures = judged.task.figures(judged.logits, judged.labels)
+    figures = judged.task.figures(judged.logits, judged.labels, judged.thresholds)
     images = str(judged.root.resolve())
     kept: dict[str, float | str] = {
         **figures,
@@ -87,7 +90,9 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     }
     if process_rank() > 0:
         return kept  # every process has the answers of all, and the first alone writes
-    print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
+    print(
+        summary(judged.task, stage, figures, len(judged.labels)), flush=True
+    )  # whatever the disk says
     if dominant := dominant_image(
         judged.task.losses(judged.logits, judged.labels).numpy(), judged.paths
     ):
@@ -96,7 +101,9 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     key = free_stage(folder, stage, images)
     write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
-    if stage == "test" and missing("report"):
+    if stage == "test" and judged.task != MULTICLASS:
+        print("report    none: there is no page yet for several labels an image")
+    elif stage == "test" and missing("report"):
         print(f"report    none: {remedy('report')}")
     elif stage == "test":
         evaluation, page = _write_report(judged, folder, "report" + key.removeprefix("test"))
@@ -118,6 +125,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     from finetune.commands.held_out_images import say_differences
     from finetune.commands.trainer import FinetuneCLI
     from finetune.reporting.embeddings import recorded_features
+    from finetune.training.thresholds import thresholds_of
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
@@ -144,6 +152,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         cli.datamodule.root,
         seconds,
         features,
+        thresholds_of(cli.model.task, cli.checkpoint.details),
     )
 
 
@@ -222,6 +231,7 @@ def _answers_of_members(
         modules[0].root,
         seconds,
         features,
+        ensemble.thresholds,
     )
 
 
@@ -271,9 +281,17 @@ def _track(run_folder: Path, report: Path, evaluation: Evaluation, named: list[s
         track_report(target, run_folder, report, evaluation)
 
 
-def summary(stage: str, figures: dict[str, float], images: int) -> str:
-    """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error."""
+def summary(task: Task, stage: str, figures: dict[str, float], images: int) -> str:
+    """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error.
+
+    Of another task than one class an image, all of its figures.
+    """
     from finetune.evaluation.intervals import wilson_interval
+    from finetune.tasks.multiclass import MULTICLASS
+
+    if task != MULTICLASS:
+        told = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.3f}" for name in figures)
+        return f"{stage}: {told} ({images} images)"
 
     low, high = wilson_interval(round(figures["accuracy"] * images), images)
     return (

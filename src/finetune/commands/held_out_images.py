@@ -112,6 +112,7 @@ def build_datamodule(
     record = None if manifest and not records else common_record(records)
     settings = {} if record is None else split_settings(record, manifest)
     settings |= _reading(records)
+    settings["task"] = records[0].settings.get("task", "multiclass") if records else "auto"
     if manifest:
         settings["manifest"] = manifest
     given = {name: value for name, value in held_out.items() if name not in NOT_OF_THE_IMAGES}

@@ -35,10 +35,14 @@ def write_figures(folder: Path, best: Candidate | None) -> None:
     from finetune.commands.evaluate import summary
     from finetune.evaluation.scores import dominant_image
     from finetune.training.metrics_file import write_metrics
+    from finetune.training.thresholds import thresholds_of
 
     if best is not None and best.outputs is not None:
-        figures = best.task.figures(*best.outputs)
-        print(summary("val", figures, len(best.outputs[1])), flush=True)  # whatever the disk says
+        thresholds = thresholds_of(best.task, best.entry)
+        figures = best.task.figures(*best.outputs, thresholds)
+        print(
+            summary(best.task, "val", figures, len(best.outputs[1])), flush=True
+        )  # whatever the disk says
         if dominant := dominant_image(
             best.task.losses(*best.outputs).numpy(), best.entry["val"]["paths"]
         ):

@@ -155,6 +155,7 @@ class FinetuneCLI(LightningCLI):
             parser.link_arguments("seed_everything", "data.training_seed", compute_fn=_seed_number)
             # Elsewhere the checkpoint decides the classes.
             parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+            parser.link_arguments("data.task_name", "model.task", apply_on="instantiate")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -186,6 +187,8 @@ class FinetuneCLI(LightningCLI):
         defaults = {f"model.{key}": value for key, value in settings.items()}
         if self.verb == "fit":
             defaults |= fitted_data(checkpoint)
+        else:
+            defaults |= dict.fromkeys(("model.task", "data.task"), checkpoint.task.name)
         if self.record is None:
             return defaults
         # A fit says itself which images it takes; the others are about those of the fit.

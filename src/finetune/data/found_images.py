@@ -15,8 +15,10 @@ from finetune.data.following import listed_folder
 from finetune.data.groups import groups_by_pattern
 from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
+from finetune.data.label_cells import refuse_classes
 from finetune.data.manifest import read_manifest
 from finetune.spec.splits import SplitRecord
+from finetune.tasks.known import Asked
 
 OnBadImage = Literal["error", "skip"]
 
@@ -30,6 +32,7 @@ class FoundImages:
             :class:`finetune.data.datamodule.ImageFolderDataModule`.
         cache_dir: where what was found out about a file is remembered.
         remember: whether it is.
+        task: whether an image has one class or several labels.
         listed: a fit by manifest, whose images and labels count where no manifest is given.
     """
 
@@ -43,15 +46,19 @@ class FoundImages:
     cache_dir: str | None = None
     remember: bool = True
     listed: SplitRecord | None = None
+    task: Asked = "auto"
 
     @cached_property
     def found(self) -> ImageFolder:
         """All of them, readable or not."""
         listed = listed_folder(self.root, self.listed) if self.listed else None
         if self.manifest is not None:
-            found = read_manifest(self.manifest, self.root, allow_outside=self.allow_outside)
+            found = read_manifest(
+                self.manifest, self.root, allow_outside=self.allow_outside, task=self.task
+            )
         else:
             found = listed or scan_folder(self.root)
+            refuse_classes(found, self.task)
         return groups_by_pattern(found, self.group_by) if self.group_by else found
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ from finetune.data.inspection import Inspection
 from finetune.data.outlier_checks import look_findings
 from finetune.data.walk import UnusedFile
 from finetune.errors import ImageError
+from finetune.spec.images import label_counts
+from finetune.spec.labels import cell, order
 
 FEW_EVALUATED = 5  # fewer images of a class in val or test than this say next to nothing
 IMBALANCE = 10

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.errors import ManifestError
+from finetune.data.folder import ImageFolder
+from finetune.errors import ImageFolderError, ManifestError
+from finetune.spec.images import label_counts
 from finetune.spec.labels import NOT_KNOWN, SEPARATOR, Label
 from finetune.tasks.known import Asked
 
@@ -36,6 +38,34 @@ def read_cells(cells: Sequence[Cell], task: Asked) -> tuple[tuple[str, ...], lis
     names = sorted({text for text, _ in cells})
     label_of = {name: label for label, name in enumerate(names)}
     return tuple(names), [label_of[text] for text, _ in cells]
+
+
+def refuse_classes(folder: ImageFolder, task: Asked) -> None:
+    """Refuse class folders where several labels an image are asked for.
+
+    Raises:
+        ImageFolderError: a folder says one class of each image.
+    """
+    if task == "multilabel" and not folder.has_label_sets:
+        raise ImageFolderError(
+            f"Expected several labels an image, found class folders in {folder.root}, which say "
+            "one; give --data.manifest with a column path and a column label such as red|round."
+        )
+
+
+def check_labels_had(folder: ImageFolder) -> None:
+    """Refuse a label that no image has: nothing could be learned of it.
+
+    Raises:
+        ManifestError: it is named as not known alone.
+    """
+    had = label_counts(folder.images)
+    for index, name in enumerate(folder.class_names):
+        if not had[index]:
+            raise ManifestError(
+                f"Expected each label to be had by at least one image, found {name!r} only as not "
+                f"known ({NOT_KNOWN}{name}); add images that have it, or take it out."
+            )
 
 
 def _label_sets(cells: Sequence[Cell]) -> tuple[tuple[str, ...], list[Label]]:

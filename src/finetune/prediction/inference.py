@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.combining.test_time_augmentation import View, chosen_views, mean_over_views
+from finetune.data.dataloaders import can_pin_memory
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
@@ -82,6 +83,7 @@ def predict(
         ImageViews(named, model.preprocessings, max_pixels, max_decoding_mb),
         batch_size=batch_size,
         num_workers=workers,
+        pin_memory=can_pin_memory(),
         collate_fn=collate_views,
     )
     collected = _Collector(paths, model, on_answer, on_bad_image)
@@ -207,6 +209,7 @@ class _Collector(Callback):
             disagreement=answer.uncertainty.disagreement,
             rejected=answer.rejected,
             prediction_sets=answer.prediction_sets,
+            thresholds=answer.thresholds,
         )
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from finetune.errors import UsageError
 from finetune.tables.cells import PREFIX
 from finetune.tables.writing import Write, open_table
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.multilabel import offsets
 from finetune.tasks.task import Task
 
 
@@ -30,6 +33,8 @@ class Predictions:
         rejected: ``(N,)`` bool, which answers to leave to a human; None without a reject rule.
         prediction_sets: ``(N, C)`` bool, the classes that may be true; None without conformal
             calibration.
+        thresholds: of several labels an image, from which probability on each is named; None
+            otherwise.
         skipped: images that could not be read, with the reason; only with
             ``on_bad_image="skip"``.
     """
@@ -43,6 +48,7 @@ class Predictions:
     disagreement: Tensor | None = None
     rejected: Tensor | None = None
     prediction_sets: Tensor | None = None
+    thresholds: tuple[float, ...] | None = None
     skipped: tuple[tuple[Path, str], ...] = ()
 
     def __len__(self) -> int:
@@ -50,13 +56,20 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """The most probable class of each image."""
-        return self.task.named(self.logits, self.class_names)
+        """The most probable class of each image; of several labels those named, with ``|``."""
+        return self.task.named(self._margins, self.class_names)
+
+    @property
+    def _margins(self) -> Tensor:
+        """The logits, each less that of its threshold, where there are thresholds."""
+        if self.thresholds is None:
+            return self.logits
+        return self.logits.double() - offsets(self.thresholds, len(self.class_names))
 
     @property
     def confidences(self) -> Tensor:
-        """Probability of the most probable class, ``(N,)``."""
-        return self.probabilities.amax(dim=-1)
+        """Probability of what is named, ``(N,)``; of several labels that of the least sure."""
+        return self.task.confidence(self.logits)
 
     def rows(self, *, top_k: int = 1) -> Iterator[dict[str, Any]]:
         """One dictionary an image: what :meth:`write` writes, probabilities as numbers."""
@@ -96,13 +109,9 @@ class Predictions:
             self.write(write)
 
     def _columns(self, top_k: int) -> Iterator[dict[str, Any]]:
-        ranked = self.logits.topk(min(top_k, len(self.class_names)), dim=-1).indices
-        for index, path in enumerate(self.paths):
-            row: dict[str, Any] = {"path": str(path), "label": ""}
-            for rank, label in enumerate(ranked[index].tolist(), start=1):
-                suffix = "" if rank == 1 else f"_{rank}"
-                row[f"prediction{suffix}"] = self.class_names[label]
-                row[f"confidence{suffix}"] = float(self.probabilities[index, label])
+        named = self._ranks(top_k) if self.task == MULTICLASS else self._sets(top_k)
+        for index, (path, columns) in enumerate(zip(self.paths, named, strict=True)):
+            row: dict[str, Any] = {"path": str(path), "label": "", **columns}
             if self.disagreement is not None and len(self.member_probabilities) > 1:
                 row["disagreement"] = float(self.disagreement[index])
             if self.rejected is not None:
@@ -111,6 +120,27 @@ class Predictions:
                 members = self.prediction_sets[index].nonzero().flatten().tolist()
                 row["prediction_set"] = "|".join(self.class_names[label] for label in members)
             yield row
+
+    def _ranks(self, top_k: int) -> Iterator[dict[str, Any]]:
+        """The likeliest classes of each image and their probabilities."""
+        ranked = self.logits.topk(min(top_k, len(self.class_names)), dim=-1).indices
+        for index, labels in enumerate(ranked.tolist()):
+            row: dict[str, Any] = {}
+            for rank, label in enumerate(labels, start=1):
+                suffix = "" if rank == 1 else f"_{rank}"
+                row[f"prediction{suffix}"] = self.class_names[label]
+                row[f"confidence{suffix}"] = float(self.probabilities[index, label])
+            yield row
+
+    def _sets(self, top_k: int) -> Iterator[dict[str, Any]]:
+        """The labels of each image, and how sure the least sure of all answers is."""
+        if top_k > 1:
+            raise UsageError(
+                f"Expected --topk 1 for several labels an image, found {top_k}; leave it out: the "
+                "table holds the probability of each label."
+            )
+        for named, confidence in zip(self.labels, self.confidences.tolist(), strict=True):
+            yield {"prediction": named, "confidence": confidence}
 
 
 def _ending_in(suffix: str, path: str | Path) -> Path:

@@ -12,6 +12,7 @@ from finetune.combining.calibrated_answer import Answer, Calibration, decide
 from finetune.spec.preprocessing import Preprocessing
 from finetune.tasks.task import Task
 from finetune.training.classifier import ImageClassifier
+from finetune.training.thresholds import thresholds_of
 
 Views = Mapping[Preprocessing, Tensor]
 
@@ -59,4 +60,7 @@ class SingleClassifier(torch.nn.Module):
         """The one member's answer, calibrated if its checkpoint is."""
         kept = self.classifier.details.get("calibration")
         calibration = Calibration.from_dict(kept) if kept else None
-        return decide(self.task, member_logits[0], member_logits, calibration)
+        thresholds = thresholds_of(self.task, self.classifier.details)
+        return decide(
+            self.task, member_logits[0], member_logits, calibration, thresholds=thresholds
+        )

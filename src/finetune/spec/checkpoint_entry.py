@@ -89,6 +89,9 @@ DATA = record(
     group_by=optional(text()),
 )
 
+# Of probabilities; their logits are finite.
+_THRESHOLDS = several(number(1e-12, 1 - 1e-12), 2, MOST_CLASSES)
+
 CALIBRATION = record(
     {
         "fit": record(
@@ -121,6 +124,7 @@ CALIBRATION = record(
             always_top=truth,
         )
     ),
+    thresholds=optional(_THRESHOLDS),
     reused=truth,
     out_of_fold=truth,
 )
@@ -134,6 +138,7 @@ CLASSIFIER = record(
     further_data=optional(several(DATA)),
     fit=record({}, strategy=text(100), phase=whole(0, 1000)),
     calibration=optional(CALIBRATION),
+    thresholds=optional(_THRESHOLDS),
     roles=optional(ROLES),
     provenance=optional(_TABLE),
     licence=text(1000),

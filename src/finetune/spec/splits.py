@@ -93,7 +93,8 @@ class SplitRecord:
         """Plain values for a checkpoint: few long texts, which its reader takes in one step each.
 
         Labels and folds are numbers between spaces, ``-`` where there is no fold, and several
-        labels an image as in :func:`finetune.spec.labels.text`; sides are the digits 0, 1 and 2 for train, val and test; no path holds the character between paths.
+        labels an image as in :func:`finetune.spec.labels.text`; sides are the digits 0, 1 and 2 for
+        train, val and test; no path holds the character between paths.
         """
         folds = [each.fold for each in self.standings]
         return {

@@ -16,6 +16,7 @@ from finetune.tasks.task import Task
 TASKS: Mapping[str, Task] = {task.name: task for task in (MULTICLASS, MULTILABEL)}
 
 
+TaskName = Literal["multiclass", "multilabel"]
 # By the data: one class an image, several labels, or whichever the manifest has.
 Asked = Literal["auto", "multiclass", "multilabel"]
 

@@ -114,7 +114,7 @@ class Task(Protocol):
     def figures(
         self, outputs: Tensor, targets: Tensor, thresholds: Sequence[float] | None = None
     ) -> dict[str, float]:
-        """Figures of ``(N, K)``, in float64 on the CPU; decisions by thresholds, where there are."""
+        """Figures of ``(N, K)``, in float64 on the CPU; thresholds decide, where given."""
 
     def higher_is_better(self, monitor: str) -> bool:
         """Whether a figure such as ``val/accuracy`` is meant to rise."""

@@ -14,6 +14,8 @@ optimizer's state) with one entry more, ``finetune``, made of plain values and t
     split: {...}                       the side of every image, see ``finetune.spec.splits``
     val: {logits (N, C), labels (N,), paths, ids}      the last validation, for combining and
                                        calibrating; paths are below the folder of the images
+    thresholds: [...]                  of several labels an image, where ``val`` does not tell: from
+                                       which probability on each is named
     calibration, provenance: {...}     where something was fitted or combined afterwards
 """
 

@@ -89,12 +89,12 @@ def fit_probe(
     rows = features.detach().to("cpu", torch.float64)
     labels = labels.detach().cpu()
     _check(rows, labels, num_classes)
-    tell = _patient(say)
+    tell = patient(say)
     present = torch.unique(labels)
     dense = torch.searchsorted(present, labels)
-    weights = _mean_one(sample_weights, len(rows))
-    mean, spread = rows.mean(dim=0), _mixed_spreads(rows)
-    projected, axes = _principal_axes((rows - mean) / spread)
+    weights = mean_one(sample_weights, len(rows))
+    mean, spread = rows.mean(dim=0), mixed_spreads(rows)
+    projected, axes = principal_axes((rows - mean) / spread)
 
     held_out_nll: dict[float, float] = {}
     if isinstance(l2, int | float):
@@ -113,7 +113,7 @@ def fit_probe(
     return Probe(weight, bias, chosen, held_out_nll)
 
 
-def _mixed_spreads(rows: Tensor) -> Tensor:
+def mixed_spreads(rows: Tensor) -> Tensor:
     """Standard deviations ``(D,)``, each mixed in equal parts with their mean; 1 if all are 0."""
     spread = rows.std(dim=0, correction=0)
     common = spread.mean()
@@ -122,7 +122,7 @@ def _mixed_spreads(rows: Tensor) -> Tensor:
     return ((spread.square() + common.square()) / 2).sqrt()
 
 
-def _patient(say: Callable[[str], None] | None) -> Callable[[str], None]:
+def patient(say: Callable[[str], None] | None) -> Callable[[str], None]:
     """Passes lines on once the fit has taken a few seconds."""
     started = time.monotonic()
 
@@ -140,11 +140,7 @@ def _check(rows: Tensor, labels: Tensor, num_classes: int) -> None:
             f"Expected features (N, D) and labels (N,), found {tuple(rows.shape)} and "
             f"{tuple(labels.shape)}."
         )
-    if not bool(rows.isfinite().all()):
-        raise TrainingError(
-            "Expected finite features, found NaN or infinity; the backbone's weights or its "
-            "precision are at fault: try precision 32-true or other pretrained weights."
-        )
+    check_features(rows)
     found = torch.unique(labels).tolist()
     if len(found) < 2 or found[0] < 0 or found[-1] >= num_classes:
         raise TrainingError(
@@ -153,7 +149,21 @@ def _check(rows: Tensor, labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _mean_one(sample_weights: Tensor | None, count: int) -> Tensor:
+def check_features(rows: Tensor) -> None:
+    """Refuse features that are not finite.
+
+    Raises:
+        TrainingError: the backbone's answer holds NaN or infinity.
+    """
+    if not bool(rows.isfinite().all()):
+        raise TrainingError(
+            "Expected finite features, found NaN or infinity; the backbone's weights or its "
+            "precision are at fault: try precision 32-true or other pretrained weights."
+        )
+
+
+def mean_one(sample_weights: Tensor | None, count: int) -> Tensor:
+    """Weights ``(count,)`` in float64 with a mean of 1; None: all alike."""
     if sample_weights is None:
         return torch.ones(count, dtype=torch.float64)
     weights = sample_weights.detach().to("cpu", torch.float64)
@@ -162,7 +172,7 @@ def _mean_one(sample_weights: Tensor | None, count: int) -> Tensor:
     return weights / weights.mean()
 
 
-def _principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
+def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows ``(N, r)`` in their principal axes, and the axes ``(D, r)``; ``r <= min(N, D)``.
 
     The penalty does not see a rotation, and the optimum has no part outside the span of the rows:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune.spec.images import LabelledImage, Split
 from finetune.spec.protocols import FitData
 from finetune.spec.splits import SplitRecord
+from finetune.tasks.known import target_of
 from finetune.training.features.store import Activations
 
 Choice = tuple[int, int]  # image, view

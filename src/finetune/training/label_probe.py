@@ -1,0 +1,177 @@
+"""The final layer fitted properly for several labels an image: a binary problem for each label.
+
+As in :mod:`finetune.training.linear_probe`, whose preparation of the features and whose solver it
+shares: a yes and a no are two classes. Labels have one penalty in common, chosen by
+cross-validation of all of them together: a label's own, on the few images that have it, is chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finetune.tasks import categorical
+from finetune.tasks.multilabel import MULTILABEL
+from finetune.training.linear_probe import (
+    Probe,
+    check_features,
+    mean_one,
+    mixed_spreads,
+    patient,
+    principal_axes,
+)
+from finetune.training.logistic_regression import logistic_problem, solve_logistic
+from finetune.training.penalty_search import FOLDS, L2_GRID, stratified_parts
+
+# A yes and a no share the weight of a binary problem between them, half each with its own sign:
+# the sum of their squares is half of its square.
+TWO_CLASSES = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Problems:
+    """The same rows for all labels.
+
+    Attributes:
+        rows: ``(N, r)``, in their principal axes.
+        targets: ``(N, K)``, NaN for not known.
+        weights: ``(N,)``.
+    """
+
+    rows: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def solved(
+        self, label: int, l2: float, used: Tensor, *, tolerance: float, start: Tensor | None = None
+    ) -> Tensor | None:
+        """Coefficients ``(r + 1, 2)`` of one label from the used rows; None: they all say one."""
+        used = used & ~self.targets[:, label].isnan()
+        answers = self.targets[used, label].long()
+        if len(torch.unique(answers)) < 2:
+            return None
+        problem = logistic_problem(self.rows[used], answers, self.weights[used], 2)
+        return solve_logistic(problem, TWO_CLASSES * l2, tolerance=tolerance, start=start)
+
+
+def fit_label_probe(
+    features: Tensor,
+    targets: Tensor,
+    num_labels: int,
+    *,
+    sample_weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    l2: float | Sequence[float] | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Probe:
+    """Fit K binary problems on ``features (N, D)`` and ``targets (N, K)``.
+
+    Args:
+        features: any floating dtype; the optimum is found in float64.
+        targets: 1, 0 or NaN (not known, no row of that label's problem).
+        num_labels: K; a label whose known images all say the same gets a constant probability, of
+            one image more that says the other.
+        sample_weights, groups, seed, say: as for :func:`finetune.training.linear_probe.fit_probe`.
+        l2: one penalty on the sum of the losses (scikit-learn's ``1 / C``), or several to choose
+            from; by default from a grid. The strongest within one standard error of the best.
+
+    Raises:
+        TrainingError: features that are not finite.
+    """
+    rows = features.detach().to("cpu", torch.float64)
+    check_features(rows)
+    truth = targets.detach().cpu().double()
+    tell = patient(say)
+    mean, spread = rows.mean(dim=0), mixed_spreads(rows)
+    projected, axes = principal_axes((rows - mean) / spread)
+    problems = _Problems(projected, truth, mean_one(sample_weights, len(rows)))
+    scores: dict[float, float] = {}
+    if isinstance(l2, int | float):
+        chosen = float(l2)
+    else:
+        own = torch.arange(len(rows)) if groups is None else groups
+        fold_of = stratified_parts(torch.tensor(MULTILABEL.strata(truth)), own, FOLDS, seed)
+        search = _Search(problems, _all_dealt(fold_of, own), tell)
+        chosen, scores = search.chosen(L2_GRID if l2 is None else l2, refine=l2 is None)
+    weight = torch.zeros(num_labels, rows.shape[1], dtype=torch.float64)
+    bias = torch.zeros(num_labels, dtype=torch.float64)
+    everything = torch.ones(len(rows), dtype=torch.bool)
+    for label in range(num_labels):
+        found = problems.solved(label, chosen, everything, tolerance=1e-8)
+        if found is None:
+            bias[label] = _constant(truth[:, label])
+        else:
+            coefficients = found[:, 1] - found[:, 0]
+            weight[label] = (axes @ coefficients[:-1]) / spread
+            bias[label] = coefficients[-1] - weight[label] @ mean
+    return Probe(weight, bias, chosen, scores)
+
+
+class _Search:
+    """Held-out NLL over all known answers, as a function of the penalty."""
+
+    def __init__(self, problems: _Problems, fold_of: Tensor, tell: Callable[[str], None]) -> None:
+        self.problems, self.fold_of, self.tell = problems, fold_of, tell
+        self.scores: dict[float, float] = {}
+        self.errors: dict[float, float] = {}
+        self.starts: dict[tuple[int, int], Tensor | None] = {}
+
+    def chosen(self, grid: Sequence[float], *, refine: bool) -> tuple[float, dict[float, float]]:
+        """The penalty to take, and the mean NLL in nats of each that was tried."""
+        for l2 in sorted(map(float, grid), reverse=True):
+            self._try(l2)
+            values = list(self.scores.values())
+            if len(values) > 2 and min(values[:-2]) < min(values[-2:]):
+                break
+        best = min(self.scores, key=self.scores.__getitem__)
+        if refine:
+            for l2 in (best * 10**0.5, best / 10**0.5):
+                self._try(l2)
+            best = min(self.scores, key=self.scores.__getitem__)
+        bound = self.scores[best] + self.errors[best]
+        return max(l2 for l2, nll in self.scores.items() if nll <= bound), self.scores
+
+    def _try(self, l2: float) -> None:
+        rows, targets = self.problems.rows, self.problems.targets
+        outputs = torch.zeros_like(targets)
+        judged = torch.zeros_like(targets, dtype=torch.bool)
+        for fold in torch.unique(self.fold_of).tolist():
+            out = self.fold_of == fold
+            for label in range(targets.shape[1]):
+                start = self.starts.get((fold, label))
+                found = self.problems.solved(label, l2, ~out, tolerance=3e-3, start=start)
+                if found is not None:
+                    self.starts[fold, label] = found
+                    answers = rows[out] @ found[:-1] + found[-1]
+                    outputs[out, label] = answers[:, 1] - answers[:, 0]
+                    judged[out, label] = True
+        known = torch.where(judged, targets, torch.nan)
+        losses = categorical.losses(*MULTILABEL.rows(outputs, known))
+        image = known.isfinite().nonzero()[:, 0]
+        weights = self.problems.weights[image]
+        weights = weights / weights.sum().clamp_min(1e-12)
+        mean = float(weights @ losses)
+        # Answers to one image are not independent: their sums are.
+        excess = torch.zeros(len(rows), dtype=torch.float64)
+        excess.index_add_(0, image, weights * (losses - mean))
+        self.scores[l2], self.errors[l2] = mean, float(excess.norm())
+        self.tell(f"penalty {l2:.3g}, held-out NLL {mean:.3f}")
+
+
+def _all_dealt(fold_of: Tensor, groups: Tensor) -> Tensor:
+    """Folds of all rows: of label sets that are there once the groups are dealt out in turn."""
+    waiting = fold_of < 0
+    numbers = torch.unique(groups[waiting], return_inverse=True)[1]
+    dealt = fold_of.clone()
+    dealt[waiting] = (numbers % FOLDS).to(dealt)
+    return dealt
+
+
+def _constant(targets: Tensor) -> float:
+    yes, no = float((targets == 1).sum()), float((targets == 0).sum())
+    return math.log((yes + 1) / (no + 1))

@@ -1,0 +1,47 @@
+"""From which probability on a label is named, where an image has several: chosen, never fixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.tasks.task import Task
+
+Thresholds = tuple[float, ...]
+
+
+def thresholds_of(task: Task, details: Mapping[str, Any]) -> Thresholds | None:
+    """Those of a checkpoint, ``(K,)``: as noted, or by its answers to held-out images.
+
+    None: the task has none, or nothing was held out.
+
+    Args:
+        task: of the checkpoint.
+        details: its ``finetune`` entry.
+    """
+    noted, val = details.get("thresholds"), details.get("val")
+    if noted is not None:
+        return tuple(noted)
+    if val is None or not len(val["labels"]):
+        return None
+    chosen = task.thresholds(val["logits"], val["labels"])
+    return None if chosen is None else tuple(chosen)
+
+
+def mean_thresholds(
+    each: Sequence[Thresholds | None], coefficients: Sequence[float]
+) -> Thresholds | None:
+    """Those of several classifiers that answer as one, by the mean of their logits.
+
+    None: one of them has none.
+    """
+    known = [thresholds for thresholds in each if thresholds is not None]
+    if len(known) < len(each):
+        return None
+    logits = [[math.log(value / (1 - value)) for value in thresholds] for thresholds in known]
+    means = [
+        sum(share * logit for share, logit in zip(coefficients, column, strict=True))
+        for column in zip(*logits, strict=True)
+    ]
+    return tuple(1 / (1 + math.exp(-mean)) for mean in means)
