@@ -149,4 +149,5 @@ def does_the_data_suffice(cli: FinetuneCLI) -> str:
     lowest = phases_of(cli.model.hparams["strategy"], list(stages))[-1].boundary
     learning = list(stages)[list(stages).index(lowest) :]
     parameters = sum(network.get_parameter(name).numel() for s in learning for name in stages[s])
-    return data_advice(parameters, sum(counts.values()), len(counts)).comparison
+    images = len(cli.datamodule.images("train"))
+    return data_advice(parameters, images, len(counts)).comparison

@@ -90,9 +90,8 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     }
     if process_rank() > 0:
         return kept  # every process has the answers of all, and the first alone writes
-    print(
-        summary(judged.task, stage, figures, len(judged.labels)), flush=True
-    )  # whatever the disk says
+    # Before anything is written: whatever the disk says.
+    print(summary(judged.task, stage, figures, len(judged.labels)), flush=True)
     if dominant := dominant_image(
         judged.task.losses(judged.logits, judged.labels).numpy(), judged.paths
     ):

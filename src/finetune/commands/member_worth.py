@@ -83,6 +83,7 @@ def honest_accuracy(
     """The ensemble's accuracy with its interval, on answers that no selection has profited from."""
     from finetune.combining.selection import choose_coefficients, cross_validated_answers
     from finetune.evaluation.intervals import wilson_interval
+    from finetune.tasks.multiclass import MULTICLASS
 
     rows = picking_rows(chosen, held_out)
     labels = held_out.labels[rows]
@@ -106,6 +107,9 @@ def honest_accuracy(
             pooling=chosen.pooling,
             seed=seed,
         )
+    if chosen.task != MULTICLASS:
+        nll = chosen.task.held_out_loss(answers, labels, "nll")
+        return f"{kind} nll of the ensemble {nll:.4f} ({len(labels)} images)"
     right = int((chosen.task.decide(answers) == labels).sum())
     low, high = wilson_interval(right, len(labels))
     source = " out-of-fold answers" if held_out.is_out_of_fold else " images"

@@ -40,9 +40,10 @@ def write_figures(folder: Path, best: Candidate | None) -> None:
     if best is not None and best.outputs is not None:
         thresholds = thresholds_of(best.task, best.entry)
         figures = best.task.figures(*best.outputs, thresholds)
-        print(
-            summary(best.task, "val", figures, len(best.outputs[1])), flush=True
-        )  # whatever the disk says
+        # Before anything is written: whatever the disk says.
+        print(summary(best.task, "val", figures, len(best.outputs[1])), flush=True)
+        if thresholds is not None:
+            print("thresholds were chosen on these images: what is decided by them flatters")
         if dominant := dominant_image(
             best.task.losses(*best.outputs).numpy(), best.entry["val"]["paths"]
         ):

@@ -150,7 +150,7 @@ class ImageFolderDataModule(LabelledFolder):
         )
         settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
         self._sides = Sides(found_images, settings)
-        self._readers = Readers(found_images, cache, cache_dir)
+        self._readers = Readers(self._sides, cache, cache_dir)
         self._choice = DeviceChoice(on_device)
         # A teacher's probabilities for the training images, (N, C), as train batches' third
         # tensor.

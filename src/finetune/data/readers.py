@@ -8,6 +8,7 @@ from finetune.data.cache import CacheMode, caching_reader
 from finetune.data.dataset import Reader
 from finetune.data.decoding import ImageReader
 from finetune.data.found_images import FoundImages
+from finetune.data.sides import Sides
 from finetune.data.workers import reading_seconds
 from finetune.spec.preprocessing import Preprocessing
 
@@ -16,16 +17,21 @@ class Readers:
     """One reader for all loaders that decode alike, so that they share what is cached.
 
     Args:
-        found_images: of the folder.
+        sides: of the folder; asked anew, for a fit that is followed may tell which images count.
         cache: off, memory, disk, or auto.
         cache_dir: instead of the platform's cache folder.
     """
 
-    def __init__(self, found_images: FoundImages, cache: CacheMode, cache_dir: str | None) -> None:
-        self.found_images = found_images
+    def __init__(self, sides: Sides, cache: CacheMode, cache_dir: str | None) -> None:
+        self.sides = sides
         self.cache: CacheMode = cache
         self.cache_dir = cache_dir
         self._known: dict[ImageReader, Reader] = {}
+
+    @property
+    def found_images(self) -> FoundImages:
+        """The images that count now."""
+        return self.sides.found_images
 
     def of(self, preprocessings: Sequence[Preprocessing]) -> Reader:
         """Reads an image as large and as colourful as the most demanding of these wants it."""

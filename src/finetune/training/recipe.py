@@ -49,6 +49,7 @@ class Facts:
         closed_form: whether the final layer alone is fitted in closed form, without epochs.
         balanced: whether every class is drawn equally often.
         seconds: the time limit; None: there is none.
+        images: in training, where they may have several labels; None: each is of one class.
     """
 
     class_counts: Sequence[int]
@@ -60,11 +61,12 @@ class Facts:
     closed_form: bool = True
     balanced: bool = False
     seconds: float | None = None
+    images: int | None = None
 
     @property
     def train_images(self) -> int:
         """Training images in all."""
-        return sum(self.class_counts)
+        return sum(self.class_counts) if self.images is None else self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,4 +270,5 @@ def facts_about(
         closed_form=closed_form,
         balanced=datamodule.balanced,
         seconds=seconds,
+        images=len(datamodule.images("train")),
     )
