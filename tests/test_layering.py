@@ -14,6 +14,7 @@ FLOOR = {
     "documents",
     "errors",
     "files",
+    "processes",
     "runtime",
     "spec",
 }
@@ -22,7 +23,8 @@ ALLOWED = {
     "cache_dir": set(),
     "csv_table": {"errors"},
     "files": {"errors"},
-    "runtime": {"errors"},
+    "processes": {"errors"},
+    "runtime": {"errors", "processes"},
     "spec": {"errors"},
     "documents": {"errors", "spec"},
     "tables": FLOOR,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.commands.held_out_images import add_accelerator
 from finetune.commands.outputs import Output, add_overwrite, checked_output
@@ -22,27 +22,30 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Print the answers, or write them to ``--output`` as they come."""
     options = _parser().parse_args(arguments)
-    images = _from_standard_input(options.images)
-    output = _checked(options, images)
-
     from lightning import Trainer
 
     from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_images, predict
     from finetune.prediction.predictor import fits_of, load_model
-    from finetune.runtime import Runtime
+    from finetune.runtime import Runtime, devices_of_launched
 
     quiet_libraries()
-    Runtime.chosen(options.accelerator, options.devices)  # refuses what is not there, in our words
+    # Refuses what is not there, in our words.
+    runtime = Runtime.joined(options.accelerator, options.devices)
+    # Of several processes one alone can read what comes in.
+    images = runtime.agree(lambda: _from_standard_input(options.images))
+    output = _checked(options, images)
     files = find_images(images)
     model = load_model(options.checkpoint)
     if output is not None:
         output.keep_off(inputs=files, fits=fits_of(model))
     watched = output is not None and on_terminal()
-    trainer = Trainer(
+    devices, machines = devices_of_launched(options.accelerator, options.devices)
+    trainer: Any = Trainer(
         accelerator=options.accelerator,
-        devices=options.devices,
+        devices=devices,
+        num_nodes=machines,
         precision=options.precision,
         logger=False,
         enable_checkpointing=False,
@@ -72,7 +75,7 @@ def main(arguments: list[str]) -> int:
         )
         if not one_process and trainer.is_global_zero:
             predictions.write(write, top_k=options.topk)
-    for path, reason in predictions.skipped:
+    for path, reason in predictions.skipped if runtime.is_main else ():
         print(f"left out {path}: {reason}", file=sys.stderr)
     if output is not None and trainer.is_global_zero:
         print(f"{len(predictions)} images answered in {output.path}")

@@ -41,6 +41,7 @@ from finetune.data.views import SeveralViews
 from finetune.data.workers import choose_num_workers as choose_num_workers
 from finetune.data.workers import reading_seconds
 from finetune.errors import ImageFolderError, UsageError
+from finetune.runtime import Runtime
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import DATA, check_settings
 from finetune.spec.splits import SplitRecord
@@ -71,7 +72,8 @@ class ImageFolderDataModule(LightningDataModule):
             light unless a recipe chooses.
         balanced: draw every class equally often in an epoch, rare images several times, instead
             of each image once; the final layer fitted in closed form weighs them likewise.
-        batch_size: images a batch; 32 where it is not given and no recipe chooses.
+        batch_size: images a batch, dealt out to the processes where there are several; 32 where it
+            is not given and no recipe chooses.
         num_workers: processes that read images; by default chosen from cores and data size.
         val_fraction: share held out for validation where the folder has no such split; 0: none.
         test_fraction: share held out for testing where the folder has no such split; 0: none.
@@ -272,15 +274,26 @@ class ImageFolderDataModule(LightningDataModule):
         elif stage in ("validate", "test"):
             self._require("val" if stage == "validate" else "test")
 
+    @property
+    def ends_lonely(self) -> bool:
+        """Whether a process's last training batch is one image: batch norm cannot train on it."""
+        runtime = Runtime()
+        own = -(-len(self.images("train")) // runtime.world_size)
+        size = runtime.share_of_batch(self.batch_size)
+        return own > size and own % size == 1
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled random views of the training images."""
         images = self._require("train")
         transform = training_transform(self.preprocessing, self.augmentation, to_float=False)
         dataset = ImageDataset(images, transform, self.reader(), self.soft_labels)
-        # A last batch of one image has no variance: batch norm cannot train on it.
-        lonely = len(images) > self.batch_size and len(images) % self.batch_size == 1
         sampler = ShuffledDraws(len(images), self.seed, self.draw_weights)
-        return self._loader(dataset, sampler=sampler, drop_last=lonely, collate_fn=collate_bytes)
+        return self._loader(
+            dataset,
+            sampler=sampler,
+            drop_last=self.ends_lonely,
+            collate_fn=collate_bytes,
+        )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The val images in order; an empty list when none were held out."""
@@ -389,7 +402,7 @@ class ImageFolderDataModule(LightningDataModule):
     def _loader(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
         return make_loader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=Runtime().share_of_batch(self.batch_size),
             num_workers=self.num_workers,
             seed=self.seed,
             **options,

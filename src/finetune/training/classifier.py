@@ -14,6 +14,7 @@ from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
 from finetune.evaluation.metrics import figures_of
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
+from finetune.runtime import Runtime
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import MODEL, check_settings
@@ -313,7 +314,14 @@ class ImageClassifier(LightningModule):
             temperature = self.hparams["teacher_temperature"]
             taught = distillation_loss(logits, soft_labels[0], temperature=temperature)
             loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(
+            "train/loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=True,  # put together from all processes, once an epoch
+        )
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -358,8 +366,7 @@ class ImageClassifier(LightningModule):
         """All processes' answers in the order of the images, which they have dealt out in turn."""
         if self.trainer.world_size == 1:
             return answers.cpu()
-        gathered = self.all_gather(answers)  # (processes, N, ...)
-        assert isinstance(gathered, Tensor)
+        gathered = torch.stack(Runtime().gather(answers.cpu()))  # (processes, N, ...)
         dealt = gathered.transpose(0, 1).flatten(0, 1)
         # The first ones are dealt again in the end, so that every process has as many.
         return dealt[: len(getattr(self.trainer, f"{stage}_dataloaders").dataset)].cpu()

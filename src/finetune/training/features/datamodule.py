@@ -10,6 +10,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from finetune.runtime import Runtime
 from finetune.spec.splits import SplitRecord
 from finetune.training.features.store import Activations
 
@@ -61,15 +62,13 @@ class CachedActivationsDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, one of the stored views of each image."""
         labels = [image.label for image in self.images("train")]
-        size = self.original.batch_size
-        lonely = len(labels) > size and len(labels) % size == 1
         return DataLoader(
             _CachedViews(self.views, labels, self.original.soft_labels),
-            batch_size=size,
+            batch_size=Runtime().share_of_batch(self.original.batch_size),
             sampler=_ShuffledViews(
                 len(labels), len(self.views), self.original.seed, self.original.epoch_order
             ),
-            drop_last=lonely,
+            drop_last=self.original.ends_lonely,
             generator=torch.Generator(),
         )
 
@@ -80,7 +79,7 @@ class CachedActivationsDataModule(LightningDataModule):
         labels = [image.label for image in self.images("val")]
         return DataLoader(
             _CachedViews([self.val], labels),
-            batch_size=self.original.batch_size,
+            batch_size=Runtime().share_of_batch(self.original.batch_size),
             generator=torch.Generator(),
         )
 
