@@ -17,6 +17,7 @@ FLOOR = {
     "processes",
     "runtime",
     "spec",
+    "tasks",
 }
 ALLOWED = {
     "errors": set(),
@@ -26,6 +27,7 @@ ALLOWED = {
     "processes": {"errors"},
     "runtime": {"errors", "processes"},
     "spec": {"errors"},
+    "tasks": {"errors", "spec"},
     "documents": {"errors", "spec"},
     "tables": FLOOR,
     "data": FLOOR,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from typing_extensions import override
+
+from finetune.spec.protocols import Batches, PhaseData
+from finetune.training.classifier import ImageClassifier
 
 REHEARSED_STEPS = 3
 # A batch that is only judged, against one that is learned from: no way back, no update.
@@ -36,7 +41,11 @@ class Deadline(Callback):
 
 
 def epochs_within(
-    seconds: float, classifier: Any, data: Any, epochs: int, processes: int = 1
+    seconds: float,
+    classifier: ImageClassifier,
+    data: PhaseData,
+    epochs: int,
+    processes: int = 1,
 ) -> int:
     """As many of the epochs as there is time for, so that the learning rate still falls to its end.
 
@@ -44,8 +53,8 @@ def epochs_within(
 
     Args:
         seconds: until the end of the phase.
-        classifier: an ``ImageClassifier``, ready to train.
-        data: with the phase's ``train_dataloader`` and ``val_dataloader``.
+        classifier: ready to train.
+        data: of the phase.
         epochs: at most; at least 1 is returned.
         processes: that share the batches of ``data``, each of which is as large as one step's.
     """
@@ -55,7 +64,7 @@ def epochs_within(
     return max(1, min(epochs, int(seconds / an_epoch)))
 
 
-def _seconds_a_step(classifier: Any, loader: Any) -> float:
+def _seconds_a_step(classifier: ImageClassifier, loader: Batches[Sequence[Tensor]]) -> float:
     """The quickest of some steps, without the update."""
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     random_state = torch.random.get_rng_state()
@@ -65,7 +74,7 @@ def _seconds_a_step(classifier: Any, loader: Any) -> float:
         started = time.perf_counter()
         images, labels = (part.to(classifier.device) for part in batch[:2])
         loss = classifier.loss(classifier(images), labels)
-        loss.backward()
+        torch.autograd.backward(loss)
         float(loss.detach())  # waits for an accelerator
         classifier.zero_grad()
         times.append(time.perf_counter() - started)
