@@ -95,6 +95,11 @@ class Runtime:
         """What this process does of the items: every so many of them, dealt out in turn."""
         return list(items[self.rank % self.world_size :: self.world_size])
 
+    def deal(self, items: Sequence[Value]) -> list[Value]:
+        """The share of this process, where each is to have as many: the first are dealt again."""
+        missing = -len(items) % self.world_size
+        return self.share([*items, *items[:missing]])
+
     def share_of_batch(self, images: int) -> int:
         """Images a batch has in each process, of so many a step in all of them; at least 1."""
         return max(1, -(-images // self.world_size))
