@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from finetune.commands.allocator import keep_freed_memory
 from finetune.commands.launch import one_of_several, run_in_processes, say_failure
@@ -13,6 +14,7 @@ from finetune.commands.terminal import shown_streams
 from finetune.commands.waiting import wait_politely
 from finetune.data.workers import limit_threads
 from finetune.errors import FinetuneError, UsageError
+from finetune.long_steps import shown_steps
 from finetune.processes import ProcessesNeeded, own_place
 
 VERBS = {
@@ -37,6 +39,7 @@ VERBS = {
 WRITING_VERBS = set(VERBS) - {"models", "check", "inspect", "compare"}
 # These deal the work out to several processes; of the others one does it all.
 SHARED_VERBS = {"fit", "validate", "test", "predict"}
+LIGHT_VERBS = {"models"}  # these compute nothing, and need no torch
 OK, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = arguments[0] if arguments else "help"
     try:
         # Long work goes on without a reader; what only prints ends with it.
-        with shown_streams(needs_reader=verb not in WRITING_VERBS):
+        with shown_streams(needs_reader=verb not in WRITING_VERBS), shown_steps():
             return one_of_several(lambda: _run(verb, arguments[1:], debug=debug))
     except BrokenPipeError:
         if debug and verb in WRITING_VERBS:
@@ -74,10 +77,11 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             raise UsageError(_unknown(verb))
         if verb not in SHARED_VERBS and own_place().rank > 0:
             return OK
-        keep_freed_memory()
-        wait_politely()
-        limit_threads()  # after it: this may load torch
-        return int(import_module(f"finetune.commands.{verb}").main(rest))
+        if verb not in LIGHT_VERBS:
+            keep_freed_memory()
+            wait_politely()
+            limit_threads()
+        return _done(import_module(f"finetune.commands.{verb}"), verb, rest)
     except ProcessesNeeded as needed:
         return run_in_processes(needed.count, [verb, *rest, *["--debug"][: int(debug)]])
     except FinetuneError as error:
@@ -96,6 +100,16 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
         return FAILED
     except SystemExit as stop:  # parsers of arguments end this way, after their own message
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
+
+
+def _done(module: ModuleType, verb: str, rest: list[str]) -> int:
+    """What a verb does: its function, unless it has an exit code or a parser of its own."""
+    if hasattr(module, "main"):
+        return int(module.main(rest))
+    from finetune.commands.verb import run
+
+    run(getattr(module, verb), rest)
+    return OK
 
 
 def _in_one_line(verb: str, error: Exception) -> str:

@@ -47,8 +47,13 @@ def teacher_probabilities(
 
     def compute(missing: list[int]) -> Iterator[np.ndarray]:
         wanted = [images[index].path for index in missing]
-        trainer = None if runtime is None else runtime.trainer()
-        answers = predict(model, wanted, max_pixels=datamodule.max_pixels, trainer=trainer)
+        answers = predict(
+            model,
+            wanted,
+            max_pixels=datamodule.max_pixels,
+            max_decoding_mb=datamodule.max_decoding_mb,
+            trainer=None if runtime is None else runtime.trainer(),
+        )
         yield answers.probabilities.float().cpu().numpy()
 
     keys = [image.id for image in images]

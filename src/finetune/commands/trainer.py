@@ -24,6 +24,7 @@ from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.documents import yaml_of
 from finetune.errors import FinetuneError, UsageError
+from finetune.extras import need
 from finetune.processes import own_place
 from finetune.runtime import Runtime, devices_of_launched
 from finetune.spec.schema import optional
@@ -228,6 +229,8 @@ class FinetuneCLI(LightningCLI):
         try:
             self.config_init = self.parser.instantiate_classes(config)
         except ValueError as error:  # a number out of its range, found by the class itself
+            if "Requirement 'wandb" in str(error):
+                need("track", "a WandbLogger")
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
         if self.record is not None:
