@@ -29,7 +29,7 @@ ALLOWED = {
     "files": {"errors"},
     "processes": {"errors"},
     "runtime": {"errors", "processes"},
-    "long_steps": set(),
+    "long_steps": {"processes"},
     "spec": {"errors"},
     "tasks": {"errors", "spec"},
     "documents": {"errors", "spec"},
