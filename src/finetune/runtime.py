@@ -145,6 +145,24 @@ class Runtime:
         )
 
 
+def fast_at_bf16(device: torch.device) -> str:
+    """The name of a device whose matrix units multiply bfloat16 numbers; empty for any other.
+
+    NVIDIA's from Ampere on, of compute capability 8; elsewhere it is not known to be faster.
+    """
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    if not nvidia or torch.cuda.get_device_capability(device) < (8, 0):
+        return ""
+    return torch.cuda.get_device_name(device)
+
+
+def use_fast_float32(device: torch.device) -> None:
+    """Let what stays float32 on an NVIDIA GPU be multiplied in TF32: 10 bits behind the point."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+
+
 def process_rank() -> int:
     """This process's number among all, as its launcher or a Trainer of Lightning's says."""
     if _in_touch():
@@ -191,6 +209,15 @@ def accelerator_count() -> int:
 def cuda_in_use() -> bool:
     """Whether this process has begun to use CUDA."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes that a device has in all; None where it does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    return None
 
 
 def device_of(module: nn.Module) -> torch.device:

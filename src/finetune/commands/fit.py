@@ -169,7 +169,7 @@ def fit(
 
     is_first = cli.runtime.is_main
     data = cli.datamodule
-    data.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
+    data.prepare_for(cli.model.preprocessing, cli.runtime.device)  # before any trainer ties the two
     recipe = apply_recipe(cli, seconds=parse_time(cli.config.time_limit))
     batches = {side: -(-len(data.images(side)) // data.batch_size) for side in ("train", "val")}
     check_amounts(cli.config.trainer, **batches)
@@ -246,10 +246,12 @@ def run_phases(
 ) -> Candidate | None:
     """One phase after the other, into ``folder/checkpoints``; the model is the best in the end."""
     from finetune.commands.resume import copy_candidates
+    from finetune.runtime import use_fast_float32
     from finetune.training.phases.phased_fit import PhasedFit
     from finetune.training.tracking import configured_loggers, track_best
 
     is_first = cli.runtime.is_main
+    use_fast_float32(cli.runtime.device)
     cli.runtime.place(cli.model)
     configured = cli.config_init["trainer"].as_dict()["logger"]
     loggers = configured_loggers(configured, folder, cli.named_entities)
@@ -328,6 +330,7 @@ def build_trainer(
         default_root_dir=str(folder),
         enable_progress_bar=watched,
         max_epochs=phase.max_epochs,
+        precision=cli.config.trainer.precision,
         accumulate_grad_batches=accumulate,
         max_time=settings["max_time"],
     )

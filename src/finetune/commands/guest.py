@@ -55,6 +55,7 @@ def as_guest(*, quiet: bool = False) -> Iterator[None]:
             warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(shown_steps(not quiet))
         quiet_libraries()

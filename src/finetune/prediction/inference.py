@@ -31,7 +31,7 @@ from finetune.prediction.inputs import (
 )
 from finetune.prediction.predictions import Predictions
 from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
-from finetune.runtime import Runtime
+from finetune.runtime import Runtime, can_pin_memory
 from finetune.training.classifier import ImageClassifier
 
 
@@ -83,6 +83,7 @@ def predict(
         ImageViews(named, model.preprocessings, max_pixels, max_decoding_mb),
         batch_size=batch_size,
         num_workers=workers,
+        pin_memory=can_pin_memory(),
         collate_fn=collate_views,
     )
     collected = _Collector(paths, model, on_answer, on_bad_image)
