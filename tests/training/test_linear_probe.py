@@ -100,8 +100,8 @@ def test_the_gradient_vanishes_and_the_start_does_not_matter(l2):
     found = solve_logistic(problem, l2)
     coefficients = found.clone().requires_grad_(True)
     loss = (
-        torch.nn.functional.cross_entropy(problem.rows @ coefficients, labels, reduction="sum")
-        + 0.5 * l2 * (coefficients[:-1] ** 2).sum()
+        torch.nn.functional.cross_entropy(problem.rows @ coefficients.T, labels, reduction="sum")
+        + 0.5 * l2 * (coefficients[:, :-1] ** 2).sum()
     )
     (gradient,) = torch.autograd.grad(loss, coefficients)
     assert gradient.abs().max() < 1e-6

@@ -115,7 +115,7 @@ class PenaltySearch:
             # Far looser than the final fit: the NLL is flat around the optimum.
             solved[fold] = solve_logistic(problem, l2, tolerance=3e-3, start=near.get(fold))
             out = self.fold_of == fold
-            logits = self.rows[out] @ solved[fold][:-1] + solved[fold][-1]
+            logits = self.rows[out] @ solved[fold][:, :-1].T + solved[fold][:, -1]
             losses[out] = cross_entropy(logits, self.labels[out], reduction="none")
             judged |= out
         self.solutions[l2] = solved
