@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from finetune.training.logistic_regression import LogisticProblem, logistic_problem, solve_logistic
+from finetune.training.logistic_regression import (
+    LogisticProblem,
+    logistic_problem,
+    near_enough,
+    solve_logistic,
+)
 
 # Penalties on the sum of the losses (scikit-learn's 1 / C), from strong to weak.
 L2_GRID = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
@@ -113,7 +118,9 @@ class PenaltySearch:
         solved: dict[int, Tensor] = {}
         for fold, problem in self.problems.items():
             # Far looser than the final fit: the NLL is flat around the optimum.
-            solved[fold] = solve_logistic(problem, l2, tolerance=3e-3, start=near.get(fold))
+            solved[fold] = solve_logistic(
+                problem, l2, tolerance=near_enough(l2), start=near.get(fold)
+            )
             out = self.fold_of == fold
             logits = self.rows[out] @ solved[fold][:, :-1].T + solved[fold][:, -1]
             losses[out] = cross_entropy(logits, self.labels[out], reduction="none")
