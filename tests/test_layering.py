@@ -16,6 +16,7 @@ FLOOR = {
     "files",
     "runtime",
     "spec",
+    "tasks",
 }
 ALLOWED = {
     "errors": set(),
@@ -24,6 +25,7 @@ ALLOWED = {
     "files": {"errors"},
     "runtime": {"errors"},
     "spec": {"errors"},
+    "tasks": {"errors", "spec"},
     "documents": {"errors", "spec"},
     "tables": FLOOR,
     "data": FLOOR,

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from finetune.tasks import categorical
+
 MAX_NEWTON_STEPS = 100
 MAX_CONJUGATE_STEPS = 250
 # Rows at a time: bounds the memory of many rows times many classes.
@@ -157,7 +159,7 @@ def _evaluate(problem: LogisticProblem, l2: float, coefficients: Tensor) -> _Poi
     for chunk in _chunks(len(problem.rows)):
         rows, labels = problem.rows[chunk], problem.labels[None, chunk]
         weights = problem.weights[None, chunk]
-        change = (coefficients @ rows.T).log_softmax(dim=0)
+        change = categorical.log_probabilities((coefficients @ rows.T).T).T
         loss -= float((weights * change.gather(0, labels)).sum(dtype=torch.float64))
         change.exp_()
         probabilities[:, chunk] = change
