@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SAMPLE := sample
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test torture lint types check bench bench-data bench-combine notebooks clean
+.PHONY: help demo install test torture fuzz lint types check bench bench-data bench-combine bench-accelerator notebooks clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,8 +34,12 @@ demo: $(VENV)/.demo  ## Fine-tune, test and predict on the embedded sample, besi
 test: $(VENV)/.dev  ## Run all tests
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-torture: $(VENV)/.dev  ## Kill fits at every commit point, resume them, compare each file
-	TORTURE=1 $(BIN)/python -m pytest tests/training/test_killed.py tests/commands/test_resuming.py
+torture: $(VENV)/.dev  ## Kill fits at every commit point and at random, resume them; fill disks
+	TORTURE=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
+		tests/training/test_killed.py tests/commands/test_resume.py tests/commands/test_full_disks.py
+
+fuzz: $(VENV)/.dev  ## Give changed files of every kind to the verbs, thousands of them
+	FUZZ=20 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/fuzz
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .
@@ -55,6 +59,9 @@ bench: $(VENV)/.dev  ## Compare fits with fastai, timm and a bare loop: DATA=DIR
 	sh benchmarks/peers/make_venv.sh $(BIN)/python build/peers
 	$(BIN)/python benchmarks/bench_training.py steps
 	$(BIN)/python benchmarks/bench_training.py fits --data $(DATA) $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+bench-accelerator: $(VENV)/.dev  ## Compare an accelerator's steps, epochs and passes with a bare loop's
+	$(BIN)/python benchmarks/bench_accelerator.py
 
 bench-data: $(VENV)/.dev  ## Compare reading images with ImageFolder and timm's transforms
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_data.py

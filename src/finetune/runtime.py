@@ -54,6 +54,24 @@ class Runtime:
         return module.to(self.device)
 
 
+def fast_at_bf16(device: torch.device) -> str:
+    """The name of a device whose matrix units multiply bfloat16 numbers; empty for any other.
+
+    NVIDIA's from Ampere on, of compute capability 8; elsewhere it is not known to be faster.
+    """
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    if not nvidia or torch.cuda.get_device_capability(device) < (8, 0):
+        return ""
+    return torch.cuda.get_device_name(device)
+
+
+def use_fast_float32(device: torch.device) -> None:
+    """Let what stays float32 on an NVIDIA GPU be multiplied in TF32: 10 bits behind the point."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+
+
 def process_rank() -> int:
     """This process's number among all, as Lightning knows it; its Trainers keep it up to date."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune import ImageClassifier, export
-from finetune.errors import ExportError, UsageError
+from finetune import ImageClassifier, export, extras
+from finetune.errors import ExportError, MissingPackageError, UsageError
 from finetune.exporting import onnx_file
 from finetune.exporting.safetensors_folder import read_safetensors
 
@@ -66,8 +66,10 @@ def test_a_baseline_is_no_network_of_timms(make_classifier: MakeClassifier, tmp_
 def test_missing_packages_are_named_with_their_remedy(
     make_classifier: MakeClassifier, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnx" else True)
-    with pytest.raises(ExportError, match=r"found no onnx; run `pip install 'finetune\[export\]'`"):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnx" else True)
+    with pytest.raises(
+        MissingPackageError, match=r"found no onnx; run `pip install 'finetune\[export\]'`"
+    ):
         export(make_classifier(), tmp_path / "m.onnx")
 
 

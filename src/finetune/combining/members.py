@@ -47,7 +47,7 @@ class Member(Protocol):
         """Whether its fit chose its epoch, phase or confidence by some of these images."""
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
-        """Outputs ``(N, K)`` float32 for one batch, given as images in ``[0, 1]``, view by view.
+        """Outputs ``(N, K)`` float32 for one batch, given as images, view by view.
 
         Of a classifier they are logits; log probabilities are logits too.
         """
@@ -114,7 +114,7 @@ class ClassifierMember(nn.Module):
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
         }
-        for key in SPLIT_ENTRIES:  # so that a later test splits alike
+        for key in (*SPLIT_ENTRIES, "licence"):  # so that a later test splits alike
             if key in classifier.details:
                 entry[key] = classifier.details[key]
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}

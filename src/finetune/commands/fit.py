@@ -151,14 +151,18 @@ def fit(
     resumed: Resumed | None = None,
 ) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
-    from finetune.commands.apply_recipe import apply_recipe, does_the_data_suffice
+    from finetune.commands.apply_recipe import (
+        apply_recipe,
+        does_the_data_suffice,
+        licence_of_weights,
+    )
     from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.trainer_options import check_amounts
     from finetune.training.tracking import finish_tracking
 
     is_first = cli.runtime.is_main
     data = cli.datamodule
-    data.prepare_for(cli.model.preprocessing)  # before any trainer ties the two
+    data.prepare_for(cli.model.preprocessing, cli.runtime.device)  # before any trainer ties the two
     recipe = apply_recipe(cli, seconds=parse_time(cli.config.time_limit))
     batches = {side: -(-len(data.images(side)) // data.batch_size) for side in ("train", "val")}
     check_amounts(cli.config.trainer, **batches)
@@ -166,7 +170,7 @@ def fit(
         lines = "\n".join(str(choice) for choice in recipe)
         changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
         print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
-        print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
+        print(lines, *licence_of_weights(cli), does_the_data_suffice(cli), sep="\n", flush=True)
         if resumed is None or cli.checkpoint is None:
             cli.datamodule.write_records(folder)
             if resumed is None or resumed.beside:
@@ -227,10 +231,12 @@ def run_phases(
 ) -> Candidate | None:
     """One phase after the other, into ``folder/checkpoints``; the model is the best in the end."""
     from finetune.commands.resume import copy_candidates
+    from finetune.runtime import use_fast_float32
     from finetune.training.phases.phased_fit import PhasedFit
     from finetune.training.tracking import configured_loggers, track_best
 
     is_first = cli.runtime.is_main
+    use_fast_float32(cli.runtime.device)
     cli.runtime.place(cli.model)
     configured = cli.config_init["trainer"].as_dict()["logger"]
     loggers = configured_loggers(configured, folder, cli.named_entities)
@@ -308,6 +314,7 @@ def build_trainer(
         default_root_dir=str(folder),
         enable_progress_bar=watched,
         max_epochs=phase.max_epochs,
+        precision=cli.config.trainer.precision,
         accumulate_grad_batches=accumulate,
         max_time=settings["max_time"],
     )

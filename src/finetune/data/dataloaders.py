@@ -44,7 +44,7 @@ def make_loader(
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=_can_pin_memory(),
+        pin_memory=can_pin_memory(),
         generator=torch.Generator().manual_seed(seed),
         **options,
     )
@@ -60,6 +60,7 @@ def silence_worker_advice() -> None:
     )
 
 
-def _can_pin_memory() -> bool:
+def can_pin_memory() -> bool:
+    """Whether there is a device to which memory that stays in its place is copied faster."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device is not None and device.type != "mps"  # which warns that it cannot

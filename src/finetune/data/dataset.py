@@ -95,6 +95,19 @@ def balancing_weights(labels: Sequence[int]) -> Tensor:
     return 1 / classes.bincount().double()[classes]
 
 
+class InOrder(Sampler[Draw]):
+    """Each image once, in its place; nothing is random about its view."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (Draw(index, 0) for index in range(self.length))
+
+
 class ShuffledDraws(Sampler[Draw]):
     """A new order and new random views every epoch, both from ``(seed, epoch)`` alone.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from finetune.errors import PretrainedWeightsError
 from finetune.networks.baselines import is_baseline
+from finetune.networks.catalogue import licence_of
 from finetune.networks.offline_weights import (
     OFFLINE_BACKBONE,
     offline_backbones,
@@ -60,6 +61,21 @@ def find_weights(name: str, pretrained: bool | str | Path) -> PretrainedWeights:
     if name.startswith("local-dir:"):
         return PretrainedWeights(num_classes=_own_num_classes(name))
     return _from_hub(name)
+
+
+def weights_licence(name: str, pretrained: bool | str | Path) -> str:
+    """The licence of the weights that :func:`find_weights` finds; empty where it is not known.
+
+    A checkpoint of ours says what its own weights began with; of other files nothing is known.
+    """
+    if pretrained is True:
+        return "" if is_baseline(name) else licence_of(name)
+    path = Path(str(pretrained)).expanduser()
+    if not pretrained or path.suffix == ".safetensors" or not path.is_file():
+        return ""
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    entry = content.get("finetune") if isinstance(content, dict) else None
+    return str(entry.get("licence", "")) if isinstance(entry, dict) else ""
 
 
 def _from_file(name: str, path: Path) -> PretrainedWeights:

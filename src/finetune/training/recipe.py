@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from finetune.errors import NetworkError
 from finetune.networks.freezing import network_stages, split_at
+from finetune.runtime import fast_at_bf16
 from finetune.spec.protocols import FitData
 from finetune.training.classifier import ImageClassifier
 from finetune.training.strategies import parse_strategy
@@ -42,6 +45,7 @@ class Facts:
         can_keep: whether the network can be cut between its stages, so that the activations of
             frozen ones can be cached.
         on_cpu: whether there is no accelerator.
+        fast_at_bf16: name of the accelerator where it is fast at bfloat16; else empty.
         closed_form: whether the final layer alone is fitted in closed form, without epochs.
         balanced: whether every class is drawn equally often.
         seconds: the time limit; None: there is none.
@@ -52,6 +56,7 @@ class Facts:
     stages: Sequence[str]
     can_keep: bool
     on_cpu: bool
+    fast_at_bf16: str = ""
     closed_form: bool = True
     balanced: bool = False
     seconds: float | None = None
@@ -210,6 +215,15 @@ def _class_weights(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
+def _precision(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
+    """Weights, closed forms and all that is compared stay float32 or wider."""
+    if facts.on_cpu:
+        return "32-true", "the processor is fastest at float32"
+    if facts.fast_at_bf16:
+        return "bf16-mixed", f"{facts.fast_at_bf16} is fast at bfloat16; weights stay float32"
+    return "32-true", "the accelerator is not known to be faster at bfloat16"
+
+
 AS_GIVEN = "as given"
 # In this order: a rule sees what was chosen before it.
 RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
@@ -222,6 +236,7 @@ RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
     "label_smoothing": _smoothing,
     "augmentation": _augmentation,
     "class_weights": _class_weights,
+    "precision": _precision,
 }
 OF_CLOSED_FORM = {"strategy", "epochs", "augmentation", "class_weights"}
 
@@ -231,7 +246,7 @@ def facts_about(
     datamodule: FitData,
     *,
     pretrained: bool,
-    on_cpu: bool,
+    device: torch.device,
     closed_form: bool = True,
     seconds: float | None = None,
 ) -> Facts:
@@ -248,7 +263,8 @@ def facts_about(
         pretrained=pretrained,
         stages=stages,
         can_keep=can_keep,
-        on_cpu=on_cpu,
+        on_cpu=device.type == "cpu",
+        fast_at_bf16=fast_at_bf16(device),
         closed_form=closed_form,
         balanced=datamodule.balanced,
         seconds=seconds,
