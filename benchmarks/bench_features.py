@@ -37,12 +37,7 @@ from finetune.data.decoding import decode_image
 from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.networks.factory import create_network, preprocessing_of
 from finetune.training.linear_probe import _principal_axes
-from finetune.training.logistic_regression import (
-    LogisticProblem,
-    logistic_problem,
-    near_enough,
-    solve_logistic,
-)
+from finetune.training.logistic_regression import LogisticProblem, logistic_problem, solve_logistic
 from finetune.training.penalty_search import (
     FOLDS,
     L2_GRID,
@@ -158,7 +153,7 @@ class Fit:
         for fold in range(FOLDS):
             out = self.fold_of == fold
             found = solve_logistic(
-                self._problem(~out), l2, tolerance=near_enough(l2), start=self.solutions.get(fold)
+                self._problem(~out), l2, tolerance=3e-3, start=self.solutions.get(fold)
             )
             self.solutions[fold] = found
             logits = self.rows[out] @ found[:, :-1].T + found[:, -1]
