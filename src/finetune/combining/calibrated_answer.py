@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,10 +19,9 @@ from finetune.combining.calibration import (
 from finetune.combining.conformal import ConformalRule, fit_conformal
 from finetune.combining.pooling import Coefficients
 from finetune.combining.uncertainty import Uncertainty, uncertainty
-from finetune.errors import CalibrationError
 from finetune.spec.choices import SetScore as Score
 from finetune.tasks import categorical
-from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.one_class import only_one_class
 from finetune.tasks.task import Task
 
 
@@ -142,19 +141,6 @@ def decide(
     )
 
 
-def refuse_rules(task: Task, *rules: float | None) -> None:
-    """Refuse what only one class an image has so far.
-
-    Raises:
-        CalibrationError: a reject rule or prediction sets are asked for, of another task.
-    """
-    if task != MULTICLASS and any(rule is not None for rule in rules):
-        raise CalibrationError(
-            f"Expected no reject rule and no prediction sets for the task {task.name}, which has "
-            "none yet, found one asked for; leave --reject-risk and --conformal out."
-        )
-
-
 def fit_calibration(
     task: Task,
     pooled: Tensor,
@@ -169,8 +155,12 @@ def fit_calibration(
     Raises:
         CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
     """
-    refuse_rules(task, reject_risk, conformal_alpha)
+    if reject_risk is not None or conformal_alpha is not None:
+        rules = "a reject rule or prediction sets"
+        only_one_class(task, rules, instead="leave --reject-risk and --conformal out")
     fit = fit_temperature(*task.rows(pooled, labels), prior=USUAL_PRIOR)
+    # Of so many images; a row of theirs may be a label of one.
+    fit = replace(fit, images=len(labels))
     chosen = task.thresholds(apply_temperature(pooled, fit.temperature), labels)
     reject = None
     if reject_risk is not None:

@@ -76,7 +76,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, prior: float = math.inf) 
         )
     if len(labels) < FEW_IMAGES:
         warnings.warn(
-            f"Fitted a temperature on {len(labels)} images; hold out at least {FEW_IMAGES}.",
+            f"Fitted a temperature on {len(labels)} answers; hold out at least {FEW_IMAGES}.",
             stacklevel=2,
         )
     return TemperatureFit(

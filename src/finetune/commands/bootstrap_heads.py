@@ -47,12 +47,14 @@ def heads_on_one_backbone(
     from finetune.combining.bootstrap_heads import bootstrap_heads, ensemble_of_heads
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.held_out_images import build_datamodule
+    from finetune.tasks.one_class import only_one_class
     from finetune.training.classifier import ImageClassifier
     from finetune.training.features.extract import dataset_for, frozen_features
     from finetune.training.fitted_splits import split_records, with_fitted_split
 
     path = checkpoint_file(checkpoints[0])
     classifier = runtime.place(ImageClassifier.from_checkpoint(path))
+    only_one_class(classifier.task, "--heads", instead="fit members with --seeds")
     classifier.details = with_fitted_split(path, classifier.details)
     records = split_records(classifier.details)
     datamodule = build_datamodule(data, held_out, records, classifier.class_names)

@@ -42,6 +42,11 @@ def teacher_probabilities(
     if not path.is_file():
         raise UsageError(f"Expected a checkpoint after --model.teacher, found nothing at {path}.")
     model = load_model(path)
+    if model.task.name != datamodule.task_name:
+        raise CheckpointMismatchError(
+            f"Expected a teacher of the task {datamodule.task_name}, as the data have it, found "
+            f"{model.task.name} in {path}; teach with a model of the same task."
+        )
     columns = _columns(model.class_names, datamodule.class_names, path)
     images = datamodule.images("train")
 

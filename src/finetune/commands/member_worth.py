@@ -24,6 +24,7 @@ def describe_ensemble(
         held_out, of_chosen: what they answered to the same images.
     """
     from finetune.combining.diversity import diversity
+    from finetune.tasks.multiclass import MULTICLASS
 
     judged = chosen.task.held_out_loss
     rows = picking_rows(chosen, held_out)
@@ -37,7 +38,8 @@ def describe_ensemble(
     width = max(len("ensemble"), *map(len, names))
 
     def figures(logits: Tensor, votes: bool = False) -> str:
-        accuracy = f"accuracy {1 - judged(logits, labels, 'accuracy'):.4f}"
+        word = "accuracy" if chosen.task == MULTICLASS else "labels right"
+        accuracy = f"{word} {1 - judged(logits, labels, 'accuracy'):.4f}"
         # Shares of votes are no probabilities: their likelihood says nothing.
         return accuracy if votes else f"{accuracy}  nll {judged(logits, labels, 'nll'):.4f}"
 

@@ -27,6 +27,7 @@ from finetune.data.decoding import MAX_PIXELS, decode_image
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
 from finetune.spec.preprocessing import Preprocessing
+from finetune.tasks.one_class import only_one_class
 from finetune.training.classifier import ImageClassifier
 
 Pixels = dict[int, Tensor]  # one image by its number of channels
@@ -109,6 +110,7 @@ def explain(
         order = [classifier.class_names.index(name) for name in names]
         answers.append(_logits(classifier, pixels).cpu()[:, order])
     task = members[0][0].task
+    only_one_class(task, "an explanation", instead="ask for the probabilities by predict")
     pooled = task.mixture(torch.stack(answers), [share for _, share in members])
     probabilities = task.probabilities(pooled)[0]
     explained = []

@@ -22,6 +22,7 @@ from finetune.reporting.report import ReportDetails
 from finetune.reporting.thumbnails import locate
 from finetune.tables.reading import read_table
 from finetune.tables.writing import ENDINGS
+from finetune.tasks.one_class import only_one_class
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -253,6 +254,11 @@ def _root(settings: Mapping[str, Any]) -> Path | None:
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
+    only_one_class(
+        checkpoint.task,
+        f"a report of {checkpoint.path}",
+        instead="metrics.json of its run has its figures",
+    )
     val = checkpoint.details.get("val")
     if not val or len(val["labels"]) == 0:
         raise DataError(

@@ -16,6 +16,7 @@ from finetune.documents import read_json
 from finetune.errors import UsageError
 from finetune.files import write_text
 from finetune.spec.run_files import TRACKING
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.task import Task
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
@@ -167,7 +168,7 @@ def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
             logger.log_metrics(figures)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()  # the trainer has closed its file: this is a new one
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbLogger) and checkpoint.task == MULTICLASS:
             _send_tables(logger, checkpoint, val, root)
 
 
