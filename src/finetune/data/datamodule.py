@@ -37,9 +37,9 @@ from finetune.data.transforms import (
 from finetune.data.workers import choose_num_workers as choose_num_workers
 from finetune.errors import UsageError
 from finetune.runtime import Runtime
+from finetune.spec.choices import TaskOfData
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import DATA, check_settings
-from finetune.tasks.known import Asked
 
 # What counts where nothing is given and no recipe has chosen.
 BATCH_SIZE = 32
@@ -116,7 +116,7 @@ class ImageFolderDataModule(LabelledFolder):
         max_decoding_mb: int = MAX_DECODING_MB,
         group_by: str | None = None,
         allow_outside: bool = False,
-        task: Asked = "auto",
+        task: TaskOfData = "auto",
     ) -> None:
         super().__init__()
         root, manifest, cache_dir = str(root), _text(manifest), _text(cache_dir)

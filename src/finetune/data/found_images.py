@@ -17,8 +17,8 @@ from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_cells import refuse_classes
 from finetune.data.manifest import read_manifest
+from finetune.spec.choices import TaskOfData
 from finetune.spec.splits import SplitRecord
-from finetune.tasks.known import Asked
 
 OnBadImage = Literal["error", "skip"]
 
@@ -46,7 +46,7 @@ class FoundImages:
     cache_dir: str | None = None
     remember: bool = True
     listed: SplitRecord | None = None
-    task: Asked = "auto"
+    task: TaskOfData = "auto"
 
     @cached_property
     def found(self) -> ImageFolder:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from finetune.data.folder import ImageFolder
 from finetune.errors import ImageFolderError, ManifestError
+from finetune.spec.choices import TaskOfData
 from finetune.spec.images import label_counts
 from finetune.spec.labels import NOT_KNOWN, SEPARATOR, Label
-from finetune.tasks.known import Asked
 
 Cell = tuple[str, str]  # its text, and where it stands
 
 
-def read_cells(cells: Sequence[Cell], task: Asked) -> tuple[tuple[str, ...], list[Label]]:
+def read_cells(cells: Sequence[Cell], task: TaskOfData) -> tuple[tuple[str, ...], list[Label]]:
     """The names, sorted by code point, and the label of each image.
 
     Args:
@@ -40,7 +40,7 @@ def read_cells(cells: Sequence[Cell], task: Asked) -> tuple[tuple[str, ...], lis
     return tuple(names), [label_of[text] for text, _ in cells]
 
 
-def refuse_classes(folder: ImageFolder, task: Asked) -> None:
+def refuse_classes(folder: ImageFolder, task: TaskOfData) -> None:
     """Refuse class folders where several labels an image are asked for.
 
     Raises:

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import Generic, TypeVar
 
-from finetune.data.blocks import Block
+from finetune.data.dealt_blocks import Block
 from finetune.spec.labels import Label, indexes
 
 S = TypeVar("S", bound=Hashable)

@@ -20,8 +20,8 @@ from finetune.data.label_cells import read_cells
 from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
 from finetune.files import write_text
+from finetune.spec.choices import TaskOfData
 from finetune.spec.labels import cell, order
-from finetune.tasks.known import Asked
 
 COLUMNS = ("path", "label", "split", "fold", "group", "hash")
 
@@ -43,7 +43,7 @@ def read_manifest(
     *,
     allow_outside: bool = False,
     group_column: str = "group",
-    task: Asked = "auto",
+    task: TaskOfData = "auto",
 ) -> ImageFolder:
     """The images that a manifest lists, as :func:`finetune.data.folder.scan_folder` gives them.
 

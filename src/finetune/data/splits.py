@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import Generic, TypeVar
 
-from finetune.data.blocks import Block, blocks_of
+from finetune.data.dealt_blocks import Block, blocks_of
 from finetune.data.folder import Split
 from finetune.data.label_set_dealer import LabelSetDealer
 from finetune.errors import UsageError

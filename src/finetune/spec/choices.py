@@ -11,6 +11,8 @@ Pooling = Literal["mean", "geometric", "vote"]
 Selecting = Literal["all", "greedy", "learned"]
 SetScore = Literal["thr", "aps", "raps"]
 Share = Literal["half", "all"]
+TaskName = Literal["multiclass", "multilabel"]
+TaskOfData = Literal["auto", "multiclass", "multilabel"]  # auto: as the manifest has it
 OnBadImage = Literal["error", "skip"]
 Precision = Literal[
     "32-true",

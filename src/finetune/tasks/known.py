@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -14,11 +14,6 @@ from finetune.tasks.multilabel import MULTILABEL
 from finetune.tasks.task import Task
 
 TASKS: Mapping[str, Task] = {task.name: task for task in (MULTICLASS, MULTILABEL)}
-
-
-TaskName = Literal["multiclass", "multilabel"]
-# By the data: one class an image, several labels, or whichever the manifest has.
-Asked = Literal["auto", "multiclass", "multilabel"]
 
 
 def target_of(label: Label) -> int | Tensor:

@@ -208,7 +208,7 @@ class MultiLabel:
         known = ~truth.isnan()
         signs = torch.where(known, 2 * truth - 1, 0.0)
         answers = torch.where(known, -logsigmoid(signs * given), 0.0)
-        return answers.sum(dim=-1) * (len(truth) / known.sum().clamp_min(1))
+        return answers.sum(dim=-1) * (len(truth) / known.sum().clamp_min(1).double())
 
     def held_out_loss(self, outputs: Tensor, targets: Tensor, metric: Metric) -> float:
         """A mean over what is known."""

@@ -17,11 +17,12 @@ from finetune.networks.factory import build_network, network_spec, preprocessing
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.networks.normalising import normalised, unit_floats
 from finetune.networks.pretrained import weights_licence
+from finetune.spec.choices import TaskName
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.protocols import PhaseData
 from finetune.spec.schema import one_of
 from finetune.spec.settings import MODEL, check_settings, or_default
-from finetune.tasks.known import TASKS, TaskName
+from finetune.tasks.known import TASKS
 from finetune.tasks.losses import ClassWeights
 from finetune.tasks.task import Task
 from finetune.training.checkpoint_schema import check_tensors, damaged

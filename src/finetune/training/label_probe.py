@@ -49,7 +49,7 @@ class _Problems:
     def solved(
         self, label: int, l2: float, used: Tensor, *, tolerance: float, start: Tensor | None = None
     ) -> Tensor | None:
-        """Coefficients ``(r + 1, 2)`` of one label from the used rows; None: they all say one."""
+        """Coefficients ``(2, r + 1)`` of one label from the used rows; None: they all say one."""
         used = used & ~self.targets[:, label].isnan()
         answers = self.targets[used, label].long()
         if len(torch.unique(answers)) < 2:
@@ -106,7 +106,7 @@ def fit_label_probe(
         if found is None:
             bias[label] = _constant(truth[:, label])
         else:
-            coefficients = found[:, 1] - found[:, 0]
+            coefficients = found[1] - found[0]
             weight[label] = (axes @ coefficients[:-1]) / spread
             bias[label] = coefficients[-1] - weight[label] @ mean
     return Probe(weight, bias, chosen, scores)
@@ -147,8 +147,8 @@ class _Search:
                 found = self.problems.solved(label, l2, ~out, tolerance=3e-3, start=start)
                 if found is not None:
                     self.starts[fold, label] = found
-                    answers = rows[out] @ found[:-1] + found[-1]
-                    outputs[out, label] = answers[:, 1] - answers[:, 0]
+                    coefficients = found[1] - found[0]
+                    outputs[out, label] = rows[out] @ coefficients[:-1] + coefficients[-1]
                     judged[out, label] = True
         known = torch.where(judged, targets, torch.nan)
         losses = categorical.losses(*MULTILABEL.rows(outputs, known))
