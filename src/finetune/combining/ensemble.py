@@ -22,7 +22,7 @@ from finetune.combining.selection import choose_coefficients
 from finetune.spec.choices import Metric, Pooling, Selecting, Share
 from finetune.spec.choices import SetScore as Score
 from finetune.spec.images import Split
-from finetune.training.thresholds import Thresholds, mean_thresholds
+from finetune.training.thresholds import Thresholds, in_order, mean_thresholds
 
 
 class Ensemble(MemberOutputs):
@@ -135,10 +135,8 @@ class Ensemble(MemberOutputs):
         """The calibration's, or those of the members together, in the order of the class names."""
         if self.calibration is not None:
             return self.calibration.thresholds
-        each = []
-        for part in self.parts:
-            named = dict(zip(part.class_names, part.thresholds or (), strict=False))
-            each.append(tuple(named[name] for name in self.class_names) if named else None)
+        names = self.class_names
+        each = [in_order(part.thresholds, part.class_names, names) for part in self.parts]
         return mean_thresholds(each, self.coefficients)
 
     def forward(self, *views: Tensor) -> Tensor:

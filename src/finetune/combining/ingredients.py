@@ -22,6 +22,7 @@ from finetune.tasks.task import Task
 from finetune.training.checkpoints import ENTRY, as_checkpoint, read_checkpoint, read_content
 from finetune.training.checksums import verify
 from finetune.training.fitted_splits import split_records, with_fitted_split
+from finetune.training.thresholds import Thresholds, thresholds_of
 
 PREFIX = "network."
 
@@ -44,6 +45,7 @@ class Ingredient:
     network: NetworkSpec
     preprocessing: Preprocessing
     details: dict[str, Any]
+    thresholds: Thresholds | None
     averaged_during_training: bool
     unread: dict[str, Tensor] | None = None
 
@@ -115,6 +117,8 @@ def _look_at(path: Path) -> Ingredient:
         raise CheckpointMismatchError(
             f"Expected weights in {path}, found none; give a file that `finetune fit` wrote."
         )
+    details = with_fitted_split(path, checkpoint.details)
+    thresholds = thresholds_of(checkpoint.task, details)
     return Ingredient(
         path=path,
         hyper_parameters=checkpoint.hyper_parameters,
@@ -124,11 +128,8 @@ def _look_at(path: Path) -> Ingredient:
         network=checkpoint.network,
         preprocessing=checkpoint.preprocessing,
         # Tensors of the last validation would keep the whole file mapped.
-        details={
-            key: value
-            for key, value in with_fitted_split(path, checkpoint.details).items()
-            if key != "val"
-        },
+        details={key: value for key, value in details.items() if key != "val"},
+        thresholds=thresholds,
         averaged_during_training="current_model_state" in content,
         unread=checkpoint.state_dict,
     )

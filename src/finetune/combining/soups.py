@@ -29,7 +29,7 @@ from finetune.spec.images import Split, file_id
 from finetune.spec.protocols import HeldOutData
 from finetune.training.checkpoints import describe
 from finetune.training.fitted_splits import split_entries
-from finetune.training.thresholds import mean_thresholds, thresholds_of
+from finetune.training.thresholds import in_order, mean_thresholds
 
 # Of the curve between two checkpoints.
 CURVE = tuple(step / 10 for step in range(11))
@@ -262,7 +262,8 @@ class _SoupSearch:
         if self.evaluator is not None:
             details["val"] = self.evaluator.answers(state_dict)
         else:
-            chosen = [thresholds_of(each.task, each.details) for each in self.ingredients]
+            names = first.class_names
+            chosen = [in_order(e.thresholds, e.class_names, names) for e in self.ingredients]
             if (thresholds := mean_thresholds(chosen, coefficients)) is not None:
                 details["thresholds"] = list(thresholds)
         return Soup(

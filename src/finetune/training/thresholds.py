@@ -45,3 +45,13 @@ def mean_thresholds(
         for column in zip(*logits, strict=True)
     ]
     return tuple(1 / (1 + math.exp(-mean)) for mean in means)
+
+
+def in_order(
+    thresholds: Thresholds | None, names: Sequence[str], wanted: Sequence[str]
+) -> Thresholds | None:
+    """Those of ``names`` in another order of the same names; None stays None."""
+    if thresholds is None:
+        return None
+    by_name = dict(zip(names, thresholds, strict=True))
+    return tuple(by_name[name] for name in wanted)

@@ -1,0 +1,268 @@
+"""A contract over the tasks: what every command does for one class an image, and for several."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import finetune
+from finetune.cli import main
+from finetune.combining.ensemble import Ensemble
+from finetune.prediction.predictor import load
+from finetune.tasks.multilabel import offsets
+from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content
+
+SMALL = (
+    "--model.backbone=test_resnet",
+    "--model.pretrained=false",
+    "--model.image_size=32",
+    "--model.strategy=head-then-all",
+    "--trainer.max_epochs=2",
+    "--trainer.accelerator=cpu",
+    "--data.cache=off",
+    "--data.num_workers=0",
+    "--data.val_fraction=0.4",
+    "--data.test_fraction=0.2",
+)
+NAMES = ("blue", "red", "striped")
+TASKS = ("multiclass", "multilabel")
+REFUSED = (1, 2)  # by what is in a file, or by what was typed
+
+
+def write_images(folder: Path, number: int = 40) -> None:
+    """Noisy images, and two manifests of them; some of the labels are not known."""
+    generator = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for index in range(number):
+        has = generator.random(3) < (0.4, 0.5, 0.3)
+        pixels = generator.integers(0, 160, (24, 24, 3))
+        pixels[..., 2] += 60 * has[0]
+        pixels[..., 0] += 60 * has[1]
+        pixels[::4] = pixels[::4] // (3 if has[2] else 1)
+        name = f"{index:02}.png"
+        Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / "images" / name)
+        marks = [each for each, having in zip(NAMES, has, strict=True) if having]
+        marks += ["?striped"] if index % 9 == 4 and not has[2] else []
+        rows.append((name, "|".join(marks), NAMES[int(has[0])]))
+    for task, column in (("multilabel", 1), ("multiclass", 2)):
+        with (folder / f"{task}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("path", "label"))
+            writer.writerows((row[0], row[column]) for row in rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tasks")
+    write_images(made)
+    return made
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def run(request: pytest.FixtureRequest, folder: Path) -> Path:
+    """A fit of two phases by a manifest."""
+    task: str = request.param
+    options = (f"--data.root={folder / 'images'}", f"--data.manifest={folder / task}.csv")
+    assert main(["fit", *options, *SMALL, f"--runs={folder / 'runs'}", f"--name={task}"]) == 0
+    return folder / "runs" / f"{task}-1"
+
+
+def best(run: Path) -> str:
+    return str(run / "checkpoints" / "best.ckpt")
+
+
+def images(run: Path) -> str:
+    return str(run.parents[1] / "images")
+
+
+def name_of(run: Path) -> str:
+    return run.name.removesuffix("-1")
+
+
+def test_a_fit_says_and_keeps_its_task(run: Path) -> None:
+    checkpoint = read_checkpoint(best(run))
+    assert checkpoint.task.name == name_of(run)
+    assert checkpoint.details["data"]["task"] == name_of(run)
+    figures = json.loads((run / "metrics.json").read_text())["val"]
+    assert set(checkpoint.task.figure_names(3)) <= set(figures)
+    assert (run / "batch.png").is_file()
+    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"best.ckpt", "last.ckpt"}
+
+
+def test_it_is_tested_and_validated_on_its_own_images(run: Path) -> None:
+    data = [f"--data.root={images(run)}", "--trainer.accelerator=cpu", "--data.num_workers=0"]
+    kept = json.loads((run / "metrics.json").read_text())["val"]
+    for verb, stage in (("validate", "val"), ("test", "test")):
+        assert main([verb, "--ckpt_path", best(run), *data]) == 0
+        figures = json.loads((run / "metrics.json").read_text())[stage]
+        assert figures["nll"] > 0
+        if stage == "val":
+            assert figures["nll"] == pytest.approx(kept["nll"], abs=1e-4)
+
+
+def test_predictions_name_what_the_thresholds_say(run: Path, tmp_path: Path) -> None:
+    table = tmp_path / "answers.csv"
+    assert main(["predict", best(run), images(run), "--output", str(table)]) == 0
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40
+    predictions = load(best(run))(images(run), num_workers=0)
+    assert [row["prediction"] for row in rows] == predictions.labels
+    if name_of(run) == "multiclass":
+        return
+    assert predictions.thresholds is not None
+    bounds = dict(zip(predictions.class_names, predictions.thresholds, strict=True))
+    for row in rows:
+        named = {name for name in NAMES if float(row[f"p:{name}"]) > bounds[name]}
+        assert set(row["prediction"].split("|")) - {""} == named
+
+
+def test_members_are_combined_calibrated_and_exported(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    others = sorted(str(path) for path in (run / "checkpoints").glob("*.ckpt"))[:2]
+    data = [f"--data.root={images(run)}", "--data.num_workers=0"]
+    one, all_of = str(tmp_path / "average.ckpt"), str(tmp_path / "ensemble.ckpt")
+    assert main(["average", *others, "--output", one]) == 0
+    options = ["--select=greedy", "--calibrate", "--output", all_of]
+    assert main(["ensemble", *others, *data, *options]) == 0
+    calibrated = str(tmp_path / "calibrated.ckpt")
+    assert main(["calibrate", one, *data, "--output", calibrated]) == 0
+    for path in (one, all_of, calibrated):
+        model = Ensemble.from_file(path)
+        assert model.task.name == name_of(run)
+        assert (model.thresholds is None) == (name_of(run) == "multiclass")
+        assert main(["test", f"--ckpt_path={path}", *data, "--runs", str(tmp_path / "r")]) == 0
+    for form in ("torch", "safetensors"):
+        output = tmp_path / ("graph.pt2" if form == "torch" else "folder")
+        assert main(["export", all_of, f"--format={form}", "--output", str(output)]) == 0
+    assert capsys.readouterr().out.count("probabilities on random images") == 2
+
+
+def test_thresholds_belong_to_the_calibrated_answer(folder: Path, run: Path) -> None:
+    if name_of(run) == "multiclass":
+        return
+    checkpoint = read_checkpoint(best(run))
+    val = checkpoint.details["val"]
+    thresholds = checkpoint.task.thresholds(val["logits"], val["labels"])
+    predictor = load(best(run))
+    answers = predictor([Path(images(run)) / name for name in val["paths"]], num_workers=0)
+    assert answers.thresholds == pytest.approx(thresholds)
+    margins = answers.logits.double() - offsets(thresholds, 3)
+    assert answers.labels == checkpoint.task.named(margins, checkpoint.class_names)
+
+
+def test_a_fit_that_is_killed_ends_as_one_that_was_not(run: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "rename, done = os.replace, 0\n"
+        "def replace(source, target):\n"
+        "    global done\n"
+        "    if str(target).endswith('.ckpt'):\n"
+        "        done += 1\n"
+        "        if done == 4:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    rename(source, target)\n"
+        "os.replace = replace\n"
+        "from finetune.cli import main\n"
+        "from finetune.training import best_epoch\n"
+        "best_epoch.SECONDS_BETWEEN = 0.0\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    manifest = run.parents[1] / f"{name_of(run)}.csv"
+    options = [f"--data.root={images(run)}", f"--data.manifest={manifest}", *SMALL]
+    arguments = ["fit", *options, f"--name={name_of(run)}", f"--runs={tmp_path}"]
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], check=False, env=os.environ)
+    assert killed.returncode == -9
+    again = tmp_path / run.name
+    assert main(["fit", "--resume", str(again)]) == 0
+    for name in ("best.ckpt", "last.ckpt"):
+        whole, resumed = (
+            read_content(each / "checkpoints" / name)["state_dict"] for each in (run, again)
+        )
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    if name_of(run) == "multiclass":
+        return
+    data = [f"--data.root={images(run)}", "--data.num_workers=0"]
+    for arguments in (
+        ["explain", best(run), images(run)],
+        ["report", best(run)],
+        ["compare", best(run), str(run / "checkpoints" / "last.ckpt")],
+        ["ensemble", best(run), *data, "--heads=3", f"--output={tmp_path / 'a.ckpt'}"],
+        ["calibrate", best(run), *data, "--reject-risk=0.1", f"--output={tmp_path / 'a.ckpt'}"],
+        ["calibrate", best(run), *data, "--conformal=0.1", f"--output={tmp_path / 'a.ckpt'}"],
+        ["predict", best(run), images(run), "--topk=2"],
+    ):
+        capsys.readouterr()
+        assert main(arguments) in REFUSED, arguments
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "several labels an image" in said or "the task multilabel" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "message"),
+    [
+        ((), "{0},a|b\n{1},a\n{2},b|?c\n{3},\n", "found 'c' only as not known"),
+        ((), "{0},?a|?b\n{1},a|b\n{2},a\n{3},b\n", "found only labels with"),
+        ((), "{0},a|b\n{1},a|\n{2},a\n{3},b\n", "where one is missing"),
+        (("--data.balanced=true",), "{0},a|b\n{1},a\n{2},a\n{3},b\n", "--data.balanced false"),
+        (
+            ("--model.class_weights=balanced",),
+            "{0},a|b\n{1},a\n{2},a\n{3},b\n",
+            "weights none",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_line(  # type: ignore[no-untyped-def]
+    folder: Path, tmp_path: Path, capsys, options: tuple[str, ...], rows: str, message: str
+) -> None:
+    manifest = tmp_path / "m.csv"
+    paths = [folder / "images" / f"{index:02}.png" for index in range(4)]
+    manifest.write_text("path,label\n" + rows.format(*paths))
+    data = [f"--data.root={folder / 'images'}", f"--data.manifest={manifest}"]
+    assert main(["fit", *data, *SMALL, *options]) in REFUSED
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not any((tmp_path / "runs").glob("*/checkpoints"))
+
+
+def test_a_label_that_is_not_known_to_the_fit_is_refused(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,label,split\n00.png,red|green,test\n")
+    data = [f"--data.root={images(run)}", f"--data.manifest={manifest}"]
+    assert main(["test", "--ckpt_path", best(run), *data, "--allow-reuse"]) in REFUSED
+    said = capsys.readouterr().err
+    assert "'green'" in said or "'red|green'" in said
+
+
+def test_class_folders_are_no_sets_of_labels(colour_folder: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert (
+        main(["fit", f"--data.root={colour_folder}", "--data.task=multilabel", *SMALL]) in REFUSED
+    )
+    assert "give --data.manifest" in capsys.readouterr().err
+
+
+def test_from_python(folder: Path) -> None:
+    run = finetune.fit(
+        folder / "images",
+        manifest=str(folder / "multilabel.csv"),
+        backbone="test_resnet",
+        pretrained=False,
+        image_size=32,
+        strategy="head",
+        cache="off",
+        num_workers=0,
+        accelerator="cpu",
+    )
+    labels = run.predictor()([folder / "images" / "00.png"]).labels
+    assert set(labels[0].split("|")) <= {*NAMES, ""}
+    entry = read_content(run.best)[ENTRY]
+    assert entry["task"] == "multilabel"
