@@ -143,6 +143,10 @@ def test_members_are_combined_calibrated_and_exported(run: Path, tmp_path: Path,
         output = tmp_path / ("graph.pt2" if form == "torch" else "folder")
         assert main(["export", all_of, f"--format={form}", "--output", str(output)]) == 0
     assert capsys.readouterr().out.count("probabilities on random images") == 2
+    (described,) = (tmp_path / "folder").glob("*.json")
+    noted = json.loads(described.read_text()).get("thresholds")
+    thresholds = Ensemble.from_file(all_of).thresholds
+    assert noted == (None if thresholds is None else pytest.approx(thresholds))
 
 
 def test_thresholds_belong_to_the_calibrated_answer(folder: Path, run: Path) -> None:

@@ -36,6 +36,7 @@ def check(
     *,
     manifest: options.Manifest = None,
     allow_outside: options.AllowOutside = False,
+    task: options.Task = "auto",
     duplicates: Literal["exact", "near"] = "exact",
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
@@ -53,6 +54,7 @@ def check(
         data: DIR/<class>/... or DIR/train|val|test/<class>/...
         manifest: CSV path,label[,split][,group] that decides instead.
         allow_outside: accept files of the manifest outside DIR.
+        task: whether a cell of the manifest is one class or several labels; auto: as it has it.
         duplicates: equal files only, or also images that look the same.
         max_pixels: refuse images with more pixels, at least 1.
         max_decoding_mb: refuse images that take more memory to decode, in MiB.
@@ -76,7 +78,8 @@ def check(
     if manifest is None:
         folder = scan_folder(Path(data))
     else:
-        folder = read_manifest(Path(manifest), Path(data), allow_outside=allow_outside)
+        outside = allow_outside
+        folder = read_manifest(Path(manifest), Path(data), allow_outside=outside, task=task)
         folder = replace(folder, unused=(*folder.unused, *unlisted_images(folder)))
     inspections = inspect_files(
         [image.path for image in folder.images],

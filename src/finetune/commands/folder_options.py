@@ -6,7 +6,7 @@ from typing import Annotated
 
 from finetune.commands.guest import Where
 from finetune.commands.verb import Typed
-from finetune.spec.choices import OnBadImage
+from finetune.spec.choices import OnBadImage, TaskOfData
 from finetune.spec.schema import whole
 from finetune.spec.settings import DATA
 
@@ -33,4 +33,5 @@ MaxPixels = Annotated[int, whole(1), in_both("max_pixels")]
 Root = Annotated[Where | None, in_both("root")]
 Seed = Annotated[int, DATA["seed"], in_both("seed")]
 ValFraction = Annotated[float, in_both("val_fraction")]
+Task = Annotated[TaskOfData, in_both("task")]
 TestFraction = Annotated[float, in_both("test_fraction")]

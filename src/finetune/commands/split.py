@@ -8,6 +8,7 @@ from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
 from finetune.commands.outputs import TABLES, TableFile, wanted_output
 from finetune.commands.verb import verb
+from finetune.spec.choices import TaskOfData
 
 if TYPE_CHECKING:
     from finetune.data.folder import ImageFolder
@@ -21,6 +22,7 @@ def split(
     overwrite: bool = False,
     manifest: options.Manifest = None,
     allow_outside: options.AllowOutside = False,
+    task: options.Task = "auto",
     previous: Where | None = None,
     val_fraction: options.ValFraction = 0.2,
     test_fraction: options.TestFraction = 0.2,
@@ -31,7 +33,7 @@ def split(
     cache_dir: options.CacheDir = None,
     quiet: bool = False,
 ) -> ImageFolder:
-    """Decide which images are for training, validation and testing, stratified by class.
+    """Decide which images are for training, validation and testing, stratified by class or label.
 
     It is written as a CSV that --data.manifest reads. The folder stays as it is.
 
@@ -41,6 +43,7 @@ def split(
         overwrite: replace what is there.
         manifest: CSV path,label[,group] to split instead of the folder.
         allow_outside: accept files of the manifest outside DIR.
+        task: whether a cell of the manifest is one class or several labels; auto: as it has it.
         previous: an earlier CSV: its images keep their sides, new ones are added.
         val_fraction, test_fraction: share held out where nothing says which, at least 0 and below
             1.
@@ -76,7 +79,7 @@ def split(
     settings = SplitSettings(
         val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, folds=folds
     )
-    folder = _found(data, manifest, previous, group_by, outside=allow_outside)
+    folder = _found(data, manifest, previous, group_by, outside=allow_outside, task=task)
     if written is not None:
         written.keep_off(inputs=(image.path for image in folder.images))
     inspections = inspect_files(
@@ -102,6 +105,7 @@ def _found(
     group_by: str | None,
     *,
     outside: bool,
+    task: TaskOfData,
 ) -> ImageFolder:
     """The images, each with its group and the side that it had."""
     from finetune.data.folder import scan_folder
@@ -112,13 +116,17 @@ def _found(
     if manifest is None:
         folder = scan_folder(data)
     elif group_by in columns:
-        folder = read_manifest(manifest, data, allow_outside=outside, group_column=group_by)
+        folder = read_manifest(
+            manifest, data, allow_outside=outside, group_column=group_by, task=task
+        )
     else:
-        folder = read_manifest(manifest, data, allow_outside=outside)
+        folder = read_manifest(manifest, data, allow_outside=outside, task=task)
     if group_by is not None and group_by not in columns:
         folder = groups_by_pattern(folder, group_by)
     if previous is not None:
-        folder = with_previous(folder, read_manifest(previous, data, allow_outside=outside))
+        folder = with_previous(
+            folder, read_manifest(previous, data, allow_outside=outside, task=task)
+        )
     return folder
 
 

@@ -11,6 +11,7 @@ from finetune.combining.members import ClassifierMember, TableMember
 from finetune.errors import ExportError
 from finetune.training.checkpoints import Checkpoint
 from finetune.training.classifier import ImageClassifier
+from finetune.training.thresholds import thresholds_of
 
 IN_MEMORY = Path("memory")  # where checkpoint errors name a file
 
@@ -40,6 +41,7 @@ def only_classifier(ensemble: Ensemble) -> ImageClassifier | None:
 
 
 def _copied_classifier(classifier: ImageClassifier) -> ClassifierMember:
+    thresholds = thresholds_of(classifier.task, classifier.details)
     checkpoint = Checkpoint(
         path=IN_MEMORY,
         state_dict={
@@ -53,6 +55,7 @@ def _copied_classifier(classifier: ImageClassifier) -> ClassifierMember:
         backbone=classifier.backbone,
         network=classifier.spec,
         preprocessing=classifier.preprocessing,
+        details={} if thresholds is None else {"thresholds": thresholds},
     )
     return ClassifierMember.from_checkpoint(checkpoint, "classifier")
 

@@ -27,10 +27,13 @@ def input_names(ensemble: Ensemble) -> tuple[str, ...]:
 def describe_export(ensemble: Ensemble) -> dict[str, Any]:
     """Classes, inputs with their preprocessing, output, calibration, and how members are pooled.
 
+    Of several labels an image also the thresholds, probabilities above which each is named.
+
     There is no infinity in JSON: a conformal threshold of ``null`` means that every class is in
     every set. Names of files and what was fitted on which images stay at home.
     """
     entry = _public(ensemble.describe())
+    thresholds = ensemble.thresholds
     return {
         "version": VERSION,
         "producer": f"finetune {version('finetune')}",
@@ -41,6 +44,7 @@ def describe_export(ensemble: Ensemble) -> dict[str, Any]:
             )
         ],
         "output": OUTPUT,
+        **({} if thresholds is None else {"thresholds": list(thresholds)}),
         **entry,
     }
 
