@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 FLOOR = {
     "cache_dir",
     "csv_table",
+    "distribution",
     "documents",
     "errors",
     "files",
@@ -19,6 +20,7 @@ FLOOR = {
 }
 ALLOWED = {
     "errors": set(),
+    "distribution": set(),
     "cache_dir": set(),
     "csv_table": {"errors"},
     "files": {"errors"},

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from finetune import ImageClassifier, export
+from finetune.distribution import pip_command
 from finetune.errors import ExportError, UsageError
 from finetune.exporting import onnx_file
 from finetune.exporting.safetensors_folder import read_safetensors
@@ -67,7 +69,7 @@ def test_missing_packages_are_named_with_their_remedy(
     make_classifier: MakeClassifier, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnx" else True)
-    with pytest.raises(ExportError, match=r"found no onnx; run `pip install 'finetune\[export\]'`"):
+    with pytest.raises(ExportError, match=re.escape(f"found no onnx; run {pip_command('export')}")):
         export(make_classifier(), tmp_path / "m.onnx")
 
 

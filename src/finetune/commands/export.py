@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.outputs import add_output, checked_output
 from finetune.commands.parsing import Parser
+from finetune.distribution import pip_command
 from finetune.exporting.targets import SUFFIXES
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def describe_parity(exported: Exported) -> str:
     if exported.greatest_difference is None:
         return (
             "answers not compared with the checkpoint's: onnxruntime is not installed; "
-            "run `pip install 'finetune[export]'`"
+            f"run {pip_command('export')}"
         )
     return (
         "greatest difference to the checkpoint's probabilities on random images: "

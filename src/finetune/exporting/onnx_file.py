@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from finetune.combining.ensemble import Ensemble
+from finetune.distribution import pip_command
 from finetune.errors import ExportError
 from finetune.exporting.description import OUTPUT, as_json, describe_export, input_names
 from finetune.exporting.parity import Reloaded
@@ -29,7 +30,7 @@ def require_packages() -> None:
     if missing:
         raise ExportError(
             f"Expected the packages {' and '.join(PACKAGES)} for the format onnx, found no "
-            f"{' and no '.join(missing)}; run `pip install 'finetune[export]'`."
+            f"{' and no '.join(missing)}; run {pip_command('export')}."
         )
 
 

