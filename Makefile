@@ -71,7 +71,7 @@ notebooks: $(VENV)/.dev  ## Execute the lessons
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
 docs: $(VENV)/.dev  ## Build the site into build/site; fails on broken links, needs no network
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 build: $(VENV)/.dev  ## Wheel and sdist into dist, checked
 	rm -rf dist
