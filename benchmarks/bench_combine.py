@@ -38,8 +38,8 @@ from finetune.combining.ensemble import Ensemble
 from finetune.combining.holdout_roles import of_role
 from finetune.combining.soups import average_checkpoints
 from finetune.evaluation.evaluate import evaluate_logits
-from finetune.evaluation.held_out_loss import held_out_loss
 from finetune.prediction import ImageViews, find_images, predict
+from finetune.tasks.held_out_loss import held_out_loss
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.linear_probe import Probe
 

@@ -25,7 +25,8 @@ from finetune.combining.calibration import fit_temperature
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.pooling import Pooling, pool
 from finetune.combining.selection import choose_coefficients, select_members
-from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
+from finetune.tasks.held_out_loss import held_out_loss, held_out_losses
+from finetune.tasks.multiclass import MULTICLASS
 
 IMAGES = (24, 72)
 Row = tuple[float, float, float]
@@ -84,7 +85,7 @@ def judged(
         ),
     }
     return {
-        way: figures(pool(members, coefficients, method=pooling), labels, scale, judge)
+        way: figures(pool(MULTICLASS, members, coefficients, method=pooling), labels, scale, judge)
         for way, (coefficients, pooling) in ways.items()
     }
 

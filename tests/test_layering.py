@@ -17,6 +17,7 @@ FLOOR = {
     "files",
     "runtime",
     "spec",
+    "tasks",
 }
 ALLOWED = {
     "errors": set(),
@@ -26,6 +27,7 @@ ALLOWED = {
     "files": {"errors"},
     "runtime": {"errors"},
     "spec": {"errors"},
+    "tasks": {"errors", "spec"},
     "documents": {"errors", "spec"},
     "tables": FLOOR,
     "data": FLOOR,

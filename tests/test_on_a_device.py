@@ -28,10 +28,10 @@ from finetune.combining.members import ClassifierMember
 from finetune.combining.soups import average_checkpoints
 from finetune.combining.test_time_augmentation import VIEWS, chosen_views, mean_over_views
 from finetune.data.datamodule import ImageFolderDataModule
-from finetune.evaluation.metrics import figures_of
 from finetune.reporting.embeddings import embed
 from finetune.reporting.explain import explain
 from finetune.runtime import Runtime, device_of
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.features.extract import dataset_for, frozen_features
 from finetune.training.weight_averaging import EMA, SWA
@@ -245,12 +245,14 @@ def test_views_are_made_there(runtime) -> None:
     images = torch.rand(2, 3, 32, 32)
     here, there = classifier_of(0), runtime.place(classifier_of(0))
     with torch.inference_mode():
-        expected = mean_over_views(lambda v: here(v[0]), {0: images}, chosen_views(len(VIEWS)))
+        expected = mean_over_views(
+            MULTICLASS, lambda v: here(v[0]), {0: images}, chosen_views(len(VIEWS))
+        )
         found = mean_over_views(
-            lambda v: there(v[0]), {0: images.to(DEVICE)}, chosen_views(len(VIEWS))
+            MULTICLASS, lambda v: there(v[0]), {0: images.to(DEVICE)}, chosen_views(len(VIEWS))
         )
     assert_close(found, expected)
-    assert figures_of(found.to(DEVICE), torch.tensor([0, 1]).to(DEVICE))["nll"] > 0
+    assert MULTICLASS.figures(found.to(DEVICE), torch.tensor([0, 1]).to(DEVICE))["nll"] > 0
 
 
 def test_explanations_and_embeddings_are_those_of_the_cpu(runtime, colour_folder: Path) -> None:

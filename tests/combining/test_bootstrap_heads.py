@@ -8,8 +8,8 @@ from finetune.combining.bootstrap_heads import bootstrap_heads, ensemble_of_head
 from finetune.combining.ensemble import Ensemble
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import UsageError
-from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
 from finetune.networks.splitting import split_at_parameters
+from finetune.tasks.held_out_loss import held_out_loss, held_out_losses
 from finetune.training.classifier import ImageClassifier
 
 MakeCheckpoint = Callable[..., Path]

@@ -7,6 +7,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from finetune.combining.diversity import cohen_kappa, diversity, error_correlation, q_statistic
 from finetune.combining.pooling import pool
+from finetune.tasks.multiclass import MULTICLASS
 
 
 @given(
@@ -33,7 +34,7 @@ def test_measures_stay_in_range_and_matrices_are_symmetric(
         assert bool(((matrix >= low - 1e-9) & (matrix <= high + 1e-9)).all()), name
         if own is not None:
             torch.testing.assert_close(matrix.diagonal(), torch.full((shape[0],), own).double())
-    correct = pool(members).argmax(-1) == labels
+    correct = pool(MULTICLASS, members).argmax(-1) == labels
     member_accuracy = (members.argmax(-1) == labels).double().mean(-1).max()
     assert found.oracle_accuracy >= member_accuracy - 1e-9
     assert 0 <= correct.double().mean() <= 1

@@ -13,10 +13,10 @@ from finetune.combining.members import ClassifierMember, TableMember
 from finetune.combining.pooling import mean_probabilities
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CalibrationError, CheckpointError, CheckpointMismatchError, DataError
-from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
 from finetune.prediction import ImageViews, predict
 from finetune.prediction.inputs import named_images
 from finetune.spec.preprocessing import Preprocessing
+from finetune.tasks.held_out_loss import held_out_loss, held_out_losses
 from finetune.training.checkpoints import ENTRY
 from finetune.training.checksums import CHECKSUMS
 from finetune.training.classifier import ImageClassifier

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.folds import common_folds
 from finetune.combining.members import TableMember
-from finetune.combining.pooling import probabilities_of
 from finetune.errors import CheckpointMismatchError
 from finetune.spec.images import content_id
 from finetune.spec.splits import SplitRecord
+from finetune.tasks.multiclass import MULTICLASS
 
 FOLDS, IMAGES = 3, 20  # a fold
 NAMES = ("no", "yes")
@@ -58,6 +58,7 @@ class Member(nn.Module):
 
     class_names = NAMES
     preprocessings = ()
+    task = MULTICLASS
 
     def __init__(
         self, fold: int | None, *, seen: float, unseen: Sequence[float], name: str = "x"
@@ -107,7 +108,7 @@ def test_a_row_a_recipe_holds_what_each_fold_says_of_its_own_images() -> None:
     truth = held_out.member_logits.exp()[:, :, 1]
     torch.testing.assert_close(truth[0], torch.tensor(varied * FOLDS))
     torch.testing.assert_close(truth[1], torch.full((FOLDS * IMAGES,), 0.7))
-    pooled = probabilities_of(ensemble.pool_held_out(held_out))
+    pooled = MULTICLASS.probabilities(ensemble.pool_held_out(held_out))
     expected = torch.tensor([value / 2 + 0.35 for value in varied] * FOLDS)
     torch.testing.assert_close(pooled[:, 1], expected)
 
@@ -162,7 +163,7 @@ def test_dropped_recipes_leave_the_answers_of_the_others_in_place() -> None:
     held_out = chosen.held_out(MODULES)
     assert held_out.columns == ((0, 1, 2),)
     assert len({Path(name).parents[2] for name in chosen.member_names}) == 1
-    pooled = probabilities_of(chosen.pool_held_out(held_out))
+    pooled = MULTICLASS.probabilities(chosen.pool_held_out(held_out))
     torch.testing.assert_close(pooled[:, 1], torch.full((60,), 0.7))
 
 

@@ -13,10 +13,10 @@ from finetune.combining.pooling import (
     mean_logits,
     mean_probabilities,
     pool,
-    probabilities_of,
 )
 from finetune.errors import UsageError
-from finetune.evaluation.held_out_loss import held_out_loss, held_out_losses
+from finetune.tasks.held_out_loss import held_out_loss, held_out_losses
+from finetune.tasks.multiclass import MULTICLASS
 
 METHODS: list[Pooling] = ["mean", "geometric", "vote"]
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(2, 7), st.integers(0, 10**6))
@@ -40,12 +40,12 @@ def test_rows_sum_to_one_and_members_order_does_not_matter(
     method: Pooling, shape: tuple[int, int, int, int]
 ) -> None:
     members, weights = logits(shape), shares(shape)
-    pooled = probabilities_of(pool(members, weights, method=method))
+    pooled = MULTICLASS.probabilities(pool(MULTICLASS, members, weights, method=method))
     assert pooled.shape == members.shape[1:]
     torch.testing.assert_close(pooled.sum(-1), torch.ones(len(pooled)))
     order = torch.arange(len(members)).flip(0)
-    turned = pool(members[order], weights[order], method=method)
-    torch.testing.assert_close(probabilities_of(turned), pooled)
+    turned = pool(MULTICLASS, members[order], weights[order], method=method)
+    torch.testing.assert_close(MULTICLASS.probabilities(turned), pooled)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -57,8 +57,8 @@ def test_a_constant_added_to_a_row_of_logits_changes_nothing(
     members, weights = logits(shape).double(), shares(shape)
     shifted = members + 100 * torch.randn(*members.shape[:2], 1, dtype=torch.float64)
     torch.testing.assert_close(
-        pool(shifted, weights, method=method).softmax(-1),
-        pool(members, weights, method=method).softmax(-1),
+        pool(MULTICLASS, shifted, weights, method=method).softmax(-1),
+        pool(MULTICLASS, members, weights, method=method).softmax(-1),
     )
 
 
@@ -70,7 +70,7 @@ def test_mean_equals_numpys_average(shape: tuple[int, int, int, int]) -> None:
     expected = np.average(values.numpy(), axis=0, weights=weights.double().numpy())
     np.testing.assert_allclose(mean_probabilities(values, weights).numpy(), expected, atol=1e-12)
     np.testing.assert_allclose(
-        pool(members, weights).double().softmax(-1).numpy(), expected, atol=1e-12
+        pool(MULTICLASS, members, weights).double().softmax(-1).numpy(), expected, atol=1e-12
     )
 
 
@@ -93,15 +93,15 @@ def test_pooling_is_never_worse_than_the_mean_member(
     members, weights = logits(shape, scale=100.0).double(), shares(shape).double()
     labels = torch.arange(shape[1]) % shape[2]
     nll = held_out_losses(members, labels, "nll")
-    combined = held_out_loss(pool(members, weights, method=method), labels, "nll")
+    combined = held_out_loss(pool(MULTICLASS, members, weights, method=method), labels, "nll")
     assert combined <= (weights / weights.sum() * nll).sum() + 1e-9
 
 
 @pytest.mark.parametrize("method", ["mean", "geometric"])
 def test_one_member_is_returned_bit_for_bit(method: Pooling) -> None:
     members = logits((3, 20, 4, 0))
-    assert torch.equal(pool(members[:1], method=method), members[0])
-    assert torch.equal(pool(members, [0, 2.0, 0], method=method), members[1])
+    assert torch.equal(pool(MULTICLASS, members[:1], method=method), members[0])
+    assert torch.equal(pool(MULTICLASS, members, [0, 2.0, 0], method=method), members[1])
 
 
 @pytest.mark.parametrize(("method", "expected"), [("mean", 4000 + np.log(2)), ("geometric", 4000)])
@@ -112,13 +112,13 @@ def test_an_answer_too_sure_for_a_float_keeps_its_likelihood(
     members = torch.tensor([[[2000.0, -2000.0]], [[3000.0, -3000.0]]])
     if method == "geometric":
         members[1] = members[0]
-    found = held_out_loss(pool(members, method=method), torch.tensor([1]), "nll")
+    found = held_out_loss(pool(MULTICLASS, members, method=method), torch.tensor([1]), "nll")
     assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_vote_counts_shares() -> None:
     members = torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]], [[0.4, 0.6]]])
-    found = probabilities_of(majority_vote(members))
+    found = MULTICLASS.probabilities(majority_vote(members))
     torch.testing.assert_close(found, torch.tensor([[1 / 3, 2 / 3]]))
     torch.testing.assert_close(majority_vote(members, [2, 1, 0.5]).argmax(-1), torch.tensor([0]))
 

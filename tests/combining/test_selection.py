@@ -14,7 +14,8 @@ from finetune.combining.selection import (
     select_members,
 )
 from finetune.errors import UsageError
-from finetune.evaluation.held_out_loss import Metric, held_out_loss
+from finetune.tasks.held_out_loss import Metric, held_out_loss
+from finetune.tasks.multiclass import MULTICLASS
 
 METRICS: list[Metric] = ["nll", "accuracy", "brier"]
 MEASURED: list[tuple[Pooling, Metric]] = [
@@ -63,7 +64,7 @@ def test_never_worse_than_the_best_member_on_the_images_that_select(
     assert chosen.loss <= min(single) + 1e-12
     assert sum(chosen.coefficients) == pytest.approx(1)
     assert min(chosen.coefficients) >= 0
-    pooled = pool(logits.double(), chosen.coefficients, method=pooling)
+    pooled = pool(MULTICLASS, logits.double(), chosen.coefficients, method=pooling)
     assert chosen.loss == pytest.approx(held_out_loss(pooled, labels, metric))
 
 
@@ -100,7 +101,7 @@ def test_as_much_of_the_bags_answer_stays_as_the_best_member_allows() -> None:
 def test_close_to_an_exhaustive_search(seed: int) -> None:
     logits, labels = library(3, seed)
     grid = [c for c in itertools.product(range(13), repeat=3) if sum(c) == 12]
-    exhaustive = min(held_out_loss(pool(logits, c), labels, "nll") for c in grid)
+    exhaustive = min(held_out_loss(pool(MULTICLASS, logits, c), labels, "nll") for c in grid)
     greedy = select_members(logits, labels, bags=0).loss
     assert greedy <= exhaustive + 2e-3
 
@@ -111,7 +112,7 @@ def test_first_step_is_the_exhaustively_best_pair_or_single(metric: Metric) -> N
     chosen = select_members(logits, labels, metric=metric, bags=0, max_members=2, rounds=1)
     best = chosen.best_member
     allowed = [[best]] + [[best, other] for other in range(5)]
-    losses = [held_out_loss(pool(logits[pair]), labels, metric) for pair in allowed]
+    losses = [held_out_loss(pool(MULTICLASS, logits[pair]), labels, metric) for pair in allowed]
     assert chosen.loss <= min(losses) + 1e-12
 
 
@@ -143,7 +144,7 @@ def test_one_member_and_copies_of_one_member() -> None:
     assert select_members(logits, labels).coefficients == (1.0,)
     copies = logits.repeat(3, 1, 1)
     chosen = select_members(copies, labels)
-    pooled = pool(copies, chosen.coefficients).double().softmax(-1)
+    pooled = pool(MULTICLASS, copies, chosen.coefficients).double().softmax(-1)
     torch.testing.assert_close(pooled, logits[0].double().softmax(-1))
 
 
@@ -185,11 +186,13 @@ def test_what_is_pooled_by_logits_is_chosen_by_logits() -> None:
     ways: list[Pooling] = ["mean", "geometric"]
     for used in ways:
         chosen = select_members(members, labels, pooling=used, bags=0)
-        pooled = pool(members.double(), chosen.coefficients, method="geometric")
+        pooled = pool(MULTICLASS, members.double(), chosen.coefficients, method="geometric")
         losses[used] = held_out_loss(pooled, labels, "nll")
     grid = [
         held_out_loss(
-            pool(members.double(), [1 - c / 50, c / 50], method="geometric"), labels, "nll"
+            pool(MULTICLASS, members.double(), [1 - c / 50, c / 50], method="geometric"),
+            labels,
+            "nll",
         )
         for c in range(51)
     ]
@@ -217,9 +220,9 @@ def test_cross_validated_answers_of_the_ensemble_are_honest(pooling: Pooling) ->
     for seed in range(4):  # of one library alone the folds may be easier than the whole by chance
         members, labels = library(8, seed, images=80)
         optimistic += select_members(members, labels, pooling=pooling).loss
-        answers = cross_validated_answers(members, labels, select, pooling=pooling)
+        answers = cross_validated_answers(MULTICLASS, members, labels, select, pooling=pooling)
         combined += held_out_loss(answers, labels, "nll")
-        answers = cross_validated_answers(members, labels, best, pooling=pooling)
+        answers = cross_validated_answers(MULTICLASS, members, labels, best, pooling=pooling)
         single += held_out_loss(answers, labels, "nll")
     assert optimistic < combined < single
 

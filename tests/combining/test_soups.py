@@ -14,8 +14,8 @@ from finetune.combining.soup_evaluation import WeightsEvaluator
 from finetune.combining.soups import average_checkpoints
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.errors import CheckpointError, CheckpointMismatchError, UsageError
-from finetune.evaluation.held_out_loss import Metric
 from finetune.spec.preprocessing import Preprocessing
+from finetune.tasks.held_out_loss import Metric
 from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content, save_atomically
 from finetune.training.classifier import ImageClassifier
 

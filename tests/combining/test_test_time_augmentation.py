@@ -3,6 +3,7 @@ import torch
 
 from finetune.combining.test_time_augmentation import VIEWS, chosen_views, mean_over_views
 from finetune.errors import UsageError
+from finetune.tasks.multiclass import MULTICLASS
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -26,13 +27,15 @@ def test_what_the_views_show() -> None:
 
 
 def test_the_mean_of_one_view_is_the_answer_itself() -> None:
-    answer = mean_over_views(lambda images: images["x"], {"x": IMAGES}, chosen_views(1))
+    answer = mean_over_views(MULTICLASS, lambda images: images["x"], {"x": IMAGES}, chosen_views(1))
     assert torch.equal(answer, IMAGES)
 
 
 def test_probabilities_are_averaged_not_logits() -> None:
     views = chosen_views(["original", "mirrored"])
-    answer = mean_over_views(lambda images: 9 * images["x"][:, 0, 0], {"x": IMAGES}, views)
+    answer = mean_over_views(
+        MULTICLASS, lambda images: 9 * images["x"][:, 0, 0], {"x": IMAGES}, views
+    )
     row = 9 * IMAGES[:, 0, 0]
     torch.testing.assert_close(answer.exp(), (row.softmax(-1) + row.flip(-1).softmax(-1)) / 2)
 

@@ -14,8 +14,8 @@ from finetune import ImageClassifier, predict
 from finetune.cli import main
 from finetune.combining.ensemble import Ensemble
 from finetune.data.datamodule import ImageFolderDataModule
-from finetune.evaluation.metrics import figures_of
 from finetune.reporting.sources import load_source
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.training.checkpoints import save_atomically
 
 WriteCheckpoint = Callable[..., Path]
@@ -57,7 +57,7 @@ class Sure:
 
     def expected(self, stage: str) -> dict[str, float]:
         logits, labels, _ = self.answers(stage)
-        figures = figures_of(logits, labels)
+        figures = MULTICLASS.figures(logits, labels)
         nll = torch.nn.functional.cross_entropy(logits.double(), labels)
         assert figures["nll"] == pytest.approx(float(nll), rel=1e-12)
         assert figures["nll"] > 100, "no answer is wrong for sure: the test shows nothing"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from finetune.evaluation.evaluate import evaluate_logits
-from finetune.evaluation.metrics import dominant_of
 from finetune.evaluation.scores import dominant_image
 from finetune.reporting.page import PageSection, render_page
+from finetune.tasks.multiclass import MULTICLASS
 
 
 def test_the_image_that_carries_the_likelihood_is_named() -> None:
@@ -19,7 +19,7 @@ def test_the_image_that_carries_the_likelihood_is_named() -> None:
     evaluation = evaluate_logits(labels, logits, ["a", "b"], paths)
     dominant = evaluation.dominant
     assert dominant is not None
-    assert dominant == dominant_of(logits, labels, paths)
+    assert dominant == dominant_image(MULTICLASS.losses(logits, labels).numpy(), paths)
     assert (dominant.path, dominant.nats) == ("7.jpg", pytest.approx(2593))
     assert dominant.share == pytest.approx(2593 / (400 * evaluation.nll))
     assert str(dominant) == "one image of 2,593.0 nats carries 98 % of the NLL: 7.jpg"

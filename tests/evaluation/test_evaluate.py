@@ -15,7 +15,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from finetune.errors import UsageError
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
-from finetune.evaluation.scores import confidence_bins, label_ranks, risk_coverage
+from finetune.evaluation.scores import risk_coverage
+from finetune.tasks.class_scores import confidence_bins, label_ranks
 
 
 @st.composite

@@ -9,6 +9,7 @@ from finetune.errors import NetworkError
 from finetune.networks.factory import create_network
 from finetune.networks.final_layer import output_tensors
 from finetune.networks.splitting import split_at_parameters
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.training.temperature import best_temperature, rescaled
 
 CLASSES = 5
@@ -56,7 +57,7 @@ def test_divided_by_t_it_divides_the_logits(name: str, size: int, cut: bool) -> 
     with torch.inference_mode():
         logits = network(images)
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    after, expected = rescaled(state, logits, labels, output_tensors(network))
+    after, expected = rescaled(MULTICLASS, state, logits, labels, output_tensors(network))
     temperature = best_temperature(logits, labels)
     assert abs(temperature - 1) > 0.05, "nothing to divide by"
     torch.testing.assert_close(expected, logits / temperature)
@@ -104,6 +105,6 @@ def test_a_hidden_layer_as_wide_as_the_classes_is_not_mistaken() -> None:
     assert output_tensors(Deep()) == ()
     state = {"network.head.0.weight": torch.ones(4, 8)}
     logits, labels = torch.randn(9, 4), torch.arange(9) % 4
-    unchanged, answers = rescaled(state, logits, labels, ())
+    unchanged, answers = rescaled(MULTICLASS, state, logits, labels, ())
     assert unchanged == state
     assert answers is logits

@@ -149,7 +149,7 @@ def test_the_gallery_filters_by_class_confidence_and_name(
 def test_dark_is_followed_by_colours_and_figures(opened: webdriver.Chrome) -> None:
     look = (
         "return [getComputedStyle(document.body).backgroundColor,"
-        "document.querySelector('image img').currentSrc.length]"
+        "document.querySelector('picture img').currentSrc.length]"
     )
     seen = []
     for scheme in ("light", "dark"):

@@ -8,7 +8,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from finetune.cli import main
-from finetune.evaluation.metrics import figure_names
+from finetune.tasks.multiclass import MULTICLASS
 
 PROJECT = Path(__file__).parents[2]
 SWEEPS = sorted((PROJECT / "configs" / "sweeps").glob("*.yaml"))
@@ -49,7 +49,7 @@ def test_a_sweep_runs_the_console_command(
 ) -> None:
     sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert sweep["method"] in {"bayes", "grid", "random"}
-    logged = [f"val/{name}" for name in figure_names(3)]
+    logged = [f"val/{name}" for name in MULTICLASS.figure_names(3)]
     assert sweep["metric"]["name"] in {*logged, "val/nll", "val/loss"}
     assert sweep["metric"]["goal"] in {"minimize", "maximize"}
     assert all("values" in p or "min" in p for p in sweep["parameters"].values())

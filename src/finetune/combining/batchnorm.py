@@ -7,9 +7,8 @@ were tuned with batch norm in ``eval`` must keep their statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ def has_batchnorm(network: nn.Module) -> bool:
     return bool(_tracking(network))
 
 
-def reestimate_batchnorm(network: nn.Module, batches: Iterable[Any]) -> int:
+def reestimate_batchnorm(network: nn.Module, batches: Iterable[object]) -> int:
     """Replace all running statistics by those of the given images; returns their number.
 
     Every image counts the same whatever its batch: a layer's mean and variance are those of all
@@ -135,7 +134,7 @@ def _watched(network: nn.Module, pooled: dict[_BatchNorm, _Pooled]) -> Iterator[
             module.training = mode
 
 
-def _recorder(statistics: _Pooled) -> Any:
+def _recorder(statistics: _Pooled) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0]
         statistics.add(values)
@@ -145,7 +144,7 @@ def _recorder(statistics: _Pooled) -> Any:
     return record
 
 
-def _images_of(batch: Any) -> Tensor:
+def _images_of(batch: object) -> Tensor:
     if isinstance(batch, dict):
         batch = batch["images"]
     if isinstance(batch, list | tuple):

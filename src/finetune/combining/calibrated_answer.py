@@ -17,8 +17,10 @@ from finetune.combining.calibration import (
     fit_temperature,
 )
 from finetune.combining.conformal import ConformalRule, Score, fit_conformal
-from finetune.combining.pooling import Coefficients, probabilities_of
+from finetune.combining.pooling import Coefficients
 from finetune.combining.uncertainty import Uncertainty, uncertainty
+from finetune.tasks import categorical
+from finetune.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +57,15 @@ class Calibration:
         """Calibrated logits ``(N, C)`` of pooled ones; the order of the classes stays."""
         return apply_temperature(pooled, self.temperature)
 
-    def rejected(self, pooled: Tensor) -> Tensor | None:
+    def rejected(self, task: Task, pooled: Tensor) -> Tensor | None:
         """Which of the images ``(N, C)`` to leave to a human, ``(N,)`` bool; None: no rule."""
         if self.reject is None:
             return None
-        confidence = self.logits(pooled.double()).softmax(dim=-1).amax(dim=-1)
-        return confidence < self.reject.threshold
+        return task.confidence(self.logits(pooled.double())) < self.reject.threshold
 
-    def prediction_sets(self, pooled: Tensor) -> Tensor | None:
+    def prediction_sets(self, task: Task, pooled: Tensor) -> Tensor | None:
         """Membership ``(N, C)`` bool of the classes in each image's set; None: no rule."""
-        return None if self.conformal is None else self.conformal.sets(probabilities_of(pooled))
+        return None if self.conformal is None else self.conformal.sets(task.probabilities(pooled))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, for a checkpoint."""
@@ -90,7 +91,7 @@ class Answer:
 
     Attributes:
         logits: ``(N, C)``, pooled and calibrated; of a classifier alone its own.
-        probabilities: ``(N, C)``, their softmax.
+        probabilities: ``(N, C)``, what they say.
         member_probabilities: ``(M, N, C)``, not calibrated.
         uncertainty: entropies, disagreement, variation ratio, each ``(N,)``.
         rejected: ``(N,)`` bool, or None without a reject rule.
@@ -106,6 +107,7 @@ class Answer:
 
 
 def decide(
+    task: Task,
     pooled: Tensor,
     member_logits: Tensor,
     calibration: Calibration | None,
@@ -113,18 +115,21 @@ def decide(
 ) -> Answer:
     """Apply a calibration to pooled logits ``(N, C)`` and say how sure the members are."""
     logits = pooled if calibration is None else calibration.logits(pooled)
-    member_probabilities = probabilities_of(member_logits)
+    member_probabilities = task.probabilities(member_logits)
     return Answer(
         logits=logits,
-        probabilities=probabilities_of(logits),
+        probabilities=task.probabilities(logits),
         member_probabilities=member_probabilities,
-        uncertainty=uncertainty(member_probabilities, coefficients),
-        rejected=None if calibration is None else calibration.rejected(pooled),
-        prediction_sets=None if calibration is None else calibration.prediction_sets(pooled),
+        uncertainty=uncertainty(
+            categorical.probabilities(task.choices(member_logits)), coefficients
+        ),
+        rejected=None if calibration is None else calibration.rejected(task, pooled),
+        prediction_sets=None if calibration is None else calibration.prediction_sets(task, pooled),
     )
 
 
 def fit_calibration(
+    task: Task,
     pooled: Tensor,
     labels: Tensor,
     *,
@@ -137,13 +142,13 @@ def fit_calibration(
     Raises:
         CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
     """
-    fit = fit_temperature(pooled, labels, prior=USUAL_PRIOR)
+    fit = fit_temperature(*task.rows(pooled, labels), prior=USUAL_PRIOR)
     reject = None
     if reject_risk is not None:
-        calibrated = apply_temperature(pooled.double(), fit.temperature).softmax(dim=-1)
+        calibrated = categorical.probabilities(apply_temperature(pooled.double(), fit.temperature))
         reject = fit_reject_rule(calibrated, labels, risk=reject_risk)
     conformal = None
     if conformal_alpha is not None:
-        probabilities = probabilities_of(pooled)
+        probabilities = task.probabilities(pooled)
         conformal = fit_conformal(probabilities, labels, alpha=conformal_alpha, score=score)
     return Calibration(fit, reject, conformal)

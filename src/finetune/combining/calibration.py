@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import CalibrationError
+from finetune.tasks import categorical
 from finetune.training.temperature import best_temperature
 
 LEAST, MOST = 1e-3, 1e3  # of the temperature
@@ -51,10 +52,10 @@ class RejectRule:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, *, prior: float = math.inf) -> TemperatureFit:
-    """The temperature T > 0 that minimises the NLL of ``softmax(logits / T)``.
+    """The temperature T > 0 that minimises the NLL of the answer of ``logits / T``.
 
     Args:
-        logits: ``(N, C)``, or log probabilities.
+        logits: ``(N, C)``, or log probabilities: rows of any task.
         labels: ``(N,)`` in ``[0, C)``.
         prior: standard deviation of log T; infinite for the maximum of the likelihood. See
             :func:`finetune.training.temperature.best_temperature`.
@@ -140,7 +141,7 @@ def fit_reject_rule(probabilities: Tensor, labels: Tensor, *, risk: float) -> Re
 
 
 def _nll(logits: Tensor, labels: Tensor) -> float:
-    return float(torch.nn.functional.cross_entropy(logits, labels))
+    return float(categorical.losses(logits, labels).mean())
 
 
 def _upper_bound(errors: int, count: int, confidence: float = 0.95) -> float:

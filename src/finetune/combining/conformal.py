@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import CalibrationError
+from finetune.tasks import categorical
 
 Score = Literal["thr", "aps", "raps"]
 
@@ -53,7 +54,7 @@ class ConformalRule:
         )
         members = scores <= self.threshold
         if self.always_top:
-            members = members.scatter(-1, probabilities.argmax(dim=-1, keepdim=True), True)
+            members = members.scatter(-1, categorical.likeliest(probabilities).unsqueeze(-1), True)
         return members
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.pooling import Pooling, pool
-from finetune.evaluation.held_out_loss import Metric, held_out_loss, held_out_losses
+from finetune.tasks import categorical
+from finetune.tasks.held_out_loss import Metric, held_out_loss, held_out_losses
+from finetune.tasks.multiclass import MULTICLASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,11 @@ def diversity(
 ) -> Diversity:
     """Measure the members ``(M, N, C)`` against each other and the true labels ``(N,)``.
 
+    Rows of any task will do.
+
     Coefficients, pooling and metric are those of the ``ambiguity``.
     """
-    predicted = member_logits.argmax(dim=-1)
+    predicted = categorical.likeliest(member_logits)
     correct = predicted == labels
     return Diversity(
         disagreement=pairwise_disagreement(predicted),
@@ -103,7 +107,7 @@ def q_statistic(correct: Tensor) -> Tensor:
 
 def pairwise_divergence(member_logits: Tensor) -> Tensor:
     """``(KL(p_i, p_j) + KL(p_j, p_i)) / 2``, mean over images, for ``(M, N, C)``."""
-    logs = member_logits.double().log_softmax(dim=-1).flatten(1)
+    logs = categorical.log_probabilities(member_logits.double()).flatten(1)
     flat, images = logs.exp(), member_logits.shape[1]
     cross = flat @ logs.T / images
     own = cross.diagonal()
@@ -127,5 +131,6 @@ def ambiguity(
     members = member_logits.double()
     weights = torch.tensor(normalised_coefficients(coefficients, len(members))).double()
     alone = float(weights @ held_out_losses(members, labels, metric))
-    gain = alone - held_out_loss(pool(members, coefficients, method=pooling), labels, metric)
+    pooled = pool(MULTICLASS, members, coefficients, method=pooling)
+    gain = alone - held_out_loss(pooled, labels, metric)
     return max(gain, 0.0) if metric == "nll" else gain  # equal members gain 0, not its rounding

@@ -25,9 +25,10 @@ from finetune.combining.holdout_roles import (
 )
 from finetune.combining.member_outputs import DataModules, MemberOutputs
 from finetune.combining.members import Member, Paths, Views
-from finetune.combining.pooling import Pooling, pool, probabilities_of
+from finetune.combining.pooling import Pooling, pool
 from finetune.combining.selection import choose_coefficients
-from finetune.evaluation.held_out_loss import Metric
+from finetune.spec.images import Split
+from finetune.tasks.held_out_loss import Metric
 
 Selecting = Literal["all", "greedy", "learned"]
 
@@ -105,7 +106,7 @@ class Ensemble(MemberOutputs):
 
     def pool(self, member_logits: Tensor) -> Tensor:
         """Logits ``(M, N, C)`` into logits ``(N, C)``, before calibration."""
-        return pool(member_logits, self.coefficients, method=self.pooling)
+        return pool(self.task, member_logits, self.coefficients, method=self.pooling)
 
     def pool_held_out(self, held_out: HeldOut, rows: Sequence[int] | None = None) -> Tensor:
         """The pooled logits ``(N, C)`` of held-out images, or to some, before calibration.
@@ -115,7 +116,7 @@ class Ensemble(MemberOutputs):
         """
         members = held_out.member_logits
         members = members if rows is None else members[:, list(rows)]
-        return pool(members, held_out.of_rows(self.coefficients), method=self.pooling)
+        return pool(self.task, members, held_out.of_rows(self.coefficients), method=self.pooling)
 
     def calibrated(self, pooled: Tensor) -> Tensor:
         """Pooled logits ``(N, C)`` over the temperature, where there is one."""
@@ -128,7 +129,7 @@ class Ensemble(MemberOutputs):
     def answer(self, member_logits: Tensor) -> Answer:
         """Pool logits ``(M, N, C)``, calibrate, and say how sure."""
         pooled = self.pool(member_logits)
-        return decide(pooled, member_logits, self.calibration, self.coefficients)
+        return decide(self.task, pooled, member_logits, self.calibration, self.coefficients)
 
     def forward(self, *views: Tensor) -> Tensor:
         """Log probabilities ``(N, C)``, which any loss or metric takes for logits.
@@ -137,7 +138,7 @@ class Ensemble(MemberOutputs):
             views: images ``(N, C_i, S_i, S_i)``, one for each of :attr:`preprocessings`.
         """
         by_preprocessing = dict(zip(self.preprocessings, views, strict=True))
-        return self.logits(by_preprocessing).log_softmax(dim=-1)
+        return self.task.log_probabilities(self.logits(by_preprocessing))
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
         """Calibrated logits ``(N, C)``: an ensemble is a member of another one this way."""
@@ -145,7 +146,7 @@ class Ensemble(MemberOutputs):
 
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Calibrated probabilities ``(N, C)``."""
-        return probabilities_of(self._combined(views, paths))
+        return self.task.probabilities(self._combined(views, paths))
 
     def _combined(self, views: Views, paths: Paths) -> Tensor:
         # Not by member_logits: inference mode would keep gradients and exports out.
@@ -157,6 +158,7 @@ class Ensemble(MemberOutputs):
         return {
             "kind": "ensemble",
             "name": self.name,
+            "task": self.task.name,
             "class_names": list(self.class_names),
             "members": [member.describe() for member in self.parts],
             "coefficients": list(self.coefficients),
@@ -174,7 +176,7 @@ class Ensemble(MemberOutputs):
         max_members: int | None = None,
         min_gain: float = 0.0,
         share: Share = "half",
-        split: str = "val",
+        split: Split = "val",
         seed: int = 0,
     ) -> Self:
         """A new ensemble of the members that help, with their coefficients.
@@ -196,13 +198,12 @@ class Ensemble(MemberOutputs):
         if method == "all":
             return self
         held_out = self.held_out(datamodule, split)
-        rows = of_role(held_out.ids, held_out.labels.tolist(), "pick", share)
+        rows = of_role(held_out.ids, self.task.strata(held_out.labels), "pick", share)
         ids = [held_out.ids[row] for row in rows]
         roles = in_whole_ids(self.roles, held_out.paths, held_out.ids)
         refuse_reuse(roles, ids, "pick")
         coefficients = choose_coefficients(
-            held_out.member_logits[:, rows],
-            held_out.labels[rows],
+            *self.task.rows(held_out.member_logits[:, rows], held_out.labels[rows]),
             method=method,
             metric=metric,
             pooling=self.pooling,
@@ -222,7 +223,7 @@ class Ensemble(MemberOutputs):
         conformal: float | None = None,
         score: Score = "thr",
         share: Share = "half",
-        split: str = "val",
+        split: Split = "val",
         allow_reuse: bool = False,
     ) -> Self:
         """A new ensemble with one temperature for its pooled answer, and rules on request.
@@ -240,11 +241,12 @@ class Ensemble(MemberOutputs):
             CalibrationError: images that have picked, or none at all.
         """
         held_out = self.held_out(datamodule, split)
-        rows = of_role(held_out.ids, held_out.labels.tolist(), "calibrate", share)
+        rows = of_role(held_out.ids, self.task.strata(held_out.labels), "calibrate", share)
         ids = [held_out.ids[row] for row in rows]
         roles = in_whole_ids(self.roles, held_out.paths, held_out.ids)
         reused = refuse_reuse(roles, ids, "calibrate", allow_reuse=allow_reuse)
         calibration = fit_calibration(
+            self.task,
             self.pool_held_out(held_out, rows),
             held_out.labels[rows],
             reject_risk=reject_risk,

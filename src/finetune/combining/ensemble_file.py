@@ -15,6 +15,7 @@ from finetune.combining.members import ClassifierMember, Member, TableMember
 from finetune.errors import CheckpointError, UsageError
 from finetune.spec.preprocessing import Preprocessing
 from finetune.tables.writing import ENDINGS
+from finetune.tasks.known import task_of
 from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import (
     ENTRY,
@@ -168,6 +169,7 @@ def _build_member(
         path=path,
         state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},
         hyper_parameters=dict(described["hyper_parameters"]),
+        task=task_of(described, path),
         class_names=tuple(described["class_names"]),
         backbone=described["backbone"],
         network=network_of(described, described["hyper_parameters"]),

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from finetune.combining.members import Member, TableMember
 from finetune.errors import CheckpointMismatchError
+from finetune.spec.images import Split
+from finetune.spec.protocols import HeldOutData
 
 Column = dict[int, int]  # fold to the index of the member that held it out
 
@@ -84,7 +85,7 @@ def _recipes(members: Sequence[Member]) -> list[Column]:
     return [column for _, column in columns]
 
 
-def one_test_side(datamodules: Mapping[int, Any], split: str) -> Any:
+def one_test_side(datamodules: Mapping[int, HeldOutData], split: Split) -> HeldOutData:
     """A data module with the test images, which are the same whatever the fold.
 
     Raises:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from finetune.combining.calibration import log_of
 from finetune.combining.pooling import Pooling, likelihood_ratios
-from finetune.evaluation.held_out_loss import Metric, held_out_losses
+from finetune.tasks import categorical
+from finetune.tasks.held_out_loss import Metric, held_out_losses
 
 SAME = 1e-12  # losses closer than this are a tie
 SHARES = tuple(1 - step / 20 for step in range(20))  # of the bags' answer
@@ -174,11 +175,11 @@ def _without(coefficients: Tensor, index: int) -> Tensor:
 def _summands(members: Tensor, pooling: Pooling) -> Tensor:
     match pooling:
         case "mean":
-            return members.softmax(dim=-1)
+            return categorical.probabilities(members)
         case "geometric":
-            return members.log_softmax(dim=-1)
+            return categorical.log_probabilities(members)
         case "vote":
-            votes = torch.nn.functional.one_hot(members.argmax(dim=-1), members.shape[-1])
-            return (1 - TIED_VOTES) * votes + TIED_VOTES * members.softmax(dim=-1)
+            shares = TIED_VOTES * categorical.probabilities(members)
+            return (1 - TIED_VOTES) * categorical.votes(members) + shares
         case _:
             assert_never(pooling)

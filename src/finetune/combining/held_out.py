@@ -6,12 +6,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError
+from finetune.spec.images import Split
+from finetune.spec.protocols import HeldOutData
+from finetune.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,14 @@ class HeldOut:
         )
 
 
-def held_out_images(datamodule: Any, split: str, class_names: Sequence[str]) -> HeldOut:
+def held_out_images(
+    task: Task, datamodule: HeldOutData, split: Split, class_names: Sequence[str]
+) -> HeldOut:
     """The images of a split, unanswered.
 
     Args:
-        datamodule: an ``ImageFolderDataModule``, or anything with its ``class_names`` and
-            ``images(split)``, each with path, label and id.
+        task: of the members.
+        datamodule: whose images.
         split: for example ``val``.
         class_names: the members'; labels are indexes into these.
 
@@ -105,8 +109,8 @@ def held_out_images(datamodule: Any, split: str, class_names: Sequence[str]) -> 
     return HeldOut(
         paths=paths,
         ids=tuple(image.id for image in images),
-        labels=torch.tensor(labels, dtype=torch.long),
-        member_logits=torch.empty(0, len(labels), len(class_names)),
+        labels=task.collate(labels),
+        member_logits=torch.empty(0, len(labels), task.number_of_outputs(class_names)),
     )
 
 

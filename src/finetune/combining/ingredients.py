@@ -18,6 +18,7 @@ from finetune.networks.final_layer import output_tensors
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
+from finetune.tasks.task import Task
 from finetune.training.checkpoints import ENTRY, as_checkpoint, read_checkpoint, read_content
 from finetune.training.checksums import verify
 from finetune.training.fitted_splits import split_records, with_fitted_split
@@ -37,6 +38,7 @@ class Ingredient:
 
     path: Path
     hyper_parameters: dict[str, Any]
+    task: Task
     class_names: tuple[str, ...]
     backbone: str
     network: NetworkSpec
@@ -75,7 +77,7 @@ def survey(paths: Sequence[str | Path]) -> list[Ingredient]:
     first = ingredients[0]
     for other in ingredients[1:]:
         align_classes(other.class_names, first.class_names, source=str(other.path))
-        for name in ("network", "preprocessing"):
+        for name in ("task", "network", "preprocessing"):
             expected, found = getattr(first, name), getattr(other, name)
             if expected != found:
                 raise CheckpointMismatchError(
@@ -94,7 +96,7 @@ def read_ingredient(ingredient: Ingredient, class_names: Sequence[str]) -> dict[
     if order is None:
         return state_dict
     with torch.device("meta"):
-        network = build_network(ingredient.network, len(class_names))
+        network = build_network(ingredient.network, ingredient.task.number_of_outputs(class_names))
     rows = {PREFIX + name for name in output_tensors(network)}
     if not rows:
         raise CheckpointMismatchError(
@@ -116,6 +118,7 @@ def _look_at(path: Path) -> Ingredient:
     return Ingredient(
         path=path,
         hyper_parameters=checkpoint.hyper_parameters,
+        task=checkpoint.task,
         class_names=checkpoint.class_names,
         backbone=checkpoint.backbone,
         network=checkpoint.network,

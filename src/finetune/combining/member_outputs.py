@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune.combining.folds import columns_of_folds, one_test_side
 from finetune.combining.held_out import HeldOut, held_out_images, out_of_fold
-from finetune.combining.members import ClassifierMember, Member, Paths, Views, align_classes
-from finetune.combining.pooling import probabilities_of
+from finetune.combining.members import (
+    ClassifierMember,
+    Member,
+    Paths,
+    Views,
+    align_classes,
+    common_task,
+)
 from finetune.combining.shared_backbone import group_by_backbone, grouped_logits
 from finetune.runtime import device_of
+from finetune.spec.images import Split
 from finetune.spec.preprocessing import Preprocessing
+from finetune.spec.protocols import HeldOutData
 from finetune.spec.splits import SplitRecord
 
-DataModules = Any | Mapping[int, Any]
+DataModules = HeldOutData | Mapping[int, HeldOutData]
 
 
 class MemberOutputs(nn.Module):
@@ -44,6 +51,7 @@ class MemberOutputs(nn.Module):
             align_classes(member.class_names, self.class_names, source=member.name)
             for member in members
         ]
+        self.task = common_task(members)
         self._groups = group_by_backbone(members)
         self.members = nn.ModuleList(members)  # type: ignore[arg-type]
         self._held_out: dict[str, HeldOut] = {}
@@ -87,9 +95,9 @@ class MemberOutputs(nn.Module):
 
     def member_probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Every member's answer to one batch, ``(M, N, C)``; see :meth:`member_logits`."""
-        return probabilities_of(self.member_logits(views, paths))
+        return self.task.probabilities(self.member_logits(views, paths))
 
-    def held_out(self, datamodule: DataModules, split: str = "val") -> HeldOut:
+    def held_out(self, datamodule: DataModules, split: Split = "val") -> HeldOut:
         """The members' answers to a split's images; computed once, then remembered.
 
         Args:
@@ -105,12 +113,12 @@ class MemberOutputs(nn.Module):
             if split == "val":
                 return self._out_of_fold(datamodule)
             datamodule = one_test_side(datamodule, split)
-        images = held_out_images(datamodule, split, self.class_names)
+        images = held_out_images(self.task, datamodule, split, self.class_names)
         if images.key not in self._held_out:
             self._held_out[images.key] = self._answered(images, datamodule, split)
         return self._held_out[images.key]
 
-    def _answered(self, images: HeldOut, datamodule: Any, split: str) -> HeldOut:
+    def _answered(self, images: HeldOut, datamodule: HeldOutData, split: Split) -> HeldOut:
         loader = datamodule.evaluation_dataloader(split, preprocessings=self.preprocessings)
         answers, seconds, start = [], [0.0] * len(self.parts), 0
         device = device_of(self)
@@ -126,10 +134,12 @@ class MemberOutputs(nn.Module):
         # Clones: tensors of inference mode could not be used in autograd or be changed.
         return images.with_answers(torch.cat(answers, dim=1).clone(), seconds)
 
-    def _out_of_fold(self, datamodules: Mapping[int, Any]) -> HeldOut:
+    def _out_of_fold(self, datamodules: Mapping[int, HeldOutData]) -> HeldOut:
         """Each fold's val images, answered by the members that were trained on the others."""
         folds = dict(sorted(datamodules.items()))
-        sides = [held_out_images(each, "val", self.class_names) for each in folds.values()]
+        sides = [
+            held_out_images(self.task, each, "val", self.class_names) for each in folds.values()
+        ]
         key = " ".join(side.key for side in sides)
         if key not in self._held_out:
             columns = columns_of_folds(self.parts, list(folds))

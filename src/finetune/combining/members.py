@@ -14,6 +14,8 @@ from finetune.errors import CheckpointMismatchError
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
 from finetune.tables.reading import read_table
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.task import Task
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
 from finetune.training.fitted_splits import SPLIT_ENTRIES, split_records
@@ -30,6 +32,10 @@ class Member(Protocol):
     class_names: tuple[str, ...]
 
     @property
+    def task(self) -> Task:
+        """What it predicts."""
+
+    @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """The views of an image that it needs."""
 
@@ -41,9 +47,9 @@ class Member(Protocol):
         """Whether its fit chose its epoch, phase or confidence by some of these images."""
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
-        """Logits ``(N, C)`` float32 for one batch, given as images in ``[0, 1]``, view by view.
+        """Outputs ``(N, K)`` float32 for one batch, given as images in ``[0, 1]``, view by view.
 
-        Their softmax is the answer: log probabilities are logits too.
+        Of a classifier they are logits; log probabilities are logits too.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -63,6 +69,11 @@ class ClassifierMember(nn.Module):
     def from_checkpoint(cls, checkpoint: Checkpoint, name: str) -> ClassifierMember:
         """Build the network of a checkpoint and load its weights strictly."""
         return cls(ImageClassifier.rebuilt(checkpoint), name)
+
+    @property
+    def task(self) -> Task:
+        """The classifier's."""
+        return self.classifier.task
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -98,6 +109,7 @@ class ClassifierMember(nn.Module):
             classifier.backbone,
             classifier.preprocessing,
             network=classifier.spec,
+            task=classifier.task,
         )
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
@@ -142,6 +154,11 @@ class TableMember(nn.Module):
         table = read_table(path)
         logits = torch.from_numpy(table.log_probabilities)
         return cls(str(path), table.class_names, table.resolved_paths(), logits)
+
+    @property
+    def task(self) -> Task:
+        """One class an image: that is what tables of predictions hold."""
+        return MULTICLASS
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -215,3 +232,19 @@ def align_classes(own: Sequence[str], wanted: Sequence[str], *, source: str) -> 
         )
     position = {name: index for index, name in enumerate(own)}
     return [position[name] for name in wanted]
+
+
+def common_task(members: Sequence[Member]) -> Task:
+    """What all of the members predict.
+
+    Raises:
+        CheckpointMismatchError: they predict different kinds of things; the first one is named.
+    """
+    task = members[0].task
+    for member in members[1:]:
+        if member.task != task:
+            raise CheckpointMismatchError(
+                f"Expected the task {task.name} in {member.name}, found {member.task.name}; "
+                "combine members of one task."
+            )
+    return task

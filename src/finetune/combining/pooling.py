@@ -1,14 +1,13 @@
-"""The members' answers into one: logits ``(M, N, C)`` to logits ``(N, C)``.
+"""The members' answers into one: outputs ``(M, N, K)`` to outputs ``(N, K)``.
 
-M members, N images, C classes. Logits are any numbers whose softmax over the classes gives the
-probabilities, log probabilities among them; so no answer is too sure to be told from certainty.
-What is pooled is float64. Coefficients are normalised; a member with all of the weight is returned
+M members, N images, K outputs of the task; of one class an image they are logits ``(N, C)``, log
+probabilities among them, so no answer is too sure to be told from certainty. What is pooled is
+float64. Coefficients are normalised; a member with all of the weight is returned
 bit for bit.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
@@ -17,6 +16,8 @@ from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.calibration import log_of
+from finetune.tasks import categorical
+from finetune.tasks.task import Task
 
 Pooling = Literal["mean", "geometric", "vote"]
 Coefficients = Sequence[float] | Tensor | None
@@ -26,42 +27,32 @@ TIE = 1e-3
 
 
 def pool(
-    member_logits: Tensor, coefficients: Coefficients = None, *, method: Pooling = "mean"
+    task: Task,
+    member_logits: Tensor,
+    coefficients: Coefficients = None,
+    *,
+    method: Pooling = "mean",
 ) -> Tensor:
-    """Combine logits ``(M, N, C)`` into logits ``(N, C)`` by the named method."""
+    """Combine outputs ``(M, N, K)`` into outputs ``(N, K)`` by the named method."""
     values = _values(coefficients, len(member_logits))
     weighted = [index for index, value in enumerate(values) if value > 0]
     if len(weighted) == 1 and method != "vote":
         return member_logits[weighted[0]]
     match method:
         case "mean":
-            return log_mean(member_logits, values)
+            return task.mixture(member_logits, values)
         case "geometric":
             return mean_logits(member_logits, values)
         case "vote":
-            return majority_vote(member_logits, values)
+            return task.outputs_of(majority_vote(task.choices(member_logits), values))
         case _:
             assert_never(method)
-
-
-def log_mean(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:
-    """Logarithms of the weighted arithmetic mean of the members' probabilities.
-
-    Its negative log likelihood is at most the weighted mean of the members' (Jensen).
-    """
-    values = _values(coefficients, len(member_logits))
-    terms = [
-        logits.double().log_softmax(dim=-1) + math.log(value)
-        for value, logits in zip(values, member_logits, strict=True)
-        if value > 0
-    ]
-    return torch.stack(terms).logsumexp(dim=0)
 
 
 def mean_logits(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:
     """The weighted mean of logits: of the probabilities the geometric mean, renormalised.
 
-    A softmax does not see a constant added to a row, so averaging logits and averaging log
+    Probabilities do not see a constant added to a row, so averaging logits and averaging log
     probabilities are the same thing. It is sharper than the arithmetic mean, and one member that
     is sure can veto a class.
     """
@@ -83,30 +74,22 @@ def mean_probabilities(member_probabilities: Tensor, coefficients: Coefficients 
 
 
 def majority_vote(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:
-    """Logarithms of the share of the (weighted) votes that each class gets.
+    """Logarithms of the share of the (weighted) votes that each of ``(M, ..., D)`` choices gets.
 
     The class with most votes wins. Ties go to the class with the larger mean probability, then to
     the lower index; 0.002 of a tied row's votes move to its winner, so that the largest value of a
     row always names the winner. No vote at all counts as a share of 1e-38.
     """
     values = _values(coefficients, len(member_logits))
-    number_of_classes = member_logits.shape[-1]
     shares = torch.zeros_like(member_logits[0], dtype=torch.float64)
     for coefficient, logits in zip(values, member_logits, strict=True):
-        votes = torch.nn.functional.one_hot(logits.argmax(dim=-1), number_of_classes)
-        shares.add_(votes.double(), alpha=coefficient)
+        shares.add_(categorical.votes(logits).double(), alpha=coefficient)
     tied = shares > shares.amax(dim=-1, keepdim=True) - TIE
-    means = mean_probabilities(member_logits.double().softmax(dim=-1), values)
-    winner = means.masked_fill(~tied, -1.0).argmax(dim=-1)
-    won = torch.nn.functional.one_hot(winner, number_of_classes).double()
+    means = mean_probabilities(categorical.probabilities(member_logits.double()), values)
+    won = categorical.votes(means.masked_fill(~tied, -1.0)).double()
     is_tie = tied.sum(dim=-1, keepdim=True) > 1
     settled = (1 - 2 * TIE) * shares + 2 * TIE * won
     return log_of(torch.where(is_tie, settled, shares).float())
-
-
-def probabilities_of(logits: Tensor) -> Tensor:
-    """Probabilities ``(..., C)`` in float32; of float32 logits, as their own softmax has them."""
-    return logits.softmax(dim=-1).float()
 
 
 def fit_coefficients(
@@ -117,7 +100,7 @@ def fit_coefficients(
     tolerance: float = 1e-6,
     max_rounds: int = 5000,
 ) -> Tensor:
-    """Coefficients ``(M,)`` on the simplex with the least NLL of :func:`log_mean`.
+    """Coefficients ``(M,)`` on the simplex with the least NLL of the mean of probabilities.
 
     The problem is convex; expectation maximisation walks down it from equal coefficients, which
     never leaves the simplex and never rises. It stops when the NLL is within ``tolerance`` of the
@@ -125,8 +108,8 @@ def fit_coefficients(
     mean over images of ``p_m / p``.
 
     Args:
-        member_logits: ``(M, N, C)``.
-        labels: ``(N,)``, the true classes.
+        member_logits: ``(M, N, C)``, rows of any task.
+        labels: ``(N,)``, the true answers.
         prior: images' worth of belief in equal coefficients; more of it on fewer images.
         tolerance: distance of the NLL to its optimum that is small enough.
         max_rounds: bound on the work.
@@ -152,7 +135,7 @@ def likelihood_ratios(member_logits: Tensor, labels: Tensor) -> Tensor:
 
     Mixtures of members differ in these ratios alone, however small the probabilities are.
     """
-    logs = member_logits.double().log_softmax(dim=-1)[:, torch.arange(len(labels)), labels]
+    logs = -categorical.losses(member_logits, labels)
     ratios = (logs - logs.amax(dim=0)).exp()
     return ratios.clamp_min(torch.finfo(torch.float64).tiny)
 

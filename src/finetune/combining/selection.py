@@ -21,7 +21,9 @@ from torch import Tensor
 from finetune.combining.greedy_search import SAME, Search, as_bagged_as_allowed, prune
 from finetune.combining.pooling import Pooling, fit_coefficients, pool
 from finetune.errors import UsageError
-from finetune.evaluation.held_out_loss import Metric, held_out_loss
+from finetune.tasks.held_out_loss import Metric, held_out_loss
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.task import Task
 
 # Images' worth of belief in equal coefficients, against overfitting a small held-out set.
 LEARNED_PRIOR = 10.0
@@ -65,7 +67,7 @@ def select_members(
     """Select members ``(M, N, C)`` and their coefficients on held-out labels ``(N,)``.
 
     Args:
-        member_logits: held-out logits of each member.
+        member_logits: held-out logits of each member; rows of any task.
         labels: their true classes.
         metric: what to lower; ties in accuracy are decided by the NLL.
         pooling: how the members' answers will be combined.
@@ -97,7 +99,7 @@ def select_members(
     coefficients = prune(search, coefficients, relative_costs, min_gain)
     best = int(search.single.argmin())
     best_loss = held_out_loss(members[best], labels, metric)
-    loss = held_out_loss(pool(members, coefficients, method=pooling), labels, metric)
+    loss = held_out_loss(pool(MULTICLASS, members, coefficients, method=pooling), labels, metric)
     # Pruning may lose what a member gave, and the search settles tied votes only nearly so.
     if loss > best_loss + SAME:
         alone = torch.tensor(best)
@@ -141,6 +143,7 @@ def choose_coefficients(
 
 
 def cross_validated_answers(
+    task: Task,
     member_logits: Tensor,
     labels: Tensor,
     choose: Callable[[Tensor, Tensor], Sequence[float]],
@@ -152,6 +155,7 @@ def cross_validated_answers(
     """Pooled logits ``(N, C)`` of which none profits from the choice of the coefficients.
 
     Args:
+        task: of the members.
         member_logits: ``(M, N, C)``, held out.
         labels: ``(N,)``.
         choose: coefficients ``(M,)`` from some images' answers ``(M, n, C)`` and labels ``(n,)``;
@@ -172,7 +176,7 @@ def cross_validated_answers(
         outside = torch.from_numpy(np.setdiff1d(order, inside.numpy()))
         coefficients = choose(member_logits[:, outside], labels[outside])
         inner = member_logits[:, inside]
-        answers[inside] = pool(inner, coefficients, method=pooling).double()
+        answers[inside] = pool(task, inner, coefficients, method=pooling).double()
     return answers
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from finetune.combining.members import ClassifierMember, Member, Views
 from finetune.errors import NetworkError
+from finetune.networks.image_network import ImageNetwork
 from finetune.networks.splitting import split_at_parameters
 
 
-def head_names(network: Any) -> tuple[str, ...]:
+def head_names(network: ImageNetwork) -> tuple[str, ...]:
     """Names of the final layer's tensors in the network's state dict."""
     head = network.get_classifier()
     prefixes = [name for name, module in network.named_modules() if module is head]

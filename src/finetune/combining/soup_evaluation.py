@@ -15,8 +15,10 @@ from finetune.combining.held_out import held_out_images
 from finetune.combining.holdout_roles import Share, of_role
 from finetune.combining.ingredients import Ingredient
 from finetune.errors import UsageError
-from finetune.evaluation.held_out_loss import Metric, held_out_loss
 from finetune.runtime import Runtime
+from finetune.spec.images import Split
+from finetune.spec.protocols import HeldOutData
+from finetune.tasks.held_out_loss import Metric
 from finetune.training.classifier import ImageClassifier
 
 # Decoded images up to this size are cached between one judgement and the next.
@@ -62,17 +64,19 @@ class WeightsEvaluator:
     def __init__(
         self,
         ingredient: Ingredient,
-        datamodule: Any,
+        datamodule: HeldOutData,
         metric: Metric,
         share: Share,
-        split: str,
+        split: Split,
         runtime: Runtime,
     ) -> None:
         self.classifier = ImageClassifier.like(ingredient)
         self.device = runtime.place(self.classifier).device
         self.datamodule, self.metric, self.split = datamodule, metric, split
-        self.images = held_out_images(datamodule, split, ingredient.class_names)
-        self.rows = of_role(self.images.ids, self.images.labels.tolist(), "pick", share)
+        self.images = held_out_images(ingredient.task, datamodule, split, ingredient.class_names)
+        self.rows = of_role(
+            self.images.ids, ingredient.task.strata(self.images.labels), "pick", share
+        )
         if not self.rows:
             raise UsageError(
                 f"Expected held-out {split} images to judge by, found none; "
@@ -86,10 +90,11 @@ class WeightsEvaluator:
     def evaluate(self, state_dict: Mapping[str, Tensor]) -> Score:
         """The score of these weights on the picking images."""
         logits, labels = self._logits(state_dict)[self.rows], self.images.labels[self.rows]
+        judged = self.classifier.task.held_out_loss
         return Score(
-            nll=held_out_loss(logits, labels, "nll"),
-            accuracy=1 - held_out_loss(logits, labels, "accuracy"),
-            loss=held_out_loss(logits, labels, self.metric),
+            nll=judged(logits, labels, "nll"),
+            accuracy=1 - judged(logits, labels, "accuracy"),
+            loss=judged(logits, labels, self.metric),
         )
 
     def answers(self, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
 from torch import Tensor
 
+from finetune.combining.averaged_checkpoint import Soup
 from finetune.combining.averaging import (
     RunningAverage,
     interpolate_state_dicts,
@@ -24,11 +24,11 @@ from finetune.combining.holdout_roles import Share
 from finetune.combining.ingredients import Ingredient, read_ingredient, survey
 from finetune.combining.soup_evaluation import Score, WeightsEvaluator, warn_of_barrier
 from finetune.errors import UsageError
-from finetune.evaluation.held_out_loss import Metric
 from finetune.runtime import Runtime
-from finetune.spec.images import file_id
-from finetune.training.checkpoints import ENTRY, as_checkpoint, describe, write_checkpoint
-from finetune.training.classifier import ImageClassifier
+from finetune.spec.images import Split, file_id
+from finetune.spec.protocols import HeldOutData
+from finetune.tasks.held_out_loss import Metric
+from finetune.training.checkpoints import describe
 from finetune.training.fitted_splits import split_entries
 
 Method = Literal["uniform", "weighted", "greedy", "interpolate"]
@@ -38,57 +38,16 @@ BatchNorm = Literal["auto", "average", "update"]
 CURVE = tuple(step / 10 for step in range(11))
 
 
-@dataclass(frozen=True)
-class Soup:
-    """An averaged checkpoint, not yet written.
-
-    Attributes:
-        state_dict, hyper_parameters, entry: what a checkpoint holds.
-        coefficients: of each given checkpoint, in their order; they sum to 1.
-        batchnorm: ``average`` or ``update``: where the running statistics came from.
-        score: of the soup on the picking images; None without a datamodule.
-        member_scores: of each given checkpoint alone.
-        curve: ``(coefficient, score)`` along an interpolation.
-    """
-
-    state_dict: dict[str, Tensor]
-    hyper_parameters: dict[str, Any]
-    entry: dict[str, Any]
-    coefficients: tuple[float, ...]
-    batchnorm: str = "average"
-    score: Score | None = None
-    member_scores: tuple[Score, ...] = ()
-    curve: tuple[tuple[float, Score], ...] = field(default=())
-
-    def classifier(self) -> ImageClassifier:
-        """The network itself, in ``eval`` mode."""
-        content = {
-            "state_dict": self.state_dict,
-            "hyper_parameters": self.hyper_parameters,
-            ENTRY: self.entry,
-        }
-        return ImageClassifier.rebuilt(as_checkpoint(content, "the average"))
-
-    def save(self, path: str | Path) -> None:
-        """Write a checkpoint like that of a fit; it appears when it is complete."""
-        write_checkpoint(
-            path,
-            state_dict=self.state_dict,
-            hyper_parameters=self.hyper_parameters,
-            entry=self.entry,
-        )
-
-
 def average_checkpoints(
     paths: Sequence[str | Path],
     *,
     method: Method = "uniform",
     coefficients: Sequence[float] | None = None,
-    datamodule: Any = None,
+    datamodule: HeldOutData | None = None,
     metric: Metric = "nll",
     batchnorm: BatchNorm = "auto",
     share: Share = "half",
-    split: str = "val",
+    split: Split = "val",
     accelerator: str = "auto",
 ) -> Soup:
     """Average the weights of checkpoints of one backbone, of one run or of many.
@@ -310,6 +269,7 @@ class _SoupSearch:
                 first.backbone,
                 first.preprocessing,
                 network=first.network,
+                task=first.task,
                 **details,
             ),
             coefficients=tuple(coefficients),
@@ -323,7 +283,7 @@ class _SoupSearch:
 def _check_settings(
     method: Method,
     coefficients: Sequence[float] | None,
-    datamodule: Any,
+    datamodule: HeldOutData | None,
     batchnorm: BatchNorm,
     ingredients: Sequence[Ingredient],
 ) -> None:

@@ -8,15 +8,17 @@ of in-domain uncertainty estimation and ensembling in deep learning, 2020.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from finetune.errors import UsageError
+from finetune.tasks.task import Task
 
 View = Callable[[Tensor], Tensor]
+Kind = TypeVar("Kind")  # what images are kept by: the preprocessing
 ZOOM = 0.875  # share of the side that a crop keeps
 
 
@@ -98,22 +100,20 @@ def chosen_views(test_time_augmentation: int | Sequence[str]) -> list[View]:
 
 
 def mean_over_views(
-    answer: Callable[[dict[object, Tensor]], Tensor],
-    images: dict[object, Tensor],
+    task: Task,
+    answer: Callable[[dict[Kind, Tensor]], Tensor],
+    images: dict[Kind, Tensor],
     views: Sequence[View],
 ) -> Tensor:
-    """The log of the mean over the views of the softmax of ``answer``; one view changes no bit.
+    """Outputs whose answer is the mean of those to the views; one view changes no bit.
 
     Views are made where the images are; the mean is taken on the CPU, in float64.
     """
-    first = answer({key: views[0](value) for key, value in images.items()})
-    if len(views) == 1:
-        return first
-    logs = first.cpu().double().log_softmax(dim=-1)
-    for view in views[1:]:
-        further = answer({key: view(value) for key, value in images.items()})
-        logs = torch.logaddexp(logs, further.cpu().double().log_softmax(dim=-1))
-    return (logs - math.log(len(views))).to(first.dtype)
+    answers = [answer({key: view(value) for key, value in images.items()}) for view in views]
+    if len(answers) == 1:
+        return answers[0]
+    together = torch.stack([each.cpu() for each in answers])
+    return task.mixture(together, [1 / len(views)] * len(views)).to(together.dtype)
 
 
 def _crop(images: Tensor, down: float, right: float) -> Tensor:

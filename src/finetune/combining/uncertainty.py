@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from finetune.combining.pooling import Coefficients, mean_probabilities
+from finetune.tasks import categorical
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Uncertainty:
 def uncertainty(member_probabilities: Tensor, coefficients: Coefficients = None) -> Uncertainty:
     """The uncertainty of the mean of ``(M, N, C)`` probabilities, image by image, in float64.
 
-    Entropies weigh the members by their coefficients; disagreement and variation ratio count
-    members.
+    Where an image is asked Q questions, ``(M, N, Q, C)``, it is their mean. Entropies weigh the
+    members by their coefficients; disagreement and variation ratio count members.
     """
     members = member_probabilities.double()
     total = entropy(mean_probabilities(members, coefficients))
@@ -48,13 +49,9 @@ def uncertainty(member_probabilities: Tensor, coefficients: Coefficients = None)
     agreeing_pairs = (votes * (votes - 1)).sum(dim=-1)
     pairs = max(count * (count - 1), 1)
     disagreement = 1 - agreeing_pairs / pairs if count > 1 else torch.zeros_like(total)
-    return Uncertainty(
-        entropy=total,
-        expected_entropy=expected,
-        mutual_information=(total - expected).clamp_min(0.0),
-        disagreement=disagreement,
-        variation_ratio=1 - votes.amax(dim=-1) / count,
-    )
+    variation = 1 - votes.amax(dim=-1) / count
+    each = (total, expected, (total - expected).clamp_min(0.0), disagreement, variation)
+    return Uncertainty(*(values.unsqueeze(-1).flatten(1).mean(dim=1) for values in each))
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -64,6 +61,4 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 def vote_counts(member_probabilities: Tensor) -> Tensor:
     """Members that name each class: ``(M, N, C)`` to float64 counts ``(N, C)``."""
-    classes = member_probabilities.shape[-1]
-    labels = member_probabilities.argmax(dim=-1)
-    return torch.nn.functional.one_hot(labels, classes).sum(dim=0).double()
+    return categorical.votes(member_probabilities).sum(dim=0).double()

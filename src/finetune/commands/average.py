@@ -16,7 +16,7 @@ from finetune.commands.outputs import CHECKPOINTS, add_output, wanted_output
 from finetune.commands.parsing import Parser
 
 if TYPE_CHECKING:
-    from finetune.combining.soups import Soup
+    from finetune.combining.averaged_checkpoint import Soup
 
 
 def main(arguments: list[str]) -> int:

@@ -30,8 +30,6 @@ def heads_on_one_backbone(options: argparse.Namespace, runtime: Runtime) -> Ense
             f"{len(options.checkpoints)} and {options.root or 'no --data.root'}; "
             "give RUN --heads 10 --data.root DIR."
         )
-    import torch
-
     from finetune.combining.bootstrap_heads import bootstrap_heads, ensemble_of_heads
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.held_out_images import build_datamodule
@@ -46,7 +44,7 @@ def heads_on_one_backbone(options: argparse.Namespace, runtime: Runtime) -> Ense
     datamodule = build_datamodule(options, records, classifier.class_names)
     images, workers = dataset_for(classifier, datamodule, "train")
     features = frozen_features(classifier, images, num_workers=workers).tensor()
-    labels = torch.tensor([image.label for image in datamodule.images("train")])
+    labels = classifier.task.collate([image.label for image in datamodule.images("train")])
     heads = bootstrap_heads(
         features, labels, len(classifier.class_names), heads=options.heads, seed=options.seed
     )

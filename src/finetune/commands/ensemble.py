@@ -25,6 +25,7 @@ from finetune.errors import UsageError
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.held_out import HeldOut
+    from finetune.combining.member_outputs import DataModules
 
 
 def main(arguments: list[str]) -> int:
@@ -129,7 +130,9 @@ def checked_outputs(options: argparse.Namespace) -> tuple[Output | None, Output 
     return output, wanted_output(options.figure, endings=FIGURES, option="--figure", **rule)
 
 
-def select_and_show(whole: Ensemble, datamodule: Any, options: argparse.Namespace) -> Ensemble:
+def select_and_show(
+    whole: Ensemble, datamodule: DataModules, options: argparse.Namespace
+) -> Ensemble:
     """The members that help, and what each is worth on held-out images."""
     chosen = whole.select(
         datamodule,
@@ -149,7 +152,9 @@ def select_and_show(whole: Ensemble, datamodule: Any, options: argparse.Namespac
     return chosen
 
 
-def calibrate_and_show(chosen: Ensemble, datamodule: Any, options: argparse.Namespace) -> Ensemble:
+def calibrate_and_show(
+    chosen: Ensemble, datamodule: DataModules, options: argparse.Namespace
+) -> Ensemble:
     """The ensemble with a temperature, and with the rules that were asked for."""
     from finetune.commands.calibrate import describe_calibration
 
@@ -172,7 +177,7 @@ def write_diversity(figure: Output, whole: Ensemble, held_out: HeldOut) -> None:
     from finetune.reporting.diversity import diversity_figure
     from finetune.reporting.style import save_png
 
-    found = diversity(held_out.member_logits, held_out.labels)
+    found = diversity(*whole.task.rows(held_out.member_logits, held_out.labels))
     with figure.writing() as beside:
         save_png(diversity_figure(found, row_names(whole, held_out)), beside)
     print(f"diversity of the members in {figure.path}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from finetune.commands.trainer import FinetuneCLI
     from finetune.evaluation.result import Evaluation
+    from finetune.tasks.task import Task
 
 Verb = Literal["validate", "test"]
 Stage = Literal["val", "test"]
@@ -30,6 +31,7 @@ class Judged(NamedTuple):
     ``features`` is what entered the final layer, ``(B, D)`` a batch; empty where it is not known.
     """
 
+    task: Task
     logits: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
@@ -61,7 +63,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     """
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
-    from finetune.evaluation.metrics import dominant_of, figures_of
+    from finetune.evaluation.scores import dominant_image
     from finetune.runtime import process_rank
     from finetune.training.metrics_file import write_metrics
 
@@ -71,7 +73,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
-    figures = figures_of(judged.logits, judged.labels)
+    figures = judged.task.figures(judged.logits, judged.labels)
     images = str(judged.root.resolve())
     kept: dict[str, float | str] = {
         **figures,
@@ -81,7 +83,9 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     if process_rank() > 0:
         return kept  # every process has the answers of all, and the first alone writes
     print(summary(stage, figures, len(judged.labels)), flush=True)  # whatever the disk says
-    if dominant := dominant_of(judged.logits, judged.labels, judged.paths):
+    if dominant := dominant_image(
+        judged.task.losses(judged.logits, judged.labels).numpy(), judged.paths
+    ):
         print(dominant, flush=True)
     folder = _folder_for(judged)
     key = free_stage(folder, stage, images)
@@ -121,6 +125,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     stage: Stage = "val" if verb == "validate" else "test"
     logits, labels = cli.model.answers[stage]
     return Judged(
+        cli.model.task,
         logits,
         labels,
         cli.model.class_names,
@@ -176,6 +181,7 @@ def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
     roles = in_whole_ids(ensemble.roles, held_out.paths, held_out.ids)
     refuse_reuse(roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
     return Judged(
+        ensemble.task,
         ensemble.calibrated(ensemble.pool_held_out(held_out)),
         held_out.labels,
         tuple(ensemble.class_names),

@@ -87,9 +87,9 @@ def fit_one(arguments: list[str], *, started: float) -> Path:
 def check_figures(cli: FinetuneCLI) -> None:
     """Refuse to wait for a figure that nothing gives, before an epoch is spent."""
     from finetune.commands.trainer_options import check_callbacks
-    from finetune.evaluation.metrics import figure_names
 
-    names = figure_names(len(cli.model.class_names))
+    task = cli.model.task
+    names = task.figure_names(task.number_of_outputs(cli.model.class_names))
     known = ["val/loss", "val/nll_rescaled", *(f"val/{name}" for name in names)]
     if cli.config.monitor not in known:
         raise UsageError(

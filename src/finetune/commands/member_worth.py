@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.held_out import HeldOut
-    from finetune.evaluation.held_out_loss import Metric
+    from finetune.tasks.held_out_loss import Metric
 
 
 def describe_ensemble(
@@ -25,8 +25,8 @@ def describe_ensemble(
         held_out, of_chosen: what they answered to the same images.
     """
     from finetune.combining.diversity import diversity
-    from finetune.evaluation.held_out_loss import held_out_loss
 
+    judged = chosen.task.held_out_loss
     rows = picking_rows(chosen, held_out)
     labels, members = held_out.labels[rows], held_out.member_logits[:, rows]
     kept = [0.0] * len(whole.parts)
@@ -38,9 +38,9 @@ def describe_ensemble(
     width = max(len("ensemble"), *map(len, names))
 
     def figures(logits: Tensor, votes: bool = False) -> str:
-        accuracy = f"accuracy {1 - held_out_loss(logits, labels, 'accuracy'):.4f}"
+        accuracy = f"accuracy {1 - judged(logits, labels, 'accuracy'):.4f}"
         # Shares of votes are no probabilities: their likelihood says nothing.
-        return accuracy if votes else f"{accuracy}  nll {held_out_loss(logits, labels, 'nll'):.4f}"
+        return accuracy if votes else f"{accuracy}  nll {judged(logits, labels, 'nll'):.4f}"
 
     lines = [
         f"{name:<{width}}  {figures(member)}  coefficient {value:.3f}"
@@ -54,8 +54,7 @@ def describe_ensemble(
     lines.append(f"{'ensemble':<{width}}  {figures(pooled, votes=metric == 'accuracy')}")
     answers = of_chosen.member_logits[:, rows]
     found = diversity(
-        answers,
-        labels,
+        *chosen.task.rows(answers, labels),
         of_chosen.of_rows(chosen.coefficients),
         pooling=chosen.pooling,
         metric=metric,
@@ -66,8 +65,8 @@ def describe_ensemble(
         f"one of them right {found.oracle_accuracy:.4f}; "
         f"pooling gains {found.ambiguity:.4f} {metric}"
     )
-    best = min(held_out_loss(member, labels, metric) for member in members)
-    gain = best - held_out_loss(pooled, labels, metric)
+    best = min(judged(member, labels, metric) for member in members)
+    gain = best - judged(pooled, labels, metric)
     verdict = "better than" if gain > 1e-9 else "equal to" if gain > -1e-9 else "worse than"
     lines.append(f"the ensemble is {verdict} the best member by held-out {metric} ({gain:+.4f})")
     return lines
@@ -87,11 +86,11 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
     else:
         kind = "cross-validated"
         answers = cross_validated_answers(
+            chosen.task,
             held_out.member_logits[:, rows],
             labels,
             lambda members, truth: choose_coefficients(
-                members,
-                truth,
+                *chosen.task.rows(members, truth),
                 method=options.select,
                 metric=options.metric,
                 pooling=chosen.pooling,
@@ -100,7 +99,7 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
             pooling=chosen.pooling,
             seed=options.seed,
         )
-    right = int((answers.argmax(dim=-1) == labels).sum())
+    right = int((chosen.task.decide(answers) == labels).sum())
     low, high = wilson_interval(right, len(labels))
     source = " out-of-fold answers" if held_out.is_out_of_fold else " images"
     return (

@@ -33,13 +33,15 @@ def _is_note(line: str) -> bool:
 def write_figures(folder: Path, best: Candidate | None) -> None:
     """Write and print what the best classifier of the fit answers."""
     from finetune.commands.evaluate import summary
-    from finetune.evaluation.metrics import dominant_of, figures_of
+    from finetune.evaluation.scores import dominant_image
     from finetune.training.metrics_file import write_metrics
 
     if best is not None and best.outputs is not None:
-        figures = figures_of(*best.outputs)
+        figures = best.task.figures(*best.outputs)
         print(summary("val", figures, len(best.outputs[1])), flush=True)  # whatever the disk says
-        if dominant := dominant_of(*best.outputs, best.entry["val"]["paths"]):
+        if dominant := dominant_image(
+            best.task.losses(*best.outputs).numpy(), best.entry["val"]["paths"]
+        ):
             print(dominant, flush=True)
         write_metrics(folder, "val", figures)
 

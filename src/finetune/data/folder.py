@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from finetune.data.walk import (
     IMAGE_SUFFIXES,
@@ -26,9 +25,9 @@ from finetune.data.walk import (
     unlisted_message,
 )
 from finetune.errors import ImageFolderError
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+from finetune.spec.images import SPLITS as SPLITS
+from finetune.spec.images import LabelledImage as LabelledImage
+from finetune.spec.images import Split as Split
 
 SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
@@ -40,29 +39,6 @@ SPLIT_FOLDERS: dict[str, Split] = {
     "testing": "test",
 }
 _Found = tuple[Split | None, str, str]  # split, class name, file
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledImage:
-    """One image: its file, the index of its class, and on which side it stands.
-
-    Attributes:
-        path: the file, as found (not resolved).
-        label: index into the class names of the folder that it belongs to.
-        group: images of one group (a patient, a burst, a video) stay on one side of every split.
-        split: None as long as the folder is unsplit.
-        fold: number of the cross-validation fold that holds the image out, if there are folds.
-        id: of the whole content, see :mod:`finetune.spec.images`; empty until the file was read.
-        stamp: of the file as it was read, see :func:`~finetune.cache_dir.file_stamp`.
-    """
-
-    path: Path
-    label: int
-    group: str | None = None
-    split: Split | None = None
-    fold: int | None = None
-    id: str = ""
-    stamp: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

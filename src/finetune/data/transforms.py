@@ -7,7 +7,7 @@ normalised: the classifier does that. Mixing images (mixup, CutMix) happens late
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from finetune.spec.preprocessing import Preprocessing
+from finetune.spec.settings import Augmentation as Augmentation
 
 Transform = Callable[[Tensor], Tensor]
-Augmentation = Literal["none", "light", "medium", "strong"]
 
 # A strip 100 times as long as wide would become 25,600 pixels long before its centre is cut out.
 MAX_ASPECT = 8

@@ -11,27 +11,30 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
-from scipy.special import log_softmax
 from sklearn.metrics import precision_recall_fscore_support
 
 from finetune.errors import UsageError
 from finetune.evaluation.intervals import wilson_interval
 from finetune.evaluation.result import ClassScores, Evaluation
 from finetune.evaluation.scores import (
+    bootstrap_macro_scores,
+    one_vs_rest_auroc,
+    risk_coverage,
+)
+from finetune.tasks.class_scores import (
     CALIBRATION_BINS,
     Floats,
     Integers,
-    bootstrap_macro_scores,
     brier_score,
     confidence_bins,
     confusion_counts,
     label_ranks,
     losses_of,
     macro_scores,
-    one_vs_rest_auroc,
-    risk_coverage,
 )
+from finetune.tasks.multiclass import MULTICLASS
 
 TOP_K = (2, 3, 5)
 SMALLEST = float(np.nextafter(0, 1))  # stands for a probability of exactly 0: 744 nats
@@ -70,7 +73,7 @@ def evaluate(
             f"values from {p.min():.3g} to {p.max():.3g} and sums from {p.sum(axis=1).min():.3g} "
             f"to {p.sum(axis=1).max():.3g}; give logits to evaluate_logits."
         )
-    answers = _Answers(y, p, p, log_softmax(np.log(np.maximum(p, SMALLEST)), axis=1))
+    answers = _Answers(y, p, p, _log_probabilities(np.log(np.maximum(p, SMALLEST))))
     return _judged(answers, names, paths, folds, confidence_level, seed)
 
 
@@ -99,7 +102,7 @@ def evaluate_logits(
             f"Expected finite logits, found {int((~np.isfinite(z)).sum())} that are not; "
             "the classifier diverged: take an earlier checkpoint."
         )
-    log_probabilities = log_softmax(z, axis=1)
+    log_probabilities = _log_probabilities(z)
     answers = _Answers(y, z, np.exp(log_probabilities), log_probabilities)
     return _judged(answers, names, paths, folds, confidence_level, seed)
 
@@ -125,7 +128,7 @@ def _judged(
     paths = range(len(y)) if paths is None else paths
     if len(paths) != len(y):
         raise UsageError(f"Expected a path for each of {len(y)} images, found {len(paths)}.")
-    predictions = ranked.argmax(axis=1)
+    predictions = MULTICLASS.decide(torch.from_numpy(ranked)).numpy()
     correct = predictions == y
     confusion = confusion_counts(y, predictions, len(names))
     accuracy, balanced, macro_f1 = (float(score) for score in macro_scores(confusion))
@@ -165,6 +168,11 @@ def _judged(
         per_class=per_class,
         fold_accuracies=_fold_accuracies(correct, folds),
     )
+
+
+def _log_probabilities(logits: Floats) -> Floats:
+    values: Floats = MULTICLASS.log_probabilities(torch.from_numpy(logits)).numpy()
+    return values
 
 
 def _checked(labels: ArrayLike, answers: Floats, class_names: tuple[str, ...]) -> Integers:

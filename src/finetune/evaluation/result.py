@@ -8,14 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune.evaluation.scores import (
-    ConfidenceBins,
-    DominantImage,
-    Floats,
-    Integers,
-    dominant_image,
-    losses_of,
-)
+from finetune.evaluation.scores import DominantImage, dominant_image
+from finetune.tasks.class_scores import ConfidenceBins, Floats, Integers, losses_of
 
 FEW_IMAGES = 5  # below this many test images a class's own figures mean little
 

@@ -48,6 +48,7 @@ def _copied_classifier(classifier: ImageClassifier) -> ClassifierMember:
         hyper_parameters={
             name: value for name, value in classifier.hparams.items() if not name.startswith("_")
         },
+        task=classifier.task,
         class_names=classifier.class_names,
         backbone=classifier.backbone,
         network=classifier.spec,

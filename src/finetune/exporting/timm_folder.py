@@ -14,6 +14,7 @@ from finetune.exporting.copying import only_classifier
 from finetune.exporting.description import describe_export
 from finetune.exporting.parity import Reloaded
 from finetune.networks.final_layer import output_tensors
+from finetune.networks.image_network import ImageNetwork
 from finetune.networks.timm_folder import is_timms, read_timm_folder, write_timm_folder
 
 
@@ -21,7 +22,7 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
     """Write weights and configuration into a new folder ``beside`` the target, as timm does.
 
     timm's networks answer with logits; a calibration's temperature is multiplied into the final
-    layer, so that the softmax of these logits is our answer.
+    layer, so that these logits say what our answer says.
 
     Raises:
         ExportError: several members, a network that timm does not know, or a temperature that has
@@ -53,12 +54,12 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
     def answer(views: tuple[Tensor, ...]) -> Tensor:
         logits = other((views[0] - mean) / std)
         logits = logits[0] if isinstance(logits, tuple) else logits  # Inception's auxiliary head
-        return logits.softmax(dim=-1)
+        return classifier.task.probabilities(logits)
 
     return answer
 
 
-def _cool(network: torch.nn.Module, temperature: float) -> None:
+def _cool(network: ImageNetwork, temperature: float) -> None:
     """Divide the logits by the temperature."""
     names = output_tensors(network)
     if not names:

@@ -77,7 +77,7 @@ def _every_stage(size: Size) -> dict[str, Any]:
     return {"out_indices": tuple(range(stages)), "flatten_sequential": True}
 
 
-def _names_a_file(source: Any) -> bool:
+def _names_a_file(source: object) -> bool:
     """Whether a configuration of timm's, a dict or its dataclass, says where weights are."""
     values = source if isinstance(source, dict) else vars(source) if source else {}
     return bool(values.get("file") or values.get("state_dict"))

@@ -13,6 +13,7 @@ from torch import nn
 
 from finetune.errors import NetworkError, PretrainedWeightsError, UnknownBackboneError
 from finetune.networks import baselines as _register_baselines  # noqa: F401
+from finetune.networks.image_network import ImageNetwork
 from finetune.networks.pretrained import find_weights
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Interpolation, Preprocessing
@@ -65,7 +66,7 @@ def create_network(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     **options: Any,
-) -> Any:
+) -> ImageNetwork:
     """Build a backbone or a baseline whose final layer answers with ``num_classes`` logits.
 
     The whole network is loaded strictly, with the final layer of the weights; only then the
@@ -104,7 +105,7 @@ def build_network(
     source: str | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-) -> Any:
+) -> ImageNetwork:
     """The network of a spec; asks nobody, unless for pretrained weights.
 
     Args:
@@ -263,7 +264,7 @@ def _is_published(name: str) -> bool:
     return True
 
 
-def _build(name: str, **arguments: Any) -> Any:
+def _build(name: str, **arguments: Any) -> ImageNetwork:
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from torch import nn
 
+from finetune.networks.image_network import ImageNetwork
 
-def output_tensors(network: Any) -> tuple[str, ...]:
+
+def output_tensors(network: ImageNetwork) -> tuple[str, ...]:
     """Names of weight and bias of the linear layers whose outputs are the logits.
 
     Row ``c`` of each belongs to class ``c``, and dividing all of them by T divides the logits by T,

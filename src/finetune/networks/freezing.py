@@ -23,13 +23,14 @@ Where the lower stages are frozen, they need to see an image only once::
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.errors import NetworkError
+from finetune.networks.image_network import ImageNetwork
 from finetune.networks.splitting import Split, split_at_parameters
 
 BatchNormMode = Literal["eval", "train", "frozen"]
@@ -38,7 +39,7 @@ HEAD = "head"
 AUXILIARY = "AuxLogits."
 
 
-def network_stages(network: Any) -> dict[str, tuple[str, ...]]:
+def network_stages(network: ImageNetwork) -> dict[str, tuple[str, ...]]:
     """Names of all parameters, by stage, from ``"stem"`` up to ``"head"``.
 
     The grouping is timm's own (``group_matcher``). ``"head"`` is exactly what
@@ -60,7 +61,7 @@ def network_stages(network: Any) -> dict[str, tuple[str, ...]]:
     return {**stages, HEAD: tuple(name for name in names if name in head)}
 
 
-def stages_below(network: nn.Module, boundary: str) -> tuple[str, ...]:
+def stages_below(network: ImageNetwork, boundary: str) -> tuple[str, ...]:
     """Names of the stages nearer to the image than ``boundary``."""
     names = list(network_stages(network))
     _check_stages([boundary], names)
@@ -68,7 +69,7 @@ def stages_below(network: nn.Module, boundary: str) -> tuple[str, ...]:
 
 
 def freeze(
-    network: nn.Module, stages: Collection[str], *, batch_norm: BatchNormMode = "eval"
+    network: ImageNetwork, stages: Collection[str], *, batch_norm: BatchNormMode = "eval"
 ) -> None:
     """Freeze these stages and let all others learn; then set every module's mode to match.
 
@@ -94,7 +95,7 @@ def freeze(
     apply_modes(network, batch_norm=batch_norm)
 
 
-def apply_modes(network: nn.Module, *, batch_norm: BatchNormMode = "eval") -> None:
+def apply_modes(network: ImageNetwork, *, batch_norm: BatchNormMode = "eval") -> None:
     """Put all that is frozen into eval mode; call it after every ``network.train()``.
 
     What is frozen is read from ``requires_grad``: a module whose parameters are all frozen, with
@@ -115,19 +116,19 @@ def apply_modes(network: nn.Module, *, batch_norm: BatchNormMode = "eval") -> No
                 module.eval()
 
 
-def trainable_stages(network: nn.Module) -> tuple[str, ...]:
+def trainable_stages(network: ImageNetwork) -> tuple[str, ...]:
     """Names of the stages in which at least one parameter learns."""
     learning = {name for name, value in network.named_parameters() if value.requires_grad}
     stages = network_stages(network).items()
     return tuple(stage for stage, members in stages if not learning.isdisjoint(members))
 
 
-def frozen_boundary(network: nn.Module) -> str | None:
+def frozen_boundary(network: ImageNetwork) -> str | None:
     """The lowest stage that learns; all below it is frozen. None if nothing learns."""
     return next(iter(trainable_stages(network)), None)
 
 
-def split_at(network: nn.Module, boundary: str) -> Split:
+def split_at(network: ImageNetwork, boundary: str) -> Split:
     """Cut the network into what lies below a stage and the rest, sharing its modules.
 
     Args:
@@ -144,7 +145,7 @@ def split_at(network: nn.Module, boundary: str) -> Split:
     return split_at_parameters(network, boundary, stages[boundary])
 
 
-def _head_parameters(network: Any) -> set[str]:
+def _head_parameters(network: ImageNetwork) -> set[str]:
     classifier = network.get_classifier()
     layers = classifier if isinstance(classifier, tuple | list) else (classifier,)
     owned = {id(value) for layer in layers for value in layer.parameters()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +59,13 @@ def norm_statistics(network: nn.Module, images: Tensor) -> list[NormStatistics]:
     found: list[NormStatistics] = []
 
     def compare(name: str) -> Callable[..., None]:
-        def look(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        def look(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
             values = inputs[0].transpose(0, 1).flatten(1)
             variance, mean = torch.var_mean(values, dim=1, correction=0)
-            stored_mean, stored_var = module.running_mean.clone(), module.running_var.clone()
-            found.append(NormStatistics(name, stored_mean, stored_var, mean, variance))
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            stored = module.running_mean.clone(), module.running_var.clone()
+            found.append(NormStatistics(name, *stored, mean, variance))
 
         return look
 

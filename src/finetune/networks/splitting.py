@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from timm.models import (
@@ -27,6 +27,7 @@ from torch.nn import functional
 from finetune.errors import NetworkError
 from finetune.networks.convolutional import ConvolutionalBaseline
 from finetune.networks.fully_connected import FullyConnectedBaseline
+from finetune.networks.image_network import ImageNetwork
 
 Step = tuple[str, Callable[[Tensor], Tensor]]
 
@@ -61,7 +62,9 @@ class Split(NamedTuple):
     top: Callable[[Tensor], Tensor]
 
 
-def split_at_parameters(network: Any, boundary: str, first_parameters: Sequence[str]) -> Split:
+def split_at_parameters(
+    network: ImageNetwork, boundary: str, first_parameters: Sequence[str]
+) -> Split:
     """Cut below the first module that owns one of ``first_parameters``; see ``split_at``."""
     if boundary == "head":
         _refuse_auxiliary(network)
@@ -102,7 +105,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _split_at_head(network: Any) -> Split:
+def _split_at_head(network: ImageNetwork) -> Split:
     classifier = network.get_classifier()
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity | nn.ModuleList):
         raise NetworkError(
@@ -144,7 +147,7 @@ def _refuse_layers_between(network: nn.Module, classifier: nn.Module) -> None:
             )
 
 
-def _forward_steps(network: Any) -> list[Step]:
+def _forward_steps(network: ImageNetwork) -> list[Step]:
     """The modules of ``forward_features``, by name, in the order in which they run."""
     _refuse_auxiliary(network)
     patterns = STEPS.get(type(network))
@@ -167,7 +170,7 @@ def _forward_steps(network: Any) -> list[Step]:
     return steps
 
 
-def _embed(network: Any, images: Tensor) -> Tensor:
+def _embed(network: VisionTransformer, images: Tensor) -> Tensor:
     """Images to the tokens that a vision transformer's first block takes."""
     tokens = network._pos_embed(network.patch_embed(images))
     return network.norm_pre(network.patch_drop(tokens))
@@ -179,7 +182,7 @@ def _run(steps: Sequence[Step], value: Tensor) -> Tensor:
     return value
 
 
-def _final_dropout(network: Any) -> float:
+def _final_dropout(network: ImageNetwork) -> float:
     """Dropout rate before the final layer, wherever the family keeps it."""
     rate = getattr(network, "drop_rate", None)
     if isinstance(rate, float | int):
@@ -191,7 +194,7 @@ def _final_dropout(network: Any) -> float:
     return 0.0
 
 
-def _refuse_auxiliary(network: Any) -> None:
+def _refuse_auxiliary(network: ImageNetwork) -> None:
     if getattr(network, "aux_logits", False):
         raise NetworkError(
             "Expected a network with one answer, found Inception with auxiliary logits; "

@@ -11,16 +11,17 @@ import timm.models
 import torch
 from torch import Tensor
 
+from finetune.networks.image_network import ImageNetwork
 from finetune.spec.preprocessing import Preprocessing
 
 
-def is_timms(network: Any) -> bool:
+def is_timms(network: ImageNetwork) -> bool:
     """Whether timm alone can build the network; it does not know our baselines."""
     return type(network).__module__.split(".")[0] == "timm"
 
 
 def write_timm_folder(
-    network: Any,
+    network: ImageNetwork,
     beside: Path,
     *,
     class_names: Sequence[str],
@@ -47,7 +48,7 @@ def write_timm_folder(
     )
 
 
-def read_timm_folder(folder: Path) -> tuple[Any, Tensor, Tensor]:
+def read_timm_folder(folder: Path) -> tuple[ImageNetwork, Tensor, Tensor]:
     """The network in ``eval`` mode, mean and std ``(1, C, 1, 1)``, by timm's means alone."""
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config = timm.data.resolve_model_data_config(network)

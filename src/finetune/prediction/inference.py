@@ -96,7 +96,7 @@ def predict(
     return collected.predictions()
 
 
-def _check_arguments(classifier: Any, batch_size: int, on_bad_image: str) -> None:
+def _check_arguments(classifier: object, batch_size: int, on_bad_image: str) -> None:
     if not isinstance(classifier, torch.nn.Module):
         raise UsageError(
             f"Expected a classifier or an ensemble, found {type(classifier).__name__}; open a file "
@@ -114,7 +114,7 @@ def _check_arguments(classifier: Any, batch_size: int, on_bad_image: str) -> Non
 class _Answering(LightningModule):
     """Lets Lightning's trainer place members and batches on devices."""
 
-    def __init__(self, model: Any, views: Sequence[View]) -> None:
+    def __init__(self, model: ProbabilityModel, views: Sequence[View]) -> None:
         super().__init__()
         self.model = model.eval()
         self.views = views
@@ -126,6 +126,7 @@ class _Answering(LightningModule):
         paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
         by_preprocessing = dict(zip(self.model.preprocessings, views, strict=True))
         return mean_over_views(
+            self.model.task,
             lambda images: self.model.member_logits(images, paths),
             by_preprocessing,
             self.views,
@@ -194,6 +195,7 @@ class _Collector(Callback):
     def _answered(self, indexes: Sequence[int], members: Tensor) -> Predictions:
         answer = self.model.answer(members)
         return Predictions(
+            task=self.model.task,
             paths=tuple(self.paths[index] for index in indexes),
             probabilities=answer.probabilities,
             logits=answer.logits,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finetune.tables.cells import PREFIX
 from finetune.tables.writing import Write, open_table
+from finetune.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,10 @@ class Predictions:
     """The answers for some images.
 
     Attributes:
+        task: what is predicted.
         paths: one an image, as given.
         probabilities: ``(N, C)``; rows sum to 1.
-        logits: ``(N, C)``, whose softmax the probabilities are: they tell also answers apart whose
+        logits: ``(N, C)``, of which the probabilities are: they tell also answers apart whose
             probability is too small for a float.
         class_names: of the columns.
         member_probabilities: ``(M, N, C)``; a single classifier is one member.
@@ -32,6 +34,7 @@ class Predictions:
             ``on_bad_image="skip"``.
     """
 
+    task: Task
     paths: tuple[Path, ...]
     probabilities: Tensor
     logits: Tensor
@@ -48,7 +51,7 @@ class Predictions:
     @property
     def labels(self) -> list[str]:
         """The most probable class of each image."""
-        return [self.class_names[index] for index in self.logits.argmax(dim=-1).tolist()]
+        return self.task.named(self.logits, self.class_names)
 
     @property
     def confidences(self) -> Tensor:
@@ -73,7 +76,7 @@ class Predictions:
             write: of :func:`finetune.tables.writing.open_table`, for these class names.
             top_k: how many of the most probable classes to name; at most ``C``.
         """
-        logs = self.logits.double().log_softmax(dim=-1).tolist()
+        logs = self.task.log_probabilities(self.logits.double()).tolist()
         for row, log_probabilities in zip(self._columns(top_k), logs, strict=True):
             write(row, log_probabilities)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from finetune.combining.calibrated_answer import Answer, Calibration, decide
 from finetune.spec.preprocessing import Preprocessing
+from finetune.tasks.task import Task
 from finetune.training.classifier import ImageClassifier
 
 Views = Mapping[Preprocessing, Tensor]
@@ -19,6 +20,7 @@ class ProbabilityModel(Protocol):
     """What answers with probabilities: an ensemble, or a classifier as an ensemble of one."""
 
     class_names: tuple[str, ...]
+    task: Task
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -26,6 +28,9 @@ class ProbabilityModel(Protocol):
 
     def member_logits(self, views: Views, paths: Sequence[str] | None = None) -> Tensor:
         """``(M, B, C)`` from one batch ``(B, C, S, S)`` in ``[0, 1]`` for each view."""
+
+    def eval(self) -> Self:
+        """Itself, answering as it was trained to."""
 
     def answer(self, member_logits: Tensor) -> Answer:
         """``(M, B, C)`` into probabilities ``(B, C)``, and how sure they are."""
@@ -38,6 +43,7 @@ class SingleClassifier(torch.nn.Module):
         super().__init__()
         self.classifier = classifier
         self.class_names = classifier.class_names
+        self.task = classifier.task
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -53,4 +59,4 @@ class SingleClassifier(torch.nn.Module):
         """The one member's answer, calibrated if its checkpoint is."""
         kept = self.classifier.details.get("calibration")
         calibration = Calibration.from_dict(kept) if kept else None
-        return decide(member_logits[0], member_logits, calibration)
+        return decide(self.task, member_logits[0], member_logits, calibration)

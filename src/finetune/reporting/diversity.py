@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetune.combining.diversity import Diversity
-from finetune.evaluation.scores import Floats
 from finetune.reporting.style import THEMES, ThemeName, display_names, new_axes, set_names
+from finetune.tasks.class_scores import Floats
 
 NUMBERED = 12  # up to so many members every cell holds its number
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune.combining.members import Member
 from finetune.data.decoding import ImageReader
 from finetune.data.transforms import evaluation_transform
 from finetune.reporting.explain import weighted_classifiers
@@ -21,7 +21,7 @@ from finetune.training.features.extract import live_features
 
 
 @contextmanager
-def recorded_features(model: Any) -> Iterator[list[Tensor]]:
+def recorded_features(model: ImageClassifier | Member) -> Iterator[list[Tensor]]:
     """Keep what enters the final layer, ``(B, D)`` a batch in turn, while images are judged.
 
     Of an ensemble, the classifier that counts most is listened to. The list stays empty where

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from finetune.combining.ensemble import Ensemble
+from finetune.combining.members import ClassifierMember, Member
 from finetune.data.decoding import decode_image
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
@@ -72,7 +73,7 @@ def grad_cam(network: nn.Module, images: Tensor, target: int | Sequence[int]) ->
 
 
 def explain(
-    model: Any, image: str | Path, class_names: Iterable[str | None] = (None,)
+    model: ImageClassifier | Member, image: str | Path, class_names: Iterable[str | None] = (None,)
 ) -> list[Explanation]:
     """Explain an answer for an image, once for each class name; None is the predicted class.
 
@@ -97,12 +98,12 @@ def explain(
     for classifier, share in members:
         logits = _logits(classifier, pixels)
         order = [classifier.class_names.index(name) for name in names]
-        probabilities += share * logits.cpu().double().softmax(dim=-1)[0, order]
+        probabilities += share * classifier.task.probabilities(logits.cpu()).double()[0, order]
     explained = []
     for name in class_names:
         if name is not None and name not in names:
             raise UsageError(f"Expected a class among {', '.join(names[:20])}, found {name!r}.")
-        wanted = names[int(probabilities.argmax())] if name is None else name
+        wanted = model.task.named(probabilities[None], names)[0] if name is None else name
         heat, seen = _joint_heat(members, pixels, wanted)
         explained.append(
             Explanation(
@@ -117,19 +118,20 @@ def explain(
     return explained
 
 
-def weighted_classifiers(model: Any) -> list[tuple[ImageClassifier, float]]:
+def weighted_classifiers(model: ImageClassifier | Member) -> list[tuple[ImageClassifier, float]]:
     """The classifiers inside, at any depth, with their shares in the answer.
 
     The shares add up to 1, unless part of the answer comes from files.
     """
     if isinstance(model, ImageClassifier):
         return [(model, 1.0)]
-    if (classifier := getattr(model, "classifier", None)) is not None:
-        return weighted_classifiers(classifier)
-    parts, shares = getattr(model, "parts", ()), getattr(model, "coefficients", ())
+    if isinstance(model, ClassifierMember):
+        return [(model.classifier, 1.0)]
+    if not isinstance(model, Ensemble):
+        return []
     return [
         (classifier, share * inner)
-        for part, share in zip(parts, shares, strict=True)
+        for part, share in zip(model.parts, model.coefficients, strict=True)
         for classifier, inner in weighted_classifiers(part)
     ]
 
@@ -212,7 +214,7 @@ def _activations_and_gradients(
 def _from_last_block(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     caught: list[Tensor] = []
 
-    def catch(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    def catch(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
         caught.append(output.detach().requires_grad_())
         return caught[-1].clone()
 

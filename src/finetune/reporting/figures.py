@@ -14,7 +14,6 @@ from matplotlib.ticker import PercentFormatter
 
 from finetune.evaluation.intervals import wilson_interval
 from finetune.evaluation.result import ClassScores, Evaluation
-from finetune.evaluation.scores import ConfidenceBins, Floats
 from finetune.reporting.style import (
     MANY,
     THEMES,
@@ -25,6 +24,7 @@ from finetune.reporting.style import (
     set_names,
     set_title,
 )
+from finetune.tasks.class_scores import ConfidenceBins, Floats
 
 NUMBERS_IN_CELLS = 20  # up to here every cell of a confusion matrix holds its number
 MARKED_CONFUSIONS = 10

@@ -16,9 +16,9 @@ from sklearn.manifold import TSNE
 
 from finetune.errors import UsageError
 from finetune.evaluation.result import Evaluation
-from finetune.evaluation.scores import Floats, Integers
 from finetune.reporting.style import THEMES, ThemeName, display_names, font_families, new_axes
 from finetune.reporting.thumbnails import locate, read_thumbnail
+from finetune.tasks.class_scores import Floats, Integers
 
 COLUMNS = 6
 Projection = Literal["pca", "tsne"]

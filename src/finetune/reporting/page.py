@@ -120,9 +120,9 @@ def _policy(css: str, script: str) -> str:
 
 def _drawn(figure: PageFigure) -> Markup:
     template = (
-        '<figure class="{kind}"><image>'
+        '<figure class="{kind}"><picture>'
         '<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        '<img src="{light}" alt="{caption}"></image><figcaption>{caption}</figcaption></figure>'
+        '<img src="{light}" alt="{caption}"></picture><figcaption>{caption}</figcaption></figure>'
     )
     return Markup(template).format(
         kind="wide" if figure.wide else "narrow",

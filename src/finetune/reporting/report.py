@@ -52,7 +52,7 @@ class DataFinding(Protocol):
     """What is wrong with one file, and what to do about it."""
 
     @property
-    def path(self) -> Any:
+    def path(self) -> object:
         """The file."""
 
     @property

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from finetune.evaluation.result import Evaluation
-from finetune.evaluation.scores import Floats, Integers
 from finetune.files import atomic_write
+from finetune.tasks.class_scores import Floats, Integers
+from finetune.tasks.multiclass import MULTICLASS
 
 NEIGHBOURS = 10
 Reason = Literal["another class", "no class"]
@@ -71,7 +73,7 @@ def confident_classes(labels: Integers, probabilities: Floats) -> Integers:
     for index in np.unique(labels):
         thresholds[index] = probabilities[labels == index, index].mean()
     cleared = np.where(probabilities >= thresholds - 1e-6, probabilities, -np.inf)
-    return np.where(np.isfinite(cleared).any(axis=1), cleared.argmax(axis=1), -1)
+    return np.where(np.isfinite(cleared).any(axis=1), _likeliest(cleared), -1)
 
 
 def wrong_labels(labels: Integers, probabilities: Floats) -> NDArray[np.bool_]:
@@ -80,7 +82,12 @@ def wrong_labels(labels: Integers, probabilities: Floats) -> NDArray[np.bool_]:
     A label also has to lose against the classifier's own answer to be called wrong.
     """
     confident = confident_classes(labels, probabilities)
-    return (confident >= 0) & (confident != labels) & (probabilities.argmax(axis=1) != labels)
+    return (confident >= 0) & (confident != labels) & (_likeliest(probabilities) != labels)
+
+
+def _likeliest(values: Floats) -> Integers:
+    named: Integers = MULTICLASS.decide(torch.from_numpy(values)).numpy()
+    return named
 
 
 def strangeness(embeddings: NDArray[np.floating], *, neighbours: int = NEIGHBOURS) -> Floats:
@@ -120,7 +127,7 @@ def rank_suspects(
     wrong = wrong_labels(labels, probabilities)
     others = probabilities.copy()
     others[np.arange(len(labels)), labels] = -np.inf
-    suggested = others.argmax(axis=1)
+    suggested = _likeliest(others)
     by_label = np.lexsort((quality, ~wrong))
     ranked: list[tuple[int, Reason]] = [(int(i), "another class") for i in by_label]
     strange = np.zeros(len(labels), dtype=bool)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 ID_BYTES = 16
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,29 @@ class ImageRef:
     id: str
     path: str
     label: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image: its file, the index of its class, and on which side it stands.
+
+    Attributes:
+        path: the file, as found (not resolved).
+        label: index into the class names of the folder that it belongs to.
+        group: images of one group (a patient, a burst, a video) stay on one side of every split.
+        split: None as long as the folder is unsplit.
+        fold: number of the cross-validation fold that holds the image out, if there are folds.
+        id: of the whole content, see :func:`content_id`; empty until the file was read.
+        stamp: of the file as it was read, see :func:`~finetune.cache_dir.file_stamp`.
+    """
+
+    path: Path
+    label: int
+    group: str | None = None
+    split: Split | None = None
+    fold: int | None = None
+    id: str = ""
+    stamp: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
 
 def content_id(content: bytes) -> str:

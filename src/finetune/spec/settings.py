@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from finetune.errors import UsageError
 from finetune.spec.schema import Check, UnexpectedValue, number, one_of, optional, truth, whole
+
+Augmentation = Literal["none", "light", "medium", "strong"]
 
 SHARE = number(0, 1)
 BELOW_ONE = number(0, math.nextafter(1, 0))
@@ -45,6 +47,9 @@ MODEL: Mapping[str, Check] = {
     "teacher_temperature": _FACTOR,
 }
 
+# What counts where nothing is given and no recipe has chosen: fitting from Python without phases.
+_WITHOUT_A_RECIPE = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
+
 DATA: Mapping[str, Check] = {
     "balanced": truth,
     "batch_size": optional(whole(1)),
@@ -60,6 +65,11 @@ DATA: Mapping[str, Check] = {
     "max_pixels": whole(1),
     "allow_outside": truth,
 }
+
+
+def or_default(name: str, value: Any) -> Any:
+    """A classifier's setting, or what counts in its place where nobody has chosen one."""
+    return _WITHOUT_A_RECIPE.get(name) if value is None else value
 
 
 def check_settings(

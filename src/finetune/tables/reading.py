@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.errors import DataError
@@ -156,7 +155,7 @@ def _log_probabilities(table: CsvTable, columns: Sequence[str]) -> NDArray[np.fl
         total = math.fsum(np.exp(values[position]))
         if abs(total - 1) > ROUNDING:
             raise _wrong(table.path, number, "probabilities that sum to 1", f"{total:.4g}")
-    normalised: NDArray[np.float64] = log_softmax(values, axis=1) if len(values) else values
+    normalised: NDArray[np.float64] = values - np.logaddexp.reduce(values, axis=1, keepdims=True)
     return normalised
 
 

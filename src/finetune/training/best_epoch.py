@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from finetune.training.model_selection import Candidate, higher_is_better
+from finetune.training.classifier import ImageClassifier
+from finetune.training.model_selection import Candidate
 
 
 class BestEpoch(Checkpoint):
@@ -55,9 +56,10 @@ class BestEpoch(Checkpoint):
             self._keep(trainer, figure=figure)
 
     @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.held_out:
             self._keep(trainer)
+        assert isinstance(pl_module, ImageClassifier)
         facts = pl_module.details["fit"]
         # By patience, by a time limit, by a callback of the user's: nothing more is to be trained.
         pl_module.details["fit"] = {**facts, "stopped": trainer.should_stop}
@@ -69,7 +71,7 @@ class BestEpoch(Checkpoint):
         known = best.figure(self.monitor) if known is None else known
         if known is None or math.isnan(known):
             return True
-        return figure > known if higher_is_better(self.monitor) else figure < known
+        return figure > known if best.task.higher_is_better(self.monitor) else figure < known
 
     def _keep(self, trainer: Trainer, **facts: float) -> None:
         # As a file would have it, so averages of the weights that callbacks keep are in it.

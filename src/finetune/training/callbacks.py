@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from finetune.errors import TrainingError
+from finetune.networks.image_network import ImageNetwork
 
 # A look at the loss makes an accelerator wait, so not at every step.
 LOOK_EVERY_STEPS = 50
@@ -108,7 +109,7 @@ class L2SP(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network: Any = pl_module.network
+        network = cast(ImageNetwork, pl_module.network)
         final = {id(value) for value in network.get_classifier().parameters()}
         for name, value in network.named_parameters():
             if id(value) not in final and name not in self.start:
@@ -118,7 +119,7 @@ class L2SP(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
-        network: Any = pl_module.network
+        network = cast(ImageNetwork, pl_module.network)
         for name, value in network.named_parameters():
             if value.grad is None:
                 continue

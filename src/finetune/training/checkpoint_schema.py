@@ -22,6 +22,8 @@ from finetune.spec.checkpoint_entry import (
     matching_channels,
 )
 from finetune.spec.schema import UnexpectedValue, by_name, record, several, text
+from finetune.tasks.known import task_of
+from finetune.tasks.task import Task
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 INTEGERS = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -41,12 +43,13 @@ def check_content(content: Mapping[str, Any], entry_name: str, path: str | Path)
         path: for the message.
 
     Raises:
-        CheckpointError: the first value that is odd.
+        CheckpointError: the first value that is odd, or a task of a later version.
     """
     try:
         by_name(_anything)(content)
         entry = content[entry_name]
         HEAD(entry)
+        task = task_of(entry, path)
         record({"state_dict": by_name(_tensor)})(content)
         for name, tensor in content["state_dict"].items():
             _weight(name, tensor)
@@ -56,7 +59,7 @@ def check_content(content: Mapping[str, Any], entry_name: str, path: str | Path)
             record({"hyper_parameters": HYPER_PARAMETERS})(content)
             CLASSIFIER(entry)
             matching_channels(entry, content["hyper_parameters"])
-            _answers(entry.get("val"), len(entry["class_names"]))
+            _answers(entry.get("val"), task, task.number_of_outputs(entry["class_names"]))
     except UnexpectedValue as error:
         raise damaged(path, str(error)) from None
 
@@ -81,6 +84,32 @@ def check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             low, high = (float(value) for value in torch.aminmax(tensor.detach()))
             if not (-most <= low and high <= most):
                 raise damaged(path, f"{name} holds NaN or infinity")
+
+
+def check_tensors(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str | Path, *, expected: str
+) -> None:
+    """Refuse weights that are not exactly a network's: names, shapes, kinds, and finite values.
+
+    Args:
+        own: the network's.
+        given, source: a file's, and its name.
+        expected: what the network is, for the message.
+
+    Raises:
+        CheckpointMismatchError: names, shapes or kinds differ; the first ones are listed.
+        CheckpointError: a value is NaN or infinite.
+    """
+    shapes, others = ({name: value.shape for name, value in each.items()} for each in (own, given))
+    if shapes != others:
+        names = sorted(shapes.keys() | others.keys())
+        differing = [name for name in names if shapes.get(name) != others.get(name)]
+        raise CheckpointMismatchError(
+            f"Expected the tensors of {expected}, found others in {source}: "
+            f"{', '.join(differing[:3])}; leave --model.* options to the checkpoint."
+        )
+    check_dtypes(own, given, source)
+    check_finite(given, source)
 
 
 def check_dtypes(
@@ -118,20 +147,18 @@ def _weight(name: str, tensor: Tensor) -> None:
         raise UnexpectedValue("floating point", str(tensor.dtype), ("state_dict", name))
 
 
-def _answers(val: Any, classes: int) -> None:
-    """The last validation: ``logits (N, C)``, ``labels (N,)`` and N paths."""
+def _answers(val: Any, task: Task, outputs: int) -> None:
+    """The last validation: ``logits (N, K)``, the task's targets as ``labels``, and N paths."""
     if val is None:
         return
     record({"logits": _tensor, "labels": _tensor, "paths": several(text())})(val)
     logits, labels, images = val["logits"], val["labels"], len(val["paths"])
-    if logits.dtype not in FLOATS or tuple(logits.shape) != (images, classes):
-        raise UnexpectedValue(f"({images}, {classes}) numbers", _says(logits), ("val", "logits"))
+    if logits.dtype not in FLOATS or tuple(logits.shape) != (images, outputs):
+        raise UnexpectedValue(f"({images}, {outputs}) numbers", _says(logits), ("val", "logits"))
     if not bool(logits.isfinite().all()):
         raise UnexpectedValue("finite", "NaN or infinity", ("val", "logits"))
-    if labels.dtype != torch.int64 or tuple(labels.shape) != (images,):
-        raise UnexpectedValue(f"({images},) whole numbers", _says(labels), ("val", "labels"))
-    if images and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise UnexpectedValue(f"labels from 0 to {classes - 1}", "others", ("val", "labels"))
+    if (odd := task.unexpected(labels, images, outputs)) is not None:
+        raise UnexpectedValue(f"targets of the task {task.name}", odd, ("val", "labels"))
 
 
 def _says(tensor: Tensor) -> str:

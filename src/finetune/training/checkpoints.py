@@ -5,6 +5,7 @@ optimizer's state) with one entry more, ``finetune``, made of plain values and t
 
     version: 2                         1: without the network, which is then found by its name
     kind: classifier | ensemble
+    task: multiclass                   what is predicted; earlier versions: without
     class_names: [str, ...]            backbone: str, as it was asked for
     network: {architecture, arguments, tag}       all that builds it again, offline
     preprocessing: {image_size, mean, std, crop_fraction, interpolation}
@@ -20,9 +21,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ from finetune.errors import CheckpointError
 from finetune.files import atomic_write
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
+from finetune.tasks.known import task_of
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.task import Task
 from finetune.training.checkpoint_schema import check_content, check_finite
 from finetune.training.checksums import CHECKSUMS, signed, verify
 
@@ -47,18 +51,39 @@ class Checkpoint:
         path: where it was read.
         state_dict: the classifier's tensors; the network's names start with ``network.``.
         hyper_parameters: plain constructor arguments of the classifier.
-        class_names, backbone, network, preprocessing: what the weights belong to.
+        task, class_names, backbone, network, preprocessing: what the weights belong to.
         details: the rest of the ``finetune`` entry: ``data``, ``val``, ``calibration``, ...
     """
 
     path: Path
     state_dict: dict[str, Tensor]
     hyper_parameters: dict[str, Any]
+    task: Task
     class_names: tuple[str, ...]
     backbone: str
     network: NetworkSpec
     preprocessing: Preprocessing
     details: dict[str, Any] = field(default_factory=dict)
+
+
+class Described(Protocol):
+    """What a file says of a classifier beside its weights."""
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Its constructor's arguments."""
+
+    @property
+    def task(self) -> Task:
+        """What it predicts."""
+
+    @property
+    def network(self) -> NetworkSpec:
+        """Which network exactly."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How it sees images."""
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
@@ -96,6 +121,7 @@ def as_checkpoint(content: Mapping[str, Any], path: str | Path) -> Checkpoint:
                 for key, value in content["hyper_parameters"].items()
                 if not key.startswith("_")  # Lightning's own notes
             },
+            task=task_of(entry, path),
             class_names=tuple(entry["class_names"]),
             backbone=entry["backbone"],
             network=network_of(entry, content["hyper_parameters"]),
@@ -109,7 +135,7 @@ def as_checkpoint(content: Mapping[str, Any], path: str | Path) -> Checkpoint:
         ) from error
 
 
-_FIELDS = {"version", "kind", "class_names", "backbone", "network", "preprocessing", CHECKSUMS}
+_FIELDS = {field.name for field in fields(Checkpoint)} | {"version", "kind", CHECKSUMS}
 
 
 def network_of(entry: Mapping[str, Any], hyper_parameters: Mapping[str, Any]) -> NetworkSpec:
@@ -216,12 +242,14 @@ def describe(
     preprocessing: Preprocessing,
     *,
     network: NetworkSpec,
+    task: Task = MULTICLASS,
     **details: Any,
 ) -> dict[str, Any]:
     """The ``finetune`` entry of a classifier's checkpoint."""
     return {
         "version": VERSION,
         "kind": "classifier",
+        "task": task.name,
         "class_names": list(class_names),
         "backbone": backbone,
         "network": network.to_dict(),

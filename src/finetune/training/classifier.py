@@ -4,57 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from finetune.errors import CheckpointMismatchError, TrainingError, UsageError
-from finetune.evaluation.metrics import figures_of
+from finetune.errors import UsageError
+from finetune.networks.compiling import compiled
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
-from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
-from finetune.spec.settings import MODEL, check_settings
-from finetune.spec.splits import SplitRecord
-from finetune.training.checkpoint_schema import check_dtypes, check_finite, damaged
+from finetune.spec.protocols import PhaseData
+from finetune.spec.settings import MODEL, check_settings, or_default
+from finetune.tasks.losses import ClassWeights
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.task import Task
+from finetune.training.checkpoint_schema import check_tensors, damaged
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
+    Described,
     describe,
     plain,
     read_checkpoint,
 )
-from finetune.training.distillation import distillation_loss
-from finetune.training.losses import ClassificationLoss, ClassWeights, batch_mixing, class_weights
-from finetune.training.optimizers import create_optimizer, parameter_groups, warmup_cosine
+from finetune.training.held_out_pass import HeldOutPass, Stage, fitted_on
+from finetune.training.optimizers import OPTIMIZER_SETTINGS, scheduled_optimizer
 from finetune.training.strategies import parse_strategy
 from finetune.training.temperature import rescaled_nll
 
 # Images and labels; a third tensor holds a teacher's probabilities (B, C).
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
-Stage = Literal["val", "test"]
-# What counts where nothing is given and no recipe has chosen: fitting from Python without phases.
-WITHOUT_A_RECIPE = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
 # Weight of the auxiliary head's loss: Szegedy et al. 2015, "Going deeper with convolutions", 5.
 AUXILIARY_LOSS_WEIGHT = 0.3
-
-
-class Described(Protocol):
-    """What a file says of a classifier beside its weights."""
-
-    @property
-    def hyper_parameters(self) -> dict[str, Any]:
-        """Its constructor's arguments."""
-
-    @property
-    def network(self) -> NetworkSpec:
-        """Which network exactly."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How it sees images."""
 
 
 class ImageClassifier(LightningModule):
@@ -143,40 +127,36 @@ class ImageClassifier(LightningModule):
         parse_strategy(strategy)  # before weights are looked for, which may take a while
         if batchnorm == "auto":
             batchnorm = "eval" if pretrained else "train"
-        if class_weights == "auto":
-            class_weights = "none"
         # What is needed only at birth is no hyperparameter: a reloaded checkpoint fetches nothing.
         self.save_hyperparameters(ignore=["pretrained", "teacher", "compile_backend", "_like"])
-        resolved = {"batchnorm": batchnorm, "class_weights": class_weights}
+        weighing = "none" if class_weights == "auto" else class_weights
+        resolved = {"batchnorm": batchnorm, "class_weights": weighing}
         self.hparams.update(plain({**self.hparams, **resolved}))
         if _like is None:  # what is rebuilt was judged when it was read
             check_settings(self.hparams, MODEL, option="model.")
-        self.class_names = _checked_class_names(class_names)
+        self.task: Task = MULTICLASS if _like is None else _like.task
+        self.class_names = self.task.checked_names(class_names)
         self.backbone = str(backbone)
         options = plain(network_options or {})
-        self.spec = (
-            network_spec(self.backbone, in_chans=in_chans, image_size=image_size, **options)
-            if _like is None
-            else _like.network
-        )
+        if _like is None:
+            seen: dict[str, Any] = {"in_chans": in_chans, "image_size": image_size}
+            self.spec = network_spec(self.backbone, **seen, **options)
+            self._see_by(preprocessing_of(self.backbone, **seen))
+        else:
+            self.spec = _like.network
+            self._see_by(_like.preprocessing)
+        outputs = self.task.number_of_outputs(self.class_names)
         self.network = build_network(
             self.spec,
-            len(self.class_names),
+            outputs,
             pretrained=pretrained if isinstance(pretrained, bool) else str(pretrained),
             source=self.backbone,
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
         )
-        self._see_by(
-            preprocessing_of(self.backbone, in_chans=in_chans, image_size=image_size)
-            if _like is None
-            else _like.preprocessing
-        )
         if batchnorm == "frozen":
             freeze(self.network, (), batch_norm="frozen")
-        self.mix = batch_mixing(
-            len(self.class_names), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha
-        )
+        self.mix = self.task.mixing(outputs, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
         if teacher is not None and self.mix is not None:
             raise UsageError(
                 "Expected a teacher without --model.mixup_alpha and --model.cutmix_alpha, found "
@@ -184,7 +164,7 @@ class ImageClassifier(LightningModule):
             )
         self.teacher = teacher
         # In a list, so that it is no second submodule with the same weights.
-        self._compiled = [_compiled(self.network, compile_backend)] if compile_backend else []
+        self._compiled = [compiled(self.network, compile_backend)] if compile_backend else []
         self.cycles = 1  # of the learning rate, in the present phase
         self.apply_recipe()
         # Set while lower stages are frozen and their activations cached: batches then hold these
@@ -192,7 +172,7 @@ class ImageClassifier(LightningModule):
         self.upper: Callable[[Tensor], Tensor] | None = None
         # The logits of the last pass over each stage's images, in the order of the loader.
         self.answers: dict[str, tuple[Tensor, Tensor]] = {}
-        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._pass = HeldOutPass()
         self.details: dict[str, Any] = {}
 
     @classmethod
@@ -243,19 +223,8 @@ class ImageClassifier(LightningModule):
         Raises:
             CheckpointMismatchError: names or shapes differ; the first ones are listed.
         """
-        own = {key: value.shape for key, value in self.state_dict().items()}
-        other = {key: value.shape for key, value in state_dict.items()}
-        if own != other:
-            differing = sorted(
-                key for key in own.keys() | other.keys() if own.get(key) != other.get(key)
-            )
-            raise CheckpointMismatchError(
-                f"Expected the tensors of {self.backbone} with {len(self.class_names)} classes, "
-                f"found others in {source}: {', '.join(differing[:3])}; leave --model.* options "
-                "to the checkpoint."
-            )
-        check_dtypes(self.state_dict(), state_dict, source)
-        check_finite(state_dict, source)
+        expected = f"{self.backbone} with {len(self.class_names)} classes"
+        check_tensors(self.state_dict(), state_dict, source, expected=expected)
         self.load_state_dict(state_dict)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -273,13 +242,12 @@ class ImageClassifier(LightningModule):
 
     def setting(self, name: str) -> Any:
         """A hyperparameter, or what counts in its place where nobody has chosen one."""
-        value = self.hparams[name]
-        return WITHOUT_A_RECIPE.get(name) if value is None else value
+        return or_default(name, self.hparams[name])
 
     def apply_recipe(self, **chosen: Any) -> None:
         """Take over hyperparameters that a recipe has chosen."""
         self.hparams.update(plain(chosen))
-        self.loss = ClassificationLoss(
+        self.loss = self.task.loss(
             label_smoothing=self.setting("label_smoothing"),
             focal_gamma=self.setting("focal_gamma"),
         )
@@ -292,9 +260,9 @@ class ImageClassifier(LightningModule):
 
     def on_fit_start(self) -> None:
         """Weigh the classes by the training images, now that they are known."""
-        if self.hparams["class_weights"] != "none":
+        if (kind := self.hparams["class_weights"]) != "none":
             by_class = self.trainer.datamodule.class_counts("train")  # type: ignore[attr-defined]
-            weights = class_weights(self.hparams["class_weights"], list(by_class.values()))
+            weights = self.task.class_weights(kind, list(by_class.values()))
             assert weights is not None
             self.loss.weight = weights.to(self.device, self.mean.dtype)
 
@@ -311,7 +279,7 @@ class ImageClassifier(LightningModule):
             loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits, targets)
         if soft_labels:
             temperature = self.hparams["teacher_temperature"]
-            taught = distillation_loss(logits, soft_labels[0], temperature=temperature)
+            taught = self.task.distillation_loss(logits, soft_labels[0], temperature=temperature)
             loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
@@ -324,11 +292,6 @@ class ImageClassifier(LightningModule):
         """Count one batch of the test images."""
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
-        """Probabilities ``(B, C)`` of a batch of images."""
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        return self(images).float().softmax(dim=-1)
-
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the validation images."""
         self._conclude("val")
@@ -340,51 +303,25 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, batch: Batch, stage: Stage) -> None:
         images, labels = batch[:2]
         logits = self(images)
-        self._batches.append((logits.float(), labels))
+        self._pass.add(logits.float(), labels)
         loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
 
     def _conclude(self, stage: Stage) -> None:
-        logits, labels = zip(*self._batches, strict=True)
-        answers = self._in_order(torch.cat(logits), stage), self._in_order(torch.cat(labels), stage)
-        self._batches.clear()
-        self.answers[stage] = answers
-        figures = figures_of(*answers)
+        answers = self.answers[stage] = self._pass.conclude(self, stage)
+        figures = self.task.figures(*answers)
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
         if stage == "val":
-            self.log("val/nll_rescaled", rescaled_nll(*answers))
+            self.log("val/nll_rescaled", rescaled_nll(*self.task.rows(*answers)))
 
-    def _in_order(self, answers: Tensor, stage: Stage) -> Tensor:
-        """All processes' answers in the order of the images, which they have dealt out in turn."""
-        if self.trainer.world_size == 1:
-            return answers.cpu()
-        gathered = self.all_gather(answers)  # (processes, N, ...)
-        assert isinstance(gathered, Tensor)
-        dealt = gathered.transpose(0, 1).flatten(0, 1)
-        # The first ones are dealt again in the end, so that every process has as many.
-        return dealt[: len(getattr(self.trainer, f"{stage}_dataloaders").dataset)].cpu()
-
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer with a real learning rate per group, and a schedule by steps."""
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise TrainingError(
-                "Expected a fit with an end, since the learning rate falls towards it, found none; "
-                "give --trainer.max_epochs or --trainer.max_steps."
-            )
-        hparams = self.hparams
-        groups = parameter_groups(
+        return scheduled_optimizer(
             self.network,
-            lr=self.setting("lr"),
-            backbone_lr_factor=self.setting("backbone_lr_factor"),
-            layer_decay=hparams["layer_decay"],
-            weight_decay=hparams["weight_decay"],
+            {name: self.setting(name) for name in OPTIMIZER_SETTINGS},
+            steps=self.trainer.estimated_stepping_batches,
+            cycles=self.cycles,
         )
-        optimizer = create_optimizer(groups, hparams["optimizer"])
-        warmup_steps = int(hparams["warmup_fraction"] * steps)
-        warmup_steps //= self.cycles  # a share of the first cycle
-        schedule = warmup_cosine(optimizer, int(steps), warmup_steps, cycles=self.cycles)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file self-sufficient."""
@@ -398,41 +335,15 @@ class ImageClassifier(LightningModule):
         # The same settings, with the places of this machine.
         checkpoint.pop("datamodule_hyper_parameters", None)
 
-    def entry(self, datamodule: Any = None) -> dict[str, Any]:
+    def entry(self, datamodule: PhaseData | None = None) -> dict[str, Any]:
         """What a checkpoint says beside the weights; see ``finetune.training.checkpoints``."""
-        details = dict(self.details)
-        if datamodule is not None:
-            record: SplitRecord = datamodule.split_record
-            details["data"], details["split"] = plain(record.settings), record.plain
-        if datamodule is not None and "val" in self.answers:
-            logits, labels = self.answers["val"]
-            # Fewer answers than images where the trainer limits its validation batches.
-            images = datamodule.images("val")[: len(labels)]
-            details["val"] = {
-                "logits": logits,
-                "labels": labels,
-                "paths": datamodule.names("val")[: len(labels)],
-                "ids": [image.id for image in images],
-            }
+        fitted = {} if datamodule is None else fitted_on(datamodule, self.answers.get("val"))
+        details = {**self.details, **fitted}
         return describe(
-            self.class_names, self.backbone, self.preprocessing, network=self.spec, **details
+            self.class_names,
+            self.backbone,
+            self.preprocessing,
+            network=self.spec,
+            task=self.task,
+            **details,
         )
-
-
-def _compiled(network: Any, backend: str) -> Any:
-    if backend not in torch.compiler.list_backends(exclude_tags=()):
-        raise UsageError(
-            f"Expected compile_backend to be one of "
-            f"{', '.join(torch.compiler.list_backends())}, found {backend!r}."
-        )
-    return torch.compile(network, backend=backend)
-
-
-def _checked_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(str(name) for name in class_names)
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise TrainingError(
-            f"Expected at least two different classes, found {list(names)[:5]}; "
-            "give one folder of images a class."
-        )
-    return names

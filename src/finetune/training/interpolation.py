@@ -8,13 +8,13 @@ Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (WiSE
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from finetune.training.classifier import ImageClassifier
 from finetune.training.model_selection import Candidate, standing
 from finetune.training.temperature import rescaled
 
@@ -53,24 +53,26 @@ def best_between(
         With the later one's ``share`` in it as a fact, where it is a point between.
     """
     assert later.outputs is not None
-    head, labels = list(rescaled_head), later.outputs[1]
-    best, highest = later, standing(*later.outputs, monitor)
+    head, task, labels = list(rescaled_head), later.task, later.outputs[1]
+    best, highest = later, standing(task, *later.outputs, monitor)
     for share in SHARES:
         state = interpolate(earlier.state_dict, later.state_dict, share)
         logits = answer(state)
         if head:
-            state, logits = rescaled(state, logits, labels, head)
-        reached = standing(logits, labels, monitor)
+            state, logits = rescaled(task, state, logits, labels, head)
+        reached = standing(task, logits, labels, monitor)
         if reached > highest:
             best, highest = later.but(state, logits, share=share), reached
     return best
 
 
-def held_out_answers(classifier: Any, batches: Iterable[Any], state: StateDict) -> Tensor:
+def held_out_answers(
+    classifier: ImageClassifier, batches: Iterable[Sequence[Tensor]], state: StateDict
+) -> Tensor:
     """Logits ``(N, C)`` that a classifier would give with other weights; its own stay.
 
     Args:
-        classifier: an ``ImageClassifier``; is in ``eval`` mode afterwards.
+        classifier: is in ``eval`` mode afterwards.
         batches: images, or activations where the classifier runs its upper half alone, first.
         state: a state dict of this classifier, on any device.
     """

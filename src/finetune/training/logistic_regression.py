@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from finetune.tasks import categorical
+
 MAX_NEWTON_STEPS = 100
 MAX_CONJUGATE_STEPS = 250
 # Rows at a time: bounds the memory of many rows times many classes.
@@ -139,7 +141,7 @@ def _evaluate(problem: LogisticProblem, l2: float, coefficients: Tensor) -> _Poi
     for chunk in _chunks(len(problem.rows)):
         rows, labels = problem.rows[chunk], problem.labels[chunk, None]
         weights = problem.weights[chunk, None]
-        change = (rows @ coefficients).log_softmax(dim=1)
+        change = categorical.log_probabilities(rows @ coefficients)
         loss -= float((weights * change.gather(1, labels)).sum(dtype=torch.float64))
         change.exp_()
         probabilities[chunk] = change

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from finetune.evaluation.metrics import figures_of
+from finetune.tasks.known import task_of
+from finetune.tasks.task import Task
 from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
 from finetune.training.checksums import CHECKSUMS
 from finetune.training.temperature import rescaled, rescaled_nll
 
-HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
 WINSORISED = 0.02  # of the gains at either end, and at least one
 
 Outputs = tuple[Tensor, Tensor]
@@ -82,6 +81,11 @@ class Candidate:
         )
 
     @property
+    def task(self) -> Task:
+        """What it predicts."""
+        return task_of(self.entry, "a candidate")
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """Of which phase it is, and what was done to it."""
         facts: Mapping[str, Any] = self.entry["fit"]
@@ -99,9 +103,9 @@ class Candidate:
             return None
         name = monitor.split("/")[-1]
         if name == "nll_rescaled":
-            return rescaled_nll(*self.outputs)
-        figures = figures_of(*self.outputs)
-        return figures.get(name, figures["nll"])
+            return rescaled_nll(*self.task.rows(*self.outputs))
+        figures = self.task.figures(*self.outputs)
+        return figures.get(name, figures[self.task.deciding])
 
     def but(
         self,
@@ -120,19 +124,15 @@ class Candidate:
         """With its confidence put right, where something was held out; see :func:`rescaled`."""
         if self.outputs is None:
             return self
-        return self.but(*rescaled(self.state_dict, *self.outputs, head), rescaled=True)
+        return self.but(*rescaled(self.task, self.state_dict, *self.outputs, head), rescaled=True)
 
 
-def higher_is_better(monitor: str) -> bool:
-    """Whether a figure such as ``val/accuracy`` is meant to rise."""
-    return monitor.split("/")[-1] in HIGHER_IS_BETTER
-
-
-def standing(logits: Tensor, labels: Tensor, monitor: str) -> tuple[float, float]:
-    """Where answers stand by a figure, the NLL telling ties: the higher the better."""
-    figures = figures_of(logits, labels)
-    value = figures.get(monitor.split("/")[-1], figures["nll"])
-    return (value if higher_is_better(monitor) else -value, -figures["nll"])
+def standing(task: Task, logits: Tensor, labels: Tensor, monitor: str) -> tuple[float, float]:
+    """Where answers stand by a figure, the deciding one telling ties: the higher the better."""
+    figures = task.figures(logits, labels)
+    decides = figures[task.deciding]
+    value = figures.get(monitor.split("/")[-1], decides)
+    return (value if task.higher_is_better(monitor) else -value, -decides)
 
 
 def clearly_better(later: Candidate, simpler: Candidate, monitor: str) -> bool:
@@ -151,9 +151,10 @@ def clearly_better(later: Candidate, simpler: Candidate, monitor: str) -> bool:
     # Where a trainer limits its batches, one of them has answered the first images alone.
     both = min(len(after[1]), len(before[1]))
     after, before = ((logits[:both], labels[:both]) for logits, labels in (after, before))
-    if higher_is_better(monitor):
-        return standing(*after, monitor) > standing(*before, monitor)
-    return exceeds_its_error(_losses(*before) - _losses(*after))
+    task = later.task
+    if task.higher_is_better(monitor):
+        return standing(task, *after, monitor) > standing(task, *before, monitor)
+    return exceeds_its_error(task.losses(*before) - task.losses(*after))
 
 
 def exceeds_its_error(gains: Tensor) -> bool:
@@ -174,7 +175,3 @@ def exceeds_its_error(gains: Tensor) -> bool:
     gains = ordered.clamp(float(ordered[cut]), float(ordered[-1 - cut]))
     error = gains.std() * (count - 1) / (inner - 1) / count**0.5
     return bool(gains.mean() > error)
-
-
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(logits.double(), labels, reduction="none")

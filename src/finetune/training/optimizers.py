@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
@@ -20,10 +21,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.errors import TrainingError, UsageError
+from finetune.networks.image_network import ImageNetwork
+
+# Of a classifier's settings, what the optimizer, its schedule and its rates are made of.
+OPTIMIZER_SETTINGS = (
+    "optimizer",
+    "warmup_fraction",
+    "lr",
+    "backbone_lr_factor",
+    "layer_decay",
+    "weight_decay",
+)
 
 
 def parameter_groups(
-    network: nn.Module,
+    network: ImageNetwork,
     *,
     lr: float,
     backbone_lr_factor: float = 1.0,
@@ -75,6 +87,35 @@ def parameter_groups(
             "network or choose another strategy."
         )
     return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
+
+
+def scheduled_optimizer(
+    network: ImageNetwork, settings: Mapping[str, Any], *, steps: float, cycles: int
+) -> OptimizerLRSchedulerConfig:
+    """An optimizer over :func:`parameter_groups`, and its :func:`warmup_cosine` by steps.
+
+    Args:
+        network: whose trainable parameters learn.
+        settings: a classifier's, :data:`OPTIMIZER_SETTINGS`.
+        steps: of the whole phase.
+        cycles: in how many the learning rate falls; the first alone warms up.
+
+    Raises:
+        TrainingError: the steps have no end.
+    """
+    if steps == math.inf:
+        raise TrainingError(
+            "Expected a fit with an end, since the learning rate falls towards it, found none; "
+            "give --trainer.max_epochs or --trainer.max_steps."
+        )
+    rates = {name: settings[name] for name in OPTIMIZER_SETTINGS[2:]}
+    optimizer = create_optimizer(parameter_groups(network, **rates), settings["optimizer"])
+    warmup_steps = int(settings["warmup_fraction"] * steps) // cycles
+    schedule = warmup_cosine(optimizer, int(steps), warmup_steps, cycles=cycles)
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1},
+    }
 
 
 def create_optimizer(groups: Iterable[dict[str, Any]], name: str = "adamw") -> Optimizer:
@@ -160,17 +201,17 @@ def _check_ranges(
         )
 
 
-def _exempt_from_decay(network: Any) -> set[str]:
+def _exempt_from_decay(network: ImageNetwork) -> set[str]:
     return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
 
 
-def _final_layer_parameters(network: Any) -> Iterable[nn.Parameter]:
+def _final_layer_parameters(network: ImageNetwork) -> Iterable[nn.Parameter]:
     classifier = network.get_classifier()
     layers = classifier if isinstance(classifier, tuple) else (classifier,)  # distilled networks
     return (parameter for layer in layers for parameter in layer.parameters())
 
 
-def _depths_below_top(network: Any) -> dict[str, int]:
+def _depths_below_top(network: ImageNetwork) -> dict[str, int]:
     """Parameter name -> layers below the final one's (1 for its neighbour), by timm's grouping."""
     layers = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
     top = max(layers.values())

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from finetune.tasks import categorical
 from finetune.training.logistic_regression import LogisticProblem, logistic_problem, solve_logistic
 
 # Penalties on the sum of the losses (scikit-learn's 1 / C), from strong to weak.
@@ -116,7 +116,7 @@ class PenaltySearch:
             solved[fold] = solve_logistic(problem, l2, tolerance=3e-3, start=near.get(fold))
             out = self.fold_of == fold
             logits = self.rows[out] @ solved[fold][:-1] + solved[fold][-1]
-            losses[out] = cross_entropy(logits, self.labels[out], reduction="none")
+            losses[out] = categorical.losses(logits, self.labels[out])
             judged |= out
         self.solutions[l2] = solved
         weights = self.weights[judged] / self.weights[judged].sum()

@@ -14,6 +14,8 @@ from typing import Any
 
 from finetune.errors import NetworkError
 from finetune.networks.freezing import network_stages, split_at
+from finetune.spec.protocols import FitData
+from finetune.training.classifier import ImageClassifier
 from finetune.training.strategies import parse_strategy
 
 FEW_IMAGES_A_CLASS = 10
@@ -225,15 +227,15 @@ OF_CLOSED_FORM = {"strategy", "epochs", "augmentation", "class_weights"}
 
 
 def facts_about(
-    classifier: Any,
-    datamodule: Any,
+    classifier: ImageClassifier,
+    datamodule: FitData,
     *,
     pretrained: bool,
     on_cpu: bool,
     closed_form: bool = True,
     seconds: float | None = None,
 ) -> Facts:
-    """The facts about an ``ImageClassifier`` and an ``ImageFolderDataModule``."""
+    """The facts about a classifier and the images that it is to learn."""
     stages = list(network_stages(classifier.network))
     middle = stages[-2] if len(stages) > 2 else "head"
     try:

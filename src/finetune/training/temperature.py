@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+
+from finetune.tasks import categorical
+from finetune.tasks.task import Task
 
 # Of an epoch's or a phase's answers: label smoothing and overconfidence stay well within.
 USUAL_BOUNDS = (0.1, 10.0)
@@ -25,13 +27,13 @@ def best_temperature(
     prior: float = math.inf,
     unsure: bool = True,
 ) -> float:
-    """The temperature T within the bounds that makes ``softmax(logits / T)`` the most probable.
+    """The temperature T within the bounds that makes the labels likeliest under ``logits / T``.
 
     The NLL is convex in ``b = 1 / T``: the root of its derivative, ``mean(sum_c p_c z_c - z_y)``,
     is found by bisection of log b in float64, so it cannot diverge.
 
     Args:
-        logits: ``(N, C)``, or log probabilities.
+        logits: ``(N, C)``, or log probabilities: rows of any task.
         labels: ``(N,)`` in ``[0, C)``.
         bounds: the least and the largest temperature; one of them where nothing within fits best.
         prior: standard deviation of log T, normal about 0 before anything is seen: a few dozen
@@ -48,7 +50,7 @@ def best_temperature(
     def slope(log_inverse: float) -> float:
         """That of the loss an image, over the inverse temperature."""
         inverse = math.exp(log_inverse)
-        expected = ((rows * inverse).softmax(dim=1) * rows).sum(dim=1)
+        expected = (categorical.probabilities(rows * inverse) * rows).sum(dim=1)
         return float((expected - target).mean()) + log_inverse / (weight * inverse)
 
     low, high = (math.log(1 / bound) for bound in reversed(bounds))
@@ -88,16 +90,17 @@ def rescaled_nll(logits: Tensor, labels: Tensor) -> float:
     epochs knows more.
     """
     scaled = logits.detach().cpu().double() / best_temperature(logits, labels)
-    return float(cross_entropy(scaled, labels.cpu()))
+    return float(categorical.losses(scaled, labels.cpu()).mean())
 
 
 def rescaled(
-    state: Mapping[str, Tensor], logits: Tensor, labels: Tensor, head: Iterable[str]
+    task: Task, state: Mapping[str, Tensor], logits: Tensor, labels: Tensor, head: Iterable[str]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Undo what label smoothing does to the confidence: one factor on what makes the logits.
 
     Args:
-        state: a classifier's weights.
+        task: of the classifier.
+        state: its weights.
         logits, labels: its answers to held-out images, ``(N, C)`` and ``(N,)``.
         head: ``output_tensors`` of the network; none where nothing can be divided.
 
@@ -107,7 +110,7 @@ def rescaled(
     names = {f"network.{name}" for name in head}
     if not names:
         return dict(state), logits
-    temperature = best_temperature(logits, labels)
+    temperature = best_temperature(*task.rows(logits, labels))
     scaled = {
         name: value / temperature if name in names else value for name, value in state.items()
     }

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from typing_extensions import override
+
+from finetune.spec.protocols import Batches, PhaseData
+from finetune.training.classifier import ImageClassifier
 
 REHEARSED_STEPS = 3
 # A batch that is only judged, against one that is learned from: no way back, no update.
@@ -35,15 +40,15 @@ class Deadline(Callback):
         trainer.should_stop = trainer.should_stop or bool(trainer.strategy.broadcast(over))
 
 
-def epochs_within(seconds: float, classifier: Any, data: Any, epochs: int) -> int:
+def epochs_within(seconds: float, classifier: ImageClassifier, data: PhaseData, epochs: int) -> int:
     """As many of the epochs as there is time for, so that the learning rate still falls to its end.
 
     Some steps are rehearsed and timed; weights and buffers are as before afterwards.
 
     Args:
         seconds: until the end of the phase.
-        classifier: an ``ImageClassifier``, ready to train.
-        data: with the phase's ``train_dataloader`` and ``val_dataloader``.
+        classifier: ready to train.
+        data: of the phase.
         epochs: at most; at least 1 is returned.
     """
     train, val = data.train_dataloader(), data.val_dataloader()
@@ -52,7 +57,7 @@ def epochs_within(seconds: float, classifier: Any, data: Any, epochs: int) -> in
     return max(1, min(epochs, int(seconds / an_epoch)))
 
 
-def _seconds_a_step(classifier: Any, loader: Any) -> float:
+def _seconds_a_step(classifier: ImageClassifier, loader: Batches[Sequence[Tensor]]) -> float:
     """The quickest of some steps, without the update."""
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     random_state = torch.random.get_rng_state()
@@ -62,7 +67,7 @@ def _seconds_a_step(classifier: Any, loader: Any) -> float:
         started = time.perf_counter()
         images, labels = (part.to(classifier.device) for part in batch[:2])
         loss = classifier.loss(classifier(images), labels)
-        loss.backward()
+        torch.autograd.backward(loss)
         float(loss.detach())  # waits for an accelerator
         classifier.zero_grad()
         times.append(time.perf_counter() - started)

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from finetune.documents import read_json
 from finetune.errors import UsageError
-from finetune.evaluation.metrics import figures_of
 from finetune.files import write_text
 from finetune.spec.run_files import TRACKING
+from finetune.tasks.task import Task
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
 
@@ -140,7 +140,7 @@ def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
     val: Mapping[str, Any] | None = checkpoint.details.get("val")
     if val is None or len(val["labels"]) == 0:
         return
-    answers = figures_of(val["logits"], val["labels"])
+    answers = checkpoint.task.figures(val["logits"], val["labels"])
     figures = {f"best/{name}": value for name, value in answers.items()}
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
@@ -162,15 +162,18 @@ def _send_tables(
         {
             "val/confusion_matrix": wandb.plot.confusion_matrix(
                 y_true=labels.tolist(),
-                preds=logits.argmax(dim=-1).tolist(),
+                preds=checkpoint.task.decide(logits).tolist(),
                 class_names=names,
             ),
-            "val/worst_predictions": worst_predictions(logits, labels, val["paths"], names, root),
+            "val/worst_predictions": worst_predictions(
+                checkpoint.task, logits, labels, val["paths"], names, root
+            ),
         }
     )
 
 
 def worst_predictions(
+    task: Task,
     logits: torch.Tensor,
     labels: torch.Tensor,
     paths: Sequence[str],
@@ -180,8 +183,8 @@ def worst_predictions(
     """A table of the images with the highest loss, worst first, with thumbnails."""
     import wandb
 
-    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    confidences, predictions = logits.softmax(dim=-1).max(dim=-1)
+    losses = task.losses(logits, labels)
+    confidences, predictions = task.confidence(logits), task.decide(logits)
     table = wandb.Table(columns=["image", "path", "label", "prediction", "confidence", "loss"])
     for index in losses.argsort(descending=True)[:WORST_PREDICTIONS].tolist():
         table.add_data(

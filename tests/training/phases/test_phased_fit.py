@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import finetune.training.phases.probe as module
-from finetune.evaluation.metrics import figures_of
 from finetune.networks.freezing import network_stages, stages_below
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.training import interpolation
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
@@ -23,7 +23,7 @@ pytestmark = [
 
 def nll_of(path):
     val = read_checkpoint(path).details["val"]
-    return figures_of(val["logits"], val["labels"])["nll"]
+    return MULTICLASS.figures(val["logits"], val["labels"])["nll"]
 
 
 @pytest.mark.parametrize(
@@ -198,4 +198,4 @@ def test_a_network_is_learned_from_scratch(run, colour_folder, tmp_path):
         data={"augmentation": "none"},
     )
     val = read_checkpoint(tmp_path / "best.ckpt").details["val"]
-    assert figures_of(val["logits"], val["labels"])["accuracy"] > 0.8
+    assert MULTICLASS.figures(val["logits"], val["labels"])["accuracy"] > 0.8

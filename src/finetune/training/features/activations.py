@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from finetune.errors import NetworkError
 from finetune.networks.freezing import split_at, stages_below
+from finetune.spec.images import Split
+from finetune.spec.protocols import FitData
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.datamodule import CachedActivationsDataModule
 from finetune.training.features.extract import (
@@ -31,11 +32,11 @@ class CachedActivations:
     """
 
     classifier: ImageClassifier
-    datamodule: Any
+    datamodule: FitData
     store: FeatureStore | None
     say: Callable[[str], None]
 
-    def at(self, boundary: str, split: str, view: StoredView | None = None) -> Activations:
+    def at(self, boundary: str, split: Split, view: StoredView | None = None) -> Activations:
         """Those of a split's images below a stage; without a view, of the plain images."""
         images, workers = dataset_for(self.classifier, self.datamodule, split, view)
         return frozen_features(

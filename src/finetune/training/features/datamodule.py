@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from finetune.spec.images import LabelledImage, Split
+from finetune.spec.protocols import FitData
 from finetune.spec.splits import SplitRecord
 from finetune.training.features.store import Activations
 
@@ -28,33 +30,27 @@ class CachedActivationsDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, original: Any, views: Sequence[Activations], val: Activations | None
+        self, original: FitData, views: Sequence[Activations], val: Activations | None
     ) -> None:
         super().__init__()
         self.original = original
         self.views = views
         self.val = val
 
-    @property
-    def hparams(self) -> Any:
-        """The original's settings, which go into the checkpoint."""
-        return self.original.hparams
-
-    def images(self, split: str) -> Any:
+    def images(self, split: Split) -> Sequence[LabelledImage]:
         """The original's images."""
         return self.original.images(split)
 
-    def names(self, split: str) -> Any:
+    def names(self, split: Split) -> list[str]:
         """Their paths below the root."""
         return self.original.names(split)
 
     @property
     def split_record(self) -> SplitRecord:
         """On which side each image stands."""
-        record: SplitRecord = self.original.split_record
-        return record
+        return self.original.split_record
 
-    def class_counts(self, split: str) -> Any:
+    def class_counts(self, split: Split) -> Mapping[str, int]:
         """The original's images of each class."""
         return self.original.class_counts(split)
 

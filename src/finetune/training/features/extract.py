@@ -16,19 +16,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from finetune.cache_dir import file_stamp
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.dataset import Draw, ImageDataset
-from finetune.data.folder import LabelledImage
 from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
 from finetune.errors import DataError
 from finetune.networks.freezing import network_stages, split_at, stages_below
-from finetune.spec.images import file_id
+from finetune.networks.image_network import ImageNetwork
+from finetune.spec.images import LabelledImage, Split, file_id
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
+from finetune.spec.protocols import FitData
 from finetune.training.features.store import Activations, FeatureStore, cached_or_computed
 
 # Images a forward pass: on a processor, as many as its caches take.
@@ -39,7 +40,7 @@ FORMAT = 1  # counts up whenever transforms or networks change what they compute
 class Normalising(Protocol):
     """What is needed of a classifier."""
 
-    network: nn.Module
+    network: ImageNetwork
     spec: NetworkSpec
     preprocessing: Preprocessing
     mean: Tensor
@@ -106,7 +107,7 @@ def frozen_features(
 
 
 def dataset_for(
-    classifier: Normalising, datamodule: Any, split: Any, view: StoredView | None = None
+    classifier: Normalising, datamodule: FitData, split: Split, view: StoredView | None = None
 ) -> tuple[ImageDataset, int]:
     """A split's images as the classifier sees them, and how many processes should read them."""
     preprocessing = classifier.preprocessing
@@ -191,7 +192,7 @@ def activation_shape(classifier: Normalising, boundary: str) -> tuple[int, ...]:
     return tuple(live_features(classifier, blank, boundary).shape[1:])
 
 
-def _state_below(network: nn.Module, boundary: str) -> dict[str, Tensor]:
+def _state_below(network: ImageNetwork, boundary: str) -> dict[str, Tensor]:
     """Parameters and buffers of the stages below the boundary."""
     stages = network_stages(network)
     below = stages_below(network, boundary)

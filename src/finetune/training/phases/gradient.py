@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from finetune.errors import TrainingError
+from finetune.spec.protocols import FitData, PhaseData
 from finetune.training.best_epoch import BestEpoch
 from finetune.training.callbacks import (
     L2SP,
@@ -23,7 +24,7 @@ from finetune.training.callbacks import (
 )
 from finetune.training.checkpoint_io import use_atomic_checkpoints
 from finetune.training.classifier import ImageClassifier
-from finetune.training.model_selection import Candidate, higher_is_better
+from finetune.training.model_selection import Candidate
 from finetune.training.resume import ResumePoint, phase_file
 from finetune.training.snapshots import Snapshots
 from finetune.training.time_limit import Deadline, epochs_within
@@ -54,7 +55,7 @@ class GradientPhases:
     """
 
     classifier: ImageClassifier
-    datamodule: Any
+    datamodule: FitData
     folder: Path
     new_trainer: Callable[[TrainerSettings], Trainer]
     monitor: str
@@ -71,7 +72,7 @@ class GradientPhases:
     def run(
         self,
         index: int,
-        data: Any,
+        data: PhaseData,
         epochs: int,
         *,
         earlier: Candidate | None,
@@ -106,7 +107,10 @@ class GradientPhases:
                 self.classifier.train()  # Lightning begins in whatever mode it finds
                 with _expected_warnings_off():
                     self.trainer.fit(
-                        self.classifier, datamodule=data, ckpt_path=at.checkpoint, weights_only=True
+                        self.classifier,
+                        datamodule=cast(LightningDataModule, data),  # a class, not a protocol
+                        ckpt_path=at.checkpoint,
+                        weights_only=True,
                     )
                 break
             except RuntimeError as error:
@@ -161,7 +165,7 @@ class GradientPhases:
         return [
             StopWhenNotBetter(
                 self._watched,
-                higher_is_better=higher_is_better(self.monitor),
+                higher_is_better=self.classifier.task.higher_is_better(self.monitor),
                 patience=self.patience,
                 best=None if earlier is None else earlier.figure(self.monitor),
             )
@@ -177,7 +181,7 @@ class GradientPhases:
         smoothed = self.classifier.setting("label_smoothing")
         return "val/nll_rescaled" if smoothed and self.monitor == "val/nll" else self.monitor
 
-    def _shorten(self, trainer: Trainer, data: Any, epochs: int, seconds: float) -> None:
+    def _shorten(self, trainer: Trainer, data: PhaseData, epochs: int, seconds: float) -> None:
         """Fewer epochs where the time does not suffice for all; the checkpoints say so."""
         fitting = epochs_within(seconds, self.classifier, data, epochs)
         if fitting < epochs and self.classifier.cycles == 1:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Trainer
@@ -24,6 +23,7 @@ from finetune.errors import TrainingError, UsageError
 from finetune.networks.final_layer import output_tensors
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
 from finetune.runtime import process_rank
+from finetune.spec.protocols import FitData, PhaseData
 from finetune.training.checkpoints import ENTRY, plain, read_content
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
@@ -57,7 +57,7 @@ class PhasedFit:
     """
 
     classifier: ImageClassifier
-    datamodule: Any
+    datamodule: FitData
     folder: Path
     new_trainer: Callable[[TrainerSettings], Trainer]
     strategy: str
@@ -200,7 +200,7 @@ class PhasedFit:
             network.to(memory_format=torch.contiguous_format)
 
     def _best_of_phase(
-        self, index: int, data: Any, epochs: int, seconds: float | None, at: ResumePoint
+        self, index: int, data: PhaseData, epochs: int, seconds: float | None, at: ResumePoint
     ) -> Candidate:
         """Train what is left of a phase, which is nothing where it was killed before its end."""
         if epochs < at.epochs and not at.stopped:
@@ -216,7 +216,7 @@ class PhasedFit:
             index, data, epochs, earlier=self.found, seconds=seconds, at=at
         )
 
-    def _conclude(self, index: int, found: Candidate, data: Any) -> None:
+    def _conclude(self, index: int, found: Candidate, data: PhaseData) -> None:
         """Put right what a phase has found; it becomes ``best.ckpt`` if it is better.
 
         Each checkpoint of a phase's end is written once, and says that this is done: a fit that is
@@ -247,7 +247,7 @@ class PhasedFit:
             self.found = Candidate.read(self.best)
 
     def _look_between(
-        self, earlier: Candidate, found: Candidate, data: Any, head: Iterable[str]
+        self, earlier: Candidate, found: Candidate, data: PhaseData, head: Iterable[str]
     ) -> Candidate:
         """The best point between the earlier phases and what this one has found."""
         answered = 0 if found.outputs is None else len(found.outputs[1])

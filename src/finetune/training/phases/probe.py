@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
 
 from finetune.errors import NetworkError
-from finetune.evaluation.metrics import figures_of
 from finetune.networks.freezing import split_at
+from finetune.networks.image_network import ImageNetwork
+from finetune.spec.images import LabelledImage
+from finetune.spec.protocols import FitData
+from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
 from finetune.training.linear_probe import Probe, fit_probe
-from finetune.training.losses import class_weights
 
 FEW_A_CLASS = 20  # images; below, the final layer is fitted on random views as well
 # So many images and views of them a class are enough, and more views of one image too many.
@@ -56,7 +58,7 @@ class FittedLayer:
         return text
 
 
-def linear_head(network: Any) -> nn.Linear | None:
+def linear_head(network: ImageNetwork) -> nn.Linear | None:
     """The final layer, where it is a linear layer with a bias at which the network can be cut."""
     layer = network.get_classifier()
     if not isinstance(layer, nn.Linear) or layer.bias is None:
@@ -81,9 +83,9 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     views = (None, *kept.views(views_of_few(images_a_class, classifier.hparams["views"])))
     features = [kept.at("head", "train", view).tensor() for view in views]
     images = datamodule.images("train")
-    labels, count = _labels(images), len(views)
+    labels, count = _targets(classifier, images), len(views)
     weights = sample_weights(classifier, datamodule, labels)
-    probe = fit_probe(
+    probe = _solver(classifier.task.closed_form)(
         torch.cat(features),
         labels.repeat(count),
         len(classifier.class_names),
@@ -99,14 +101,23 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     return FittedLayer(probe, len(labels), count, figures, time.monotonic() - started)
 
 
-def sample_weights(classifier: Any, datamodule: Any, labels: Tensor) -> Tensor | None:
+def _solver(closed_form: Literal["multinomial"]) -> Callable[..., Probe]:
+    match closed_form:
+        case "multinomial":
+            return fit_probe
+        case _:
+            assert_never(closed_form)
+
+
+def sample_weights(
+    classifier: ImageClassifier, datamodule: FitData, labels: Tensor
+) -> Tensor | None:
     """The weight of each training image ``(N,)``, by draws or class; None: all count alike."""
     drawn = datamodule.draw_weights
     if drawn is not None:
-        weights: Tensor = drawn * len(drawn) / drawn.sum()
-        return weights
+        return drawn * len(drawn) / drawn.sum()
     counts = list(datamodule.class_counts("train").values())
-    by_class = class_weights(classifier.hparams["class_weights"], counts)
+    by_class = classifier.task.class_weights(classifier.hparams["class_weights"], counts)
     return None if by_class is None else by_class[labels]
 
 
@@ -133,15 +144,16 @@ def _judge(kept: CachedActivations, layer: nn.Linear) -> dict[str, float] | None
     features = kept.at("head", "val").tensor()
     with torch.no_grad():
         logits = layer(features.to(layer.weight.device)).float().cpu()
-    kept.classifier.answers["val"] = logits, _labels(images)
-    return figures_of(logits, _labels(images))
+    labels = _targets(kept.classifier, images)
+    kept.classifier.answers["val"] = logits, labels
+    return kept.classifier.task.figures(logits, labels)
 
 
-def _labels(images: Sequence[Any]) -> Tensor:
-    return torch.tensor([image.label for image in images])
+def _targets(classifier: ImageClassifier, images: Sequence[LabelledImage]) -> Tensor:
+    return classifier.task.collate([image.label for image in images])
 
 
-def _group_numbers(images: Sequence[Any]) -> Tensor:
+def _group_numbers(images: Sequence[LabelledImage]) -> Tensor:
     """One number a group; an image without one is a group of its own."""
     names = [image.group or f"\0{number}" for number, image in enumerate(images)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}

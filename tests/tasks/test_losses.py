@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from finetune.errors import UsageError
-from finetune.training.losses import ClassificationLoss, batch_mixing, class_weights
+from finetune.tasks.losses import ClassificationLoss, batch_mixing, class_weights
 
 
 def batch(seed=0, classes=4):

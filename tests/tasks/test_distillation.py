@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from finetune.errors import UsageError
+from finetune.tasks.distillation import distillation_loss
 from finetune.training.classifier import ImageClassifier
-from finetune.training.distillation import distillation_loss
 
 TEACHER = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
 LABELS = torch.tensor([0, 2])

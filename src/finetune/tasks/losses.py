@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from finetune.errors import UsageError
+from finetune.tasks import categorical
 
 ClassWeights = Literal["none", "balanced", "effective"]
 # Of the effective number of images: Cui et al. 2019 try 0.9 to 0.9999.
@@ -52,7 +53,7 @@ class ClassificationLoss(nn.Module):
         targets = one_hot(labels, classes).to(logits.dtype) if hard else labels
         weights = targets.new_ones(classes) if self.weight is None else self.weight
         smoothed = targets * (1 - self.label_smoothing) + self.label_smoothing / classes
-        log_probabilities = logits.log_softmax(dim=1)
+        log_probabilities = categorical.log_probabilities(logits)
         modulation = (1 - log_probabilities.exp()).clamp(min=0).pow(self.focal_gamma)
         losses = -(smoothed * weights * modulation * log_probabilities).sum(dim=1)
         # As torch does: hard labels are averaged by their weights, soft ones by their number.

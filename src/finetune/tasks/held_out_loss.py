@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, assert_never
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.evaluation.metrics import log_probabilities_of
-from finetune.evaluation.scores import brier_score, losses_of
+from finetune.tasks import categorical
+from finetune.tasks.class_scores import brier_score
 
 Metric = Literal["nll", "accuracy", "brier"]
 
@@ -24,14 +23,14 @@ def held_out_loss(logits: Tensor, labels: Tensor, metric: Metric) -> float:
 
 def held_out_losses(candidates: Tensor, labels: Tensor, metric: Metric) -> Tensor:
     """The losses ``(K,)`` of K candidates' logits ``(K, N, C)`` in float64."""
-    truth = labels.cpu().numpy()
+    logits, truth = candidates.detach().cpu().double(), labels.cpu()
     match metric:
         case "nll":
-            losses = losses_of(truth, log_probabilities_of(candidates)).mean(axis=-1)
+            return categorical.losses(logits, truth).mean(dim=-1)
         case "accuracy":
-            losses = np.mean(candidates.cpu().double().numpy().argmax(axis=-1) != truth, axis=-1)
+            return (categorical.likeliest(logits) != truth).double().mean(dim=-1)
         case "brier":
-            losses = brier_score(truth, log_probabilities_of(candidates))
+            logs = categorical.log_probabilities(logits).numpy()
+            return torch.from_numpy(brier_score(truth.numpy(), logs))
         case _:
             assert_never(metric)
-    return torch.from_numpy(losses)

@@ -1,0 +1,120 @@
+"""What rooms may ask of each other: the seams, typed.
+
+Whoever trains, combines or judges asks a data module these questions and no others; other sources
+of images need these answers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from finetune.spec.images import LabelledImage, Split
+from finetune.spec.preprocessing import Preprocessing
+from finetune.spec.settings import Augmentation
+from finetune.spec.splits import SplitRecord
+
+if TYPE_CHECKING:  # the first screen imports nothing heavy
+    import torch
+    from torch import Tensor
+
+Batch = TypeVar("Batch", covariant=True)
+
+
+class Batches(Protocol[Batch]):
+    """One pass over some images, such as a ``DataLoader``."""
+
+    def __len__(self) -> int:
+        """How many batches."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """They, in order."""
+
+
+class ImageSource(Protocol):
+    """Labelled images, each on one side of a split."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What labels are indexes into."""
+
+    def images(self, split: Split) -> Sequence[LabelledImage]:
+        """Those of one side, in the order of its unshuffled batches."""
+
+    def names(self, split: Split) -> list[str]:
+        """Their paths below the root."""
+
+
+class HeldOutData(ImageSource, Protocol):
+    """What whoever combines asks of images: every view of them that members need."""
+
+    def evaluation_dataloader(
+        self, split: Split, *, preprocessings: Sequence[Preprocessing] | None = None
+    ) -> Batches[tuple[Sequence[Tensor], Tensor]]:
+        """Images ``(B, C, S, S)`` in ``[0, 1]``, a batch for each preprocessing, and labels."""
+
+
+class PhaseData(Protocol):
+    """What a phase of a fit learns from: batches, whatever is in them, and whose they are."""
+
+    def images(self, split: Split) -> Sequence[LabelledImage]:
+        """Those of one side, in the order of its unshuffled batches."""
+
+    def names(self, split: Split) -> list[str]:
+        """Their paths below the root."""
+
+    def class_counts(self, split: Split) -> Mapping[str, int]:
+        """Images of each class."""
+
+    @property
+    def split_record(self) -> SplitRecord:
+        """On which side each image stands."""
+
+    def train_dataloader(self) -> Batches[Sequence[Tensor]]:
+        """Inputs and labels, perhaps a teacher's probabilities; shuffled anew each epoch."""
+
+    def val_dataloader(self) -> Batches[Sequence[Tensor]]:
+        """Inputs and labels in order; empty where nothing is held out."""
+
+
+class Seeded(Protocol):
+    """How images were dealt out."""
+
+    @property
+    def seed(self) -> int:
+        """Of the split."""
+
+
+class FitData(HeldOutData, PhaseData, Protocol):
+    """What a whole fit asks of its images.
+
+    Attributes:
+        batch_size: is lowered where memory does not suffice.
+        seed: of order and random views.
+        augmentation: random views of training images.
+        balanced: whether every class is drawn equally often.
+        num_workers: processes that read images; None: chosen from cores and data size.
+        soft_labels: a teacher's probabilities ``(N, C)`` for the training images, or None.
+    """
+
+    batch_size: int
+    seed: int
+    augmentation: Augmentation
+    balanced: bool
+    num_workers: int | None
+    soft_labels: Tensor | None
+
+    @property
+    def split_settings(self) -> Seeded:
+        """How much is held out, and how."""
+
+    @property
+    def draw_weights(self) -> Tensor | None:
+        """How often each training image is drawn, ``(N,)``; None: each once an epoch."""
+
+    def epoch_order(self, generator: torch.Generator) -> list[int]:
+        """The training images of an epoch, by their indexes."""
+
+    def reader(self, preprocessing: Preprocessing | None = None) -> Callable[[Path], Tensor]:
+        """Reads an image at the size that a preprocessing asks for."""

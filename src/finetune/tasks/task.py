@@ -1,0 +1,135 @@
+"""What the rooms may ask of a task: the one protocol between them and what is predicted.
+
+A new task is one file that has all of this, and one line in :mod:`finetune.tasks.known`. N images,
+K outputs, M members; outputs are what a network says before any activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from finetune.tasks.held_out_loss import Metric
+from finetune.tasks.losses import ClassWeights
+
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Loss(Protocol):
+    """A training criterion, averaged over a batch; a module that moves with the classifier."""
+
+    weight: Tensor | None
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """A scalar of outputs ``(B, K)`` and targets, mixed ones included."""
+
+
+class Task(Protocol):
+    """One kind of prediction. It holds no tensors and no settings of a fit."""
+
+    @property
+    def name(self) -> str:
+        """As checkpoints have it."""
+
+    @property
+    def deciding(self) -> str:
+        """The figure that picks epochs and settles ties, the lower the better."""
+
+    @property
+    def closed_form(self) -> Literal["multinomial"]:
+        """Which problem the final layer is, where it is fitted without gradient steps."""
+
+    # Targets
+
+    def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names of what is predicted, as they are.
+
+        Raises:
+            TrainingError: too few, or one of them twice.
+        """
+
+    def number_of_outputs(self, names: Sequence[str]) -> int:
+        """K, for the names of what is predicted."""
+
+    def collate(self, targets: Sequence[Any]) -> Tensor:
+        """The targets of some images, as the data's rooms keep them, as one tensor ``(N, ...)``."""
+
+    def unexpected(self, targets: Tensor, images: int, outputs: int) -> str | None:
+        """What is wrong with a file's targets for so many images; None: they are as they should."""
+
+    def strata(self, targets: Tensor) -> list[int]:
+        """A number for each of N targets; a split shares out evenly those of one number."""
+
+    # Learning
+
+    def loss(self, *, label_smoothing: float, focal_gamma: float) -> Loss:
+        """The training criterion."""
+
+    def class_weights(self, kind: ClassWeights, counts: Sequence[int]) -> Tensor | None:
+        """The criterion's weight of each output, from training images a name; None: all alike."""
+
+    def mixing(self, outputs: int, *, mixup_alpha: float, cutmix_alpha: float) -> Mixing | None:
+        """From a batch to a mixed one, whose targets the criterion takes; None: as it is."""
+
+    def distillation_loss(self, outputs: Tensor, taught: Tensor, *, temperature: float) -> Tensor:
+        """How far outputs are from a teacher's probabilities ``(B, K)``; a scalar."""
+
+    # Answers
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """``(..., K)`` in float32: what is shown, and what exports answer."""
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """``(..., K)`` in nats, in the outputs' precision."""
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        """What is named, in the form of targets; of probabilities the same as of outputs."""
+
+    def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
+        """The same in words, for each of N images."""
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Probability of what is named, ``(..., )``, in the outputs' precision."""
+
+    # Judgement
+
+    def figure_names(self, outputs: int) -> list[str]:
+        """What :meth:`figures` tells of so many outputs."""
+
+    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Figures of ``(N, K)``, in float64 on the CPU."""
+
+    def higher_is_better(self, monitor: str) -> bool:
+        """Whether a figure such as ``val/accuracy`` is meant to rise."""
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The plain loss of each image, ``(..., N)`` float64; :attr:`deciding` is their mean."""
+
+    def held_out_loss(self, outputs: Tensor, targets: Tensor, metric: Metric) -> float:
+        """How wrong ``(N, K)`` are by the measure that a choice shall lower."""
+
+    # Combining
+
+    def mixture(self, member_outputs: Tensor, coefficients: Sequence[float]) -> Tensor:
+        """Outputs ``(N, K)`` whose answer is the weighted mean of the members' ``(M, N, K)``.
+
+        In float64, on the CPU; coefficients sum to 1.
+        """
+
+    def choices(self, outputs: Tensor) -> Tensor:
+        """Outputs ``(..., K)`` as logits of choices, the alternatives last.
+
+        Votes, entropies and temperatures are made of them.
+        """
+
+    def outputs_of(self, choices: Tensor) -> Tensor:
+        """The inverse of :meth:`choices`."""
+
+    def rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """All that is known as plain choices: logits ``(..., R, D)`` and answers ``(R,)``.
+
+        A temperature, coefficients and a selection of members are fitted to such rows, whatever
+        the task.
+        """

@@ -1,0 +1,60 @@
+"""What a classifier answers to held-out images in one pass, and how a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from finetune.spec.protocols import PhaseData
+from finetune.training.checkpoints import plain
+
+Stage = Literal["val", "test"]
+Outputs = tuple[Tensor, Tensor]
+
+
+class HeldOutPass:
+    """Outputs and targets of one pass, batch by batch, whichever process has them."""
+
+    def __init__(self) -> None:
+        self.batches: list[Outputs] = []
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """One batch of this process."""
+        self.batches.append((outputs, targets))
+
+    def conclude(self, module: LightningModule, stage: Stage) -> Outputs:
+        """All of them in the order of the images, on the CPU."""
+        outputs, targets = (torch.cat(parts) for parts in zip(*self.batches, strict=True))
+        self.batches.clear()
+        return _in_order(module, outputs, stage), _in_order(module, targets, stage)
+
+
+def _in_order(module: LightningModule, answers: Tensor, stage: Stage) -> Tensor:
+    """All processes' answers in the order of the images, which they have dealt out in turn."""
+    if module.trainer.world_size == 1:
+        return answers.cpu()
+    gathered = module.all_gather(answers)  # (processes, N, ...)
+    assert isinstance(gathered, Tensor)
+    dealt = gathered.transpose(0, 1).flatten(0, 1)
+    # The first ones are dealt again in the end, so that every process has as many.
+    return dealt[: len(getattr(module.trainer, f"{stage}_dataloaders").dataset)].cpu()
+
+
+def fitted_on(data: PhaseData, val: Outputs | None) -> dict[str, Any]:
+    """What a checkpoint says of the images of its fit, and of the answers to the ``val`` ones."""
+    record = data.split_record
+    entries: dict[str, Any] = {"data": plain(record.settings), "split": record.plain}
+    if val is not None:
+        logits, labels = val
+        # Fewer answers than images where the trainer limits its validation batches.
+        images = data.images("val")[: len(labels)]
+        entries["val"] = {
+            "logits": logits,
+            "labels": labels,
+            "paths": data.names("val")[: len(labels)],
+            "ids": [image.id for image in images],
+        }
+    return entries
