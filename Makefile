@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SAMPLE := sample
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-quick test-minimum coverage mutation torture lint lint-notebooks types check \
+.PHONY: help demo install test test-quick test-minimum coverage mutation torture fuzz lint lint-notebooks types check \
 	docs build wheel-demo bench bench-data bench-combine notebooks clean
 
 help:  ## Show the targets
@@ -52,8 +52,12 @@ mutation: $(VENV)/.dev  ## Change the rooms that decide figures in small ways: O
 	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
 	$(BIN)/mutmut results
 
-torture: $(VENV)/.dev  ## Kill fits at every commit point, resume them, compare each file
-	TORTURE=1 $(BIN)/python -m pytest tests/training/test_killed.py tests/commands/test_resuming.py
+torture: $(VENV)/.dev  ## Kill fits at every commit point and at random, resume them; fill disks
+	TORTURE=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
+		tests/training/test_killed.py tests/commands/test_resume.py tests/commands/test_full_disks.py
+
+fuzz: $(VENV)/.dev  ## Give changed files of every kind to the verbs, thousands of them
+	FUZZ=20 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/fuzz
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.distribution import DISTRIBUTION, own_version, pip_command
+from finetune.distribution import DISTRIBUTION, own_version
+from finetune.extras import remedy
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -71,7 +72,7 @@ def test_every_python_that_is_promised_is_tried() -> None:
 
 def test_one_name_and_extras_that_exist() -> None:
     assert PROJECT["name"] == DISTRIBUTION
-    assert re.fullmatch(r"`pip install '[a-z-]+\[export]'`", pip_command("export"))
+    assert re.fullmatch(r"run `pip install '[a-z-]+\[export]'`", remedy("export"))
     own = [need for extra in EXTRAS.values() for need in extra if need.startswith("finetune")]
     assert own
     for need in own:
@@ -85,13 +86,13 @@ def test_nobody_is_told_to_install_what_is_not_ours(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for extras in re.findall(r"finetune(?:-images)?\[([a-z,]+)\]", text):
         assert set(extras.split(",")) <= set(EXTRAS)
-    for extra in re.findall(r"pip_command\(['\"]([a-z]+)['\"]\)", text):
+    for extra in re.findall(r"remedy\(['\"]([a-z]+)['\"]\)", text):
         assert extra in EXTRAS
-    if path.name == "distribution.py":
+    if path.name in ("distribution.py", "extras.py"):
         return
     assert not re.search(r"pip install (-U |--upgrade )?['\"]?finetune(?!-images)", text)
     if path.suffix == ".py":
-        assert "pip install '" not in text, "distribution.pip_command says it"
+        assert "pip install '" not in text, "extras.remedy says it"
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

@@ -280,7 +280,7 @@ def test_wrong_names_and_places_are_refused(
         (lambda: finetune.ensemble(folders, select="greedy"), "held-out"),
         (lambda: finetune.calibrate(folders[0], colour_folder, conformall=0.1), "conformal"),
         (lambda: finetune.calibrate(folders[0], colour_folder, batch_size=0), "at least 1"),
-        (lambda: finetune.ensemble(folders, calibrate="no"), "True or False"),
+        (lambda: finetune.ensemble(folders, calibrate="no"), "true or false"),
         (lambda: finetune.check(colour_folder, duplicate="near"), "did you mean duplicates"),
         (lambda: finetune.report(folders[0], titel="x"), "did you mean title"),
     ]:

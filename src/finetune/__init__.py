@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     from finetune.commands.average import average as average
     from finetune.commands.calibrate import calibrate as calibrate
     from finetune.commands.check import check as check
+    from finetune.commands.compare import compare as compare
     from finetune.commands.ensemble import ensemble as ensemble
+    from finetune.commands.explain import explain as explain
+    from finetune.commands.inspect import inspect as inspect
+    from finetune.commands.models import models as models
     from finetune.commands.report import report as report
     from finetune.commands.run import Run as Run
     from finetune.commands.run import fit as fit
     from finetune.commands.run import test as test
     from finetune.commands.run import validate as validate
+    from finetune.commands.sample import sample as sample
+    from finetune.commands.split import split as split
     from finetune.data.datamodule import ImageFolderDataModule as ImageFolderDataModule
     from finetune.errors import FinetuneError as FinetuneError
     from finetune.evaluation.evaluate import evaluate as evaluate
@@ -48,15 +54,21 @@ _HOMES = {
     "average_checkpoints": "finetune.combining.soups",
     "calibrate": "finetune.commands.calibrate",
     "check": "finetune.commands.check",
+    "compare": "finetune.commands.compare",
     "create_network": "finetune.networks.factory",
     "ensemble": "finetune.commands.ensemble",
     "evaluate": "finetune.evaluation.evaluate",
+    "explain": "finetune.commands.explain",
     "export": "finetune.exporting.export",
     "fit": "finetune.commands.run",
+    "inspect": "finetune.commands.inspect",
     "load": "finetune.prediction.predictor",
+    "models": "finetune.commands.models",
     "predict": "finetune.prediction",
     "read_checkpoint": "finetune.training.checkpoints",
     "report": "finetune.commands.report",
+    "sample": "finetune.commands.sample",
+    "split": "finetune.commands.split",
     "test": "finetune.commands.run",
     "validate": "finetune.commands.run",
     "write_report": "finetune.reporting.report",

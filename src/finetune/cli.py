@@ -6,12 +6,14 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from finetune.commands.allocator import keep_freed_memory
 from finetune.commands.terminal import shown_streams
 from finetune.commands.waiting import wait_politely
 from finetune.data.workers import limit_threads
 from finetune.errors import FinetuneError, UsageError
+from finetune.long_steps import shown_steps
 
 VERBS = {
     "fit": "fine-tune a classifier on a folder of images",
@@ -33,6 +35,7 @@ VERBS = {
 }
 # These go on when nobody reads what they print: a fit does not depend on it.
 WRITING_VERBS = set(VERBS) - {"models", "check", "inspect", "compare"}
+LIGHT_VERBS = {"models"}  # these compute nothing, and need no torch
 OK, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = arguments[0] if arguments else "help"
     try:
         # Long work goes on without a reader; what only prints ends with it.
-        with shown_streams(needs_reader=verb not in WRITING_VERBS):
+        with shown_streams(needs_reader=verb not in WRITING_VERBS), shown_steps():
             return _run(verb, arguments[1:], debug=debug)
     except BrokenPipeError:
         if debug and verb in WRITING_VERBS:
@@ -68,10 +71,11 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             return OK
         if verb not in VERBS:
             raise UsageError(_unknown(verb))
-        keep_freed_memory()
-        wait_politely()
-        limit_threads()  # after it: this may load torch
-        return int(import_module(f"finetune.commands.{verb}").main(rest))
+        if verb not in LIGHT_VERBS:
+            keep_freed_memory()
+            wait_politely()
+            limit_threads()
+        return _done(import_module(f"finetune.commands.{verb}"), verb, rest)
     except FinetuneError as error:
         if debug:
             raise
@@ -88,6 +92,16 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
         return FAILED
     except SystemExit as stop:  # parsers of arguments end this way, after their own message
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK
+
+
+def _done(module: ModuleType, verb: str, rest: list[str]) -> int:
+    """What a verb does: its function, unless it has an exit code or a parser of its own."""
+    if hasattr(module, "main"):
+        return int(module.main(rest))
+    from finetune.commands.verb import run
+
+    run(getattr(module, verb), rest)
+    return OK
 
 
 def _in_one_line(verb: str, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What we are called on PyPI, and what to type for what is missing.
+"""What we are called on PyPI, and which version this is.
 
 What is imported and typed is ``finetune``; on PyPI that name belongs to somebody else, whose
 package ``pip install finetune`` would put over ours.
@@ -7,11 +7,6 @@ package ``pip install finetune`` would put over ours.
 from importlib.metadata import PackageNotFoundError, version
 
 DISTRIBUTION = "finetune-images"
-
-
-def pip_command(extra: str) -> str:
-    """What installs an optional part, such as ``export``, in the back quotes of a message."""
-    return f"`pip install '{DISTRIBUTION}[{extra}]'`"
 
 
 def own_version() -> str:

@@ -13,6 +13,7 @@
     ├── CheckpointError            a file that is no checkpoint of ours
     │   └── CheckpointMismatchError  checkpoints that cannot be combined
     ├── CalibrationError           held-out data that cannot calibrate
+    ├── MissingPackageError        what an extra of the installation brings is not there
     ├── ExportError                what a format cannot hold, or a file that answers otherwise
     └── OutputError                a file that cannot be written: a full disk, one that exists, ...
 
@@ -70,6 +71,10 @@ class CheckpointMismatchError(CheckpointError):
 
 class CalibrationError(FinetuneError):
     """Held-out data that cannot calibrate a classifier."""
+
+
+class MissingPackageError(FinetuneError):
+    """A package that only an extra of the installation brings."""
 
 
 class ExportError(FinetuneError):

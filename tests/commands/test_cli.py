@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune import cli
-from finetune.commands import parsing
+from finetune.commands.verb import parser_of
 from finetune.errors import CheckpointError, UsageError
 
 # What takes seconds to import.
@@ -32,7 +32,8 @@ def test_every_verb_has_a_module_and_stands_in_the_help(capsys) -> None:
     assert cli.main([]) == 0
     shown = capsys.readouterr().out
     for verb, text in cli.VERBS.items():
-        assert callable(import_module(f"finetune.commands.{verb}").main)
+        module = import_module(f"finetune.commands.{verb}")
+        assert callable(getattr(module, "main", None) or getattr(module, verb))
         assert verb in shown
         assert text in shown
 
@@ -52,19 +53,19 @@ def test_a_mistyped_verb_names_the_nearest(capsys) -> None:
     ],
 )
 def test_exit_codes(monkeypatch, capsys, error: BaseException, code: int) -> None:
-    def fail(arguments: list[str]) -> int:
+    def fail(pattern: str = "*") -> None:
         raise error
 
-    monkeypatch.setattr("finetune.commands.models.main", fail)
+    monkeypatch.setattr("finetune.commands.models.models", fail)
     assert cli.main(["models"]) == code
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(monkeypatch) -> None:
-    def fail(arguments: list[str]) -> int:
+    def fail(pattern: str = "*") -> None:
         raise CheckpointError("broken")
 
-    monkeypatch.setattr("finetune.commands.models.main", fail)
+    monkeypatch.setattr("finetune.commands.models.models", fail)
     with pytest.raises(CheckpointError):
         cli.main(["models", "--debug"])
 
@@ -72,7 +73,7 @@ def test_debug_shows_the_traceback(monkeypatch) -> None:
 def test_models_are_listed_by_pattern(capsys) -> None:
     assert cli.main(["models", "resnet18*"]) == 0
     shown = capsys.readouterr().out
-    assert "resnet18 " in shown
+    assert "resnet18.a1_in1k " in shown
     assert "11.7 M" in shown
     assert cli.main(["models", "nothing-like-it"]) == 2
 
@@ -82,9 +83,18 @@ def test_all_models_are_listed_without_building_them(capsys, monkeypatch) -> Non
     assert cli.main(["models"]) == 0
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) > 1000
-    assert re.search(r"^resnet18 +224  yes$", shown, re.MULTILINE)
-    assert re.search(r"^baseline_cnn +64  no$", shown, re.MULTILINE)
-    assert "narrow the pattern" in shown
+    assert re.search(r"^resnet18\.a1_in1k +11\.7 M .* 224  in1k +apache-2\.0$", shown, re.MULTILINE)
+    assert re.search(r"^baseline_cnn +.* 64  no$", shown, re.MULTILINE)
+
+
+def test_models_are_sorted_and_chosen_by_licence(capsys) -> None:
+    assert cli.main(["models", "convnext*", "--licence=commercial", "--sort=parameters"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert {row[-1] for row in rows} <= {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}
+    sizes = [float(row[1]) for row in rows]
+    assert sizes == sorted(sizes)
+    assert not any("fcmae" in row[0] for row in rows)
+    assert cli.main(["models", "convnextv2*", "--licence=none-such"]) == 2
 
 
 def test_a_mistyped_option_names_the_nearest(capsys) -> None:
@@ -101,18 +111,20 @@ def test_abbreviated_options_are_refused(capsys) -> None:
 @pytest.mark.parametrize("spelling", ["--val-fraction", "--val_fraction"])
 @pytest.mark.parametrize("sign", ["=", " "])
 def test_dashes_and_underscores_are_the_same(spelling: str, sign: str) -> None:
-    parser = parsing.Parser(prog="p")
-    parser.add_argument("--val-fraction", type=float, help="a share")
-    parser.add_argument("rest", nargs="*", help="words")
-    parsed = parser.parse_args([*f"{spelling}{sign}0.1".split(), "some_file", "-"])
-    assert parsed.val_fraction == 0.1
-    assert parsed.rest == ["some_file", "-"]
+    def verb(rest: list[str], *, val_fraction: float = 0.2) -> None:
+        """Do."""
+
+    parsed = parser_of(verb).typed([*f"{spelling}{sign}0.1".split(), "some_file", "-"])
+    assert parsed == {"val_fraction": 0.1, "rest": ["some_file", "-"]}
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "x", "1.5", ""])
 def test_whole_numbers_out_of_range_say_what_is_expected(value: str, capsys) -> None:
     assert cli.main(["check", ".", f"--max-pixels={value}"]) == 2
-    assert f"a whole number of at least 1, found {value!r}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Expected --max-pixels to be a whole number" in error
+    assert f"found {value}" in error.replace("'", "")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", ["predict", "models", "check", "split", "inspect", "sample"])

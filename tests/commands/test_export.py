@@ -111,7 +111,7 @@ def test_a_folder_and_what_is_refused(
         (first, 2, "--overwrite"),
         (["export", path, "--output", folder, "--overwrite"], 2, "end in .onnx"),
         (["export", path, "--output", str(tmp_path / "no" / "m.onnx")], 2, "create it"),
-        (["export", path, "--output", model, "--format", "onxn"], 2, "invalid choice"),
+        (["export", path, "--output", model, "--format", "onxn"], 2, "--format to be one of"),
         (["export", str(tmp_path / "none.ckpt"), "--output", model], 1, "no file"),
         (["export", path, "--ouptut", model], 2, "--output"),
         (["export", str(ensemble), "--format", "timm", "--output", model], 1, "one classifier"),

@@ -187,6 +187,7 @@ def test_the_options_of_the_split_are_those_of_the_fits_or_refused(
         "folds=3": 2,
         "seed=x": 2,
         "max_pixels=0": 2,
+        "max_decoding_mb=0": 2,
         "test_fraction=0.2": 0,
     }.items():
         assert main([*call, f"--data.{option}"]) == code, option

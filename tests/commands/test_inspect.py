@@ -83,7 +83,5 @@ def test_wrong_calls(
 
 
 def test_the_parser_itself_raises() -> None:
-    from finetune.commands import inspect
-
     with pytest.raises(UsageError, match="network"):
-        inspect.main([])
+        main(["inspect", "--debug"])

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,6 +173,54 @@ def test_a_killed_fit_resumes_to_the_undisturbed_run(
     run = Path("runs/run-1").rename(tmp_path / "moved")
     if after < 3:
         fit_until(1, "fit", f"--resume={run}")
+    assert main(["fit", f"--resume={run}"]) == 0
+    assert content(run) == content(whole)
+
+
+@pytest.fixture(scope="module")
+def whole_baseline(tmp_path_factory: pytest.TempPathFactory, colour_folder: Path) -> Path:
+    """An undisturbed run of a network from scratch, of one phase."""
+    with working_in(tmp_path_factory.mktemp("whole")) as run:
+        assert main(["fit", f"--data.root={colour_folder}", *SMALL, *BASELINE]) == 0
+    return run
+
+
+@pytest.mark.parametrize("after", range(5) if TORTURE else (2,))
+def test_a_killed_baseline_resumes_to_the_undisturbed_run(
+    after: int, whole_baseline: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    fit_until(after, "fit", f"--data.root={colour_folder}", *SMALL, *BASELINE)
+    run = Path("runs/run-1").rename(tmp_path / "moved")
+    assert main(["fit", f"--resume={run}"]) == 0
+    assert content(run) == content(whole_baseline)
+
+
+def killed_after(seconds: float, *arguments: str) -> bool:
+    """SIGKILL to a copy of this process that runs the command; whether it was still running."""
+    child = os.fork()
+    if child == 0:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os._exit(main(arguments))
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("moment", range(15 if TORTURE else 1))
+def test_a_fit_killed_at_random_resumes_to_the_undisturbed_run(
+    moment: int, whole: Path, colour_folder: Path, tmp_path: Path
+) -> None:
+    """Killed twice, wherever it happens to be; before its first record there is no run."""
+    chance = random.Random(moment)
+    killed_after(chance.uniform(0.2, 4), "fit", f"--data.root={colour_folder}", *TWO_PHASES)
+    run = Path("runs/run-1")
+    if not (run / "config.yaml").is_file():
+        shutil.rmtree(run, ignore_errors=True)
+        assert main(["fit", f"--data.root={colour_folder}", *TWO_PHASES]) == 0
+    run = run.rename(tmp_path / "moved")
+    killed_after(chance.uniform(0.2, 2), "fit", f"--resume={run}")
     assert main(["fit", f"--resume={run}"]) == 0
     assert content(run) == content(whole)
 

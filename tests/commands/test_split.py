@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.commands.split import main
+from finetune import split
+from finetune.commands.verb import run
 from finetune.data.folder import scan_folder
 from finetune.errors import ImageError, UsageError
 from finetune.spec.images import file_id
+
+
+def main(arguments: list[str]) -> int:
+    run(split, arguments)
+    return 0
 
 
 def add_images(root: Path, name: str, numbers: range) -> None:

@@ -62,7 +62,7 @@ def test_what_only_prints_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("printed to nobody and went on")
 
     monkeypatch.setattr(sys, "stdout", BrokenPipe())
-    monkeypatch.setattr("finetune.commands.models.main", prints)
+    monkeypatch.setattr("finetune.commands.models.main", prints, raising=False)
     assert cli.main(["models"]) == cli.OK
 
 
@@ -73,7 +73,7 @@ def test_a_pipe_that_breaks_elsewhere_is_no_success_of_what_writes(
     def breaks(arguments: list[str]) -> int:
         raise BrokenPipeError(32, "Broken pipe")  # of a worker, a tracker, ...
 
-    monkeypatch.setattr(f"finetune.commands.{verb}.main", breaks)
+    monkeypatch.setattr(f"finetune.commands.{verb}.main", breaks, raising=False)
     assert cli.main([verb]) == code
     assert ("Broken pipe" in capsys.readouterr().err) == (code == cli.FAILED)
 
@@ -114,7 +114,7 @@ def test_a_fault_of_ours_is_one_line_that_names_the_verb(
     def fails(arguments: list[str]) -> int:
         raise KeyError("momentum")
 
-    monkeypatch.setattr("finetune.commands.models.main", fails)
+    monkeypatch.setattr("finetune.commands.models.main", fails, raising=False)
     assert cli.main(["models"]) == cli.FAILED
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -75,6 +75,7 @@ REFUSED = {
     "--seed_everything": ["-1", "4294967296"],
     "--data.seed": ["-1"],
     "--data.max_pixels": ["0"],
+    "--data.max_decoding_mb": ["0"],
     "--data.val_fraction": [".nan", "1"],
     "--model.optimizer": ["adahessian", "no"],
     "--model.views": ["0", "-1"],

@@ -153,7 +153,7 @@ def test_the_records_of_a_run_are_written(unsplit: Path, tmp_path: Path, paint: 
     assert sorted(path.name for path in run.iterdir()) == ["batch.png", "split.csv"]
     assert healthy.summary() == "18 train, 6 val, 6 test images of 3 classes"
     (unsplit / "ant/bad.jpg").write_text("<html>")
-    with pytest.raises(ImageError, match="on_bad_image=skip"):
+    with pytest.raises(ImageError, match=r"--data\.on_bad_image skip"):
         data(unsplit).setup("fit")
     skipping = data(unsplit, on_bad_image="skip")
     skipping.setup("fit")

@@ -22,7 +22,6 @@ from torchvision.transforms.v2 import functional
 from finetune.data.dataloaders import make_loader
 from finetune.data.dataset import ImageDataset
 from finetune.data.decoding import (
-    FORMATS,
     ImageReader,
     decode_bytes,
     decode_image,
@@ -31,7 +30,8 @@ from finetune.data.decoding import (
     shrink,
     shrunk_size,
 )
-from finetune.data.decoding_memory import MAX_DECODING_BYTES, _DecodingMemory, decoding_bytes
+from finetune.data.decoding_memory import MAX_DECODING_MB, _DecodingMemory, decoding_bytes
+from finetune.data.image_formats import FORMATS
 from finetune.errors import ImageError, UsageError
 from finetune.spec.images import content_id, file_id
 
@@ -120,6 +120,12 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 )
 def test_floats_and_long_integers_are_scaled(values: np.ndarray, expected: list[int]) -> None:
     assert decoded(Image.fromarray(values), "TIFF")[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("nan", [b"\0\0\xa0\x7f", b"\0\0\xc0\x7f"], ids=["signalling", "quiet"])
+def test_no_number_is_black(nan: bytes) -> None:
+    values = np.frombuffer(nan + np.ones(3, np.float32).tobytes(), np.float32).reshape(2, 2)
+    assert decoded(Image.fromarray(values), "TIFF").flatten().tolist() == [0, 255, 255, 255] * 3
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -374,22 +380,22 @@ def test_memory_is_bounded_by_the_header(mode: str) -> None:
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     tracemalloc.start()
-    with pytest.raises(ImageError, match=r"GiB|damaged"):
+    with pytest.raises(ImageError, match=r"MiB|damaged"):
         decode_bytes(bytes(content), name="bomb.png")
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
     with open_image(bytes(content), name="bomb.png") as image:
-        assert decoding_bytes(image) > MAX_DECODING_BYTES
+        assert decoding_bytes(image) > MAX_DECODING_MB * 2**20
 
 
 def test_threads_that_decode_share_the_memory() -> None:
     """Ten images of 40 % of it are never decoded three at a time."""
-    memory = _DecodingMemory(1000)
+    memory = _DecodingMemory()
     inside, most, lock = 0, 0, threading.Lock()
 
     def decode(_: int) -> None:
         nonlocal inside, most
-        with memory.taken(400):
+        with memory.taken(400, 1000):
             with lock:
                 inside += 1
                 most = max(most, inside)

@@ -24,7 +24,7 @@ def test_ctrl_c_does_not_wait_for_what_has_not_begun(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inspection, "inspect_file", slowly)
-    monkeypatch.setattr(inspection, "_tracked", stop)
+    monkeypatch.setattr(inspection, "told", stop)
     paths = [tmp_path / str(number) for number in range(300)]
     with pytest.raises(KeyboardInterrupt):
         inspect_files(paths, root=tmp_path, remember=False)

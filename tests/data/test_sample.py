@@ -6,8 +6,8 @@ import pytest
 from finetune.data import sample
 from finetune.data.folder import scan_folder
 from finetune.data.sample import CROPS, PHOTOGRAPHS, write_sample
-from finetune.distribution import pip_command
 from finetune.errors import ImageFolderError
+from finetune.extras import remedy
 from finetune.spec.images import file_id
 
 
@@ -84,5 +84,5 @@ def test_without_scikit_image_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample, "find_spec", lambda name: None)
-    with pytest.raises(ImageFolderError, match=re.escape(pip_command("demo"))):
+    with pytest.raises(ImageFolderError, match=re.escape(remedy("demo"))):
         write_sample(tmp_path / "s")

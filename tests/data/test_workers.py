@@ -1,6 +1,7 @@
 """Cores that containers, schedulers and the processes beside leave to this one."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,22 @@ def test_no_more_threads_than_the_quota(
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "2"), ("1", "1"), ("8", "2")])
+def test_a_quota_limits_threads_without_loading_torch(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, threads: str
+) -> None:
+    """The first screen under a container's quota waits for no torch."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(16)}, raising=False)
+    monkeypatch.setattr(workers, "cpu_quota", lambda: 2.0)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    limit_threads()
+    assert os.environ["OMP_NUM_THREADS"] == threads
+    assert "torch" not in sys.modules
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune import ImageClassifier, export
-from finetune.distribution import pip_command
-from finetune.errors import ExportError, UsageError
+from finetune import ImageClassifier, export, extras
+from finetune.errors import ExportError, MissingPackageError, UsageError
 from finetune.exporting import onnx_file
 from finetune.exporting.safetensors_folder import read_safetensors
 
@@ -68,8 +67,10 @@ def test_a_baseline_is_no_network_of_timms(make_classifier: MakeClassifier, tmp_
 def test_missing_packages_are_named_with_their_remedy(
     make_classifier: MakeClassifier, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnx" else True)
-    with pytest.raises(ExportError, match=re.escape(f"found no onnx; run {pip_command('export')}")):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnx" else True)
+    with pytest.raises(
+        MissingPackageError, match=re.escape(f"found no onnx; {extras.remedy('export')}")
+    ):
         export(make_classifier(), tmp_path / "m.onnx")
 
 

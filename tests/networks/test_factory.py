@@ -15,8 +15,6 @@ from finetune.errors import NetworkError, PretrainedWeightsError, UnknownBackbon
 from finetune.networks import pretrained as pretrained_module
 from finetune.networks.factory import (
     create_network,
-    network_facts,
-    network_names,
     preprocessing_of,
 )
 from finetune.networks.offline_weights import (
@@ -252,17 +250,3 @@ def test_auxiliary_logits_are_off_unless_asked_for() -> None:
     assert create_network("inception_v3", 2).eval()(images).shape == (2, 2)
     logits, auxiliary = create_network("inception_v3", 2, aux_logits=True).eval()(images)
     assert logits.shape == auxiliary.shape == (2, 2)
-
-
-def test_names_are_found_by_pattern() -> None:
-    names = network_names("resnet*")
-    assert "resnet50" in names
-    assert all(name.startswith("resnet") for name in names)
-    assert {"baseline_cnn", "baseline_mlp"} <= set(network_names("baseline*"))
-
-
-def test_facts_of_a_network() -> None:
-    facts = network_facts("resnet18")
-    assert facts.parameters == sum(p.numel() for p in timm.create_model("resnet18").parameters())
-    assert (facts.image_size, facts.pretrained) == (224, True)
-    assert not network_facts("baseline_cnn").pretrained

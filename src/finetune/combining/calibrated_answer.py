@@ -16,9 +16,10 @@ from finetune.combining.calibration import (
     fit_reject_rule,
     fit_temperature,
 )
-from finetune.combining.conformal import ConformalRule, Score, fit_conformal
+from finetune.combining.conformal import ConformalRule, fit_conformal
 from finetune.combining.pooling import Coefficients
 from finetune.combining.uncertainty import Uncertainty, uncertainty
+from finetune.spec.choices import SetScore as Score
 from finetune.tasks import categorical
 from finetune.tasks.task import Task
 

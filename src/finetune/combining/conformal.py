@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 
 from finetune.errors import CalibrationError
+from finetune.spec.choices import SetScore as Score
 from finetune.tasks import categorical
-
-Score = Literal["thr", "aps", "raps"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
-from finetune.combining.pooling import Pooling, pool
+from finetune.combining.pooling import pool
+from finetune.spec.choices import Metric, Pooling
 from finetune.tasks import categorical
-from finetune.tasks.held_out_loss import Metric, held_out_loss, held_out_losses
+from finetune.tasks.held_out_loss import held_out_loss, held_out_losses
 from finetune.tasks.multiclass import MULTICLASS
 
 

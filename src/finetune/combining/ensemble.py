@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,24 +13,15 @@ from torch import Tensor
 from finetune.combining import ensemble_file
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.calibrated_answer import Answer, Calibration, decide, fit_calibration
-from finetune.combining.conformal import Score
 from finetune.combining.held_out import HeldOut
-from finetune.combining.holdout_roles import (
-    Roles,
-    Share,
-    in_whole_ids,
-    of_role,
-    refuse_reuse,
-    with_role,
-)
+from finetune.combining.holdout_roles import Roles, in_whole_ids, of_role, refuse_reuse, with_role
 from finetune.combining.member_outputs import DataModules, MemberOutputs
 from finetune.combining.members import Member, Paths, Views
-from finetune.combining.pooling import Pooling, pool
+from finetune.combining.pooling import pool
 from finetune.combining.selection import choose_coefficients
+from finetune.spec.choices import Metric, Pooling, Selecting, Share
+from finetune.spec.choices import SetScore as Score
 from finetune.spec.images import Split
-from finetune.tasks.held_out_loss import Metric
-
-Selecting = Literal["all", "greedy", "learned"]
 
 
 class Ensemble(MemberOutputs):

@@ -165,6 +165,7 @@ def _build_member(
         if tuple(logits.shape) != (len(paths), len(names)) or not logits.is_floating_point():
             raise ValueError(f"expected ({len(paths)}, {len(names)}) log probabilities")
         return TableMember(described["name"], names, paths, logits)
+    kept = (*SPLIT_ENTRIES, "licence")
     checkpoint = Checkpoint(
         path=path,
         state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},
@@ -174,6 +175,6 @@ def _build_member(
         backbone=described["backbone"],
         network=network_of(described, described["hyper_parameters"]),
         preprocessing=Preprocessing.from_dict(described["preprocessing"]),
-        details={key: described[key] for key in SPLIT_ENTRIES if key in described},
+        details={key: described[key] for key in kept if key in described},
     )
     return ClassifierMember.from_checkpoint(checkpoint, described["name"])

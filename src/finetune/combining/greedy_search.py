@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from finetune.combining.calibration import log_of
-from finetune.combining.pooling import Pooling, likelihood_ratios
+from finetune.combining.pooling import likelihood_ratios
+from finetune.spec.choices import Metric, Pooling
 from finetune.tasks import categorical
-from finetune.tasks.held_out_loss import Metric, held_out_losses
+from finetune.tasks.held_out_loss import held_out_losses
 
 SAME = 1e-12  # losses closer than this are a tie
 SHARES = tuple(1 - step / 20 for step in range(20))  # of the bags' answer

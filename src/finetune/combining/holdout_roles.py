@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.errors import CalibrationError
+from finetune.spec.choices import Share
 
 Role = Literal["pick", "calibrate"]
 Roles = Mapping[str, Sequence[str]]
-Share = Literal["half", "all"]
 
 SAMPLED_DIGITS = 16  # of the ids in files of format 1
 

@@ -19,6 +19,7 @@ from finetune.combining.members import (
     common_task,
 )
 from finetune.combining.shared_backbone import group_by_backbone, grouped_logits
+from finetune.long_steps import told
 from finetune.runtime import device_of
 from finetune.spec.images import Split
 from finetune.spec.preprocessing import Preprocessing
@@ -123,7 +124,7 @@ class MemberOutputs(nn.Module):
         answers, seconds, start = [], [0.0] * len(self.parts), 0
         device = device_of(self)
         with torch.inference_mode():
-            for batches, labels in loader:
+            for batches, labels in told(loader, "Asking the members", len(loader)):
                 paths = images.paths[start : start + len(labels)]
                 placed = [batch.to(device) for batch in batches]
                 views = dict(zip(self.preprocessings, placed, strict=True))

@@ -114,7 +114,7 @@ class ClassifierMember(nn.Module):
         hyper_parameters = {
             key: value for key, value in classifier.hparams.items() if not key.startswith("_")
         }
-        for key in SPLIT_ENTRIES:  # so that a later test splits alike
+        for key in (*SPLIT_ENTRIES, "licence"):  # so that a later test splits alike
             if key in classifier.details:
                 entry[key] = classifier.details[key]
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}

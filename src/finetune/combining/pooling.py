@@ -9,17 +9,17 @@ bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.calibration import log_of
+from finetune.spec.choices import Pooling
 from finetune.tasks import categorical
 from finetune.tasks.task import Task
 
-Pooling = Literal["mean", "geometric", "vote"]
 Coefficients = Sequence[float] | Tensor | None
 
 # Shares of the votes that are closer than this are a tie.

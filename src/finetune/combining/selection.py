@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from finetune.combining.greedy_search import SAME, Search, as_bagged_as_allowed, prune
-from finetune.combining.pooling import Pooling, fit_coefficients, pool
+from finetune.combining.pooling import fit_coefficients, pool
 from finetune.errors import UsageError
-from finetune.tasks.held_out_loss import Metric, held_out_loss
+from finetune.spec.choices import Metric, Pooling
+from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.task import Task
 

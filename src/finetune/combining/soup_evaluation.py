@@ -12,13 +12,14 @@ from torch import Tensor
 
 from finetune.combining.batchnorm import reestimate_batchnorm
 from finetune.combining.held_out import held_out_images
-from finetune.combining.holdout_roles import Share, of_role
+from finetune.combining.holdout_roles import of_role
 from finetune.combining.ingredients import Ingredient
 from finetune.errors import UsageError
+from finetune.long_steps import told
 from finetune.runtime import Runtime
+from finetune.spec.choices import Metric, Share
 from finetune.spec.images import Split
 from finetune.spec.protocols import HeldOutData
-from finetune.tasks.held_out_loss import Metric
 from finetune.training.classifier import ImageClassifier
 
 # Decoded images up to this size are cached between one judgement and the next.
@@ -112,7 +113,8 @@ class WeightsEvaluator:
         loader = self.datamodule.evaluation_dataloader(
             "train", preprocessings=(self.classifier.preprocessing,)
         )
-        reestimate_batchnorm(self.classifier, (views[0] for views, _ in loader))
+        batches = told(loader, "Measuring batch norm", len(loader))
+        reestimate_batchnorm(self.classifier, (views[0] for views, _ in batches))
         own = self.classifier.state_dict()
         return {name: tensor.to("cpu", copy=True) for name, tensor in own.items()}
 
@@ -128,7 +130,7 @@ class WeightsEvaluator:
         loader = self.datamodule.evaluation_dataloader(
             self.split, preprocessings=(self.classifier.preprocessing,)
         )
-        for views, _ in loader:
+        for views, _ in told(loader, "Judging weights", len(loader)):
             images = views[0].to(self.device)
             if self._kept is not None:
                 self._kept.append(images)

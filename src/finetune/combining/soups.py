@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 from torch import Tensor
 
@@ -20,19 +20,15 @@ from finetune.combining.averaging import (
     interpolate_state_dicts,
     normalised_coefficients,
 )
-from finetune.combining.holdout_roles import Share
 from finetune.combining.ingredients import Ingredient, read_ingredient, survey
 from finetune.combining.soup_evaluation import Score, WeightsEvaluator, warn_of_barrier
 from finetune.errors import UsageError
 from finetune.runtime import Runtime
+from finetune.spec.choices import Averaging, BatchNormOfAverage, Metric, Share
 from finetune.spec.images import Split, file_id
 from finetune.spec.protocols import HeldOutData
-from finetune.tasks.held_out_loss import Metric
 from finetune.training.checkpoints import describe
 from finetune.training.fitted_splits import split_entries
-
-Method = Literal["uniform", "weighted", "greedy", "interpolate"]
-BatchNorm = Literal["auto", "average", "update"]
 
 # Of the curve between two checkpoints.
 CURVE = tuple(step / 10 for step in range(11))
@@ -41,11 +37,11 @@ CURVE = tuple(step / 10 for step in range(11))
 def average_checkpoints(
     paths: Sequence[str | Path],
     *,
-    method: Method = "uniform",
+    method: Averaging = "uniform",
     coefficients: Sequence[float] | None = None,
     datamodule: HeldOutData | None = None,
     metric: Metric = "nll",
-    batchnorm: BatchNorm = "auto",
+    batchnorm: BatchNormOfAverage = "auto",
     share: Share = "half",
     split: Split = "val",
     accelerator: str = "auto",
@@ -100,7 +96,7 @@ class _SoupSearch:
         self,
         ingredients: Sequence[Ingredient],
         evaluator: WeightsEvaluator | None,
-        batchnorm: BatchNorm,
+        batchnorm: BatchNormOfAverage,
     ) -> None:
         self.ingredients = ingredients
         self.class_names = ingredients[0].class_names
@@ -256,6 +252,9 @@ class _SoupSearch:
         details: dict[str, Any] = {"provenance": {"members": members, "batchnorm": batchnorm}}
         # What was held out of one may have trained another: whoever judges later must know.
         details |= split_entries(record for each in self.ingredients for record in each.fitted_on)
+        licences = {each.details.get("licence", "") for each in self.ingredients} - {""}
+        if licences:
+            details["licence"] = ", ".join(sorted(licences))
         roles = self._roles()
         if roles:
             details["roles"] = roles
@@ -281,10 +280,10 @@ class _SoupSearch:
 
 
 def _check_settings(
-    method: Method,
+    method: Averaging,
     coefficients: Sequence[float] | None,
     datamodule: HeldOutData | None,
-    batchnorm: BatchNorm,
+    batchnorm: BatchNormOfAverage,
     ingredients: Sequence[Ingredient],
 ) -> None:
     if method == "weighted" and coefficients is None:

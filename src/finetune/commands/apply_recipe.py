@@ -83,6 +83,19 @@ def apply_recipe(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Cho
     return recipe
 
 
+def licence_of_weights(cli: FinetuneCLI) -> list[str]:
+    """A line where the weights that a fit begins with are not for every use."""
+    from finetune.networks.catalogue import forbids_business
+
+    licence = cli.model.details.get("licence", "")
+    if not forbids_business(licence):
+        return []
+    return [
+        f"The weights of {cli.model.backbone} are published under {licence}, for non-commercial "
+        "use alone; what is fitted from them is too. See finetune models --licence commercial."
+    ]
+
+
 def _place(name: str) -> str:
     return SECTIONS.get(name, f"model.{name}")
 

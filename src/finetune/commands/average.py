@@ -2,66 +2,61 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Unpack
 
-from finetune.commands.guest import Where, as_guest
-from finetune.commands.held_out_images import (
-    add_data_options,
-    build_datamodule,
-    warnings_in_one_line,
-)
-from finetune.commands.outputs import CHECKPOINTS, add_output, wanted_output
-from finetune.commands.parsing import Parser
+from finetune.commands.guest import Where, each_of
+from finetune.commands.held_out_images import OF_FITS, HeldOut, build_datamodule
+from finetune.commands.outputs import CHECKPOINTS, CheckpointFile, wanted_output
+from finetune.commands.verb import Typed, verb
+from finetune.spec.choices import Averaging, BatchNormOfAverage, Metric
 
 if TYPE_CHECKING:
     from finetune.combining.averaged_checkpoint import Soup
 
 
-def main(arguments: list[str]) -> int:
-    """Average, judge where there are images, write, and say what it brought."""
-    options = _parser().parse_args(arguments)
-    with warnings_in_one_line():
-        _average(options)
-    return 0
-
-
+@verb
 def average(
     checkpoints: Where | Sequence[Where],
-    data: Where | None = None,
+    data: Annotated[Where | None, OF_FITS] = None,
     *,
-    output: Where | None = None,
+    method: Averaging = "uniform",
+    coefficients: Annotated[Sequence[float] | None, Typed(metavar="C")] = None,
+    metric: Metric = "nll",
+    batchnorm: BatchNormOfAverage = "auto",
+    output: CheckpointFile = None,
+    overwrite: bool = False,
     quiet: bool = False,
-    **options: Any,
+    **held_out: Unpack[HeldOut],
 ) -> Soup:
-    """Average the weights of fits of one backbone, as ``finetune average`` does.
+    """Average the weights of fits of one backbone, best from one common head.
+
+    Different backbones go into `finetune ensemble`.
 
     Args:
-        checkpoints: files, run folders, or groups of them.
+        checkpoints: checkpoint files, run folders, or groups of them.
         data: the folder of images that the fits were made with; what they held out judges.
-        output: the ``.ckpt`` file to write; without one nothing is written.
+        method: greedy keeps what does not lower the held-out score; interpolate walks from the
+            first to the second checkpoint.
+        coefficients: one a checkpoint for weighted; the share of the second for interpolate.
+        metric: what decides.
+        batchnorm: running statistics: averaged, estimated afresh, or whichever answers better.
+        output: the file to write.
+        overwrite: replace what is there.
         quiet: print nothing.
-        options: of the command by name, such as ``method="greedy"``, ``coefficients=[0.3, 0.7]``,
-            ``overwrite=True``.
+        held_out: how the images are read, and which of them judge.
 
     Raises:
         CheckpointMismatchError: checkpoints that cannot be averaged, with the reason.
         UsageError: settings that contradict each other, or an output that must not be written.
     """
-    given = {"checkpoints": checkpoints, "root": data, "output": output, **options}
-    chosen = _parser().options_from(**given)
-    with as_guest(quiet=quiet):
-        return _average(chosen)
-
-
-def _average(options: argparse.Namespace) -> Soup:
-    output = wanted_output(
-        options.output,
+    paths = each_of(checkpoints)
+    written = wanted_output(
+        output,
         endings=CHECKPOINTS,
-        overwrite=options.overwrite,
-        inputs=[*options.checkpoints, options.manifest],
-        images=[options.root],
+        overwrite=overwrite,
+        inputs=[*paths, held_out.get("manifest")],
+        images=[data],
     )
 
     from finetune.combining.ingredients import survey
@@ -70,30 +65,28 @@ def _average(options: argparse.Namespace) -> Soup:
     from finetune.commands.trainer import quiet_libraries
 
     quiet_libraries()
-    ingredients = survey(with_members(options.checkpoints))
+    ingredients = survey(with_members(paths))
     records = [record for each in ingredients for record in each.fitted_on]
-    if output is not None:
-        output.keep_off(fits=records)
-    datamodule = None
-    if options.root is not None:
-        datamodule = build_datamodule(options, records, ingredients[0].class_names)
+    if written is not None:
+        written.keep_off(fits=records)
+    images = None
+    if data is not None:
+        images = build_datamodule(data, held_out, records, ingredients[0].class_names)
     soup = average_checkpoints(
         [each.path for each in ingredients],
-        method=options.method,
-        coefficients=options.coefficients,
-        datamodule=datamodule,
-        metric=options.metric,
-        batchnorm=options.batchnorm,
-        share=options.share,
-        accelerator=options.accelerator,
+        method=method,
+        coefficients=coefficients,
+        datamodule=images,
+        metric=metric,
+        batchnorm=batchnorm,
+        share=held_out.get("share", "half"),
+        accelerator=held_out.get("accelerator", "auto"),
     )
-    names = [str(each.path) for each in ingredients]
-    for line in describe_soup(soup, names, options.metric):
-        print(line)
-    if output is not None:
-        with output.writing() as beside:
+    print(*describe_soup(soup, [str(each.path) for each in ingredients], metric), sep="\n")
+    if written is not None:
+        with written.writing() as beside:
             soup.save(beside)
-        print(f"average written to {output.path}")
+        print(f"average written to {written.path}")
     return soup
 
 
@@ -121,40 +114,3 @@ def describe_soup(soup: Soup, names: list[str], metric: str) -> list[str]:
         verdict = "worse than"
     rows.append(f"the average is {verdict} the best member by held-out {metric}")
     return rows
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="finetune average",
-        description="Average the weights of fits of one backbone, best from one common head. "
-        "Different backbones go into `finetune ensemble`.",
-    )
-    parser.add_argument(
-        "checkpoints", nargs="+", help="checkpoint files, run folders, or groups of them"
-    )
-    parser.add_argument(
-        "--method",
-        choices=["uniform", "weighted", "greedy", "interpolate"],
-        default="uniform",
-        help="greedy keeps what does not lower the held-out score; interpolate walks from the "
-        "first to the second checkpoint",
-    )
-    parser.add_argument(
-        "--coefficients",
-        nargs="+",
-        type=float,
-        metavar="C",
-        help="one a checkpoint for weighted; the share of the second for interpolate",
-    )
-    parser.add_argument(
-        "--metric", choices=["nll", "accuracy", "brier"], default="nll", help="what decides"
-    )
-    parser.add_argument(
-        "--batchnorm",
-        choices=["auto", "average", "update"],
-        default="auto",
-        help="running statistics: averaged, estimated afresh, or whichever answers better",
-    )
-    add_output(parser, "the file", metavar="FILE.ckpt")
-    add_data_options(parser)
-    return parser

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
+    from finetune.commands.guest import Where
+    from finetune.commands.held_out_images import HeldOut
     from finetune.runtime import Runtime
 
 
-def heads_on_one_backbone(options: argparse.Namespace, runtime: Runtime) -> Ensemble:
+def heads_on_one_backbone(
+    checkpoints: Sequence[str],
+    data: Where | None,
+    held_out: HeldOut,
+    runtime: Runtime,
+    *,
+    heads: int,
+    seed: int,
+) -> Ensemble:
     """Fit final layers on bootstrap samples of the training images' features.
 
     The backbone runs once an image, now and whenever the ensemble answers.
 
     Args:
-        options: of ``finetune ensemble``.
+        checkpoints: one.
+        data: the folder of images that it was fitted on.
+        held_out: how the images are read.
         runtime: where the backbone runs.
+        heads: how many.
+        seed: of the samples.
 
     Raises:
         UsageError: several checkpoints, or no images.
     """
-    if len(options.checkpoints) != 1 or options.root is None:
+    if len(checkpoints) != 1 or data is None:
         raise UsageError(
             f"Expected one checkpoint and its images beside --heads, found "
-            f"{len(options.checkpoints)} and {options.root or 'no --data.root'}; "
+            f"{len(checkpoints)} and {data or 'no --data.root'}; "
             "give RUN --heads 10 --data.root DIR."
         )
     from finetune.combining.bootstrap_heads import bootstrap_heads, ensemble_of_heads
@@ -37,15 +51,13 @@ def heads_on_one_backbone(options: argparse.Namespace, runtime: Runtime) -> Ense
     from finetune.training.features.extract import dataset_for, frozen_features
     from finetune.training.fitted_splits import split_records, with_fitted_split
 
-    path = checkpoint_file(options.checkpoints[0])
+    path = checkpoint_file(checkpoints[0])
     classifier = runtime.place(ImageClassifier.from_checkpoint(path))
     classifier.details = with_fitted_split(path, classifier.details)
     records = split_records(classifier.details)
-    datamodule = build_datamodule(options, records, classifier.class_names)
+    datamodule = build_datamodule(data, held_out, records, classifier.class_names)
     images, workers = dataset_for(classifier, datamodule, "train")
     features = frozen_features(classifier, images, num_workers=workers).tensor()
     labels = classifier.task.collate([image.label for image in datamodule.images("train")])
-    heads = bootstrap_heads(
-        features, labels, len(classifier.class_names), heads=options.heads, seed=options.seed
-    )
-    return ensemble_of_heads(classifier, heads)
+    fitted = bootstrap_heads(features, labels, len(classifier.class_names), heads=heads, seed=seed)
+    return ensemble_of_heads(classifier, fitted)

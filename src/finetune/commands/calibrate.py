@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
-from finetune.commands.guest import Where, as_guest
-from finetune.commands.held_out_images import (
-    add_data_options,
-    build_held_out,
-    warnings_in_one_line,
-)
-from finetune.commands.outputs import CHECKPOINTS, add_output, wanted_output
-from finetune.commands.parsing import Parser
-from finetune.errors import UsageError
+from finetune.commands.guest import Where
+from finetune.commands.held_out_images import OF_FITS, HeldOut, build_held_out
+from finetune.commands.outputs import CHECKPOINTS, CheckpointFile, wanted_output
+from finetune.commands.verb import Typed, verb
+from finetune.spec.choices import SetScore
 
 if TYPE_CHECKING:
     from finetune.combining.calibrated_answer import Calibration
     from finetune.combining.ensemble import Ensemble
 
 
-def main(arguments: list[str]) -> int:
-    """Fit on held-out images that picked nothing, and write a copy that answers calibrated."""
-    options = _parser().parse_args(arguments)
-    with warnings_in_one_line():
-        _calibrate(options)
-    return 0
-
-
+@verb
 def calibrate(
     checkpoint: Where,
-    data: Where,
+    data: Annotated[Where, OF_FITS],
     *,
-    output: Where | None = None,
+    reject_risk: Annotated[float | None, Typed(metavar="R")] = None,
+    conformal: Annotated[float | None, Typed(metavar="A")] = None,
+    score: SetScore = "thr",
+    split: Literal["val", "test"] = "val",
+    output: CheckpointFile = None,
+    overwrite: bool = False,
     quiet: bool = False,
-    **options: Any,
+    **held_out: Unpack[HeldOut],
 ) -> Ensemble:
-    """Fit a temperature, and rules on request, as ``finetune calibrate`` does.
+    """Fit one temperature to a checkpoint's or an ensemble's answers, and rules on request.
+
+    The rules are a threshold to abstain by and prediction sets. Labels stay as they are.
 
     Args:
-        checkpoint: the file of a classifier, an average or an ensemble, or a run folder.
+        checkpoint: a checkpoint, an average, an ensemble or a run folder.
         data: the folder of images that the fits were made with; what they held out calibrates.
-        output: the ``.ckpt`` file to write; without one nothing is written.
+        reject_risk: wanted share of wrong accepted answers.
+        conformal: accepted share of sets without the truth.
+        score: how sets are built: thr smallest, aps and raps sized to the image.
+        split: whose images calibrate; test images chose nothing, but then cannot test any more.
+        output: the file to write.
+        overwrite: replace what is there.
         quiet: print nothing.
-        options: of the command by name, such as ``reject_risk=0.05``, ``conformal=0.1``,
-            ``split="test"``, ``overwrite=True``.
+        held_out: how the images are read, and which of them calibrate.
 
     Returns:
         What answers calibrated: a classifier as an ensemble of one.
@@ -54,22 +53,13 @@ def calibrate(
         CalibrationError: images that have picked members, or none at all.
         UsageError: a setting that is not there, or an output that must not be written.
     """
-    given = {"checkpoint": checkpoint, "root": data, "output": output, **options}
-    chosen = _parser().options_from(**given)
-    with as_guest(quiet=quiet):
-        return _calibrate(chosen)
-
-
-def _calibrate(options: argparse.Namespace) -> Ensemble:
-    output = wanted_output(
-        options.output,
+    written = wanted_output(
+        output,
         endings=CHECKPOINTS,
-        overwrite=options.overwrite,
-        inputs=[options.checkpoint, options.manifest],
-        images=[options.root],
+        overwrite=overwrite,
+        inputs=[checkpoint, held_out.get("manifest")],
+        images=[data],
     )
-    if options.root is None:
-        raise UsageError("Expected held-out images, found none; add --data.root DIR.")
 
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.ensemble_file import checkpoint_file
@@ -77,27 +67,25 @@ def _calibrate(options: argparse.Namespace) -> Ensemble:
     from finetune.runtime import Runtime
 
     quiet_libraries()
-    runtime = Runtime.chosen(options.accelerator)
-    path = checkpoint_file(options.checkpoint)
+    runtime = Runtime.chosen(held_out.get("accelerator", "auto"))
+    path = checkpoint_file(Path(checkpoint))
     ensemble = runtime.place(Ensemble.from_file(path))
-    if output is not None:
-        output.keep_off(fits=ensemble.fitted_on)
-    datamodule = build_held_out(options, ensemble)
+    if written is not None:
+        written.keep_off(fits=ensemble.fitted_on)
     calibrated = ensemble.calibrate(
-        datamodule,
-        reject_risk=options.reject_risk,
-        conformal=options.conformal,
-        score=options.score,
-        share=options.share,
-        split=options.split,
-        allow_reuse=options.allow_reuse,
+        build_held_out(data, held_out, ensemble),
+        reject_risk=reject_risk,
+        conformal=conformal,
+        score=score,
+        share=held_out.get("share", "half"),
+        split=split,
+        allow_reuse=held_out.get("allow_reuse", False),
     )
-    for line in describe_calibration(calibrated.calibration):
-        print(line)
-    if output is not None:
-        with output.writing() as beside:
+    print(*describe_calibration(calibrated.calibration), sep="\n")
+    if written is not None:
+        with written.writing() as beside:
             _write(calibrated, path, beside)
-        print(f"calibrated checkpoint written to {output.path}")
+        print(f"calibrated checkpoint written to {written.path}")
     return calibrated
 
 
@@ -157,33 +145,3 @@ def _write(calibrated: Ensemble, source: Path, beside: Path) -> None:
             "roles": {role: list(ids) for role, ids in calibrated.roles.items()},
         },
     )
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="finetune calibrate",
-        description="Fit one temperature to a checkpoint's or an ensemble's answers, and on "
-        "request a threshold to abstain by and prediction sets. Labels stay as they are.",
-    )
-    parser.add_argument("checkpoint", help="a checkpoint, an ensemble or a run folder")
-    parser.add_argument(
-        "--reject-risk", type=float, metavar="R", help="wanted share of wrong accepted answers"
-    )
-    parser.add_argument(
-        "--conformal", type=float, metavar="A", help="accepted share of sets without the truth"
-    )
-    parser.add_argument(
-        "--score",
-        choices=["thr", "aps", "raps"],
-        default="thr",
-        help="how sets are built: thr smallest, aps and raps sized to the image",
-    )
-    parser.add_argument(
-        "--split",
-        choices=["val", "test"],
-        default="val",
-        help="whose images calibrate; test images chose nothing, but then cannot test any more",
-    )
-    add_output(parser, "the file", metavar="FILE.ckpt")
-    add_data_options(parser)
-    return parser

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.commands.guest import Where, as_guest
-from finetune.commands.parsing import Parser, whole_number
+from finetune.commands import folder_options as options
+from finetune.commands.guest import Where
 from finetune.commands.terminal import on_terminal, shown
+from finetune.commands.verb import run, verb
 
 if TYPE_CHECKING:
     from finetune.data.findings import Finding
@@ -23,19 +24,41 @@ SHOWN = 20  # of each kind, where not all are asked for
 
 def main(arguments: list[str]) -> int:
     """Check a folder; 0 when all is well, 1 when something would make a figure wrong."""
-    options = _parser().parse_args(arguments)
-    findings = _check(options)
+    findings = run(check, arguments)
     wrong = any(finding.severity == "error" for finding in findings)
     return SOMETHING_WRONG if wrong else ALL_WELL
 
 
-def check(data: Where, *, quiet: bool = False, **options: Any) -> list[Finding]:
-    """Open every image of a folder and say what is wrong, as ``finetune check`` does.
+@verb
+def check(
+    data: Where,
+    *,
+    manifest: options.Manifest = None,
+    allow_outside: options.AllowOutside = False,
+    duplicates: Literal["exact", "near"] = "exact",
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
+    cache_dir: options.CacheDir = None,
+    all: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> list[Finding]:
+    """Open every image of a folder and say what is wrong, why, and what to do.
+
+    Exit code 0: all is well; 1: something would make a figure wrong (a leak between splits, a class
+    missing from train, an unreadable file); 2: a wrong call.
 
     Args:
-        data: the folder.
+        data: DIR/<class>/... or DIR/train|val|test/<class>/...
+        manifest: CSV path,label[,split][,group] that decides instead.
+        allow_outside: accept files of the manifest outside DIR.
+        duplicates: equal files only, or also images that look the same.
+        max_pixels: refuse images with more pixels, at least 1.
+        max_decoding_mb: refuse images that take more memory to decode, in MiB.
+        cache_dir: instead of the platform's cache folder.
+        all: print every finding, however many.
+        json: print the same for programs.
         quiet: print nothing.
-        options: of the command by name, such as ``duplicates="near"``, ``manifest="list.csv"``.
 
     Returns:
         What is worth knowing, each with its ``path``, ``severity``, ``problem`` and ``remedy``. One
@@ -44,68 +67,30 @@ def check(data: Where, *, quiet: bool = False, **options: Any) -> list[Finding]:
     Raises:
         DataError: no folder of images.
     """
-    chosen = _parser().options_from(folder=data, **options)
-    with as_guest(quiet=quiet):
-        return _check(chosen, progress=not quiet)
-
-
-def _check(options: argparse.Namespace, *, progress: bool = True) -> list[Finding]:
     from finetune.data.folder import scan_folder
     from finetune.data.health import check_folder
     from finetune.data.inspection import inspect_files
     from finetune.data.manifest import read_manifest, unlisted_images
 
-    if options.manifest is None:
-        folder = scan_folder(options.folder)
+    if manifest is None:
+        folder = scan_folder(Path(data))
     else:
-        folder = read_manifest(
-            options.manifest, options.folder, allow_outside=options.allow_outside
-        )
+        folder = read_manifest(Path(manifest), Path(data), allow_outside=allow_outside)
         folder = replace(folder, unused=(*folder.unused, *unlisted_images(folder)))
     inspections = inspect_files(
         [image.path for image in folder.images],
         root=folder.root,
-        max_pixels=options.max_pixels,
-        perceptual=options.duplicates == "near",
-        cache_dir=options.cache_dir,
-        progress=progress and not options.json,
+        max_pixels=max_pixels,
+        max_decoding_mb=max_decoding_mb,
+        perceptual=duplicates == "near",
+        cache_dir=cache_dir,
     )
-    findings = check_folder(folder, inspections, duplicates=options.duplicates)
-    if options.json:
-        print(json.dumps(_as_values(folder, inspections, findings), ensure_ascii=True, indent=2))
+    findings = check_folder(folder, inspections, duplicates=duplicates)
+    if json:
+        print(dumps(_as_values(folder, inspections, findings), ensure_ascii=True, indent=2))
     else:
-        _print_report(folder, inspections, findings, everything=options.all)
+        _print_report(folder, inspections, findings, everything=all)
     return findings
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="finetune check",
-        description="Open every image of a folder and say what is wrong, why, and what to do. "
-        "Exit code 0: all is well; 1: something would make a figure wrong (a leak between splits, "
-        "a class missing from train, an unreadable file); 2: a wrong call.",
-    )
-    parser.add_argument("folder", help="DIR/<class>/... or DIR/train|val|test/<class>/...")
-    parser.add_argument("--manifest", help="CSV path,label[,split][,group] that decides instead")
-    parser.add_argument(
-        "--allow-outside", action="store_true", help="accept files of the manifest outside DIR"
-    )
-    parser.add_argument(
-        "--duplicates",
-        choices=("exact", "near"),
-        default="exact",
-        help="equal files only, or also images that look the same",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=whole_number(1),
-        default=178_956_970,
-        help="refuse images with more pixels, at least 1",
-    )
-    parser.add_argument("--cache-dir", help="instead of the platform's cache folder")
-    parser.add_argument("--all", action="store_true", help="print every finding, however many")
-    parser.add_argument("--json", action="store_true", help="print the same for programs")
-    return parser
 
 
 def _as_values(

@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.outputs import add_overwrite
-from finetune.commands.parsing import Parser
+from finetune.commands.folder_options import Root
+from finetune.commands.guest import Where, each_of
+from finetune.commands.outputs import PageFile
 from finetune.commands.report import checked_page, keep_off_sources
+from finetune.commands.verb import verb
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.evaluation.comparison import Leaderboard
 
-
 # Columns of what runs alone know, and their format.
 EXTRA = {"parameters": ",", "MB on disk": ".1f", "fit minutes": ".2f", "ms an image": ".1f"}
 
 
-def main(arguments: list[str]) -> int:
-    """Print the leaderboard and every pair's verdict; write a page with ``--output``."""
-    options = _parser().parse_args(arguments)
-    if len(options.sources) < 2:
+@verb
+def compare(
+    sources: Sequence[Where],
+    *,
+    output: PageFile = None,
+    overwrite: bool = False,
+    root: Root = None,
+    quiet: bool = False,
+) -> Leaderboard:
+    """A leaderboard of runs that says which differences are real.
+
+    Args:
+        sources: two or more run folders, .ckpt files or predictions .csv.
+        output: also write a page.
+        overwrite: replace what is there.
+        root: folder of the images, if they have moved.
+        quiet: print nothing.
+
+    Raises:
+        UsageError: fewer than two, no image in common, or an output that must not be written.
+    """
+    paths = each_of(sources)
+    if len(paths) < 2:
         raise UsageError("Expected at least two runs to compare, found one; name another.")
-    output = None if options.output is None else checked_page(options.output, options)
+    page = None if output is None else checked_page(output, paths, root, overwrite=overwrite)
 
     from finetune.evaluation.comparison import compare_all
     from finetune.reporting.sources import comparable, load_sources
 
-    sources = load_sources(options.sources, root=options.root)
-    if output is not None:
-        keep_off_sources(output, sources)
-    board = compare_all(comparable(sources))
-    columns = {name: source.columns for name, source in sources.items()}
+    found = load_sources(paths, root=None if root is None else Path(root))
+    if page is not None:
+        keep_off_sources(page, found)
+    board = compare_all(comparable(found))
+    columns = {name: source.columns for name, source in found.items()}
     print("\n".join(leaderboard_lines(board, columns)))
-    if output is not None:
+    if page is not None:
         from finetune.reporting.report import write_page
 
         sections = {
-            name: (sources[name].evaluation, sources[name].details) for name in board.evaluations
+            name: (found[name].evaluation, found[name].details) for name in board.evaluations
         }
-        with output.writing() as beside:
+        with page.writing() as beside:
             write_page(beside, sections, title="Comparison", leaderboard=board, columns=columns)
-        print(f"\ncomparison in {output.path}")
-    return 0
+        print(f"\ncomparison in {page.path}")
+    return board
 
 
 def leaderboard_lines(
@@ -88,14 +108,3 @@ def leaderboard_lines(
         "",
         *(f"{pair.verdict()} (p = {pair.adjusted_p_value:.3g})" for pair in pairs),
     ]
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="finetune compare", description=__doc__)
-    parser.add_argument(
-        "sources", nargs="+", help="two or more run folders, .ckpt files or predictions .csv"
-    )
-    parser.add_argument("--output", metavar="FILE.html", help="also write a page")
-    add_overwrite(parser)
-    parser.add_argument("--root", type=Path, help="folder of the images, if they have moved")
-    return parser

@@ -42,7 +42,12 @@ def teacher_probabilities(
 
     def compute(missing: list[int]) -> Iterator[np.ndarray]:
         wanted = [images[index].path for index in missing]
-        answers = predict(model, wanted, max_pixels=datamodule.max_pixels)
+        answers = predict(
+            model,
+            wanted,
+            max_pixels=datamodule.max_pixels,
+            max_decoding_mb=datamodule.max_decoding_mb,
+        )
         yield answers.probabilities.float().cpu().numpy()
 
     keys = [image.id for image in images]

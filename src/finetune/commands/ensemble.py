@@ -2,72 +2,91 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
-from finetune.commands.guest import Where, as_guest
-from finetune.commands.held_out_images import (
-    add_data_options,
-    build_held_out,
-    warnings_in_one_line,
-)
+from finetune.commands.calibrate import describe_calibration
+from finetune.commands.guest import Where, each_of
+from finetune.commands.held_out_images import OF_FITS, HeldOut, build_held_out
 from finetune.commands.outputs import (
     CHECKPOINTS,
     FIGURES,
+    CheckpointFile,
     Output,
-    add_output,
     wanted_output,
 )
-from finetune.commands.parsing import Parser
+from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
+from finetune.spec.choices import Metric, Pooling, Selecting, Share
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
-    from finetune.combining.held_out import HeldOut
+    from finetune.combining.held_out import HeldOut as Answers
     from finetune.combining.member_outputs import DataModules
 
 
-def main(arguments: list[str]) -> int:
-    """Combine, select and calibrate where asked, write, and show what each member is worth."""
-    options = _parser().parse_args(arguments)
-    with warnings_in_one_line():
-        _combine(options)
-    return 0
-
-
+@verb
 def ensemble(
     checkpoints: Where | Sequence[Where],
-    data: Where | None = None,
+    data: Annotated[Where | None, OF_FITS] = None,
     *,
-    output: Where | None = None,
+    select: Selecting = "all",
+    pooling: Pooling = "mean",
+    coefficients: Annotated[Sequence[float] | None, Typed(metavar="C")] = None,
+    metric: Metric = "nll",
+    heads: Annotated[int | None, Typed(metavar="N")] = None,
+    max_members: Annotated[int | None, Typed(metavar="N")] = None,
+    min_gain: float = 0.0,
+    figure: Annotated[Where | None, Typed(metavar="FILE.png")] = None,
+    seed: int = 0,
+    calibrate: bool = False,
+    reject_risk: Annotated[float | None, Typed(metavar="R")] = None,
+    conformal: Annotated[float | None, Typed(metavar="A")] = None,
+    output: CheckpointFile = None,
+    overwrite: bool = False,
     quiet: bool = False,
-    **options: Any,
+    **held_out: Unpack[HeldOut],
 ) -> Ensemble:
-    """Combine the answers of checkpoints of any backbones, as ``finetune ensemble`` does.
+    """Combine checkpoints of any backbones and sizes, other ensembles and saved predictions.
+
+    Each image is decoded once for all of them.
 
     Args:
-        checkpoints: files, run folders, groups of them, other ensembles and saved predictions.
+        checkpoints: files, run folders, or groups of them.
         data: the folder of images that the fits were made with; what they held out selects and
             calibrates.
-        output: the ``.ckpt`` file to write; without one nothing is written.
+        select: which members stay, by held-out images.
+        pooling: mean of probabilities, of logits (geometric), or majority vote.
+        coefficients: one a member.
+        metric: what greedy lowers.
+        heads: of one checkpoint: N final layers on its backbone, each fitted on a bootstrap sample.
+        max_members: keep at most so many; the folds of one recipe count as one.
+        min_gain: least rise of the metric, on leaving out a member of average time, that keeps it.
+        figure: draw how much the members differ, pair by pair.
+        seed: of the guards against overfitting.
+        calibrate: fit a temperature as well.
+        reject_risk: as for calibrate.
+        conformal: as for calibrate.
+        output: the file to write.
+        overwrite: replace what is there.
         quiet: print nothing.
-        options: of the command by name, such as ``select="greedy"``, ``calibrate=True``,
-            ``pooling="geometric"``, ``overwrite=True``.
+        held_out: how the images are read, and which of them judge.
 
     Raises:
         CheckpointMismatchError: members with different classes.
         UsageError: settings that contradict each other, or an output that must not be written.
     """
-    given = {"checkpoints": checkpoints, "root": data, "output": output, **options}
-    chosen = _parser().options_from(**given)
-    with as_guest(quiet=quiet):
-        return _combine(chosen)
-
-
-def _combine(options: argparse.Namespace) -> Ensemble:
-    output, figure = checked_outputs(options)
-    calibrates = _checked_calibration(options, figure)
+    paths = each_of(checkpoints)
+    rule: dict[str, Any] = {
+        "overwrite": overwrite,
+        "inputs": [*paths, held_out.get("manifest")],
+        "images": [data],
+    }
+    written = wanted_output(output, endings=CHECKPOINTS, **rule)
+    drawn = wanted_output(figure, endings=FIGURES, option="--figure", **rule)
+    calibrates = calibrate or reject_risk is not None or conformal is not None
+    if data is None:
+        _refuse_without_images(drawn, judged=calibrates or select != "all")
 
     from finetune.combining.ensemble import Ensemble
     from finetune.commands.bootstrap_heads import heads_on_one_backbone
@@ -76,160 +95,73 @@ def _combine(options: argparse.Namespace) -> Ensemble:
     from finetune.runtime import Runtime
 
     quiet_libraries()
-    runtime = Runtime.chosen(options.accelerator)
-    if options.heads is not None:
-        whole = heads_on_one_backbone(options, runtime)
+    runtime = Runtime.chosen(held_out.get("accelerator", "auto"))
+    if heads is not None:
+        members = heads_on_one_backbone(paths, data, held_out, runtime, heads=heads, seed=seed)
     else:
-        whole = Ensemble.from_checkpoints(
-            with_members(options.checkpoints),
-            coefficients=options.coefficients,
-            pooling=options.pooling,
+        members = Ensemble.from_checkpoints(
+            with_members(paths), coefficients=coefficients, pooling=pooling
         )
-    for each in filter(None, (output, figure)):
-        each.keep_off(fits=whole.fitted_on)
-    chosen = whole
-    if options.root is not None:
-        datamodule = build_held_out(options, runtime.place(whole))
-        chosen = select_and_show(whole, datamodule, options)
-        if figure is not None:
-            write_diversity(figure, whole, whole.held_out(datamodule))
+    for each in filter(None, (written, drawn)):
+        each.keep_off(fits=members.fitted_on)
+    chosen = members
+    if data is not None:
+        images = build_held_out(data, held_out, runtime.place(members))
+        share = held_out.get("share", "half")
+        choice = {"method": select, "metric": metric, "max_members": max_members, "seed": seed}
+        chosen = _select_and_show(members, images, choice, min_gain=min_gain, share=share)
+        if drawn is not None:
+            write_diversity(drawn, members, members.held_out(images))
         if calibrates:
-            chosen = calibrate_and_show(chosen, datamodule, options)
-    if output is not None:
-        with output.writing() as beside:
+            chosen = chosen.calibrate(
+                images,
+                reject_risk=reject_risk,
+                conformal=conformal,
+                share=share,
+                allow_reuse=held_out.get("allow_reuse", False),
+            )
+            print(*describe_calibration(chosen.calibration), sep="\n")
+    if written is not None:
+        with written.writing() as beside:
             chosen.save(beside)
-        print(f"ensemble of {len(chosen.parts)} written to {output.path}")
+        print(f"ensemble of {len(chosen.parts)} written to {written.path}")
     return chosen
 
 
-def _checked_calibration(options: argparse.Namespace, figure: Output | None) -> bool:
-    """Whether something is to be calibrated; refuses what needs images where there are none."""
-    calibrates = options.calibrate or options.reject_risk is not None
-    calibrates = calibrates or options.conformal is not None
-    if figure is not None and options.root is None:
+def _refuse_without_images(figure: Output | None, *, judged: bool) -> None:
+    if figure is not None:
         raise UsageError(
             f"Expected held-out images beside --figure {figure.path}, found none; "
             "add --data.root DIR."
         )
-    if options.root is None and (options.select != "all" or calibrates):
+    if judged:
         raise UsageError(
             "Expected held-out images to select or calibrate on, found none; "
             "add --data.root DIR, or take --select all."
         )
-    return bool(calibrates)
 
 
-def checked_outputs(options: argparse.Namespace) -> tuple[Output | None, Output | None]:
-    """The ensemble's place, and the figure's where one is asked for."""
-    rule: dict[str, Any] = {
-        "overwrite": options.overwrite,
-        "inputs": [*options.checkpoints, options.manifest],
-        "images": [options.root],
-    }
-    output = wanted_output(options.output, endings=CHECKPOINTS, **rule)
-    return output, wanted_output(options.figure, endings=FIGURES, option="--figure", **rule)
-
-
-def select_and_show(
-    whole: Ensemble, datamodule: DataModules, options: argparse.Namespace
+def _select_and_show(
+    members: Ensemble, images: DataModules, choice: dict[str, Any], *, min_gain: float, share: Share
 ) -> Ensemble:
     """The members that help, and what each is worth on held-out images."""
-    chosen = whole.select(
-        datamodule,
-        method=options.select,
-        metric=options.metric,
-        max_members=options.max_members,
-        min_gain=options.min_gain,
-        share=options.share,
-        seed=options.seed,
-    )
     from finetune.commands.member_worth import describe_ensemble, honest_accuracy
 
-    held_out = whole.held_out(datamodule)
-    for line in describe_ensemble(whole, chosen, held_out, chosen.held_out(datamodule)):
-        print(line)
-    print(honest_accuracy(chosen, held_out, options))
+    chosen = members.select(images, **choice, min_gain=min_gain, share=share)
+    answers = members.held_out(images)
+    print(*describe_ensemble(members, chosen, answers, chosen.held_out(images)), sep="\n")
+    print(honest_accuracy(chosen, answers, **choice))
     return chosen
 
 
-def calibrate_and_show(
-    chosen: Ensemble, datamodule: DataModules, options: argparse.Namespace
-) -> Ensemble:
-    """The ensemble with a temperature, and with the rules that were asked for."""
-    from finetune.commands.calibrate import describe_calibration
-
-    calibrated = chosen.calibrate(
-        datamodule,
-        reject_risk=options.reject_risk,
-        conformal=options.conformal,
-        share=options.share,
-        allow_reuse=options.allow_reuse,
-    )
-    for line in describe_calibration(calibrated.calibration):
-        print(line)
-    return calibrated
-
-
-def write_diversity(figure: Output, whole: Ensemble, held_out: HeldOut) -> None:
+def write_diversity(figure: Output, whole: Ensemble, answers: Answers) -> None:
     """The members' pairs as an image: who gives other answers, and who errs together."""
     from finetune.combining.diversity import diversity
     from finetune.commands.member_worth import row_names
     from finetune.reporting.diversity import diversity_figure
     from finetune.reporting.style import save_png
 
-    found = diversity(*whole.task.rows(held_out.member_logits, held_out.labels))
+    found = diversity(*whole.task.rows(answers.member_logits, answers.labels))
     with figure.writing() as beside:
-        save_png(diversity_figure(found, row_names(whole, held_out)), beside)
+        save_png(diversity_figure(found, row_names(whole, answers)), beside)
     print(f"diversity of the members in {figure.path}")
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="finetune ensemble",
-        description="Combine checkpoints of any backbones and sizes, other ensembles and saved "
-        "predictions. Each image is decoded once for all of them.",
-    )
-    parser.add_argument("checkpoints", nargs="+", help="files, run folders, or groups of them")
-    parser.add_argument(
-        "--select",
-        choices=["all", "greedy", "learned"],
-        default="all",
-        help="which members stay, by held-out images",
-    )
-    parser.add_argument(
-        "--pooling",
-        choices=["mean", "geometric", "vote"],
-        default="mean",
-        help="mean of probabilities, of logits (geometric), or majority vote",
-    )
-    parser.add_argument("--coefficients", nargs="+", type=float, metavar="C", help="one a member")
-    parser.add_argument(
-        "--metric", choices=["nll", "accuracy", "brier"], default="nll", help="what greedy lowers"
-    )
-    parser.add_argument(
-        "--heads",
-        type=int,
-        metavar="N",
-        help="of one checkpoint: N final layers on its backbone, each fitted on a bootstrap sample",
-    )
-    parser.add_argument(
-        "--max-members",
-        type=int,
-        help="keep at most so many; the folds of one recipe count as one",
-    )
-    parser.add_argument(
-        "--min-gain",
-        type=float,
-        default=0.0,
-        help="least rise of the metric, on leaving out a member of average time, that keeps it",
-    )
-    parser.add_argument(
-        "--figure", metavar="FILE.png", help="draw how much the members differ, pair by pair"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the guards against overfitting")
-    parser.add_argument("--calibrate", action="store_true", help="fit a temperature as well")
-    parser.add_argument("--reject-risk", type=float, metavar="R", help="as for calibrate")
-    parser.add_argument("--conformal", type=float, metavar="A", help="as for calibrate")
-    add_output(parser, "the file", metavar="FILE.ckpt")
-    add_data_options(parser)
-    return parser

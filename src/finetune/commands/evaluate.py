@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
 from finetune.commands.config_files import checkpoint_option
-from finetune.commands.parsing import Parser, take_all
+from finetune.commands.guest import Where
+from finetune.commands.held_out_images import OF_FITS, HeldOut
+from finetune.commands.parsing import take_all
+from finetune.commands.verb import Typed, parser_of
 from finetune.errors import UsageError
+from finetune.extras import missing, remedy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +96,9 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     key = free_stage(folder, stage, images)
     write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
-    if stage == "test":
+    if stage == "test" and missing("report"):
+        print(f"report    none: {remedy('report')}")
+    elif stage == "test":
         evaluation, page = _write_report(judged, folder, "report" + key.removeprefix("test"))
         print(f"report    {page}")
         _track(folder, page.parent, evaluation, named_entities)
@@ -142,10 +149,11 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
 
 def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
     from finetune.commands.terminal import on_terminal, progress_bar
+    from finetune.training.progress import PassLine
 
     trainer = cli.build_trainer(
         logger=False,
-        callbacks=[progress_bar()] if on_terminal() else [],
+        callbacks=[progress_bar() if on_terminal() else PassLine("Judging")],
         enable_progress_bar=on_terminal(),
         enable_checkpointing=False,
     )
@@ -157,61 +165,64 @@ def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
 
 
 def _judge_combined(verb: Verb, arguments: list[str]) -> Judged:
-    """An ensemble, or anything calibrated: each image decoded once for all members."""
+    """An ensemble, or anything calibrated, with the options that it takes."""
+    options = parser_of(_answers_of_members, name=verb, without=("verb",)).typed(arguments)
+    return _answers_of_members(verb, **options)
+
+
+def _answers_of_members(
+    verb: Verb,
+    data: Annotated[Where, OF_FITS],
+    *,
+    ckpt_path: Annotated[Where, Typed(("--ckpt_path",))],
+    name: str | None = None,
+    runs: Where = "runs",
+    track_to: Annotated[str | None, Typed(metavar="ENTITY")] = None,
+    **held_out: Unpack[HeldOut],
+) -> Judged:
+    """Judge an ensemble, or what is calibrated: each image decoded once for all members.
+
+    Args:
+        verb: that judges.
+        data: the folder of images.
+        ckpt_path: the file to judge.
+        name: name of the run, where the file lies in none.
+        runs: folder of all runs.
+        track_to: Weights & Biases entity that figures may go to beside your own ones.
+        held_out: how the images are read, and which of them judge.
+    """
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.holdout_roles import in_whole_ids, refuse_reuse
     from finetune.commands.held_out_images import build_held_out
     from finetune.reporting.embeddings import recorded_features
     from finetune.runtime import Runtime
 
-    options = _combined_parser(verb).parse_args(arguments)
-    if options.root is None:
-        raise UsageError("Expected a folder of images, found none; add --data.root DIR.")
     stage: Stage = "val" if verb == "validate" else "test"
-    runtime = Runtime.chosen(options.accelerator)
-    ensemble = runtime.place(Ensemble.from_file(options.ckpt_path))
-    datamodule = build_held_out(options, ensemble)
+    runtime = Runtime.chosen(held_out.get("accelerator", "auto"))
+    ensemble = runtime.place(Ensemble.from_file(Path(ckpt_path)))
+    datamodule = build_held_out(data, held_out, ensemble)
     modules = list(datamodule.values()) if isinstance(datamodule, dict) else [datamodule]
     for module in modules:
         module.setup(verb)
     started = time.perf_counter()
     with recorded_features(ensemble) as features:
-        held_out = ensemble.held_out(datamodule, stage)
+        answers = ensemble.held_out(datamodule, stage)
     seconds = time.perf_counter() - started
-    roles = in_whole_ids(ensemble.roles, held_out.paths, held_out.ids)
-    refuse_reuse(roles, held_out.ids, verb, allow_reuse=options.allow_reuse)
+    roles = in_whole_ids(ensemble.roles, answers.paths, answers.ids)
+    refuse_reuse(roles, answers.ids, verb, allow_reuse=held_out.get("allow_reuse", False))
     return Judged(
         ensemble.task,
-        ensemble.calibrated(ensemble.pool_held_out(held_out)),
-        held_out.labels,
+        ensemble.calibrated(ensemble.pool_held_out(answers)),
+        answers.labels,
         tuple(ensemble.class_names),
-        [Path(path) for path in held_out.paths],
-        Path(options.ckpt_path),
-        options.runs,
-        options.name or verb,
+        [Path(path) for path in answers.paths],
+        Path(ckpt_path),
+        os.fspath(runs),
+        name or verb,
         modules[0].root,
         seconds,
         features,
     )
-
-
-def _combined_parser(verb: Verb) -> Parser:
-    from finetune.commands.held_out_images import add_data_options
-
-    parser = Parser(
-        prog=f"finetune {verb}", description=f"{verb} an ensemble or what is calibrated"
-    )
-    parser.add_argument("--ckpt_path", required=True, help="the file to judge")
-    parser.add_argument("--name", help="name of the run, where the file lies in none")
-    parser.add_argument("--runs", default="runs", help="folder of all runs")
-    if verb == "test":  # taken out before; here for the help
-        parser.add_argument(
-            "--track-to",
-            metavar="ENTITY",
-            help="Weights & Biases entity that figures may go to beside your own ones",
-        )
-    add_data_options(parser)
-    return parser
 
 
 def _folder_for(judged: Judged) -> Path:

@@ -2,61 +2,94 @@
 
 from __future__ import annotations
 
-from finetune.commands.held_out_images import add_accelerator
-from finetune.commands.outputs import add_output, checked_output, default_output
-from finetune.commands.parsing import Parser
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from finetune.commands import folder_options as options
+from finetune.commands.guest import Where, each_of
+from finetune.commands.outputs import checked_output, default_output
+from finetune.commands.verb import Typed, verb
+from finetune.errors import ImageError
+
+if TYPE_CHECKING:
+    from finetune.reporting.explain import Explanation
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def main(arguments: list[str]) -> int:
-    """Write one image: a row each, the photograph and the heat for each class."""
-    options = _parser().parse_args(arguments)
-    output = checked_output(
-        default_output("explained.png", options),
+@verb
+def explain(
+    checkpoint: Where,
+    images: Where | Sequence[Where],
+    *,
+    class_names: Annotated[
+        Sequence[str] | None, Typed(("--class",), metavar="NAME", repeated=True)
+    ] = None,
+    output: Annotated[Where | None, Typed(metavar="FILE.png")] = None,
+    overwrite: bool = False,
+    on_bad_image: options.BadImages = "error",
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    accelerator: options.Accelerator = "auto",
+    quiet: bool = False,
+) -> list[list[Explanation]]:
+    """Show where in an image the answer comes from (Grad-CAM).
+
+    Args:
+        checkpoint: a .ckpt file: classifier, average or ensemble.
+        images: files, folders or glob patterns.
+        class_names: a class to explain beside the predicted one; may be repeated.
+        output: the image to write; by default explained.png, or the next free name.
+        overwrite: replace what is there.
+        on_bad_image: stop at files that cannot be read, or leave them out and say which.
+        max_pixels: refuse images with more pixels, at least 1.
+        accelerator: where networks answer: auto, cpu, gpu, cuda or mps.
+        quiet: print nothing.
+
+    Returns:
+        For each image what speaks for the predicted class, then for the others that were named.
+
+    Raises:
+        UsageError: an unknown class, or an output that must not be written.
+        DataError: no image, or one that cannot be read.
+    """
+    named = each_of(images)
+    written = checked_output(
+        default_output("explained.png", output, overwrite=overwrite),
         endings=IMAGES,
-        overwrite=options.overwrite,
-        inputs=[options.checkpoint, *options.images],
-        images=options.images,
+        overwrite=overwrite,
+        inputs=[checkpoint, *named],
+        images=named,
     )
 
     from finetune.prediction import find_images
     from finetune.prediction.predictor import fits_of, load_model
-    from finetune.reporting.explain import explain
+    from finetune.reporting.explain import explain as explain_image
     from finetune.reporting.overlays import panels
     from finetune.runtime import Runtime
 
-    runtime = Runtime.chosen(options.accelerator)
-    files = find_images(options.images)
-    model = load_model(options.checkpoint, runtime)
-    output.keep_off(inputs=files, fits=fits_of(model))
+    runtime = Runtime.chosen(accelerator)
+    files = find_images(named)
+    model = load_model(Path(checkpoint), runtime)
+    written.keep_off(inputs=files, fits=fits_of(model))
     rows = []
     for file in files:
-        explanations = explain(model, file, [None, *options.class_names])
-        predicted = explanations[0]
-        rows.append(
-            [predicted, *(e for e in explanations[1:] if e.class_name != predicted.class_name)]
-        )
+        try:
+            predicted, *others = explain_image(
+                model, file, [None, *(class_names or [])], max_pixels=max_pixels
+            )
+        except ImageError as error:
+            if on_bad_image == "error":
+                raise
+            print(f"left out {file}: {error}", file=sys.stderr)
+            continue
+        rows.append([predicted, *(e for e in others if e.class_name != predicted.class_name)])
         answers = ", ".join(f"{e.class_name} {e.probability:.3f}" for e in rows[-1])
         print(f"{file}  {answers}", flush=True)
-    with output.writing() as beside:
+    if not rows:
+        raise ImageError(f"Expected an image that can be read, found none of {len(files)}.")
+    with written.writing() as beside:
         panels(rows).save(beside)
-    print(f"explained in {output.path}")
-    return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="finetune explain", description=__doc__)
-    parser.add_argument("checkpoint", help="a .ckpt file: classifier, average or ensemble")
-    parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
-    add_output(parser, "the image", metavar="FILE.png", default="explained.png")
-    parser.add_argument(
-        "--class",
-        dest="class_names",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a class to explain beside the predicted one; may be repeated",
-    )
-    add_accelerator(parser)
-    return parser
+    print(f"explained in {written.path}")
+    return rows

@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from finetune.commands.outputs import add_output, checked_output
-from finetune.commands.parsing import Parser
-from finetune.distribution import pip_command
-from finetune.exporting.targets import SUFFIXES
+from finetune.commands.guest import Where
+from finetune.commands.outputs import checked_output
+from finetune.commands.verb import Typed
+from finetune.exporting.targets import SUFFIXES, Format
+from finetune.extras import need, remedy
 
 if TYPE_CHECKING:
     from finetune.exporting.export import Exported
 
 
-def main(arguments: list[str]) -> int:
-    """Write, compare answers, and say what goes in and what comes out."""
-    options = _parser().parse_args(arguments)
-    suffix = SUFFIXES.get(options.format)
-    output = checked_output(
-        options.output,
+def export(
+    checkpoint: Where,
+    *,
+    output: Annotated[Where, Typed(metavar="PATH")],
+    format: Format = "onnx",
+    overwrite: bool = False,
+) -> None:
+    """Write a classifier, average or ensemble for programs without finetune.
+
+    Images in [0, 1] go in, probabilities come out; class names, preprocessing and calibration go
+    along as JSON.
+
+    Args:
+        checkpoint: a checkpoint, an ensemble or a run folder.
+        output: the file or folder to write.
+        format: onnx and torch write one file, .onnx or .pt2; the others a folder of weights and
+            JSON.
+        overwrite: replace what is there.
+    """
+    suffix = SUFFIXES.get(format)
+    written = checked_output(
+        output,
         endings=() if suffix is None else (suffix,),
-        overwrite=options.overwrite,
-        inputs=[options.checkpoint],
+        overwrite=overwrite,
+        inputs=[checkpoint],
     )
 
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.trainer import quiet_libraries
-    from finetune.exporting.export import export
-    from finetune.exporting.onnx_file import require_packages
+    from finetune.exporting.export import export as write_export
     from finetune.prediction.predictor import fits_of, load_model
 
-    if options.format == "onnx":
-        require_packages()
+    if format == "onnx":
+        need("export", "--format onnx")
     quiet_libraries()
-    model = load_model(checkpoint_file(options.checkpoint))
-    output.keep_off(fits=fits_of(model))
-    with output.writing() as beside:
-        exported = export(model, beside, format=options.format)
-    if options.format in ("onnx", "torch"):
-        for line in describe_graph(exported):
-            print(line)
+    model = load_model(checkpoint_file(Path(checkpoint)))
+    written.keep_off(fits=fits_of(model))
+    with written.writing() as beside:
+        exported = write_export(model, beside, format=format)
+    if format in ("onnx", "torch"):
+        print(*describe_graph(exported), sep="\n")
     print(describe_parity(exported))
-    print(f"exported to {output.path}, {_size(output.path)}")
-    return 0
+    print(f"exported to {written.path}, {_size(written.path)}")
 
 
 def describe_graph(exported: Exported) -> list[str]:
@@ -61,7 +74,7 @@ def describe_parity(exported: Exported) -> str:
     if exported.greatest_difference is None:
         return (
             "answers not compared with the checkpoint's: onnxruntime is not installed; "
-            f"run {pip_command('export')}"
+            f"{remedy('export')}"
         )
     return (
         "greatest difference to the checkpoint's probabilities on random images: "
@@ -72,22 +85,3 @@ def describe_parity(exported: Exported) -> str:
 def _size(path: Path) -> str:
     files = path.iterdir() if path.is_dir() else [path]
     return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="finetune export",
-        description="Write a classifier, average or ensemble for programs without finetune. "
-        "Images in [0, 1] go in, probabilities come out; class names, preprocessing and "
-        "calibration go along as JSON.",
-    )
-    parser.add_argument("checkpoint", help="a checkpoint, an ensemble or a run folder")
-    parser.add_argument(
-        "--format",
-        choices=["onnx", "torch", "safetensors", "timm"],
-        default="onnx",
-        help="onnx and torch write one file, .onnx or .pt2; the others a folder of weights "
-        "and JSON",
-    )
-    add_output(parser, "the file or folder", metavar="PATH")
-    return parser

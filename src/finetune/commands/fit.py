@@ -151,7 +151,11 @@ def fit(
     resumed: Resumed | None = None,
 ) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
-    from finetune.commands.apply_recipe import apply_recipe, does_the_data_suffice
+    from finetune.commands.apply_recipe import (
+        apply_recipe,
+        does_the_data_suffice,
+        licence_of_weights,
+    )
     from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.trainer_options import check_amounts
     from finetune.training.tracking import finish_tracking
@@ -166,7 +170,7 @@ def fit(
         lines = "\n".join(str(choice) for choice in recipe)
         changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
         print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
-        print(lines, does_the_data_suffice(cli), sep="\n", flush=True)
+        print(lines, *licence_of_weights(cli), does_the_data_suffice(cli), sep="\n", flush=True)
         if resumed is None or cli.checkpoint is None:
             cli.datamodule.write_records(folder)
             if resumed is None or resumed.beside:

@@ -7,13 +7,21 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 
 from finetune.commands.terminal import HushedText
 from finetune.errors import UsageError
+from finetune.long_steps import shown_steps
 
 Where = str | os.PathLike[str]
+
+
+def each_of(given: Where | Sequence[Where]) -> list[str]:
+    """Several paths, or one alone, as texts."""
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    return [os.fspath(each) for each in several]
+
 
 # Random numbers, warnings and the environment are the whole process's: a second thread waits.
 _TURN = threading.RLock()
@@ -47,6 +55,7 @@ def as_guest(*, quiet: bool = False) -> Iterator[None]:
         )
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(shown_steps(not quiet))
         quiet_libraries()
         if quiet:
             stack.enter_context(redirect_stdout(HushedText(sys.stdout)))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from finetune.commands.parsing import whole_number
+from finetune.commands.folder_options import Accelerator
+from finetune.commands.guest import Where
+from finetune.commands.verb import Typed
 from finetune.errors import UsageError
-from finetune.spec.settings import DATA, check_settings
+from finetune.spec.choices import Share
+from finetune.spec.settings import DATA
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
@@ -22,56 +20,55 @@ if TYPE_CHECKING:
 
 # What deals images to sides; a fit says it, and the verbs after it keep to that.
 DEALING = ("val_fraction", "test_fraction", "seed", "folds", "fold", "group_by")
-_TEXTS = ("group_by", "on_bad_image")
+NOT_OF_THE_IMAGES = ("accelerator", "share", "allow_reuse", "split_seed")
+
+OF_FITS = Typed(("--data.root",), metavar="DIR")
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """``--data.root`` and what goes with it, spelled as for ``fit``; and ``--accelerator``."""
-    group = parser.add_argument_group("held-out images; their split is the fits' own")
-    group.add_argument("--data.root", dest="root", help="the folder that the fits were made with")
-    group.add_argument(
-        "--data.manifest", dest="manifest", help="a CSV that decides on the split instead"
-    )
-    group.add_argument(
-        "--data.batch_size",
-        dest="batch_size",
-        type=whole_number(1),
-        default=32,
-        help="images a forward pass",
-    )
-    group.add_argument("--data.num_workers", dest="num_workers", type=int, help="by default chosen")
-    group.add_argument("--data.cache", dest="cache", default="auto", help="off, memory, disk, auto")
-    group.add_argument("--data.cache_dir", dest="cache_dir", help="instead of the platform's")
-    add_accelerator(group)
-    for name in ("max_pixels", "on_bad_image", "allow_outside"):
-        group.add_argument(f"--data.{name}", help="by default as the fits read them")
-    for name in DEALING:
-        group.add_argument(f"--data.{name}", help="the fits' own; another is refused")
-    group.add_argument(
-        "--share",
-        choices=["half", "all"],
-        default="half",
-        help="of the val images: one half picks, the other half calibrates; or all",
-    )
-    group.add_argument(
-        "--allow-reuse",
-        action="store_true",
-        help="accept images that trained, picked or calibrated before, and say so",
-    )
+def _typed(setting: str) -> Typed:
+    """An option of the images, spelled as for ``fit``."""
+    return Typed((f"--data.{setting}",))
 
 
-def add_accelerator(parser: argparse._ActionsContainer) -> None:
-    """``--accelerator``, for the verbs without a Trainer; see :class:`finetune.runtime.Runtime`."""
-    parser.add_argument(
-        "--accelerator",
-        "--trainer.accelerator",
-        default="auto",
-        help="where networks answer: auto, cpu, gpu, cuda or mps",
-    )
+class HeldOut(TypedDict, total=False):
+    """Held-out images; their split is the fits' own.
+
+    Attributes:
+        manifest: a CSV that decides on the split instead.
+        batch_size: images a forward pass; 32 by default.
+        num_workers: processes that read; by default chosen.
+        cache: off, memory, disk or auto, the default.
+        cache_dir: instead of the platform's cache folder.
+        max_pixels, max_decoding_mb, on_bad_image, allow_outside: by default as the fits read them.
+        val_fraction, test_fraction, split_seed, folds, fold, group_by: the fits' own; another is
+            refused.
+        accelerator: where networks answer: auto, the default, cpu, gpu, cuda or mps.
+        share: of the val images: one half, the default, picks, the other half calibrates; or all.
+        allow_reuse: accept images that trained, picked or calibrated before, and say so.
+    """
+
+    manifest: Annotated[Where, _typed("manifest")]
+    batch_size: Annotated[int, DATA["batch_size"], _typed("batch_size")]
+    num_workers: Annotated[int, DATA["num_workers"], _typed("num_workers")]
+    cache: Annotated[Literal["off", "memory", "disk", "auto"], _typed("cache")]
+    cache_dir: Annotated[Where, _typed("cache_dir")]
+    max_pixels: Annotated[int, DATA["max_pixels"], _typed("max_pixels")]
+    max_decoding_mb: Annotated[int, DATA["max_decoding_mb"], _typed("max_decoding_mb")]
+    on_bad_image: Annotated[Literal["error", "skip"], _typed("on_bad_image")]
+    allow_outside: Annotated[bool, _typed("allow_outside")]
+    val_fraction: Annotated[float, DATA["val_fraction"], _typed("val_fraction")]
+    test_fraction: Annotated[float, DATA["test_fraction"], _typed("test_fraction")]
+    split_seed: Annotated[int, DATA["seed"], Typed(("--data.seed",), metavar="SEED")]
+    folds: Annotated[int, DATA["folds"], _typed("folds")]
+    fold: Annotated[int, DATA["fold"], _typed("fold")]
+    group_by: Annotated[str, _typed("group_by")]
+    accelerator: Accelerator
+    share: Share
+    allow_reuse: bool
 
 
 def build_held_out(
-    options: argparse.Namespace, ensemble: Ensemble
+    data: Where, held_out: HeldOut, ensemble: Ensemble
 ) -> ImageFolderDataModule | dict[int, ImageFolderDataModule]:
     """The images that judge an ensemble: one data module, or of a cross-validation one a fold.
 
@@ -81,68 +78,61 @@ def build_held_out(
     """
     from finetune.combining.folds import common_folds
 
-    records = ensemble.fitted_on
-    if options.manifest or len({record.fold for record in records}) < 2:
-        return build_datamodule(options, records, ensemble.class_names)
-    return {
-        fold: build_datamodule(
-            options, [each for each in records if each.fold == fold], ensemble.class_names
-        )
+    records, names = ensemble.fitted_on, ensemble.class_names
+    if "manifest" in held_out or len({record.fold for record in records}) < 2:
+        return build_datamodule(data, held_out, records, names)
+    of_fold = {
+        fold: [each for each in records if each.fold == fold]
         for fold in common_folds(ensemble.parts)
     }
+    return {fold: build_datamodule(data, held_out, each, names) for fold, each in of_fold.items()}
 
 
 def build_datamodule(
-    options: argparse.Namespace, records: Sequence[SplitRecord], class_names: Sequence[str]
+    data: Where, held_out: HeldOut, records: Sequence[SplitRecord], class_names: Sequence[str]
 ) -> ImageFolderDataModule:
-    """The images of ``--data.root``, on the sides where the fits had them.
+    """The images of a folder, on the sides where the fits had them.
 
     What one fit trained on, none is judged by. Says what differs from the fits' images.
 
     Args:
-        options: of :func:`add_data_options`.
+        data: the folder.
+        held_out: how it is read, as far as given.
         records: how the fits split their images, as the checkpoints keep it.
         class_names: the checkpoints' vocabulary.
 
     Raises:
-        UsageError: fits of which the settings alone are known, and these differ.
+        UsageError: fits of which the settings alone are known, and these differ; or another split
+            than theirs is asked for.
     """
     from finetune.data.datamodule import ImageFolderDataModule
     from finetune.training.fitted_splits import common_record
 
-    record = None if options.manifest and not records else common_record(records)
-    settings = {} if record is None else split_settings(record, options.manifest)
+    manifest = held_out.get("manifest")
+    record = None if manifest and not records else common_record(records)
+    settings = {} if record is None else split_settings(record, manifest)
     settings |= _reading(records)
-    if options.manifest:
-        settings["manifest"] = options.manifest
-    settings |= given_settings(options, settings)
+    if manifest:
+        settings["manifest"] = manifest
+    given = {name: value for name, value in held_out.items() if name not in NOT_OF_THE_IMAGES}
+    if "split_seed" in held_out:
+        given["seed"] = held_out["split_seed"]
+    refuse_another_split(given, settings)
     datamodule = ImageFolderDataModule(
-        options.root,
-        class_names=class_names,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        cache=options.cache,
-        cache_dir=options.cache_dir,
-        **settings,
+        Path(data), class_names=class_names, **{"batch_size": 32, **settings, **given}
     )
     if record is not None:
-        datamodule.follow(record, allow_reuse=options.allow_reuse)
+        datamodule.follow(record, allow_reuse=held_out.get("allow_reuse", False))
         say_differences(datamodule, record)
     return datamodule
 
 
-def given_settings(options: argparse.Namespace, fitted: Mapping[str, Any]) -> dict[str, Any]:
-    """Options on how images are read and dealt, as values; those that deal agree with the fits.
+def refuse_another_split(given: Mapping[str, Any], fitted: Mapping[str, Any]) -> None:
+    """What deals images to sides agrees with the fits.
 
     Raises:
-        UsageError: another split than that of the fits is asked for, or it is out of range.
+        UsageError: another split than that of the fits is asked for.
     """
-    given: dict[str, Any] = {}
-    for name in ("max_pixels", "on_bad_image", "allow_outside", *DEALING):
-        text = getattr(options, f"data.{name}", None)
-        if text is not None:
-            given[name] = text if name in _TEXTS else _value(text)
-    check_settings(given, DATA, option="--data.")
     for name in DEALING:
         if name in given and name in fitted and given[name] != fitted[name]:
             raise UsageError(
@@ -155,15 +145,6 @@ def given_settings(options: argparse.Namespace, fitted: Mapping[str, Any]) -> di
                 f"Expected the split that the fits were made with, which has no {name}, found "
                 f"--data.{name} {given[name]}; leave it out."
             )
-    return given
-
-
-def _value(text: str) -> Any:
-    """A number or a truth value as it is typed; else the text, which no range will take."""
-    try:
-        return json.loads(text.lower())
-    except ValueError:
-        return text
 
 
 def say_differences(datamodule: ImageFolderDataModule, record: SplitRecord | None) -> None:
@@ -178,7 +159,7 @@ def say_differences(datamodule: ImageFolderDataModule, record: SplitRecord | Non
         )
 
 
-def split_settings(record: SplitRecord, manifest: str | None = None) -> dict[str, Any]:
+def split_settings(record: SplitRecord, manifest: Where | None = None) -> dict[str, Any]:
     """How new images are dealt to sides, as arguments of the data module.
 
     Args:
@@ -202,22 +183,9 @@ def split_settings(record: SplitRecord, manifest: str | None = None) -> dict[str
 def _reading(records: Sequence[SplitRecord]) -> dict[str, Any]:
     """What the most lenient of the fits accepted as an image."""
     settings: dict[str, Any] = {}
-    for name in ("max_pixels", "allow_outside"):
+    for name in ("max_pixels", "max_decoding_mb", "allow_outside"):
         if values := [each.settings[name] for each in records if name in each.settings]:
             settings[name] = max(values)
     if any(record.settings.get("on_bad_image") == "skip" for record in records):
         settings["on_bad_image"] = "skip"
     return settings
-
-
-@contextmanager
-def warnings_in_one_line() -> Iterator[None]:
-    """Show each of our warnings as one line on the standard error stream."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", category=UserWarning, module=r"finetune\.")
-        warnings.showwarning = show
-        yield

@@ -1,19 +1,16 @@
-"""``finetune inspect``: a network's layers, what they see and cost; whether the data suffices."""
+"""``finetune inspect``: layers, receptive fields and costs; whether the data suffices."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from finetune.commands.outputs import (
-    FIGURES,
-    Output,
-    add_overwrite,
-    checked_output,
-)
-from finetune.commands.parsing import Parser
+from finetune.commands.guest import Where
+from finetune.commands.outputs import FIGURES, Output, wanted_output
+from finetune.commands.verb import Typed, verb
 from finetune.errors import PretrainedWeightsError, UsageError
+from finetune.spec.schema import whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,122 +18,124 @@ if TYPE_CHECKING:
     from finetune.networks.layers import Layer
     from finetune.spec.splits import SplitRecord
 
-COLUMNS = ("layer", "kind", "output", "sees", "stride", "parameters", "connections")
+COLUMNS = ("layer", "kind", "output", "receptive field", "stride", "parameters", "connections")
+Count = Annotated[int | None, whole(1)]
 
 
-def parser() -> Parser:
-    """Options of the verb."""
-    options = Parser(
-        prog="finetune inspect",
-        description="Print a network's layers, what they see and cost; whether the data suffices.",
+class _Opened(NamedTuple):
+    """A network, the sizes at which to look at it, and how its fit split its images."""
+
+    network: nn.Module
+    size: int
+    in_chans: int
+    classes: int
+    fits: tuple[SplitRecord, ...] = ()
+
+
+@verb
+def inspect(
+    network: Where,
+    *,
+    image_size: Count = None,
+    in_chans: Count = None,
+    classes: Count = None,
+    samples: Count = None,
+    filters: Annotated[Where | None, Typed(metavar="FILE.png")] = None,
+    overwrite: bool = False,
+    all: bool = False,
+    quiet: bool = False,
+) -> list[Layer]:
+    """Print a network's layers, their receptive fields and costs; whether the data suffices.
+
+    Args:
+        network: a backbone or baseline by name, or a checkpoint's path.
+        image_size: side of the image in pixels; by default the network's own.
+        in_chans: channels of the images; by default 3, or the checkpoint's.
+        classes: by default 10, or the checkpoint's.
+        samples: training images: do they suffice?
+        filters: draw the first filters.
+        overwrite: replace what is there.
+        all: every layer, not stages alone.
+        quiet: print nothing.
+
+    Returns:
+        Each layer, with ``name``, ``kind``, ``output``, ``receptive_field``, ``stride``, ``cost``.
+
+    Raises:
+        NetworkError: no network of that name. CheckpointError: no checkpoint.
+        UsageError: sizes that are not the checkpoint's, or an output that must not be written.
+    """
+    drawn = wanted_output(
+        filters, endings=FIGURES, overwrite=overwrite, option="--filters", inputs=[network]
     )
-    options.add_argument("network", help="a backbone or baseline by name, or a checkpoint's path")
-    options.add_argument("--image-size", type=int, help="pixels; default: the network's own")
-    options.add_argument("--in-chans", type=int, help="channels of the images; default: 3")
-    options.add_argument("--classes", type=int, help="default: 10, or the checkpoint's")
-    options.add_argument("--samples", type=int, help="training images: do they suffice?")
-    options.add_argument("--filters", metavar="FILE.png", help="draw the first filters")
-    add_overwrite(options)
-    options.add_argument("--all", action="store_true", help="every layer, not stages alone")
-    return options
-
-
-def main(arguments: list[str]) -> int:
-    """Print the table; write the filters where asked for."""
-    given = parser().parse_args(arguments)
-    for option in ("image_size", "in_chans", "classes", "samples"):
-        value = getattr(given, option)
-        if value is not None and value < 1:
-            raise UsageError(
-                f"Expected --{option.replace('_', '-')} of at least 1, found {value}; "
-                "leave it out for the default."
-            )
-    filters = None
-    if given.filters is not None:
-        filters = checked_output(
-            given.filters,
-            endings=FIGURES,
-            overwrite=given.overwrite,
-            option="--filters",
-            inputs=[given.network],
+    path = Path(network)
+    if path.suffix == ".ckpt" or path.is_file():
+        opened = _of_checkpoint(path, image_size, {"in_chans": in_chans, "classes": classes})
+    else:
+        opened = _by_name(
+            str(network), image_size, in_chans or 3, classes or 10, weights=drawn is not None
         )
-    network, facts, fits = _open(given)
-    if filters is not None:
-        filters.keep_off(fits=fits)
+    if drawn is not None:
+        drawn.keep_off(fits=opened.fits)
     from finetune.networks.capacity import data_advice
     from finetune.networks.layers import layer_table
 
-    size, in_chans, classes = facts["image_size"], facts["in_chans"], facts["classes"]
-    layers = layer_table(network, size, in_chans=in_chans)
-    print(f"{given.network}: {size}x{size} pixels, {in_chans} channels, {classes} classes")
-    rows = layers if given.all or len(layers) <= 40 else _thinned(layers)
+    layers = layer_table(opened.network, opened.size, in_chans=opened.in_chans)
+    size = f"{opened.size}x{opened.size} pixels"
+    print(f"{network}: {size}, {opened.in_chans} channels, {opened.classes} classes")
+    rows = layers if all or len(layers) <= 40 else _thinned(layers)
     print("\n".join(_table(rows)))
     if len(rows) < len(layers):
         print(f"({len(layers) - len(rows)} layers between them left out; --all shows them)")
-    parameters = sum(value.numel() for value in network.parameters())
+    parameters = sum(value.numel() for value in opened.network.parameters())
     weighted = sum(layer.cost.parameters for layer in layers)
     connections = sum(layer.cost.connections for layer in layers)
     print(
         f"total: {parameters:,} parameters ({parameters - weighted:,} in norms and embeddings), "
         f"{connections:,} connections = multiply-adds an image"
     )
-    if given.samples is not None:
-        print(data_advice(parameters, given.samples, classes))
-    if filters is not None:
-        _draw_filters(network, filters)
-        print(f"filters of the first layer: {filters.path}")
-    return 0
+    if samples is not None:
+        print(data_advice(parameters, samples, opened.classes))
+    if drawn is not None:
+        _draw_filters(opened.network, drawn)
+        print(f"filters of the first layer: {drawn.path}")
+    return layers
 
 
-def _open(given: Any) -> tuple[nn.Module, dict[str, int], tuple[SplitRecord, ...]]:
-    """The network, the sizes at which to look at it, and how its fit split its images."""
-    from finetune.networks.baselines import is_baseline
-    from finetune.networks.factory import create_network, preprocessing_of
+def _of_checkpoint(path: Path, size: int | None, wanted: dict[str, int | None]) -> _Opened:
     from finetune.prediction.predictor import fits_of
     from finetune.training.classifier import ImageClassifier
 
-    path = Path(given.network)
-    if path.suffix == ".ckpt" or path.is_file():
-        classifier = ImageClassifier.from_checkpoint(path)
-        preprocessing = classifier.preprocessing
-        for option, own in (
-            ("in_chans", preprocessing.in_chans),
-            ("classes", len(classifier.class_names)),
-        ):
-            if getattr(given, option) not in (None, own):
-                raise UsageError(
-                    f"Expected --{option.replace('_', '-')} {own} as in the checkpoint, found "
-                    f"{getattr(given, option)}; leave it out."
-                )
-        facts = {
-            "image_size": given.image_size or preprocessing.image_size,
-            "in_chans": preprocessing.in_chans,
-            "classes": len(classifier.class_names),
-        }
-        return classifier.network, facts, fits_of(classifier)
-    in_chans, classes = given.in_chans or 3, given.classes or 10
-    # Only an image of the filters needs the pretrained weights.
-    pretrained = given.filters is not None and not is_baseline(given.network)
+    classifier = ImageClassifier.from_checkpoint(path)
+    preprocessing = classifier.preprocessing
+    own = {"in_chans": preprocessing.in_chans, "classes": len(classifier.class_names)}
+    for name, value in wanted.items():
+        if value not in (None, own[name]):
+            raise UsageError(
+                f"Expected --{name.replace('_', '-')} {own[name]} as in the checkpoint, found "
+                f"{value}; leave it out."
+            )
+    fits = fits_of(classifier)
+    return _Opened(classifier.network, size or preprocessing.image_size, **own, fits=fits)
+
+
+def _by_name(name: str, size: int | None, in_chans: int, classes: int, *, weights: bool) -> _Opened:
+    """A backbone or baseline; only an image of its filters needs the pretrained weights."""
+    from finetune.networks.baselines import is_baseline
+    from finetune.networks.factory import create_network, preprocessing_of
+
+    pretrained = weights and not is_baseline(name)
     try:
         network = create_network(
-            given.network,
-            classes,
-            in_chans=in_chans,
-            image_size=given.image_size,
-            pretrained=pretrained,
+            name, classes, in_chans=in_chans, image_size=size, pretrained=pretrained
         )
     except PretrainedWeightsError as error:  # whose ways out are options of `fit`
         raise PretrainedWeightsError(
             f"{str(error).partition('. ')[0].rstrip('.')}; leave out --filters, or name "
             "tf_efficientnet_lite0 or a checkpoint."
         ) from error
-    preprocessing = preprocessing_of(given.network, in_chans=in_chans, image_size=given.image_size)
-    facts = {
-        "image_size": preprocessing.image_size,
-        "in_chans": in_chans,
-        "classes": classes,
-    }
-    return network, facts, ()
+    size = preprocessing_of(name, in_chans=in_chans, image_size=size).image_size
+    return _Opened(network, size, in_chans, classes)
 
 
 def _thinned(layers: list[Layer]) -> list[Layer]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.held_out import HeldOut
-    from finetune.tasks.held_out_loss import Metric
+    from finetune.spec.choices import Metric, Selecting
 
 
 def describe_ensemble(
@@ -72,14 +71,22 @@ def describe_ensemble(
     return lines
 
 
-def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Namespace) -> str:
+def honest_accuracy(
+    chosen: Ensemble,
+    held_out: HeldOut,
+    *,
+    method: Selecting,
+    metric: Metric,
+    max_members: int | None,
+    seed: int,
+) -> str:
     """The ensemble's accuracy with its interval, on answers that no selection has profited from."""
     from finetune.combining.selection import choose_coefficients, cross_validated_answers
     from finetune.evaluation.intervals import wilson_interval
 
     rows = picking_rows(chosen, held_out)
     labels = held_out.labels[rows]
-    if options.select == "all":
+    if method == "all":
         kind, answers = "held-out", chosen.pool_held_out(held_out, rows)
     elif len(rows) < 2:
         return "too few held-out images to say how good the ensemble is"
@@ -91,13 +98,13 @@ def honest_accuracy(chosen: Ensemble, held_out: HeldOut, options: argparse.Names
             labels,
             lambda members, truth: choose_coefficients(
                 *chosen.task.rows(members, truth),
-                method=options.select,
-                metric=options.metric,
+                method=method,
+                metric=metric,
                 pooling=chosen.pooling,
-                max_members=options.max_members,
+                max_members=max_members,
             ),
             pooling=chosen.pooling,
-            seed=options.seed,
+            seed=seed,
         )
     right = int((chosen.task.decide(answers) == labels).sum())
     low, high = wilson_interval(right, len(labels))

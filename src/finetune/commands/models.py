@@ -2,41 +2,75 @@
 
 from __future__ import annotations
 
-from finetune.commands.parsing import Parser
+from operator import attrgetter
+from typing import TYPE_CHECKING, Literal
+
+from finetune.commands.verb import verb
 from finetune.errors import UsageError
 
-MOST_COUNTED = 200  # building all 1,375 to count takes two minutes
+if TYPE_CHECKING:
+    from finetune.networks.catalogue import Listed
 
 
-def main(arguments: list[str]) -> int:
-    """List names with parameters, image size and whether pretrained weights exist."""
-    parser = Parser(
-        prog="finetune models",
-        description="List networks by name, with their size and whether weights are published.",
-    )
-    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'resnet*'")
-    parser.add_argument("--pretrained", action="store_true", help="only those with weights")
-    options = parser.parse_args(arguments)
+@verb
+def models(
+    pattern: str = "*",
+    *,
+    pretrained: bool = False,
+    sort: Literal["name", "parameters", "pixels", "licence"] = "name",
+    licence: str | None = None,
+    quiet: bool = False,
+) -> list[Listed]:
+    """List networks by name: parameters, pixels, and of published weights the data and the licence.
 
-    from finetune.networks.factory import network_facts, network_names
+    Args:
+        pattern: shell pattern, such as 'resnet*'.
+        pretrained: only those with weights, a line for each tag.
+        sort: the column to sort by.
+        licence: only weights with this one; commercial: with one that allows any use (Apache-2.0,
+            MIT, BSD-3-Clause, CC-BY-4.0).
+        quiet: print nothing.
 
-    names = network_names(options.pattern, pretrained=options.pretrained)
-    if not names:
+    Returns:
+        A row each, as timm says it: ``full_name``, ``parameters``, ``pixels``, ``data`` and
+        ``licence``.
+
+    Raises:
+        UsageError: no network of that pattern, or none under that licence.
+    """
+    from finetune.networks.catalogue import COMMERCIAL, listed
+
+    found = listed(pattern, tags=pretrained or licence is not None)
+    if licence is not None:
+        wanted = {licence.lower()} if licence != "commercial" else COMMERCIAL
+        found = [each for each in found if each.licence in wanted]
+    if not found:
+        under = f" under the licence {licence}" if licence else ""
         raise UsageError(
-            f"Expected a pattern that some network matches, found {options.pattern!r}; "
-            f"try '*{options.pattern.strip('*')}*'."
+            f"Expected a pattern that some network matches{under}, found {pattern!r}; "
+            f"try '*{pattern.strip('*')}*'."
         )
-    width = max(len(name) for name in names)
-    counted = len(names) <= MOST_COUNTED
-    print(f"{'name':<{width}}  parameters  pixels  pretrained")
-    for name in names:
-        facts = network_facts(name, count_parameters=counted)
-        weights = "yes" if facts.pretrained else "no"
-        size = "" if facts.parameters is None else f"{facts.parameters / 1e6:.1f} M"
-        print(f"{name:<{width}}  {size:>10}  {facts.image_size:>6}  {weights}")
-    if not counted:
-        print(
-            f"{len(names)} networks; parameters are counted for up to {MOST_COUNTED}: narrow the "
-            "pattern: finetune models 'resnet*'"
+    if sort != "name":
+        column = attrgetter(sort)
+        found.sort(key=lambda each: (not column(each), column(each) or 0))  # the unknown last
+    _print(found)
+    return found
+
+
+def _print(found: list[Listed]) -> None:
+    rows = [("name", "parameters", "pixels", "pretrained on", "licence")]
+    for each in found:
+        rows.append(
+            (
+                each.full_name,
+                "" if each.parameters is None else f"{each.parameters / 1e6:.1f} M",
+                str(each.pixels),
+                each.data or ("yes" if each.tag else "no"),
+                each.licence,
+            )
         )
-    return 0
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *numbers, data, licence in rows:
+        cells = [f"{name:<{widths[0]}}"]
+        cells += [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=False)]
+        print("  ".join([*cells, f"{data:<{widths[3]}}", licence]).rstrip())

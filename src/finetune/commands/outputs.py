@@ -6,16 +6,17 @@ never, also with it, is something written over what is read, among the images, o
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from finetune.commands.verb import Typed
 from finetune.errors import UsageError
+from finetune.extras import need
 from finetune.files import atomic_folder, atomic_write
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ CHECKPOINTS, FIGURES, PAGES, TABLES = (".ckpt",), (".png",), (".html", ".htm"), 
 RECORDS = ("checkpoints/*", "*.yaml", "*.json", "*split.csv", "metrics.csv", "*predictions.csv")
 
 OptionalPath = str | os.PathLike[str] | None
+# What verbs write, as it is typed; a function may be asked to write nothing.
+CheckpointFile = Annotated[OptionalPath, Typed(metavar="FILE.ckpt", required=True)]
+TableFile = Annotated[OptionalPath, Typed(metavar="FILE.csv", required=True)]
+PageFile = Annotated[OptionalPath, Typed(metavar="FILE.html")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,31 +98,10 @@ class Output:
         )
 
 
-def add_output(
-    parser: argparse.ArgumentParser, what: str, *, metavar: str, default: str | None = None
-) -> None:
-    """``--output`` and ``--overwrite``.
-
-    Args:
-        what: is written, for the help.
-        default: for :func:`default_output`; without one ``--output`` has to be given.
-    """
-    otherwise = "" if default is None else f" (default: {default}, or the next free name)"
-    parser.add_argument(
-        "--output", required=default is None, metavar=metavar, help=f"{what} to write{otherwise}"
-    )
-    add_overwrite(parser)
-
-
-def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """``--overwrite`` alone, where the option of the output is another."""
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-
-
-def default_output(default: str, options: argparse.Namespace) -> str:
+def default_output(default: str, output: OptionalPath, *, overwrite: bool) -> str:
     """``--output``, or the default name; where that is taken ``name-2``, ``name-3``, ..."""
-    if options.output is not None or options.overwrite:
-        return str(options.output or default)
+    if output is not None or overwrite:
+        return os.fspath(output or default)
     first = Path(default)
     later = (first.with_stem(f"{first.stem}-{number}") for number in count(2))
     return next(str(path) for path in chain([first], later) if not os.path.lexists(path))
@@ -153,6 +137,8 @@ def checked_output(
         raise UsageError(
             f"Expected {option} to end in {' or '.join(endings)}, found {path.name!r}; rename it."
         )
+    if {*PAGES, *FIGURES} & {*endings}:
+        need("report", f"{option} {path.name}")
     if not path.absolute().parent.is_dir():
         raise UsageError(
             f"Expected a folder to write {path.name} into, found no {path.parent}; create it."

@@ -6,83 +6,37 @@ import argparse
 import difflib
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
 
 from finetune.errors import UsageError
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, with errors in one line; for the verbs without a Trainer.
+class Help(DefaultHelpFormatter):
+    """What an option means, and its default where there is one: no types, no "default: null"."""
 
-    ``--val-fraction`` and ``--val_fraction`` are the same option, for nobody remembers which.
-    """
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        says_nothing = any(action.default is each for each in (None, False, argparse.SUPPRESS))
+        if says_nothing or not (action.option_strings or action.nargs == argparse.OPTIONAL):
+            return text
+        return f"{text} (default: %(default)s)"
 
-    def __init__(self, **settings: Any) -> None:
-        settings.setdefault("formatter_class", _Help)
-        super().__init__(allow_abbrev=False, **settings)
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """All spellings, then the value once."""
+        if not action.option_strings or action.nargs == 0:
+            return argparse.HelpFormatter._format_action_invocation(self, action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, with every option in the spelling that it was added with."""
-        given: Sequence[str] = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._as_added(text) for text in given], namespace)
-
-    def _as_added(self, argument: str) -> str:
-        name, sign, value = argument.partition("=")
-        if not name.startswith("--") or name in self._option_string_actions:
-            return argument
-        alike = {_dashed(option): option for option in self._option_string_actions}
-        return alike.get(_dashed(name), name) + sign + value
-
-    def options_from(self, **given: Any) -> argparse.Namespace:
-        """What the options would be, from values by name instead of text; the rest by default.
-
-        Raises:
-            UsageError: a name or a value that the command does not have.
-        """
-        actions = {each.dest: each for each in self._actions if each.dest != "help"}
-        for name, value in given.items():
-            if name not in actions:
-                nearest = difflib.get_close_matches(name, actions, n=1, cutoff=0.5)
-                hint = f"did you mean {nearest[0]}?" if nearest else f"see {self.prog} --help."
-                raise UsageError(f"Expected a setting of {self.prog}, found {name!r}; {hint}")
-            given[name] = self._taken(actions[name], value)
-        defaults = {name: each.default for name, each in actions.items()}
-        return argparse.Namespace(**{**defaults, **given})
-
-    def _taken(self, action: argparse.Action, value: Any) -> Any:
-        """A value as the option takes it; several values for an option of one or more."""
-        if value is None or isinstance(value, bool):
-            return value
-        if action.nargs == 0:
-            raise UsageError(f"Expected {action.dest} to be True or False, found {value!r}.")
-        if action.nargs == "+":
-            several = [value] if isinstance(value, str | os.PathLike) else value
-            return [self._one(action, each) for each in several]
-        return self._one(action, value)
-
-    def _one(self, action: argparse.Action, value: Any) -> Any:
-        value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        try:
-            taken = self._get_value(action, str(value))
-            self._check_value(action, taken)
-        except argparse.ArgumentError as error:
-            raise UsageError(f"{error}.") from error
-        return taken
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving the process."""
-        raise UsageError(explain(message, self.prog, self._option_string_actions))
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults where there are any: "(default: None)" says nothing."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        """Of the options only those that must be there: the others are listed below."""
+        needed = [each for each in actions if each.required]
+        text: str = super()._format_usage(usage, needed, groups, prefix)
+        return text.replace(self._prog, f"{self._prog} [OPTIONS]", 1)
 
 
 def take(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
@@ -108,21 +62,20 @@ def take_all(arguments: Sequence[str], option: str) -> tuple[list[str], list[str
     return rest, values
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """For ``type=``: a whole number of at least ``least``, or an error that says so."""
+def unknown_setting(of: str, name: str, known: Iterable[str]) -> UsageError:
+    """What to say of a setting by a name that is not there, with the nearest that is."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"see finetune {of} --help."
+    return UsageError(f"Expected a setting of finetune {of}, found {name!r}; {hint}")
 
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(
-                f"Expected a whole number of at least {least}, found {text!r}"
-            )
-        return value
 
-    return convert
+def plain_value(value: Any) -> Any:
+    """Paths as text, and NumPy's or PyTorch's numbers and arrays as Python's, also in lists."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [plain_value(each) for each in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 TYPES = {
@@ -134,43 +87,65 @@ TYPES = {
 }
 
 
-def _in_our_words(line: str, options: Iterable[str]) -> str:
+def _in_our_words(line: str, options: Iterable[str], names: Mapping[str, str]) -> str:
     """Names of options as they are typed, names of types as one says them."""
     missing = re.fullmatch(r"the following arguments are required: (.+)", line)
     if missing:
         typed = {option.lstrip("-"): option for option in options}  # what stands alone is no option
-        names = (typed.get(name.lstrip("-"), name) for name in missing[1].split(", "))
-        return f"Expected {', '.join(names)}, found none"
-    wrong = re.fullmatch(r'Parser key "([^"]+)": (.*?)(?: Given value: (.*))?', line)
+        typed |= names
+        wanted = [typed.get(name.lstrip("-"), name) for name in missing[1].split(", ")]
+        return f"Expected {', '.join(wanted)}, found none"
+    if alone := re.fullmatch(r"argument (\S+): invalid (\w+) value: (.*)", line):
+        return f"Expected {alone[1]} to be {TYPES.get(alone[2], alone[2])}, found {alone[3]}"
+    wrong = re.fullmatch(
+        r'Parser key "([^"]+)"(?: element \d+)?: (.*?)(?: Given value: (.*))?', line
+    )
     if wrong is None:
         return line
-    name, what, value = wrong.groups()
+    key, what, value = wrong.groups()
+    name = names.get(key, f"--{key}")
+    if number := re.fullmatch(r"could not convert string to (\w+): (.*)", what):
+        return f"Expected {name} to be {TYPES[number[1]]}, found {number[2]}"
     expected = re.findall(r"Expected a <class '(\w+)'>", what)
-    given = re.search(r"Got value: (\S+)", what)
+    given = re.search(r"Got value: ?(\S*)", what)
     value = value or (given[1] if given else None)
-    choices = re.fullmatch(r"Expected a typing.Literal\[(.*)\]. Got value: .*", what)
-    if choices and value:
-        return f"Expected --{name} to be one of {choices[1]}, found {value!r}"
-    if expected and value and what.count("Expected") == len(expected):
-        wanted = " or ".join(TYPES.get(each, each) for each in dict.fromkeys(expected))
-        return f"Expected --{name} to be {wanted}, found {value!r}"
-    return f"--{name}: {what}" + (f" Given value: {value}" if value else "")
+    choices = re.fullmatch(r"Expected a typing.Literal\[(.*)\]. Got value:.*", what)
+    if choices and value is not None:
+        return f"Expected {name} to be one of {choices[1]}, found {value!r}"
+    if expected and value is not None and what.count("Expected") == len(expected):
+        kinds = " or ".join(TYPES.get(each, each) for each in dict.fromkeys(expected))
+        return f"Expected {name} to be {kinds}, found {value!r}"
+    return f"{name}: {what}" + (f" Given value: {value}" if value else "")
 
 
-def _dashed(option: str) -> str:
-    return option.replace("_", "-")
+def explain(
+    message: str,
+    program: str,
+    options: Iterable[str],
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """A parser's message in one line, with the nearest option where one was mistyped.
 
-
-def explain(message: str, program: str, options: Iterable[str]) -> str:
-    """A parser's message in one line, with the nearest option where one was mistyped."""
+    Args:
+        message: of jsonargparse.
+        program: the command and its verb.
+        options: all that there are, as they are typed.
+        names: how keys are typed, where that is not ``--key``.
+    """
     options = list(options)
-    line = _in_our_words(re.sub(r"\s+", " ", message).strip().rstrip("."), options)
+    line = _in_our_words(re.sub(r"\s+", " ", message).strip().rstrip("."), options, names)
     wrong = re.search(
         r"(?:unrecognized arguments:|does not accept (?:option|nested key)) *'?([^ =']+)", line
     )
-    hint = ""
-    if wrong:
-        name = "--" + wrong.group(1).lstrip("-")
-        nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-    return f"{line}; {hint}See {program} --help."
+    if wrong is None:
+        return f"{line}. See {program} --help."
+    name = "--" + wrong[1].lstrip("-")
+    nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    found = wrong[1] if line.startswith("unrecognized") else name
+    if nearest:
+        hint = f"; did you mean {nearest[0]}?"
+    elif name.startswith("--data.") and "--model.backbone" not in options:
+        hint = ", which is about the images of a fit: this verb takes those that are named."
+    else:
+        hint = "."
+    return f"Expected an option of {program}, found {found}{hint} See {program} --help."

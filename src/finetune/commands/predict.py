@@ -2,100 +2,140 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from finetune.commands.held_out_images import add_accelerator
-from finetune.commands.outputs import Output, add_overwrite, checked_output
-from finetune.commands.parsing import Parser, whole_number
+from finetune.commands import folder_options as options
+from finetune.commands.guest import Where, each_of
+from finetune.commands.outputs import Output, checked_output
+from finetune.commands.verb import Typed
 from finetune.errors import UsageError
+from finetune.spec.choices import Precision
+from finetune.spec.schema import whole
 
 if TYPE_CHECKING:
     from finetune.prediction import Predictions
     from finetune.tables.writing import Row, Write
 
 
-def main(arguments: list[str]) -> int:
-    """Print the answers, or write them to ``--output`` as they come."""
-    options = _parser().parse_args(arguments)
-    images = _from_standard_input(options.images)
-    output = _checked(options, images)
+def predict(
+    checkpoint: Where,
+    images: Sequence[Where],
+    *,
+    output: Annotated[Where | None, Typed(metavar="FILE")] = None,
+    overwrite: bool = False,
+    safe_csv: bool = False,
+    topk: Annotated[int, whole(1)] = 1,
+    batch_size: options.BatchSize = 32,
+    test_time_augmentation: Annotated[int, whole(1), Typed(metavar="N")] = 1,
+    on_bad_image: options.BadImages = "error",
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
+    accelerator: options.Accelerator = "auto",
+    devices: str = "auto",
+    precision: Annotated[Precision, Typed(metavar="P")] = "32-true",
+) -> None:
+    """Name the class of images, on the screen or in a file.
+
+    Args:
+        checkpoint: a .ckpt file: classifier, average or ensemble.
+        images: files, folders, glob patterns; - reads names from a pipe.
+        output: answers as .csv, .parquet or .jsonl; else they are shown.
+        overwrite: replace what is there.
+        safe_csv: put names that a spreadsheet would take for formulas behind an apostrophe.
+        topk: how many classes to name.
+        batch_size: images a batch, at least 1.
+        test_time_augmentation: views averaged, 1 to 8.
+        on_bad_image: stop at files that cannot be read, or leave them out and say which.
+        max_pixels: refuse images with more pixels, at least 1.
+        max_decoding_mb: refuse images that take more memory to decode, in MiB.
+        accelerator: where networks answer: auto, cpu, gpu, cuda or mps.
+        devices: how many, or which.
+        precision: such as 16-mixed or bf16-mixed.
+    """
+    named = _from_standard_input(each_of(images))
+    written = None
+    if safe_csv or output is not None:
+        written = _checked(output, [checkpoint, *named], named, overwrite=overwrite, safe=safe_csv)
 
     from lightning import Trainer
 
     from finetune.commands.terminal import on_terminal, progress_bar
     from finetune.commands.trainer import quiet_libraries
-    from finetune.prediction import find_images, predict
+    from finetune.prediction import find_images
+    from finetune.prediction import predict as answers_to
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.runtime import Runtime
+    from finetune.training.progress import PassLine
 
     quiet_libraries()
-    Runtime.chosen(options.accelerator, options.devices)  # refuses what is not there, in our words
-    files = find_images(images)
-    model = load_model(options.checkpoint)
-    if output is not None:
-        output.keep_off(inputs=files, fits=fits_of(model))
-    watched = output is not None and on_terminal()
+    Runtime.chosen(accelerator, devices)  # refuses what is not there, in our words
+    files = find_images(named)
+    model = load_model(Path(checkpoint))
+    if written is not None:
+        written.keep_off(inputs=files, fits=fits_of(model))
+    watched = written is not None and on_terminal()
+    telling = [progress_bar() if watched else PassLine("Answering")] if written is not None else []
     trainer = Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        precision=options.precision,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[progress_bar()] if watched else [],
+        callbacks=telling,
         enable_progress_bar=watched,
     )
     one_process = trainer.world_size == 1
     with ExitStack() as stack:
         write: Write = _print
-        if output is not None and trainer.is_global_zero:
-            opened = _table(output, model.class_names, safe=options.safe_csv)
+        if written is not None and trainer.is_global_zero:
+            opened = _table(written, model.class_names, safe=safe_csv)
             write = stack.enter_context(opened)
 
         def on_answer(path: Path, answer: Predictions) -> None:
-            answer.write(write, top_k=options.topk)
+            answer.write(write, top_k=topk)
 
-        predictions = predict(
+        predictions = answers_to(
             model,
             files,
-            batch_size=options.batch_size,
-            test_time_augmentation=options.test_time_augmentation,
-            on_bad_image=options.on_bad_image,
-            max_pixels=options.max_pixels,
+            batch_size=batch_size,
+            test_time_augmentation=test_time_augmentation,
+            on_bad_image=on_bad_image,
+            max_pixels=max_pixels,
+            max_decoding_mb=max_decoding_mb,
             trainer=trainer,
             on_answer=on_answer if one_process else None,
         )
         if not one_process and trainer.is_global_zero:
-            predictions.write(write, top_k=options.topk)
+            predictions.write(write, top_k=topk)
     for path, reason in predictions.skipped:
         print(f"left out {path}: {reason}", file=sys.stderr)
-    if output is not None and trainer.is_global_zero:
-        print(f"{len(predictions)} images answered in {output.path}")
-    return 0
+    if written is not None and trainer.is_global_zero:
+        print(f"{len(predictions)} images answered in {written.path}")
 
 
-def _checked(options: argparse.Namespace, images: Sequence[str]) -> Output | None:
-    """Where the table is to go, checked before any work is done; None: to the screen."""
+def _checked(
+    output: Where | None, inputs: list[Where], images: list[str], *, overwrite: bool, safe: bool
+) -> Output:
+    """Where the table is to go, checked before any work is done."""
     from finetune.tables.writing import format_of
 
-    form = None if options.output is None else format_of(options.output)
-    if options.safe_csv and form != "csv":
+    if safe and (output is None or format_of(Path(output)) != "csv"):
         raise UsageError(
-            f"Expected --output FILE.csv beside --safe-csv, found {options.output}; "
+            f"Expected --output FILE.csv beside --safe-csv, found {output}; "
             "leave --safe-csv out: only of CSV a spreadsheet makes formulas."
         )
-    if options.output is None:
-        return None
+    assert output is not None
+    format_of(Path(output))
     return checked_output(
-        options.output,
-        endings=(Path(options.output).suffix.lower(),),
-        overwrite=options.overwrite,
-        inputs=[options.checkpoint, *images],
+        output,
+        endings=(Path(output).suffix.lower(),),
+        overwrite=overwrite,
+        inputs=inputs,
         images=images,
     )
 
@@ -106,51 +146,6 @@ def _table(output: Output, class_names: Sequence[str], *, safe: bool) -> Iterato
 
     with output.writing() as beside, open_table(beside, class_names, safe=safe) as write:
         yield write
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="finetune predict",
-        description="Name the class of images, on the screen or in a file.",
-    )
-    parser.add_argument("checkpoint", help="a .ckpt file: classifier, average or ensemble")
-    parser.add_argument(
-        "images", nargs="+", help="files, folders, glob patterns; - reads names from a pipe"
-    )
-    parser.add_argument("--output", help="answers as .csv, .parquet or .jsonl; else they are shown")
-    add_overwrite(parser)
-    parser.add_argument(
-        "--safe-csv",
-        action="store_true",
-        help="put names that a spreadsheet would take for formulas behind an apostrophe",
-    )
-    parser.add_argument("--topk", type=whole_number(1), default=1, help="how many classes to name")
-    parser.add_argument(
-        "--batch-size", type=whole_number(1), default=32, help="images a batch, at least 1"
-    )
-    parser.add_argument(
-        "--test-time-augmentation",
-        type=whole_number(1),
-        default=1,
-        metavar="N",
-        help="views averaged, 1 to 8",
-    )
-    parser.add_argument(
-        "--on-bad-image",
-        choices=["error", "skip"],
-        default="error",
-        help="stop at files that cannot be read, or leave them out and say which",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=whole_number(1),
-        default=178_956_970,
-        help="refuse images with more pixels, at least 1",
-    )
-    add_accelerator(parser)
-    parser.add_argument("--devices", default="auto", help="how many, or which")
-    parser.add_argument("--precision", default="32-true", help="such as 16-mixed or bf16-mixed")
-    return parser
 
 
 def _from_standard_input(images: list[str]) -> list[str]:

@@ -8,13 +8,13 @@ initial weights), so that fits which differ in it share their split, and ``split
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any, Literal
 
+from finetune.commands.parsing import plain_value, unknown_setting
 from finetune.errors import UsageError
 
 Verb = Literal["fit", "validate", "test"]
@@ -74,7 +74,7 @@ def as_arguments(verb: Verb, settings: Mapping[str, Any]) -> list[str]:
             options[name if name in full else names.get(name, name)] = value
     for option in options:
         if option not in full:
-            _refuse(verb, option, [*names, *full])
+            raise unknown_setting(verb, option, [*names, *full])
     return [text for option, value in options.items() for text in _typed(option, value)]
 
 
@@ -87,17 +87,11 @@ def _typed(option: str, value: Any) -> list[str]:
     return [f"{spelled}={_text(option, each)}" for each in (value if several else [value])]
 
 
-def _refuse(verb: Verb, name: str, known: list[str]) -> None:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"see finetune {verb} --help."
-    raise UsageError(f"Expected a setting of {verb}, found {name!r}; {hint}")
-
-
 def _text(option: str, value: Any) -> str:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
     try:
-        return json.dumps(value, default=_plain)
+        return json.dumps(value, default=_listed)
     except TypeError as error:
         raise UsageError(
             f"Expected plain values for {option}, found {type(value).__name__}; give an object as "
@@ -105,10 +99,8 @@ def _text(option: str, value: Any) -> str:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    """Paths and NumPy's or PyTorch's numbers and arrays, which JSON does not know."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no plain value")
+def _listed(value: Any) -> Any:
+    plain = plain_value(value)
+    if plain is value:
+        raise TypeError(f"{type(value).__name__} is no plain value")
+    return plain

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from finetune.commands.guest import Where, as_guest
-from finetune.commands.held_out_images import add_accelerator
+from finetune.commands.folder_options import Accelerator, Root
+from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import (
     PAGES,
     TABLES,
     Output,
-    add_output,
+    PageFile,
     checked_output,
     default_output,
+    wanted_output,
 )
-from finetune.commands.parsing import Parser
+from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,27 +30,31 @@ if TYPE_CHECKING:
 RUN_FILES = ("config.yaml", "metrics.json")  # a fit's folder, a test's folder
 
 
-def main(arguments: list[str]) -> int:
-    """One page about everything given, side by side or as the folds of one cross-validation."""
-    _report(_parser().parse_args(arguments))
-    return 0
-
-
+@verb
 def report(
     sources: Where | Sequence[Where],
     *,
-    output: Where | None = None,
+    output: PageFile = None,
+    overwrite: bool = False,
+    root: Root = None,
+    title: str | None = None,
+    folds: bool = False,
+    suspects: Annotated[Where | None, Typed(metavar="FILE.csv")] = None,
+    accelerator: Accelerator = "auto",
     quiet: bool = False,
-    **options: Any,
 ) -> Path:
-    """Write one HTML page about runs, checkpoints or predictions, as ``finetune report`` does.
+    """Write one HTML page about runs, checkpoints or predictions.
 
     Args:
-        sources: run folders, ``.ckpt`` files or predictions ``.csv``, side by side.
-        output: the ``.html`` file; by default ``report.html``, or the next free name.
+        sources: run folders, .ckpt files or predictions .csv, side by side.
+        output: the page to write; by default report.html, or the next free name.
+        overwrite: replace what is there.
+        root: folder of the images, if they have moved.
+        title: headline of the page.
+        folds: the sources are the folds of one cross-validation.
+        suspects: also rank the labels that may be wrong, with the help of the images themselves.
+        accelerator: where networks answer: auto, cpu, gpu, cuda or mps.
         quiet: print nothing.
-        options: of the command by name, such as ``title="..."``, ``folds=True``,
-            ``overwrite=True``.
 
     Returns:
         The page.
@@ -58,50 +62,44 @@ def report(
     Raises:
         UsageError: the same source twice, or an output that must not be written.
     """
-    chosen = _parser().options_from(sources=sources, output=output, **options)
-    with as_guest(quiet=quiet):
-        return _report(chosen)
-
-
-def _report(options: argparse.Namespace) -> Path:
-    output = checked_page(default_output("report.html", options), options)
-    suspects = None
-    if options.suspects is not None:
-        suspects = checked_output(
-            options.suspects,
-            endings=TABLES,
-            overwrite=options.overwrite,
-            option="--suspects",
-            inputs=options.sources,
-            images=[options.root],
-        )
+    paths = each_of(sources)
+    wanted = default_output("report.html", output, overwrite=overwrite)
+    page = checked_page(wanted, paths, root, overwrite=overwrite)
+    ranked = wanted_output(
+        suspects,
+        endings=TABLES,
+        overwrite=overwrite,
+        option="--suspects",
+        inputs=paths,
+        images=[root],
+    )
 
     from finetune.reporting.report import write_page
     from finetune.reporting.sources import load_sources, merge_folds
     from finetune.runtime import Runtime
 
-    runtime = Runtime.chosen(options.accelerator)
-    sources = load_sources(options.sources, root=options.root)
-    for each in filter(None, (output, suspects)):
-        keep_off_sources(each, sources)
-    if options.folds:
-        merged = merge_folds(sources)
-        sources = {merged.name: merged}
-    if suspects is not None:
-        sources = {name: with_embeddings(source, runtime) for name, source in sources.items()}
-        write_all_suspects(suspects, sources)
-    with output.writing() as beside:
+    runtime = Runtime.chosen(accelerator)
+    found = load_sources(paths, root=None if root is None else Path(root))
+    for each in filter(None, (page, ranked)):
+        keep_off_sources(each, found)
+    if folds:
+        merged = merge_folds(found)
+        found = {merged.name: merged}
+    if ranked is not None:
+        found = {name: with_embeddings(source, runtime) for name, source in found.items()}
+        write_all_suspects(ranked, found)
+    with page.writing() as beside:
         write_page(
             beside,
             {
-                source.title if len(sources) == 1 else name: (source.evaluation, source.details)
-                for name, source in sources.items()
+                source.title if len(found) == 1 else name: (source.evaluation, source.details)
+                for name, source in found.items()
             },
-            title=options.title or ", ".join(source.title for source in sources.values()),
-            leaderboard=_leaderboard(sources),
-            columns={name: source.columns for name, source in sources.items()},
+            title=title or ", ".join(source.title for source in found.values()),
+            leaderboard=_leaderboard(found),
+            columns={name: source.columns for name, source in found.items()},
         )
-    for source in sources.values():
+    for source in found.values():
         e = source.evaluation
         low, high = e.accuracy_wilson
         print(
@@ -110,18 +108,20 @@ def _report(options: argparse.Namespace) -> Path:
         )
         if e.dominant is not None:
             print(e.dominant)
-    print(f"report in {output.path}")
-    return output.path
+    print(f"report in {page.path}")
+    return page.path
 
 
-def checked_page(path: str, options: argparse.Namespace) -> Output:
+def checked_page(
+    path: Where, sources: Sequence[Where], root: Where | None, *, overwrite: bool
+) -> Output:
     """A page's place; in a run folder, an earlier page of ours is replaced without being asked."""
     return checked_output(
         path,
         endings=PAGES,
-        overwrite=options.overwrite,
-        inputs=options.sources,
-        images=[options.root],
+        overwrite=overwrite,
+        inputs=sources,
+        images=[root],
         is_ours=_is_page_of_a_run,
     )
 
@@ -192,24 +192,3 @@ def _leaderboard(sources: dict[str, Source]) -> Leaderboard | None:
         print("no comparison on the page: there is no image that all of them have answered")
         return None
     return compare_all(evaluations)
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="finetune report", description=__doc__)
-    parser.add_argument(
-        "sources", nargs="+", help="run folders, .ckpt files or predictions .csv, side by side"
-    )
-    add_output(parser, "the page", metavar="FILE.html", default="report.html")
-    parser.add_argument("--root", type=Path, help="folder of the images, if they have moved")
-    parser.add_argument("--title", help="headline of the page")
-    parser.add_argument(
-        "--folds", action="store_true", help="the sources are the folds of one cross-validation"
-    )
-    parser.add_argument(
-        "--suspects",
-        type=Path,
-        metavar="CSV",
-        help="also rank the labels that may be wrong, with the help of the images themselves",
-    )
-    add_accelerator(parser)
-    return parser

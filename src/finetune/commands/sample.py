@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from finetune.commands.guest import Where
 from finetune.commands.outputs import checked_output
-from finetune.commands.parsing import Parser
+from finetune.commands.verb import verb
 
 
-def main(arguments: list[str]) -> int:
-    """Write ``DIR/train|val|test/<material>/*.png``."""
-    parser = Parser(
-        prog="finetune sample",
-        description="Write the embedded sample folder: crops of 12 photographs.",
-    )
-    parser.add_argument("folder", help="a new folder")
-    options = parser.parse_args(arguments)
+@verb
+def sample(folder: Where, *, quiet: bool = False) -> Path:
+    """Write the embedded sample folder: crops of 12 photographs.
 
+    Args:
+        folder: a new folder.
+        quiet: print nothing.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: something else lies there, or the photographs are not installed.
+    """
     from finetune.data.sample import write_sample
 
     # What is there is refused by what it holds: the sample itself may be there already.
-    checked_output(options.folder, endings=(), overwrite=True, option="the folder")
-    write_sample(options.folder)
-    print(f"the sample folder lies in {options.folder}")
-    return 0
+    checked_output(folder, endings=(), overwrite=True, option="the folder")
+    write_sample(folder)
+    print(f"the sample folder lies in {folder}")
+    return Path(folder)

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -151,3 +152,16 @@ def progress_bar() -> Callback:
     from lightning.pytorch.callbacks import RichProgressBar
 
     return RichProgressBar(console_kwargs={"file": sys.__stdout__})
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Show each of our warnings as one line on the standard error stream."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"finetune\.")
+        warnings.showwarning = show
+        yield

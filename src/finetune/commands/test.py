@@ -1,7 +1,7 @@
 """``finetune test``: judge a checkpoint on the test images."""
 
 from finetune.commands.evaluate import judge
-from finetune.commands.held_out_images import warnings_in_one_line
+from finetune.commands.terminal import warnings_in_one_line
 
 
 def main(arguments: list[str]) -> int:

@@ -24,6 +24,7 @@ from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.documents import yaml_of
 from finetune.errors import FinetuneError, UsageError
+from finetune.extras import need
 from finetune.runtime import Runtime
 from finetune.spec.schema import optional
 from finetune.spec.settings import SEED, check_settings
@@ -224,6 +225,8 @@ class FinetuneCLI(LightningCLI):
         try:
             self.config_init = self.parser.instantiate_classes(config)
         except ValueError as error:  # a number out of its range, found by the class itself
+            if "Requirement 'wandb" in str(error):
+                need("track", "a WandbLogger")
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
         if self.record is not None:

@@ -25,6 +25,7 @@ from finetune.data.dataset import (
     shuffled_order,
 )
 from finetune.data.decoding import MAX_PIXELS, ImageReader
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.findings import Finding, write_findings
 from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
 from finetune.data.found_images import FoundImages, OnBadImage
@@ -83,6 +84,8 @@ class ImageFolderDataModule(LightningDataModule):
         folds: number of cross-validation folds, made of everything that is not test.
         fold: the fold that is val, from 0.
         max_pixels: refuse images with more.
+        max_decoding_mb: refuse images that take more memory to decode, in MiB; also what a
+            process takes for those that it decodes at once.
         group_by: regular expression; images whose paths match alike stay on one side.
         allow_outside: accept files of the manifest that are not below the root.
     """
@@ -108,6 +111,7 @@ class ImageFolderDataModule(LightningDataModule):
         folds: int | None = None,
         fold: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        max_decoding_mb: int = MAX_DECODING_MB,
         group_by: str | None = None,
         allow_outside: bool = False,
     ) -> None:
@@ -128,6 +132,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed if training_seed is None else training_seed
         self.max_pixels = max_pixels
+        self.max_decoding_mb = max_decoding_mb
         self._given_preprocessing = preprocessing
         self._given_class_names = None if class_names is None else tuple(class_names)
         self._cache: tuple[CacheMode, str | None] = (cache, cache_dir)
@@ -137,6 +142,7 @@ class ImageFolderDataModule(LightningDataModule):
             allow_outside=allow_outside,
             group_by=group_by,
             max_pixels=max_pixels,
+            max_decoding_mb=max_decoding_mb,
             on_bad_image=on_bad_image,
             cache_dir=cache_dir,
             remember=cache != "off",
@@ -174,6 +180,10 @@ class ImageFolderDataModule(LightningDataModule):
     def differences(self) -> str:
         """What has come, changed and gone since the fit that is followed; empty if nothing has."""
         return self._sides.differences(self.folder)
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {"max_pixels": self.max_pixels, "max_decoding_mb": self.max_decoding_mb}
 
     @property
     def _found_images(self) -> FoundImages:
@@ -306,7 +316,7 @@ class ImageFolderDataModule(LightningDataModule):
         if preprocessings is None:
             return self._evaluation_loader(images)
         views = SeveralViews(preprocessings)
-        reader = self._cached(views.reader(max_pixels=self.max_pixels))
+        reader = self._cached(views.reader(**self._limits))
         # A tuple of tensors where the dataset knows one; the default collation takes both.
         return self._loader(ImageDataset(images, views, reader))  # type: ignore[arg-type]
 
@@ -364,7 +374,7 @@ class ImageFolderDataModule(LightningDataModule):
     def reader(self, preprocessing: Preprocessing | None = None) -> Reader:
         """Reads an image at the size that a preprocessing asks for; decoded ones are cached."""
         wanted = preprocessing or self.preprocessing
-        return self._cached(ImageReader.of([wanted], max_pixels=self.max_pixels))
+        return self._cached(ImageReader.of([wanted], **self._limits))
 
     def _cached(self, reader: ImageReader) -> Reader:
         """One reader for all loaders that decode alike, so that they share what is cached."""

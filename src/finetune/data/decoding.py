@@ -9,8 +9,8 @@ The rules, the same in training and in prediction:
 - Greyscale of 16 bits is scaled by 1/257, 32-bit integers and floats by their range: never clipped.
 - Transparency is composed over white (a browser's page), also for palettes.
 - A truncated file is an error, whatever Pillow's global ``LOAD_TRUNCATED_IMAGES`` says.
-- A file with more than ``max_pixels`` pixels, or that takes more than a gibibyte to decode, is an
-  error, found in its header before anything is decoded.
+- A file with more than ``max_pixels`` pixels, or that takes more than ``max_decoding_mb`` MiB to
+  decode, is an error, found in its header before anything is decoded.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -33,14 +30,12 @@ from PIL import Image, ImageFile
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from finetune.data.decoding_memory import MAX_DECODING_BYTES, decoding_bytes, memory_taken
+from finetune.data.decoding_memory import MAX_DECODING_MB, decoding_bytes, memory_taken
+from finetune.data.image_formats import guessed_kind, readable_formats
 from finetune.errors import ImageError, UsageError
 from finetune.spec.preprocessing import LongSide, Preprocessing
 
 MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb: 0.5 GB as RGB
-
-# What Pillow reads without starting any other program; HEIF where pillow-heif is installed.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only while twice the pixels that are asked for remain, so
 # that the antialiased resize after it decides how the image looks, not libjpeg.
@@ -70,15 +65,21 @@ class ImageReader:
     short_side: int | None = None
     max_pixels: int = MAX_PIXELS
     long_side: LongSide = "truncated"
+    # Refuses files, and changes nothing of what others give: no part of the cache's name.
+    max_decoding_mb: int = field(default=MAX_DECODING_MB, repr=False)
 
     @classmethod
     def of(
-        cls, preprocessings: Sequence[Preprocessing], *, max_pixels: int = MAX_PIXELS
+        cls,
+        preprocessings: Sequence[Preprocessing],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_decoding_mb: int = MAX_DECODING_MB,
     ) -> ImageReader:
         """Decodes once for all of them: as large and as colourful as the most demanding wants."""
         most = max(preprocessings, key=lambda each: each.resize_size)
         in_chans = max(each.in_chans for each in preprocessings)
-        return cls(in_chans, most.resize_size, max_pixels, most.long_side)
+        return cls(in_chans, most.resize_size, max_pixels, most.long_side, max_decoding_mb)
 
     def __call__(self, path: str | os.PathLike[str]) -> Tensor:
         """The image as ``uint8 (in_chans, H, W)``."""
@@ -97,6 +98,7 @@ class ImageReader:
             short_side=self.short_side,
             max_pixels=self.max_pixels,
             long_side=self.long_side,
+            max_decoding_mb=self.max_decoding_mb,
         )
 
 
@@ -132,6 +134,7 @@ def decode_bytes(
     short_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
     long_side: LongSide = "truncated",
+    max_decoding_mb: int = MAX_DECODING_MB,
 ) -> Tensor:
     """:func:`decode_image` for a file already in memory; ``name`` is for the error message."""
     if in_chans not in (1, 3):
@@ -139,14 +142,14 @@ def decode_bytes(
     with open_image(content, name=name, max_pixels=max_pixels) as image:
         reduction = _reduction(image, short_side)
         needed = decoding_bytes(image, reduction=reduction)
-        if needed > MAX_DECODING_BYTES:
+        if needed > max_decoding_mb * 2**20:
             raise ImageError(
-                f"Expected an image that takes at most {MAX_DECODING_BYTES / 2**30:.1f} GiB to "
-                f"decode, found one of {image.width} x {image.height} pixels ({image.format}, "
-                f"{image.mode}) that takes {needed / 2**30:.1f} GiB at {name}; shrink it."
+                f"Expected an image that takes at most {max_decoding_mb:,} MiB to decode, found "
+                f"one of {image.width} x {image.height} pixels ({image.format}, {image.mode}) that "
+                f"takes {needed / 2**20:,.0f} MiB at {name}; shrink it, or raise max_decoding_mb."
             )
         try:
-            with memory_taken(needed):
+            with memory_taken(needed, max_decoding_mb * 2**20):
                 pixels = _decode(image, "L" if in_chans == 1 else "RGB", reduction)
         except MemoryError:
             raise
@@ -182,10 +185,10 @@ def open_image(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> It
         raise ImageError(f"Expected an image, found an empty file at {name}; remove it.")
     try:
         with _header_only():
-            image = Image.open(BytesIO(content), formats=_readable_formats())
+            image = Image.open(BytesIO(content), formats=readable_formats())
     except Exception as error:
         raise ImageError(
-            f"Expected an image, found {_guess(content)} at {name}; remove or replace it."
+            f"Expected an image, found {guessed_kind(content)} at {name}; remove or replace it."
         ) from error
     with image:
         if image.width * image.height > max_pixels:
@@ -277,7 +280,8 @@ def _scaled_to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _as_numbers(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    with np.errstate(invalid="ignore"):  # NaNs that are to signal when they are touched
+        return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _to_tensor(image: Image.Image, orientation: int) -> Tensor:
@@ -314,28 +318,3 @@ def _strict_about_truncation() -> Iterator[None]:
             yield
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = True
-
-
-@cache
-def _readable_formats() -> tuple[str, ...]:
-    """Those of the closed list that the installed Pillow can read, their decoders registered."""
-    for plugin in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP", "Avif"):
-        import_module(f"PIL.{plugin}ImagePlugin")
-    if find_spec("pillow_heif"):
-        import_module("pillow_heif").register_heif_opener()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _guess(content: bytes) -> str:
-    start = content[:256].lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head")):
-        return "a web page (HTML)"
-    if start.startswith((b"{", b"[")):
-        return "JSON"
-    if start.startswith((b"<?xml", b"<svg")):
-        return "XML or SVG"
-    if start.startswith((b"%!ps", b"%pdf", b"\xc5\xd0\xd3\xc6")):
-        return "PostScript or PDF, which is a program and is not run"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer (run `git lfs pull`)"
-    return "no known image format"

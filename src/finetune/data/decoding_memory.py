@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-# Of one process; several threads that decode at once share it.
-MAX_DECODING_BYTES = 2**30
+# Of one process, in MiB; several threads that decode at once share it.
+MAX_DECODING_MB = 1024
 
 # Bytes a pixel, as Pillow holds them.
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
@@ -41,24 +41,22 @@ class _DecodingMemory:
     Whoever needs more than is free at the moment waits for the others.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._free = total
+    def __init__(self) -> None:
+        self._used = 0
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, needed: int) -> Iterator[None]:
-        """Hold so many bytes while the block runs."""
-        needed = min(needed, self.total)
+    def taken(self, needed: int, total: int) -> Iterator[None]:
+        """Hold so many bytes while the block runs, of at most so many together."""
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= needed)
-            self._free -= needed
+            self._changed.wait_for(lambda: self._used + needed <= max(total, needed))
+            self._used += needed
         try:
             yield
         finally:
             with self._changed:
-                self._free += needed
+                self._used -= needed
                 self._changed.notify_all()
 
 
-memory_taken = _DecodingMemory(MAX_DECODING_BYTES).taken
+memory_taken = _DecodingMemory().taken

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.data.decoding import MAX_PIXELS
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.findings import Finding
 from finetune.data.folder import ImageFolder, scan_folder
 from finetune.data.following import listed_folder
@@ -25,7 +26,7 @@ class FoundImages:
     """The images of a folder or a manifest; every step is done when it is first asked for.
 
     Attributes:
-        root, manifest, allow_outside, group_by, max_pixels, on_bad_image: as in
+        root, manifest, allow_outside, group_by, max_pixels, max_decoding_mb, on_bad_image: as in
             :class:`finetune.data.datamodule.ImageFolderDataModule`.
         cache_dir: where what was found out about a file is remembered.
         remember: whether it is.
@@ -37,6 +38,7 @@ class FoundImages:
     allow_outside: bool = False
     group_by: str | None = None
     max_pixels: int = MAX_PIXELS
+    max_decoding_mb: int = MAX_DECODING_MB
     on_bad_image: OnBadImage = "error"
     cache_dir: str | None = None
     remember: bool = True
@@ -64,9 +66,9 @@ class FoundImages:
             self.paths,
             root=self.root,
             max_pixels=self.max_pixels,
+            max_decoding_mb=self.max_decoding_mb,
             cache_dir=self.cache_dir,
             remember=self.remember,
-            progress=True,
         )
 
     def readable(self) -> ImageFolder:

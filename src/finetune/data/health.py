@@ -54,7 +54,7 @@ def unreadable_files(
     inspections: Iterable[Inspection], unlisted: Iterable[UnusedFile] = ()
 ) -> list[Finding]:
     """An error for each file that is no image, damaged, or too large, and for hidden folders."""
-    remedy = "change the folder's rights, or train with on_bad_image=skip"
+    remedy = "change the folder's rights, or train with --data.on_bad_image skip"
     folders = [Finding(each.path, "unreadable", "error", each.reason, remedy) for each in unlisted]
     return folders + [
         Finding(
@@ -62,7 +62,7 @@ def unreadable_files(
             "unreadable",
             "error",
             inspection.problem,
-            "remove or replace the file, or train with on_bad_image=skip",
+            "remove or replace the file, or train with --data.on_bad_image skip",
         )
         for inspection in inspections
         if inspection.problem is not None
@@ -85,7 +85,7 @@ def readable_folder(
         raise ImageError(
             f"Expected only readable images in {folder.root}, found {len(bad)} that are not, the "
             f"first {bad[0].path} ({bad[0].problem}); see `finetune check "
-            f"{folder.root}`, or leave them out with on_bad_image=skip."
+            f"{folder.root}`, or leave them out with --data.on_bad_image skip."
         )
     pairs = zip(folder.images, inspections, strict=True)
     return replace(

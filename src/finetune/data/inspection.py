@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -22,9 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash, write_all
-from finetune.data.decoding import MAX_PIXELS, decode_bytes, open_image, orientation_of
+from finetune.data.decoding import MAX_PIXELS, ImageReader, open_image, orientation_of
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.workers import usable_cores
 from finetune.errors import ImageError
+from finetune.long_steps import told
 from finetune.spec.images import content_id
 
 LOOK_SIDE = 128  # short side, in pixels, at which an image's looks are measured
@@ -78,7 +79,11 @@ Memory = dict[str, tuple[Stamp, Inspection]]
 
 
 def inspect_file(
-    path: Path, *, max_pixels: int = MAX_PIXELS, perceptual: bool = False
+    path: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_decoding_mb: int = MAX_DECODING_MB,
+    perceptual: bool = False,
 ) -> Inspection:
     """Read and decode one file; never raises for what is wrong with the file."""
     try:
@@ -97,7 +102,8 @@ def inspect_file(
                 height=image.height,
                 orientation=orientation_of(image),
             )
-        pixels = decode_bytes(content, name=str(path), short_side=LOOK_SIDE, max_pixels=max_pixels)
+        reader = ImageReader(3, LOOK_SIDE, max_pixels, max_decoding_mb=max_decoding_mb)
+        pixels = reader.decode(content, name=str(path))
     except ImageError as error:
         return replace(known, problem=_reason(str(error), path))
     colours, flatness = _looks(pixels)
@@ -115,24 +121,24 @@ def inspect_files(
     *,
     root: Path,
     max_pixels: int = MAX_PIXELS,
+    max_decoding_mb: int = MAX_DECODING_MB,
     perceptual: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     remember: bool = True,
-    progress: bool = False,
 ) -> list[Inspection]:
     """Inspect files in parallel, in their order; files inspected before are not opened again.
 
     Args:
         paths: the files.
         root: the folder that they belong to; it names the memory.
-        max_pixels: more are a problem.
+        max_pixels, max_decoding_mb: what takes more is a problem.
         perceptual: compute perceptual hashes as well.
         cache_dir: where to remember, instead of the platform's cache folder.
         remember: False opens every file and writes nothing.
-        progress: draw a bar on standard error, if that is a terminal.
     """
     files = CachedFiles(cache_dir, "inspections", VERSION)
-    group = short_hash(f"{os.path.realpath(root)}|{max_pixels}")
+    limits = {"max_pixels": max_pixels, "max_decoding_mb": max_decoding_mb}
+    group = short_hash(f"{os.path.realpath(root)}|{limits}")
     memory = _recall(files, group) if remember else {}
     stamps = {path: _stamp(path) for path in paths}  # before anything is read
     results: dict[Path, Inspection] = {}
@@ -147,11 +153,11 @@ def inspect_files(
             # Pillow and torch let go of the interpreter while they work: threads start at once.
             with ThreadPoolExecutor(usable_cores()) as pool:
                 inspected = pool.map(
-                    lambda path: inspect_file(path, max_pixels=max_pixels, perceptual=perceptual),
+                    lambda path: inspect_file(path, **limits, perceptual=perceptual),
                     new,
                 )
                 try:
-                    for inspection in _tracked(inspected, len(new), progress):
+                    for inspection in told(inspected, "Opening images", len(new)):
                         results[inspection.path] = inspection
                 finally:
                     pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the others
@@ -186,24 +192,6 @@ def _perceptual_hash(pixels: Tensor) -> str:
 def _reason(message: str, path: Path) -> str:
     """An error's expected and found, without the path and the remedy."""
     return message.replace(f" at {path}", "").rpartition("; ")[0]
-
-
-def _tracked(inspections: Iterable[Inspection], total: int, progress: bool) -> Iterator[Inspection]:
-    if not progress:
-        yield from inspections
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(file=sys.__stderr__)  # bars need what sys.stderr would escape
-    yield from track(
-        inspections,
-        "Opening images",
-        total=total,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def _stamp(path: Path) -> Stamp | None:

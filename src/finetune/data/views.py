@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
 from finetune.data.decoding import MAX_PIXELS, ImageReader
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.transforms import evaluation_transform
 from finetune.spec.preprocessing import Preprocessing
 
@@ -30,9 +31,15 @@ class SeveralViews:
             for transform, each in zip(self._transforms, self.preprocessings, strict=True)
         )
 
-    def reader(self, *, max_pixels: int = MAX_PIXELS) -> ImageReader:
+    def reader(
+        self, *, max_pixels: int = MAX_PIXELS, max_decoding_mb: int = MAX_DECODING_MB
+    ) -> ImageReader:
         """Decodes as large and as colourful as the most demanding view wants; alone, exactly so."""
-        return ImageReader.of(self.preprocessings or [Preprocessing()], max_pixels=max_pixels)
+        return ImageReader.of(
+            self.preprocessings or [Preprocessing()],
+            max_pixels=max_pixels,
+            max_decoding_mb=max_decoding_mb,
+        )
 
 
 def _with_channels(image: Tensor, in_chans: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,11 +26,18 @@ def usable_cores() -> int:
 
 
 def limit_threads() -> None:
-    """Where there is a quota, let PyTorch use no more threads: it sees the affinity alone."""
-    if cpu_quota() is not None:
-        import torch
+    """Where there is a quota, let PyTorch use no more threads: it sees the affinity alone.
 
+    Where it is not loaded yet, by the variable that it reads then: the first screen needs no torch.
+    """
+    if cpu_quota() is None:
+        return
+    if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+        return
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(int(given), usable_cores()) if given.isdecimal() else usable_cores()
+    os.environ["OMP_NUM_THREADS"] = str(max(threads, 1))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

@@ -8,30 +8,15 @@ from pathlib import Path
 import torch
 
 from finetune.combining.ensemble import Ensemble
-from finetune.distribution import pip_command
 from finetune.errors import ExportError
 from finetune.exporting.description import OUTPUT, as_json, describe_export, input_names
 from finetune.exporting.parity import Reloaded
 from finetune.exporting.tracing import BATCH, first_line, trace
+from finetune.extras import need
 
 METADATA_KEY = "finetune"
-PACKAGES = ("onnx", "onnxscript")
 # A file of protocol buffers ends here; the graph itself needs a little of it.
 MOST_BYTES = 2**31 - 2**24
-
-
-def require_packages() -> None:
-    """Refuse to begin what cannot be ended.
-
-    Raises:
-        ExportError: a package is missing; with the command that installs it.
-    """
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ExportError(
-            f"Expected the packages {' and '.join(PACKAGES)} for the format onnx, found no "
-            f"{' and no '.join(missing)}; run {pip_command('export')}."
-        )
 
 
 def write_onnx(ensemble: Ensemble, beside: Path) -> Reloaded | None:
@@ -43,7 +28,7 @@ def write_onnx(ensemble: Ensemble, beside: Path) -> Reloaded | None:
     Raises:
         ExportError: no package for it, a network that cannot be translated, or one too large.
     """
-    require_packages()
+    need("export", "the format onnx")
     _check_size(ensemble)
     names = input_names(ensemble)
     program = trace(ensemble)

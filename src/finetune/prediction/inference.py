@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from finetune.combining.test_time_augmentation import View, chosen_views, mean_over_views
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.errors import ImageError, UsageError
 from finetune.prediction.inputs import (
     Collated,
@@ -42,6 +43,7 @@ def predict(
     num_workers: int | None = None,
     on_bad_image: OnBadImage = "error",
     max_pixels: int = MAX_PIXELS,
+    max_decoding_mb: int = MAX_DECODING_MB,
     trainer: Trainer | None = None,
     on_answer: Callable[[Path, Predictions], None] | None = None,
 ) -> Predictions:
@@ -62,6 +64,7 @@ def predict(
         on_bad_image: "error" refuses an image that cannot be read, "skip" leaves it out and lists
             it in ``skipped``.
         max_pixels: most pixels of an image; more is refused as a decompression bomb.
+        max_decoding_mb: most memory that decoding an image may take, in MiB.
         trainer: a Lightning trainer with devices and precision of your own.
         on_answer: called with its path and its answer alone as each image is answered.
 
@@ -76,7 +79,7 @@ def predict(
     paths = [path for path, _ in named]
     workers = choose_num_workers(paths) if num_workers is None else num_workers
     loader = DataLoader(
-        ImageViews(named, model.preprocessings, max_pixels),
+        ImageViews(named, model.preprocessings, max_pixels, max_decoding_mb),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate_views,

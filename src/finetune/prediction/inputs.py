@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from finetune.data.decoding import MAX_PIXELS, ImageReader
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.in_memory import Held, content_of, each_image
 from finetune.data.transforms import evaluation_transform
 from finetune.data.walk import images_below
@@ -80,6 +81,7 @@ class ImageViews(Dataset[tuple[int, list[Tensor] | str]]):
         images: Sequence[tuple[Path, Held | None]],
         preprocessings: Sequence[Preprocessing],
         max_pixels: int = MAX_PIXELS,
+        max_decoding_mb: int = MAX_DECODING_MB,
     ) -> None:
         self.paths = [path for path, _ in images]
         self.held = [held for _, held in images]
@@ -93,7 +95,9 @@ class ImageViews(Dataset[tuple[int, list[Tensor] | str]]):
         # Decoded once a channel count, at the largest size that any member asks for.
         self.readers = {
             chans: ImageReader.of(
-                [p for p in preprocessings if p.in_chans == chans], max_pixels=max_pixels
+                [p for p in preprocessings if p.in_chans == chans],
+                max_pixels=max_pixels,
+                max_decoding_mb=max_decoding_mb,
             )
             for chans in {p.in_chans for p in preprocessings}
         }

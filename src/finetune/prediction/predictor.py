@@ -11,6 +11,7 @@ from lightning import Trainer
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.ensemble_file import checkpoint_file
 from finetune.data.decoding import MAX_PIXELS
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.errors import UsageError
 from finetune.prediction.inference import predict
 from finetune.prediction.inputs import ImageInput, OnBadImage
@@ -68,6 +69,7 @@ class Predictor:
         num_workers: int | None = None,
         on_bad_image: OnBadImage = "error",
         max_pixels: int = MAX_PIXELS,
+        max_decoding_mb: int = MAX_DECODING_MB,
         trainer: Trainer | None = None,
     ) -> Predictions:
         """Answer for files, folders or glob patterns; see :func:`finetune.predict`."""
@@ -79,6 +81,7 @@ class Predictor:
             num_workers=num_workers,
             on_bad_image=on_bad_image,
             max_pixels=max_pixels,
+            max_decoding_mb=max_decoding_mb,
             trainer=trainer,
         )
 

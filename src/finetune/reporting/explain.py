@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember, Member
-from finetune.data.decoding import decode_image
+from finetune.data.decoding import MAX_PIXELS, decode_image
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
 from finetune.spec.preprocessing import Preprocessing
@@ -73,13 +73,20 @@ def grad_cam(network: nn.Module, images: Tensor, target: int | Sequence[int]) ->
 
 
 def explain(
-    model: ImageClassifier | Member, image: str | Path, class_names: Iterable[str | None] = (None,)
+    model: ImageClassifier | Member,
+    image: str | Path,
+    class_names: Iterable[str | None] = (None,),
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Explanation]:
     """Explain an answer for an image, once for each class name; None is the predicted class.
 
     Args:
         model: an :class:`ImageClassifier`, or an ensemble, whose members' maps are averaged
             with the ensemble's coefficients.
+        image: its file.
+        class_names: what to explain.
+        max_pixels: more is refused as a decompression bomb.
 
     Raises:
         UsageError: an unknown class.
@@ -92,18 +99,23 @@ def explain(
             f"{type(model).__name__}; answers from files cannot be explained."
         )
     needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
-    pixels = {in_chans: decode_image(image, in_chans=in_chans) for in_chans in needed}
+    pixels = {
+        in_chans: decode_image(image, in_chans=in_chans, max_pixels=max_pixels)
+        for in_chans in needed
+    }
     names = tuple(model.class_names)
-    probabilities = torch.zeros(len(names), dtype=torch.float64)
-    for classifier, share in members:
-        logits = _logits(classifier, pixels)
+    answers = []
+    for classifier, _ in members:
         order = [classifier.class_names.index(name) for name in names]
-        probabilities += share * classifier.task.probabilities(logits.cpu()).double()[0, order]
+        answers.append(_logits(classifier, pixels).cpu()[:, order])
+    task = members[0][0].task
+    pooled = task.mixture(torch.stack(answers), [share for _, share in members])
+    probabilities = task.probabilities(pooled)[0]
     explained = []
     for name in class_names:
         if name is not None and name not in names:
             raise UsageError(f"Expected a class among {', '.join(names[:20])}, found {name!r}.")
-        wanted = model.task.named(probabilities[None], names)[0] if name is None else name
+        wanted = task.named(pooled, names)[0] if name is None else name
         heat, seen = _joint_heat(members, pixels, wanted)
         explained.append(
             Explanation(

@@ -268,7 +268,13 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
 def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
     parameters = sum(t.numel() for t in checkpoint.state_dict.values() if t.is_floating_point())
     size = checkpoint.path.stat().st_size / 1e6
-    return {"backbone": checkpoint.backbone, "parameters": parameters, "MB on disk": size}
+    licence = checkpoint.details.get("licence")
+    return {
+        "backbone": checkpoint.backbone,
+        "parameters": parameters,
+        "MB on disk": size,
+        **({"licence of the weights": str(licence)} if licence else {}),
+    }
 
 
 def _times(folder: Path) -> dict[str, float]:

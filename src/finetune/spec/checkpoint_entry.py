@@ -136,6 +136,7 @@ CLASSIFIER = record(
     calibration=optional(CALIBRATION),
     roles=optional(ROLES),
     provenance=optional(_TABLE),
+    licence=text(1000),
 )
 
 _TABLE_MEMBER = record(

@@ -63,6 +63,7 @@ DATA: Mapping[str, Check] = {
     "folds": optional(whole(2, 10**6)),
     "fold": optional(whole(0, 10**6)),
     "max_pixels": whole(1),
+    "max_decoding_mb": whole(1),
     "allow_outside": truth,
 }
 

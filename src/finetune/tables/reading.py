@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.errors import DataError
+from finetune.extras import need
 from finetune.tables.cells import PREFIX, log_probability, unescaped
 from finetune.tables.writing import format_of
 
@@ -107,6 +108,7 @@ def _json_lines(path: Path) -> CsvTable:
 
 
 def _parquet(path: Path) -> CsvTable:
+    need("parquet", str(path))
     import pyarrow
     import pyarrow.parquet
 

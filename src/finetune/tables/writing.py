@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from finetune.errors import UsageError
+from finetune.extras import need
 from finetune.files import atomic_write
 from finetune.tables.cells import (
     DIGITS,
@@ -39,6 +40,7 @@ def format_of(path: str | Path) -> Format:
 
     Raises:
         UsageError: none of .csv, .parquet, .jsonl.
+        MissingPackageError: what reads and writes Parquet is not installed.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in ENDINGS:
@@ -46,6 +48,8 @@ def format_of(path: str | Path) -> Format:
             f"Expected a table that ends in .{', .'.join(get_args(Format))}, "
             f"found {suffix or 'no ending'!r} in {path}; rename it."
         )
+    if ENDINGS[suffix] == "parquet":
+        need("parquet", str(path))
     return ENDINGS[suffix]
 
 

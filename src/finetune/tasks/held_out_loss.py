@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
+from finetune.spec.choices import Metric
 from finetune.tasks import categorical
 from finetune.tasks.class_scores import brier_score
-
-Metric = Literal["nll", "accuracy", "brier"]
 
 
 def held_out_loss(logits: Tensor, labels: Tensor, metric: Metric) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from finetune.tasks.held_out_loss import Metric
+from finetune.spec.choices import Metric
 from finetune.tasks.losses import ClassWeights
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -85,13 +85,13 @@ class Task(Protocol):
         """``(..., K)`` in nats, in the outputs' precision."""
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """What is named, in the form of targets; of probabilities the same as of outputs."""
+        """What is named, in the form of targets."""
 
     def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
         """The same in words, for each of N images."""
 
     def confidence(self, outputs: Tensor) -> Tensor:
-        """Probability of what is named, ``(..., )``, in the outputs' precision."""
+        """Probability of what is named, ``(...)``, in the outputs' precision."""
 
     # Judgement
 

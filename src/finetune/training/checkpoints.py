@@ -9,6 +9,7 @@ optimizer's state) with one entry more, ``finetune``, made of plain values and t
     class_names: [str, ...]            backbone: str, as it was asked for
     network: {architecture, arguments, tag}       all that builds it again, offline
     preprocessing: {image_size, mean, std, crop_fraction, interpolation}
+    licence: str                       of the published weights that it began with, where known
     data: {...}                        settings of the data
     split: {...}                       the side of every image, see ``finetune.spec.splits``
     val: {logits (N, C), labels (N,), paths, ids}      the last validation, for combining and

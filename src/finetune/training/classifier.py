@@ -15,6 +15,7 @@ from finetune.errors import UsageError
 from finetune.networks.compiling import compiled
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
+from finetune.networks.pretrained import weights_licence
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.protocols import PhaseData
 from finetune.spec.settings import MODEL, check_settings, or_default
@@ -174,6 +175,8 @@ class ImageClassifier(LightningModule):
         self.answers: dict[str, tuple[Tensor, Tensor]] = {}
         self._pass = HeldOutPass()
         self.details: dict[str, Any] = {}
+        if licence := weights_licence(self.backbone, pretrained):
+            self.details["licence"] = licence
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> ImageClassifier:
@@ -208,7 +211,9 @@ class ImageClassifier(LightningModule):
         self.see_as(checkpoint)
 
     def see_as(self, checkpoint: Checkpoint) -> None:
-        """Prepare images as a checkpoint did, at the size that is asked for."""
+        """Prepare images as a checkpoint did, at the size that is asked for, under its licence."""
+        if licence := checkpoint.details.get("licence"):
+            self.details["licence"] = licence
         self._see_by(checkpoint.preprocessing.with_image_size(self.hparams["image_size"]))
 
     def _see_by(self, preprocessing: Preprocessing) -> None:

@@ -24,6 +24,7 @@ from finetune.data.datamodule import choose_num_workers
 from finetune.data.dataset import Draw, ImageDataset
 from finetune.data.transforms import Augmentation, evaluation_transform, training_transform
 from finetune.errors import DataError
+from finetune.long_steps import told
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.networks.image_network import ImageNetwork
 from finetune.spec.images import LabelledImage, Split, file_id
@@ -176,7 +177,7 @@ def _forward(
     # modules are shared, so the format is given back.
     classifier.network.to(memory_format=torch.channels_last)
     try:
-        for images, _ in loader:
+        for images, _ in told(loader, "Computing features", len(loader)):
             images = images.to(device).contiguous(memory_format=torch.channels_last)
             activations = live_features(classifier, images, boundary)
             yield activations.float().contiguous().cpu().numpy()

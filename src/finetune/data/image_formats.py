@@ -1,0 +1,49 @@
+"""Which formats of images are read: a closed list, whatever a file is called."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+from PIL import Image, _imaging
+
+# What Pillow reads without starting any other program; HEIF where pillow-heif is installed.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of the closed list that the installed Pillow can read, their decoders registered."""
+    for plugin in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP", "Avif"):
+        import_module(f"PIL.{plugin}ImagePlugin")
+    if find_spec("pillow_heif"):
+        import_module("pillow_heif").register_heif_opener()
+    _hush_libtiff()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _hush_libtiff() -> None:
+    """Pillow says in an exception what is wrong; libtiff prints it on standard error beside."""
+    with suppress(OSError, AttributeError):  # where Pillow was built without, or hides it
+        pillow = ctypes.CDLL(_imaging.__file__)
+        pillow.TIFFSetErrorHandler(None)
+        pillow.TIFFSetWarningHandler(None)
+
+
+def guessed_kind(content: bytes) -> str:
+    """What bytes that are no image seem to be, in the words of an error message."""
+    start = content[:256].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head")):
+        return "a web page (HTML)"
+    if start.startswith((b"{", b"[")):
+        return "JSON"
+    if start.startswith((b"<?xml", b"<svg")):
+        return "XML or SVG"
+    if start.startswith((b"%!ps", b"%pdf", b"\xc5\xd0\xd3\xc6")):
+        return "PostScript or PDF, which is a program and is not run"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer (run `git lfs pull`)"
+    return "no known image format"

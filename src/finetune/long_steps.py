@@ -1,0 +1,99 @@
+"""Long steps are not silent: a bar on a terminal, a line now and then elsewhere; the one place.
+
+Nothing is shown of a step that is over soon, in a library call, by any process but the first, or
+where Lightning shows its own bar. All goes to standard error, so that answers can be piped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SOON_SECONDS = 3.0
+LINE_SECONDS = 30.0  # from one line to the next, and to the first
+
+_allowed: ContextVar[bool] = ContextVar("_allowed", default=False)
+
+
+@contextmanager
+def shown_steps(allowed: bool = True) -> Iterator[None]:
+    """Let the long steps of the block be shown: of a command, not of a program's calls."""
+    token = _allowed.set(allowed)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def told(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Hand on the items, and show how many of them are done where that takes long.
+
+    Args:
+        items: of a step, such as its batches.
+        what: happens to them: "Opening images".
+        total: how many there are.
+    """
+    with told_steps(what, total) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+@contextmanager
+def told_steps(what: str, total: float, *, bar: bool = True) -> Iterator[Callable[[], None]]:
+    """The same for a loop that is somebody else's: call what is given after each item.
+
+    Args:
+        what, total: as above.
+        bar: False speaks in lines on a terminal too.
+    """
+    if not _allowed.get() or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        yield lambda: None
+        return
+    with ExitStack() as open_bars:
+        yield _Told(what, total, open_bars, bar=bar)
+
+
+class _Told:
+    """Counts, and decides when to speak."""
+
+    def __init__(self, what: str, total: float, open_bars: ExitStack, *, bar: bool) -> None:
+        self._what, self._total, self._open_bars = what, total, open_bars
+        self._begun = self._spoke = time.monotonic()
+        self._done = 0
+        self._advance: Callable[[], None] | None = None
+        stream = sys.__stderr__
+        self._with_bar = bar and stream is not None and stream.isatty()
+
+    def __call__(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if self._advance is not None:
+            self._advance()
+        elif self._with_bar and now - self._begun > SOON_SECONDS:
+            self._advance = self._bar()
+        elif not self._with_bar and now - self._spoke > LINE_SECONDS:
+            self._spoke = now
+            share = min(1.0, self._done / max(1, self._total))
+            print(
+                f"{self._what}: {share:.0%} after {now - self._begun:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _bar(self) -> Callable[[], None]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        # On the interpreter's own stream: bars need what sys.stderr would escape.
+        bar = Progress(console=Console(file=sys.__stderr__), transient=True)
+        task = bar.add_task(self._what, total=self._total, completed=self._done)
+        self._open_bars.enter_context(bar)
+        return lambda: bar.advance(task)
