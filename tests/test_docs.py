@@ -6,18 +6,16 @@ A block of neither is fenced as ``text``, or says why it is not run in a comment
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import pytest
 import yaml
@@ -25,6 +23,7 @@ import yaml
 import finetune
 from finetune.cli import VERBS, main
 from finetune.commands.trainer import FinetuneCLI
+from finetune.commands.verb import Parser
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -91,16 +90,16 @@ class Parsed(Exception):
 
 @pytest.fixture
 def stops_when_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = argparse.ArgumentParser.parse_args
+    whole = Parser.typed
 
-    def parse_args(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
-        whole(self, *args, **kwargs)
+    def typed(self: Parser, arguments: Sequence[str]) -> None:
+        whole(self, arguments)
         raise Parsed
 
     def parsed(self: FinetuneCLI) -> None:
         raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(Parser, "typed", typed)
     monkeypatch.setattr(FinetuneCLI, "before_instantiate_classes", parsed)
     monkeypatch.chdir(ROOT)  # where configs/ is
 
@@ -120,7 +119,7 @@ def understood(command: str) -> None:
         place = options.index("--resume")
         options[place : place + 2] = ["--data.root", "DIR"]
     with pytest.raises(Parsed):
-        import_module(f"finetune.commands.{verb}").main(options)
+        main([verb, *options, "--debug"])
 
 
 @pytest.mark.usefixtures("stops_when_parsed")
