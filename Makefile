@@ -37,9 +37,10 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n a
 test: $(VENV)/.dev  ## Run all tests
 	$(PYTEST)
 
-# A file with a test of more than ten seconds, or many of one, is marked slow as a whole.
-test-quick: $(VENV)/.dev  ## Run the quick tests, about two minutes
-	$(PYTEST) -m 'not slow'
+# Without what fits networks as a whole: slow tests, verbs, exports, fuzzing.
+WHOLE_FITS := tests/commands tests/exporting tests/fuzz
+test-quick: $(VENV)/.dev  ## Run the quick tests
+	$(PYTEST) -m 'not slow' $(addprefix --ignore=,$(WHOLE_FITS))
 
 coverage: $(VENV)/.dev  ## Run all tests and name the lines and branches that none reaches
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
