@@ -6,7 +6,7 @@ SAMPLE := sample
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install test test-quick test-minimum coverage mutation torture fuzz lint lint-notebooks types check \
-	docs build wheel-demo bench bench-data bench-combine notebooks clean
+	docs build wheel-demo bench bench-data bench-combine bench-accelerator notebooks clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -92,6 +92,9 @@ bench: $(VENV)/.dev  ## Compare fits with fastai, timm and a bare loop: DATA=DIR
 	sh benchmarks/peers/make_venv.sh $(BIN)/python build/peers
 	$(BIN)/python benchmarks/bench_training.py steps
 	$(BIN)/python benchmarks/bench_training.py fits --data $(DATA) $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+bench-accelerator: $(VENV)/.dev  ## Compare an accelerator's steps, epochs and passes with a bare loop's
+	$(BIN)/python benchmarks/bench_accelerator.py
 
 bench-data: $(VENV)/.dev  ## Compare reading images with ImageFolder and timm's transforms
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_data.py

@@ -110,7 +110,7 @@ def load(
         if split == "test" and no_copies:
             copied = copies(entries, folder.images("train"), Path(root))
             entries = [entry for entry in entries if entry.path not in copied]
-        images = [transform(decode_image(entry.path)).mul(255).round().byte() for entry in entries]
+        images = [transform(decode_image(entry.path)) for entry in entries]
         return Images(torch.stack(images), torch.tensor([entry.label for entry in entries]))
 
     return read("train"), read("test"), folder.class_names
@@ -231,7 +231,7 @@ class Curve:
         """The final layer, where images are few on random views as well: as ``finetune fit``."""
         views = [images]
         torch.manual_seed(seed)
-        view = training_transform(Preprocessing(images.images.shape[-1]), "light", to_float=False)
+        view = training_transform(Preprocessing(images.images.shape[-1]), "light")
         for _ in range(views_of_few(len(images.labels) / self.classes, VIEWS)):
             seen = torch.stack([view(image) for image in images.images])
             views.append(Images(seen, images.labels))

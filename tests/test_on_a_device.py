@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,11 +36,14 @@ from finetune.reporting.embeddings import embed
 from finetune.reporting.explain import explain
 from finetune.runtime import Runtime, device_of
 from finetune.tasks.multiclass import MULTICLASS
+from finetune.training.callbacks import StopOnNonFiniteLoss
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.features.extract import dataset_for, frozen_features
 from finetune.training.weight_averaging import EMA, SWA
 
 DEVICE = torch.device("meta")
+# What has a result whose size or value is known only when all that was queued before is done.
+WAITING = ("_local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.unique")
 
 
 class Placed(Tensor):
@@ -77,17 +84,24 @@ class Placed(Tensor):
 
 
 class OtherDevice(TorchDispatchMode):
-    """While it is entered, ``DEVICE`` exists; ``moved`` counts the tensors that went there."""
+    """While it is entered, ``DEVICE`` exists; ``moved`` counts the tensors that went there.
+
+    ``computed`` names what was done there, ``fetched`` what made the rest of the world wait for it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.moved = 0
         self.computed: list[str] = []
+        self.fetched: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         result = _run(function, args, kwargs or {})
         if any(isinstance(each, Placed) for each in tree_leaves((args, kwargs))):
             self.computed.append(str(function))
+            here = any(type(each) is Tensor for each in tree_leaves(result))
+            if here or any(name in str(function) for name in WAITING):
+                self.fetched.append(str(function))
         else:
             self.moved += isinstance(result, Placed)
         return result
@@ -279,3 +293,63 @@ def test_an_average_of_weights_makes_no_step_wait(runtime, device, average: Any)
     assert average.updates == 3
     assert device.computed
     assert not [name for name in device.computed if "_local_scalar_dense" in name]
+
+
+class Steps(Callback):
+    """Notes what was computed in each training step but the first and last of an epoch."""
+
+    def __init__(self, device: OtherDevice) -> None:
+        self.device = device
+        self.steps: list[list[str]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.formats = [part.is_contiguous(memory_format=torch.channels_last) for part in batch[:1]]
+        self.device.computed.clear()
+        self.device.fetched.clear()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.steps.append([*self.device.fetched])
+        assert any("convolution_backward" in name for name in self.device.computed)
+        assert all(self.formats)
+
+
+class TheDevice(CPUAccelerator):
+    def setup_device(self, device: torch.device) -> None: ...
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
+@pytest.mark.parametrize("augmentation", ["light", "strong"])
+def test_no_step_waits_for_the_device(
+    runtime, device, data, tmp_path, augmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither making views there nor forward, backward, update, figures and guards."""
+    tensor = torch.tensor  # which makes a tensor on ``meta`` without a word to the mode
+
+    def placed(*args: Any, device: Any = None, **options: Any) -> Tensor:
+        made = tensor(*args, **options)
+        return made if device is None else made.to(device)
+
+    monkeypatch.setattr(torch, "tensor", placed)
+    data.apply_recipe(augmentation=augmentation, batch_size=4)
+    data._choice.wish = "on"
+    classifier = runtime.place(classifier_of(0))
+    data.prepare_for(classifier.preprocessing, DEVICE)
+    steps = Steps(device)
+    trainer = Trainer(
+        strategy=SingleDeviceStrategy(DEVICE, accelerator=TheDevice()),
+        callbacks=[StopOnNonFiniteLoss(), EMA(0.5), steps],
+        max_epochs=2,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(classifier, datamodule=data)
+    assert len(steps.steps) >= 6
+    assert steps.steps[0], "the look at the loss was not seen"
+    a_pass = len(steps.steps) // 2
+    inner = steps.steps[1 : a_pass - 1] + steps.steps[a_pass + 1 : -1]
+    assert inner
+    assert not any(inner), inner

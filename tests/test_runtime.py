@@ -7,7 +7,7 @@ from lightning.fabric.accelerators import CUDAAccelerator, MPSAccelerator
 from finetune import ImageClassifier, predict
 from finetune.cli import main
 from finetune.errors import UsageError
-from finetune.runtime import Runtime
+from finetune.runtime import Runtime, fast_at_bf16
 from finetune.training.checkpoints import read_checkpoint
 
 
@@ -81,16 +81,37 @@ def test_no_fit_runs_elsewhere_than_asked(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("precision", "more"),
+    [
+        ("bf16-true", ["--model.class_weights=balanced"]),
+        # AdamW's smallest denominator is nothing in 16 bits.
+        ("16-true", ["--data.on_device=on", "--model.optimizer=sgd"]),
+    ],
+)
 def test_phases_in_half_precision_are_compared_in_single(
-    colour_folder: Path, tmp_path: Path
+    precision: str, more: list[str], colour_folder: Path, tmp_path: Path
 ) -> None:
     data = [f"--data.root={colour_folder}", f"--runs={tmp_path}", "--data.cache=off"]
     model = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.image_size=32"]
     phases = ["--model.strategy=head-then-all", "--trainer.max_epochs=1"]
-    where = ["--trainer.accelerator=cpu", "--trainer.precision=bf16-true"]
+    where = ["--trainer.accelerator=cpu", f"--trainer.precision={precision}", *more]
     assert main(["fit", *data, *model, *phases, *where]) == 0
     for path in tmp_path.glob("test_resnet-1/checkpoints/[bp]*.ckpt"):
         state = read_checkpoint(path).state_dict
-        assert torch.bfloat16 not in {tensor.dtype for tensor in state.values()}
+        assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
     best = ImageClassifier.from_checkpoint(tmp_path / "test_resnet-1/checkpoints/best.ckpt")
     assert len(predict(best, colour_folder)) == 36
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "fast"),
+    [("cpu", None, ""), ("cuda", (7, 5), ""), ("cuda", (8, 0), "GPU"), ("cuda", (9, 0), "GPU")],
+)
+def test_which_devices_are_fast_at_bfloat16(
+    kind: str, capability: tuple[int, int] | None, fast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU")
+    assert fast_at_bf16(torch.device(kind)) == fast

@@ -64,7 +64,7 @@ def _fitted(root: Path, seed: int, backbone: str, size: int, in_chans: int) -> I
         "train", preprocessings=(classifier.preprocessing,)
     )
     images, labels = zip(*[(views[0], labels) for views, labels in loader], strict=True)
-    normalised = (torch.cat(images) - classifier.mean) / classifier.std
+    normalised = (torch.cat(images) / 255 - classifier.mean) / classifier.std
     # Running statistics that fit the images, as after a training in "train" mode.
     norms = [m for m in classifier.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:

@@ -25,7 +25,7 @@ def test_heads_on_one_backbone_differ_and_answer_better_together(
     images = torch.cat([views[0] for views, _ in batches])
     labels = torch.cat([labels for _, labels in batches])
     bottom = split_at_parameters(classifier.network, "head", ()).bottom
-    features = bottom((images - classifier.mean) / classifier.std)
+    features = bottom(classifier.normalised(images))
     heads = bootstrap_heads(features, labels, 3, heads=6)
     again = bootstrap_heads(features, labels, 3, heads=2)
     torch.testing.assert_close(heads[1].weight, again[1].weight)

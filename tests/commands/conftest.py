@@ -1,6 +1,6 @@
 """Checkpoints with real accuracy on the colour folder, made without a fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,20 @@ import torch
 
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.networks.splitting import split_at_parameters
+from finetune.training import best_epoch
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.linear_probe import fit_probe
 
 WriteCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_epoch_is_written() -> Iterator[None]:
+    """What a fit leaves behind is not to depend on how fast the machine is."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(best_epoch, "SECONDS_BETWEEN", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +41,7 @@ def write_probe(colour_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         images = torch.cat([views[0] for views, _ in batches])
         labels = torch.cat([labels for _, labels in batches])
         bottom = split_at_parameters(classifier.network, "head", ()).bottom
-        probe = fit_probe(bottom((images - classifier.mean) / classifier.std), labels, 3, l2=1.0)
+        probe = fit_probe(bottom(classifier.normalised(images)), labels, 3, l2=1.0)
         head = classifier.network.get_classifier()
         with torch.no_grad():
             head.weight.copy_(probe.weight)

@@ -39,6 +39,15 @@ def test_few_images_get_small_batches_everywhere(colour_folder: Path) -> None:
     assert cli.datamodule.train_dataloader().batch_size == 8
 
 
+def test_where_images_are_augmented_is_said_and_never_written(colour_folder: Path) -> None:
+    _, recipe = recipe_for(colour_folder, *SMALL)
+    assert "on_device" not in recipe
+    assert recipe["precision"].value == "32-true"
+    cli, recipe = recipe_for(colour_folder, *SMALL, "--data.on_device=on")
+    assert (recipe["on_device"].value, recipe["on_device"].reason) == ("yes", "as given")
+    assert cli.config.data.on_device == "on"
+
+
 def test_by_hand_wins(colour_folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "own.yaml"
     own = {"batch_size": 16, "augmentation": "strong"}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from finetune import ImageClassifier
 from finetune.data.decoding import ImageReader, decode_bytes, shrunk_size
 from finetune.data.transforms import (
     Augmentation,
@@ -47,7 +48,7 @@ def test_evaluation_agrees_with_timm(interpolation: str, crop_fraction: float) -
     )
     pixels = random_pixels(120, 200)
     expected = reference(Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8)))
-    actual = evaluation_transform(preprocessing)(pixels)
+    actual = evaluation_transform(preprocessing)(pixels) / 255
     assert actual.shape == (3, 64, 64)
     assert (actual - expected).abs().max() < 2.5 / 255
     assert (actual - expected).abs().mean() < 0.5 / 255
@@ -55,9 +56,7 @@ def test_evaluation_agrees_with_timm(interpolation: str, crop_fraction: float) -
 
 @pytest.mark.parametrize("augmentation", get_args(Augmentation))
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_view_is_a_float_square_in_the_unit_range(
-    augmentation: Augmentation, channels: int
-) -> None:
+def test_every_view_is_a_square_of_bytes(augmentation: Augmentation, channels: int) -> None:
     statistics = (0.5,) * channels
     transform = training_transform(
         Preprocessing(image_size=32, mean=statistics, std=statistics), augmentation
@@ -67,14 +66,13 @@ def test_every_view_is_a_float_square_in_the_unit_range(
         for _ in range(10):
             view = transform(random_pixels(height, width, channels))
             assert view.shape == (channels, 32, 32)
-            assert view.dtype == torch.float32
-            assert 0 <= view.min() <= view.max() <= 1
+            assert view.dtype == torch.uint8
 
 
 def test_stronger_presets_differ_more_from_the_evaluation_view() -> None:
     preprocessing = Preprocessing(image_size=32, crop_fraction=1.0)
     image = random_pixels(48, 64)
-    plain = evaluation_transform(preprocessing)(image)
+    plain = evaluation_transform(preprocessing)(image).float()
     torch.manual_seed(0)
     distances = []
     for augmentation in get_args(Augmentation):
@@ -116,18 +114,21 @@ def test_the_fast_random_crop_is_torchvisions(interpolation: InterpolationMode) 
         assert torch.equal(*views)
 
 
-@pytest.mark.parametrize("augmentation", get_args(Augmentation))
-def test_bytes_are_converted_as_single_images_are(augmentation: Augmentation) -> None:
-    preprocessing = Preprocessing(image_size=24)
-    views = []
-    for to_float in (False, True):
-        torch.manual_seed(0)
-        transform = training_transform(preprocessing, augmentation, to_float=to_float)
-        views.append([transform(random_pixels(40, 50)) for _ in range(8)])
-    images, labels = collate_bytes([(view, 7 + n) for n, view in enumerate(views[0])])
-    assert torch.allclose(images, torch.stack(views[1]), rtol=0, atol=1e-7)
+def test_a_batch_is_the_bytes_of_its_views_channels_last() -> None:
+    transform = training_transform(Preprocessing(image_size=24), "medium")
+    views = [transform(random_pixels(40, 50)) for _ in range(8)]
+    images, labels = collate_bytes([(view, 7 + n) for n, view in enumerate(views)])
+    assert torch.equal(images, torch.stack(views))
     assert labels.tolist() == list(range(7, 15))
-    assert images.is_contiguous()
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_classifier_answers_bytes_as_it_answers_floats() -> None:
+    classifier = ImageClassifier("ab", "test_resnet", pretrained=False, image_size=32).eval()
+    images = torch.stack([random_pixels(32, 32) for _ in range(4)])
+    floats = images / 255
+    with torch.inference_mode():
+        assert torch.equal(classifier(images), classifier(floats))
 
 
 @settings(max_examples=300, deadline=None)
@@ -153,7 +154,7 @@ def test_views_are_those_of_timms_own_transform(size: tuple[int, int], name: str
     preprocessing = preprocessing_of(name)
     reader = ImageReader.of([preprocessing])
     pixels = decode_bytes(content.getvalue(), name="x", short_side=reader.short_side)
-    ours = evaluation_transform(preprocessing)(pixels)
+    ours = evaluation_transform(preprocessing)(pixels) / 255
     assert ours.shape == reference.shape
     assert (ours - reference).abs().mean() < 1 / 255
     assert (ours - reference).abs().max() < 12 / 255

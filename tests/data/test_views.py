@@ -24,13 +24,13 @@ def test_one_view_is_the_evaluation_transform_bit_for_bit(tmp_path: Path) -> Non
     for preprocessing in (SMALL, GREY):
         views = SeveralViews([preprocessing])
         reader = ImageReader(in_chans=preprocessing.in_chans, short_side=preprocessing.resize_size)
-        (view,) = views(views.reader()(path))
+        (view,) = views(ImageReader.of([preprocessing])(path))
         assert torch.equal(view, evaluation_transform(preprocessing)(reader(path)))
 
 
 def test_several_views_of_one_decoded_image(tmp_path: Path) -> None:
     views = SeveralViews([SMALL, LARGE, GREY])
-    reader = views.reader()
+    reader = ImageReader.of([SMALL, LARGE, GREY])
     assert (reader.in_chans, reader.short_side) == (3, 64)
     decoded = reader(image(tmp_path))
     shapes = [tuple(view.shape) for view in views(decoded)]

@@ -83,7 +83,7 @@ def test_photographs_are_recognised(lite0, photograph: str, expected: str) -> No
     with Image.open(folder / f"{photograph}.png") as opened:
         pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
     preprocessing = preprocessing_of(LITE0)
-    image = evaluation_transform(preprocessing)(pixels)
+    image = evaluation_transform(preprocessing)(pixels) / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     with torch.inference_mode():
         best = int(lite0(((image - mean) / std)[None]).argmax())

@@ -21,6 +21,7 @@ OF_A_TASK = {
 }
 # Elsewhere only where it is not about a prediction.
 ALLOWED = {
+    ("data/drawn_views.py", "argmax"): "the first box that fits",
     ("evaluation/scores.py", "argmax"): "the image with the largest loss",
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "tasks")

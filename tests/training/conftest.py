@@ -1,5 +1,6 @@
 """A small fit of small networks on small images, for the tests of its phases."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,17 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from finetune.data.datamodule import ImageFolderDataModule
+from finetune.training import best_epoch
 from finetune.training.classifier import ImageClassifier
 from finetune.training.phases.phased_fit import PhasedFit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_epoch_is_written() -> Iterator[None]:
+    """What a fit leaves behind is not to depend on how fast the machine is."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(best_epoch, "SECONDS_BETWEEN", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

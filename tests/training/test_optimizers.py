@@ -36,6 +36,14 @@ def final_names(network):
     return {name for name, p in network.named_parameters() if id(p) in inside}
 
 
+@pytest.mark.parametrize(("name", "has_one"), [("adamw", True), ("sgd", True), ("lamb", False)])
+def test_optimizers_are_fused_where_there_is_a_kernel(name: str, has_one: bool) -> None:
+    for fused in (False, True):
+        groups = parameter_groups(network_of("test_resnet"), lr=1e-3)
+        optimizer = create_optimizer(groups, name, fused=fused)
+        assert all(bool(g.get("fused")) is (fused and has_one) for g in optimizer.param_groups)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
 def test_each_trainable_parameter_is_in_exactly_one_group_with_its_own_rate(name, layer_decay):

@@ -57,6 +57,17 @@ def test_strategy(change, strategy):
     assert values(replace(FACTS, **change))["strategy"] == strategy
 
 
+def test_precision_is_half_where_the_device_is_fast_at_it():
+    for facts, precision in (
+        (FACTS, "32-true"),
+        (replace(FACTS, on_cpu=False), "32-true"),
+        (replace(FACTS, on_cpu=False, fast_at_bf16="H100"), "bf16-mixed"),
+    ):
+        assert values(facts)["precision"] == precision
+    given = values(replace(FACTS, on_cpu=False, fast_at_bf16="H100"), precision="16-mixed")
+    assert given["precision"] == "16-mixed"
+
+
 def test_what_is_given_is_kept():
     given = {"strategy": "all", "epochs": 7, "lr": 0.5, "backbone_lr_factor": 0.2}
     found = values(FACTS, **given)

@@ -1,11 +1,14 @@
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from finetune.data.on_device import DeviceBatches
 from finetune.errors import TrainingError
-from finetune.training import time_limit
+from finetune.training import best_epoch, time_limit
 from finetune.training.checkpoints import read_checkpoint, read_content
 from finetune.training.phases import gradient
 from finetune.training.resume import ResumePoint, resume_point_of
@@ -47,6 +50,45 @@ def test_resumed_is_bit_equal_to_undisturbed(run, strategy, step, colour_folder,
     for name in ("last.ckpt", "best.ckpt"):
         whole = read_checkpoint(tmp_path / "whole" / name)
         part = read_checkpoint(tmp_path / "part" / name)
+        for key, value in whole.state_dict.items():
+            assert torch.equal(part.state_dict[key], value), (name, key)
+
+
+def test_a_fit_on_images_that_live_on_the_device_learns_and_is_resumed_bit_equal(
+    run, colour_folder, tmp_path
+):
+    settings = {"epochs": 6, "lr": 3e-3, "batchnorm": "train", "data": {"on_device": "on"}}
+    fit, _, _ = run(colour_folder, tmp_path / "whole", "all", **settings)
+    assert isinstance(fit.datamodule.train_dataloader(), DeviceBatches)
+    assert fit.found.figure("val/accuracy") > 0.8  # a third of chance
+    with pytest.raises(ZeroDivisionError):
+        run(colour_folder, tmp_path / "part", "all", callbacks=[Disturb(14)], **settings)
+    last = tmp_path / "part" / "last.ckpt"
+    run(colour_folder, tmp_path / "part", "all", resume=last, seed=99, **settings)
+    whole, part = (read_checkpoint(tmp_path / side / "last.ckpt") for side in ("whole", "part"))
+    for key, value in whole.state_dict.items():
+        assert torch.equal(part.state_dict[key], value), key
+
+
+def test_epochs_that_were_not_written_are_repeated_bit_for_bit(
+    run, colour_folder, tmp_path, monkeypatch
+):
+    """An accelerator's epochs are shorter than the time between two writes."""
+    monkeypatch.setattr(best_epoch, "SECONDS_BETWEEN", float("inf"))
+    settings = {"epochs": 4, "drop_rate": 0.2}
+    written = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (written.append(Path(b).name), replace(a, b)))
+    run(colour_folder, tmp_path / "whole", "all", **settings)
+    assert written.count("last.ckpt") == 2  # after the first epoch and at the end
+    with pytest.raises(ZeroDivisionError):
+        run(colour_folder, tmp_path / "part", "all", callbacks=[Disturb(14)], **settings)
+    last = tmp_path / "part" / "last.ckpt"
+    assert read_checkpoint(last).details["fit"]["phase"] == 0
+    assert read_content(last)["epoch"] == 0
+    run(colour_folder, tmp_path / "part", "all", resume=last, seed=99, **settings)
+    for name in ("last.ckpt", "best.ckpt"):
+        whole, part = (read_checkpoint(tmp_path / side / name) for side in ("whole", "part"))
         for key, value in whole.state_dict.items():
             assert torch.equal(part.state_dict[key], value), (name, key)
 

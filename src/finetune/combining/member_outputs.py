@@ -88,8 +88,8 @@ class MemberOutputs(nn.Module):
         """Every member's logits for one batch, ``(M, N, C)``, on the CPU.
 
         Args:
-            views: images ``(N, C_i, S_i, S_i)`` in ``[0, 1]`` for each of :attr:`preprocessings`,
-                where the members are.
+            views: images ``(N, C_i, S_i, S_i)``, bytes or floats in ``[0, 1]``, for each of
+                :attr:`preprocessings`, where the members are.
             paths: of the images; only members made of saved predictions need them.
         """
         return torch.stack([answer for answer, _ in self._timed(views, paths)])
@@ -126,7 +126,7 @@ class MemberOutputs(nn.Module):
         with torch.inference_mode():
             for batches, labels in told(loader, "Asking the members", len(loader)):
                 paths = images.paths[start : start + len(labels)]
-                placed = [batch.to(device) for batch in batches]
+                placed = [batch.to(device, non_blocking=device.type == "cuda") for batch in batches]
                 views = dict(zip(self.preprocessings, placed, strict=True))
                 timed = self._timed(views, paths)
                 answers.append(torch.stack([answer for answer, _ in timed]))

@@ -47,7 +47,7 @@ class Member(Protocol):
         """Whether its fit chose its epoch, phase or confidence by some of these images."""
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
-        """Outputs ``(N, K)`` float32 for one batch, given as images in ``[0, 1]``, view by view.
+        """Outputs ``(N, K)`` float32 for one batch, given as images, view by view.
 
         Of a classifier they are logits; log probabilities are logits too.
         """

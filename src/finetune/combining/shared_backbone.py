@@ -45,8 +45,8 @@ def grouped_logits(group: Sequence[ClassifierMember], views: Views) -> list[Tens
     first = group[0].classifier
     if len(group) == 1:
         return [group[0].logits(views)]
-    normalised = (views[first.preprocessing] - first.mean) / first.std
-    features = split_at_parameters(first.network, "head", ()).bottom(normalised)
+    images = first.normalised(views[first.preprocessing])
+    features = split_at_parameters(first.network, "head", ()).bottom(images)
     tops = [split_at_parameters(member.classifier.network, "head", ()).top for member in group]
     return [top(features).float() for top in tops]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import UsageError
+from finetune.networks.normalising import unit_floats
 from finetune.tasks.task import Task
 
 View = Callable[[Tensor], Tensor]
@@ -109,6 +110,7 @@ def mean_over_views(
 
     Views are made where the images are; the mean is taken on the CPU, in float64.
     """
+    images = {key: unit_floats(value) for key, value in images.items()}
     answers = [answer({key: view(value) for key, value in images.items()}) for view in views]
     if len(answers) == 1:
         return answers[0]

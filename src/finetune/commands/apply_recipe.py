@@ -18,6 +18,7 @@ SECTIONS = {
     "augmentation": "data.augmentation",
     "epochs": "trainer.max_epochs",
     "patience": "patience",
+    "precision": "trainer.precision",
 }
 
 
@@ -65,12 +66,15 @@ def apply_recipe(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Cho
         cli.model,
         cli.datamodule,
         pretrained=pretrained,
-        on_cpu=cli.runtime.device.type == "cpu",
+        device=cli.runtime.device,
         closed_form=linear_head(cli.model.network) is not None,
         seconds=seconds,
+        processes=cli.runtime.world_size,
     )
     given = {name: cli.config[_place(name)] for name in RULES}
     recipe = (*choose_recipe(facts, given), _image_size(cli, pretrained))
+    if cli.config.trainer.plugins:  # of which one may decide it
+        recipe = tuple(choice for choice in recipe if choice.name != "precision")
     chosen = {choice.name: choice.value for choice in recipe}
     for name, value in chosen.items():
         cli.config[_place(name)] = value
@@ -80,7 +84,7 @@ def apply_recipe(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Cho
     )
     ours = {name: value for name, value in chosen.items() if name not in SECTIONS}
     cli.model.apply_recipe(**ours)
-    return recipe
+    return (*recipe, *_on_device(cli))
 
 
 def licence_of_weights(cli: FinetuneCLI) -> list[str]:
@@ -98,6 +102,16 @@ def licence_of_weights(cli: FinetuneCLI) -> list[str]:
 
 def _place(name: str) -> str:
     return SECTIONS.get(name, f"model.{name}")
+
+
+def _on_device(cli: FinetuneCLI) -> list[Choice]:
+    """Where images are augmented, if there is a choice. It is the machine's, so never written."""
+    from finetune.training.recipe import Choice
+
+    if cli.runtime.device.type == "cpu" and cli.config.data.on_device == "auto":
+        return []
+    lives_there, reason = cli.datamodule.on_device
+    return [Choice("on_device", "yes" if lives_there else "no", reason)]
 
 
 def _image_size(cli: FinetuneCLI, pretrained: bool) -> Choice:

@@ -41,19 +41,21 @@ def as_guest(*, quiet: bool = False) -> Iterator[None]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from finetune.commands.trainer import quiet_libraries
+    from finetune.runtime import cuda_in_use
 
     with _TURN, ExitStack() as stack:
         stack.callback(_restore_environment, dict(os.environ))
         for name in ("lightning.pytorch", "lightning.fabric"):
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
-        _keep_random_states(stack, on_gpus=bool(torch.cuda.is_initialized()))  # type: ignore[no-untyped-call]
+        _keep_random_states(stack, on_gpus=cuda_in_use())
         stack.callback(
             torch.use_deterministic_algorithms,
             torch.are_deterministic_algorithms_enabled(),
             warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(shown_steps(not quiet))
         quiet_libraries()

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 # What may differ in a resumed fit: where its images lie (the split is the fit's own), how they are
 # read. Of the trainer's settings and those of the run all take effect that are not named below.
-FREE = {"data.root", "data.manifest", "data.num_workers", "data.cache", "data.cache_dir"}
+FREE = {
+    "data.root",
+    "data.manifest",
+    "data.num_workers",
+    "data.cache",
+    "data.cache_dir",
+    "data.on_device",
+}
 # What has been decided once the run folder is there.
 DECIDED = ("--name", "--runs", "--ckpt_path", "--model.pretrained", "--data.manifest")
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from finetune.data.dataset import ImageDataset
 from finetune.data.workers import choose_num_workers
 from finetune.errors import UsageError
+from finetune.runtime import can_pin_memory
 
 
 def make_loader(
@@ -44,7 +45,7 @@ def make_loader(
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=_can_pin_memory(),
+        pin_memory=can_pin_memory(),
         generator=torch.Generator().manual_seed(seed),
         **options,
     )
@@ -58,8 +59,3 @@ def silence_worker_advice() -> None:
     warnings.filterwarnings(
         "ignore", message=".*does not have many workers.*", category=PossibleUserWarning
     )
-
-
-def _can_pin_memory() -> bool:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return device is not None and device.type != "mps"  # which warns that it cannot

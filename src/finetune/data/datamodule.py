@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finetune.data.assignment import SplitSettings, check_classes_in_train, names_below
-from finetune.data.cache import CacheMode, caching_reader
-from finetune.data.dataloaders import make_loader, silence_worker_advice
+from finetune.data.assignment import SplitSettings
+from finetune.data.cache import CacheMode
+from finetune.data.dataloaders import silence_worker_advice
 from finetune.data.dataset import (
-    ImageDataset,
     Reader,
-    ShuffledDraws,
     balancing_weights,
     shuffled_order,
 )
-from finetune.data.decoding import MAX_PIXELS, ImageReader
+from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
-from finetune.data.findings import Finding, write_findings
-from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
+from finetune.data.device_choice import DeviceChoice, OnDevice
+from finetune.data.findings import write_findings
+from finetune.data.folder import Split
 from finetune.data.found_images import FoundImages, OnBadImage
+from finetune.data.image_loaders import ImageLoaders, Loader
+from finetune.data.labelled_folder import LabelledFolder, check_choice
 from finetune.data.manifest import write_manifest
-from finetune.data.preview import MOST, write_batch_image
-from finetune.data.sides import Sides
+from finetune.data.preview import write_batch_image
+from finetune.data.readers import Readers
+from finetune.data.sides import Sides, one_class_only
 from finetune.data.transforms import (
     Augmentation,
-    collate_bytes,
-    evaluation_transform,
-    training_transform,
 )
-from finetune.data.views import SeveralViews
 from finetune.data.workers import choose_num_workers as choose_num_workers
-from finetune.data.workers import reading_seconds
-from finetune.errors import ImageFolderError, UsageError
+from finetune.errors import UsageError
+from finetune.runtime import Runtime
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import DATA, check_settings
-from finetune.spec.splits import SplitRecord
 
 # What counts where nothing is given and no recipe has chosen.
 BATCH_SIZE = 32
 AUGMENTATION: Augmentation = "light"
 
 
-class ImageFolderDataModule(LightningDataModule):
+class ImageFolderDataModule(LabelledFolder):
     """Train, val and test batches of a folder of images.
 
     Layouts::
@@ -59,9 +53,9 @@ class ImageFolderDataModule(LightningDataModule):
         root/<class>/*.jpg                 val and test parts are held out, stratified
         root/train|val|test/<class>/*.jpg  as given; what is missing is held out from train
 
-    Batches are ``images`` float ``(B, C, S, S)`` in ``[0, 1]``, not normalised, and ``labels``
-    int64 ``(B,)``. The same seed gives the same splits, order and random views, whatever the
-    number of workers.
+    Batches are ``images`` ``uint8 (B, C, S, S)``, which a classifier converts and normalises, and
+    ``labels`` int64 ``(B,)``. The same seed gives the same splits, order and random views,
+    whatever the number of workers.
 
     Args:
         root: the folder.
@@ -72,7 +66,8 @@ class ImageFolderDataModule(LightningDataModule):
             light unless a recipe chooses.
         balanced: draw every class equally often in an epoch, rare images several times, instead
             of each image once; the final layer fitted in closed form weighs them likewise.
-        batch_size: images a batch; 32 where it is not given and no recipe chooses.
+        batch_size: images a batch, dealt out to the processes where there are several; 32 where it
+            is not given and no recipe chooses.
         num_workers: processes that read images; by default chosen from cores and data size.
         val_fraction: share held out for validation where the folder has no such split; 0: none.
         test_fraction: share held out for testing where the folder has no such split; 0: none.
@@ -80,6 +75,8 @@ class ImageFolderDataModule(LightningDataModule):
         training_seed: of order and random views: fits that differ in it alone share their split.
         cache: cache decoded images: off, memory, disk, or auto (whichever pays).
         cache_dir: where, instead of the platform's cache folder.
+        on_device: whether decoded images live on the device, where random views are then made for
+            whole batches; auto: on an accelerator with room for them.
         on_bad_image: ``error`` stops before training, ``skip`` leaves such files out and says so.
         folds: number of cross-validation folds, made of everything that is not test.
         fold: the fold that is val, from 0.
@@ -107,6 +104,7 @@ class ImageFolderDataModule(LightningDataModule):
         training_seed: int | None = None,
         cache: CacheMode = "auto",
         cache_dir: str | Path | None = None,
+        on_device: OnDevice = "auto",
         on_bad_image: OnBadImage = "error",
         folds: int | None = None,
         fold: int | None = None,
@@ -130,12 +128,11 @@ class ImageFolderDataModule(LightningDataModule):
         )
         self.balanced = balanced
         self.num_workers = num_workers
-        self.seed = seed if training_seed is None else training_seed
         self.max_pixels = max_pixels
         self.max_decoding_mb = max_decoding_mb
+        self.seed = seed if training_seed is None else training_seed
         self._given_preprocessing = preprocessing
         self._given_class_names = None if class_names is None else tuple(class_names)
-        self._cache: tuple[CacheMode, str | None] = (cache, cache_dir)
         found_images = FoundImages(
             self.root,
             manifest=manifest,
@@ -149,49 +146,15 @@ class ImageFolderDataModule(LightningDataModule):
         )
         settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
         self._sides = Sides(found_images, settings)
-        self._readers: dict[ImageReader, Reader] = {}
+        self._readers = Readers(found_images, cache, cache_dir)
+        self._choice = DeviceChoice(on_device)
         # A teacher's probabilities for the training images, (N, C), as train batches' third
         # tensor.
         self.soft_labels: Tensor | None = None
 
-    def follow(self, record: SplitRecord, *, allow_reuse: bool = False) -> None:
-        """Put each image on the side where an earlier fit had it, and only new ones elsewhere.
-
-        Images are known by content, or else by their path below the root, wherever the folder lies.
-        A manifest that says sides itself wins; what trained the fit is then refused as val or test.
-
-        Args:
-            record: of the fit, from its checkpoint.
-            allow_reuse: judge images that trained all the same, with a warning.
-        """
-        self._sides.follow(record, allow_reuse=allow_reuse)
-
-    @property
-    def split_settings(self) -> SplitSettings:
-        """How much is held out, and how."""
-        return self._sides.settings
-
-    @property
-    def split_record(self) -> SplitRecord:
-        """On which side each image stands, for the checkpoints of this fit."""
-        return self._sides.record(self.folder, dict(self.hparams))
-
-    @property
-    def differences(self) -> str:
-        """What has come, changed and gone since the fit that is followed; empty if nothing has."""
-        return self._sides.differences(self.folder)
-
-    @property
-    def _limits(self) -> dict[str, int]:
-        return {"max_pixels": self.max_pixels, "max_decoding_mb": self.max_decoding_mb}
-
-    @property
-    def _found_images(self) -> FoundImages:
-        return self._sides.found_images
-
     def apply_recipe(self, *, augmentation: Augmentation, batch_size: int) -> None:
         """Take over settings that a recipe has chosen."""
-        _check_choice("augmentation", augmentation, get_args(Augmentation))
+        check_choice("augmentation", augmentation, get_args(Augmentation))
         if batch_size < 1:
             raise UsageError(f"Expected batch_size to be at least 1, found {batch_size}.")
         self.augmentation: Augmentation = augmentation
@@ -199,42 +162,26 @@ class ImageFolderDataModule(LightningDataModule):
         self.hparams.update(augmentation=augmentation, batch_size=batch_size)
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """The vocabulary: what was given, or the attached classifier's, or the folder's."""
-        own = self._given_class_names or self._of_classifier("class_names")
-        if own:
-            return tuple(own)
-        check_classes_in_train(self._found_images.found)
-        return self._found_images.found.class_names
-
-    @property
-    def num_classes(self) -> int:
-        """Size of the vocabulary."""
-        return len(self.class_names)
-
-    @property
     def preprocessing(self) -> Preprocessing:
         """What was given, or the attached classifier's, or ImageNet's usual one."""
         own = self._given_preprocessing or self._of_classifier("preprocessing")
         return own or Preprocessing()
 
-    def prepare_for(self, preprocessing: Preprocessing) -> None:
-        """See images as this network does, where no preprocessing was given."""
+    def prepare_for(self, preprocessing: Preprocessing, device: torch.device | None = None) -> None:
+        """See images as this network does, where no preprocessing was given.
+
+        Args:
+            preprocessing: of the network.
+            device: where it computes; where images may live, if they fit.
+        """
         self._given_preprocessing = self._given_preprocessing or preprocessing
+        self._choice.device = device
 
     @property
-    def folder(self) -> ImageFolder:
-        """Every image with its label in :attr:`class_names` and its side."""
-        return self._sides.folder(self._given_class_names or self._of_classifier("class_names"))
-
-    def images(self, split: Split) -> tuple[LabelledImage, ...]:
-        """The images of a split, in the order of its unshuffled loader."""
-        _check_choice("split", split, get_args(Split))
-        return self._sides.of_split(self.folder, split)
-
-    def names(self, split: Split) -> list[str]:
-        """The paths of a split's images below the root, as a checkpoint keeps them."""
-        return names_below(self.root, self.images(split))
+    def on_device(self) -> tuple[bool, str]:
+        """Whether decoded images live on the device, and why."""
+        images = len(self.images("train")) + len(self.images("val"))
+        return self._choice.takes(images, self.preprocessing)
 
     @property
     def draw_weights(self) -> Tensor | None:
@@ -247,26 +194,6 @@ class ImageFolderDataModule(LightningDataModule):
         """The training images of an epoch, by their indexes."""
         return shuffled_order(len(self.images("train")), generator, self.draw_weights)
 
-    def class_counts(self, split: Split) -> dict[str, int]:
-        """Images of each class in a split, zeros included, in the order of the vocabulary."""
-        counts = Counter(image.label for image in self.images(split))
-        return {name: counts[label] for label, name in enumerate(self.class_names)}
-
-    @property
-    def median_short_side(self) -> int:
-        """Of the readable images, in pixels; 0 where there are none."""
-        return self._found_images.median_short_side
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What :mod:`finetune.data.health` has to say about the folder, errors first."""
-        return self._found_images.findings
-
-    @property
-    def bad_images(self) -> list[Finding]:
-        """The files that cannot be read; with ``on_bad_image="skip"`` they are left out."""
-        return self._found_images.bad_images
-
     def setup(self, stage: str) -> None:
         """Find and open the images and put each on a side; called by Lightning.
 
@@ -278,31 +205,45 @@ class ImageFolderDataModule(LightningDataModule):
         if stage == "fit":
             self._require("train")
             if self.num_classes < 2:
-                raise ImageFolderError(self._one_class_message())
+                raise one_class_only(self.root, self.class_names[0])
         elif stage in ("validate", "test"):
             self._require("val" if stage == "validate" else "test")
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled random views of the training images."""
-        images = self._require("train")
-        transform = training_transform(self.preprocessing, self.augmentation, to_float=False)
-        dataset = ImageDataset(images, transform, self.reader(), self.soft_labels)
-        # A last batch of one image has no variance: batch norm cannot train on it.
-        lonely = len(images) > self.batch_size and len(images) % self.batch_size == 1
-        sampler = ShuffledDraws(len(images), self.seed, self.draw_weights)
-        return self._loader(dataset, sampler=sampler, drop_last=lonely, collate_fn=collate_bytes)
+    @property
+    def ends_lonely(self) -> bool:
+        """Whether a process's last training batch is one image: batch norm cannot train on it."""
+        runtime = Runtime()
+        own = -(-len(self.images("train")) // runtime.world_size)
+        size = runtime.share_of_batch(self.batch_size)
+        return own > size and own % size == 1
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def train_dataloader(self) -> Loader:
+        """Shuffled random views of the training images."""
+        return self._loaders.training(
+            self._require("train"),
+            draw_weights=self.draw_weights,
+            soft_labels=self.soft_labels,
+            on_device=self.on_device[0],
+            drop_last=self.ends_lonely,
+        )
+
+    def val_dataloader(self) -> Loader | list[Any]:
         """The val images in order; an empty list when none were held out."""
-        return self.evaluation_dataloader("val") if self.images("val") else []
+        if not self.images("val"):
+            return []
+        loaders = self._loaders
+        # One of several processes is asked for all of them, where it compares what a phase found.
+        if self.on_device[0] and Runtime().world_size == 1:
+            return loaders.evaluation_on_device(self.images("val"))
+        return loaders.evaluation(self.images("val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test images in order."""
-        return self.evaluation_dataloader("test")
+        return self._loaders.evaluation(self._require("test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """All images in order, whatever their side."""
-        return self._evaluation_loader(self.folder.images)
+        return self._loaders.evaluation(self.folder.images)
 
     def evaluation_dataloader(
         self, split: Split, *, preprocessings: Sequence[Preprocessing] | None = None
@@ -314,11 +255,24 @@ class ImageFolderDataModule(LightningDataModule):
         """
         images = self._require(split)
         if preprocessings is None:
-            return self._evaluation_loader(images)
-        views = SeveralViews(preprocessings)
-        reader = self._cached(views.reader(**self._limits))
-        # A tuple of tensors where the dataset knows one; the default collation takes both.
-        return self._loader(ImageDataset(images, views, reader))  # type: ignore[arg-type]
+            return self._loaders.evaluation(images)
+        return self._loaders.several(images, preprocessings)
+
+    def reader(self, preprocessing: Preprocessing | None = None) -> Reader:
+        """Reads an image at the size that a preprocessing asks for; decoded ones are cached."""
+        return self._readers.of([preprocessing or self.preprocessing])
+
+    @property
+    def _loaders(self) -> ImageLoaders:
+        return ImageLoaders(
+            self._readers,
+            self._choice,
+            self.preprocessing,
+            self.augmentation,
+            Runtime().share_of_batch(self.batch_size),
+            self.num_workers,
+            self.seed,
+        )
 
     def write_manifest(self, path: str | os.PathLike[str]) -> None:
         """Write who stands where as a CSV that ``manifest=`` reads back (``split.csv``)."""
@@ -332,84 +286,9 @@ class ImageFolderDataModule(LightningDataModule):
         self.write_manifest(folder / "split.csv")
         if self.bad_images:
             write_findings(folder / "bad_images.csv", self.bad_images)
-        loader = self.train_dataloader()
-        first = itertools.islice(cast(ShuffledDraws, loader.sampler), MOST)
-        images, labels, *_ = collate_bytes([loader.dataset[draw] for draw in first])
+        images, labels, *_ = self._loaders.first(self._require("train"), self.draw_weights)
         write_batch_image(images, labels, self.class_names, folder / "batch.png")
-
-    def summary(self) -> str:
-        """One line: images of each side, classes, files left out."""
-        counts = {split: len(self.images(split)) for split in SPLITS}
-        text = ", ".join(f"{number} {split}" for split, number in counts.items() if number)
-        text += f" images of {self.num_classes} classes"
-        bad = len(self.bad_images)
-        return f"{text}; {bad} unreadable files left out, see bad_images.csv" if bad else text
-
-    def _of_classifier(self, attribute: str) -> Any:
-        trainer = self.trainer
-        return None if trainer is None else getattr(trainer.lightning_module, attribute, None)
-
-    def _require(self, split: Split) -> tuple[LabelledImage, ...]:
-        images = self.images(split)
-        if not images:
-            remedy = f"give {self.root}/{split}/<class>/"
-            if split != "train":
-                remedy += f" or a {split}_fraction above 0"
-            if self._sides.followed is not None and self.images("train"):
-                remedy = "a fit has trained on all others; add images, or give --data.manifest"
-            raise ImageFolderError(f"Expected {split} images in {self.root}, found none; {remedy}.")
-        return images
-
-    def _one_class_message(self) -> str:
-        only = self.class_names[0]
-        inner = self.root / only
-        nested = any((inner / name).is_dir() for name in ("train", "val", "test"))
-        remedy = (
-            f"did you mean --data.root {inner}?"
-            if nested
-            else "put each class's images into a folder of its own."
-        )
-        return f"Expected at least two classes in {self.root}, found only {only!r}; {remedy}"
-
-    def reader(self, preprocessing: Preprocessing | None = None) -> Reader:
-        """Reads an image at the size that a preprocessing asks for; decoded ones are cached."""
-        wanted = preprocessing or self.preprocessing
-        return self._cached(ImageReader.of([wanted], **self._limits))
-
-    def _cached(self, reader: ImageReader) -> Reader:
-        """One reader for all loaders that decode alike, so that they share what is cached."""
-        if reader not in self._readers:
-            mode, cache_dir = self._cache
-            paths = self._found_images.paths
-            self._readers[reader] = caching_reader(
-                reader,
-                self.root,
-                mode=mode,
-                images=len(paths),
-                decode_seconds=reading_seconds(paths),
-                cache_dir=cache_dir,
-            )
-        return self._readers[reader]
-
-    def _evaluation_loader(self, images: Sequence[LabelledImage]) -> DataLoader[Any]:
-        transform = evaluation_transform(self.preprocessing, to_float=False)
-        dataset = ImageDataset(images, transform, self.reader())
-        return self._loader(dataset, collate_fn=collate_bytes)
-
-    def _loader(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
-        return make_loader(
-            dataset,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            seed=self.seed,
-            **options,
-        )
 
 
 def _text(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"Expected {name} to be one of {', '.join(choices)}, found {value!r}.")

@@ -23,7 +23,7 @@ def batch_image(
     """Tiles with captions, at most 32 of them.
 
     Args:
-        images: ``(B, C, S, S)`` in ``[0, 1]``, RGB or grey, as batches hold them.
+        images: ``uint8 (B, C, S, S)``, RGB or grey, as batches hold them.
         labels: ``(B,)`` class indexes, or ``(B, K)`` probabilities where images were mixed.
         class_names: ``K`` names.
         columns: tiles a row.
@@ -53,8 +53,7 @@ def write_batch_image(
 
 
 def _tile(image: Tensor) -> Image.Image:
-    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte()
-    planes = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    planes = image.cpu().expand(3, -1, -1).permute(1, 2, 0).numpy()
     tile = Image.fromarray(np.ascontiguousarray(planes))
     return tile.resize((TILE - 2, TILE - 2), Image.Resampling.BICUBIC)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from finetune.data.assignment import SplitSettings, assign_splits
@@ -12,11 +13,35 @@ from finetune.data.folder import ImageFolder, LabelledImage, Split
 from finetune.data.following import differences, follow, record_of, trained
 from finetune.data.found_images import FoundImages
 from finetune.data.groups import groups_with_duplicates
-from finetune.errors import ManifestError
+from finetune.errors import ImageFolderError, ManifestError
 from finetune.spec.splits import SplitRecord
 
 # Settings that name places of this machine, which no checkpoint tells.
 PLACES = ("root", "manifest", "cache_dir")
+
+
+def none_on_side(root: Path, split: Split, *, followed: bool) -> ImageFolderError:
+    """What to say where a side has no image; ``followed``: all others have trained a fit."""
+    remedy = f"give {root}/{split}/<class>/"
+    if split != "train":
+        remedy += f" or a {split}_fraction above 0"
+    if followed:
+        remedy = "a fit has trained on all others; add images, or give --data.manifest"
+    return ImageFolderError(f"Expected {split} images in {root}, found none; {remedy}.")
+
+
+def one_class_only(root: Path, only: str) -> ImageFolderError:
+    """What to say where there is one class; it may be the folder itself that was meant."""
+    inner = root / only
+    nested = any((inner / name).is_dir() for name in ("train", "val", "test"))
+    remedy = (
+        f"did you mean --data.root {inner}?"
+        if nested
+        else "put each class's images into a folder of its own."
+    )
+    return ImageFolderError(
+        f"Expected at least two classes in {root}, found only {only!r}; {remedy}"
+    )
 
 
 class Sides:

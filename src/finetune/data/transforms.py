@@ -1,13 +1,14 @@
 """Augmentation and evaluation transforms, from a preprocessing description.
 
-All work on ``uint8 (C, H, W)`` tensors and end in float ``(C, S, S)`` in ``[0, 1]``, not
-normalised: the classifier does that. Mixing images (mixup, CutMix) happens later, on batches.
+All work on ``uint8 (C, H, W)`` tensors and end in ``uint8 (C, S, S)``: bytes go to the device,
+and the classifier converts and normalises them there. Mixing (mixup, CutMix) happens later, on
+batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, assert_never
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +23,26 @@ Transform = Callable[[Tensor], Tensor]
 # A strip 100 times as long as wide would become 25,600 pixels long before its centre is cut out.
 MAX_ASPECT = 8
 
+# Of the presets: least share of the area that a crop keeps, share of the images that TrivialAugment
+# changes, and of those of which a part is erased.
+LEAST_AREA: Mapping[Augmentation, float] = {"light": 0.35, "medium": 0.35, "strong": 0.2}
+TRIVIAL_SHARE: Mapping[Augmentation, float] = {"light": 0.0, "medium": 0.5, "strong": 1.0}
+ERASED_SHARE: Mapping[Augmentation, float] = {"light": 0.0, "medium": 0.0, "strong": 0.25}
 
-def evaluation_transform(preprocessing: Preprocessing, *, to_float: bool = True) -> Transform:
-    """Resize the short side, cut out the centre: ``uint8 (C, H, W)`` to float ``(C, S, S)``.
 
-    Without ``to_float`` the result stays ``uint8``, for :func:`collate_bytes` to convert.
-    """
+def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+    """Resize the short side, cut out the centre: ``uint8 (C, H, W)`` to ``(C, S, S)``."""
     return v2.Compose(
         [
             LimitAspect(MAX_ASPECT),
             v2.Resize(preprocessing.resize_size, _interpolation(preprocessing), antialias=True),
             v2.CenterCrop(preprocessing.image_size),
-            *_last(to_float),
         ]
     )
 
 
-def training_transform(
-    preprocessing: Preprocessing, augmentation: Augmentation, *, to_float: bool = True
-) -> Transform:
-    """A random view: ``uint8 (C, H, W)`` to float ``(C, S, S)``.
+def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
+    """A random view: ``uint8 (C, H, W)`` to ``(C, S, S)``.
 
     - ``none``: the evaluation transform.
     - ``light``: random crop of at least 35 % of the area, horizontal flip.
@@ -49,35 +50,30 @@ def training_transform(
     - ``strong``: crop of at least 20 %, TrivialAugment for every image, random erasing
       (arXiv 1708.04896) of a quarter of them.
 
-    All randomness comes from torch's default generator. ``to_float`` as above.
+    All randomness comes from torch's default generator.
     """
-    match augmentation:
-        case "none":
-            return evaluation_transform(preprocessing, to_float=to_float)
-        case "light":
-            steps = [*_random_view(preprocessing, 0.35), *_last(to_float)]
-        case "medium":
-            trivial = v2.RandomApply([_trivial_augment(preprocessing)], p=0.5)
-            steps = [*_random_view(preprocessing, 0.35), trivial, *_last(to_float)]
-        case "strong":
-            erasing = v2.RandomErasing(p=0.25, value=_mean_colour(preprocessing))
-            view = _random_view(preprocessing, 0.2)
-            steps = [*view, _trivial_augment(preprocessing), erasing, *_last(to_float)]
-        case _:
-            assert_never(augmentation)
+    if augmentation == "none":
+        return evaluation_transform(preprocessing)
+    steps = _random_view(preprocessing, LEAST_AREA[augmentation])
+    share = TRIVIAL_SHARE[augmentation]
+    if share:
+        trivial = _trivial_augment(preprocessing)
+        steps.append(trivial if share == 1 else v2.RandomApply([trivial], p=share))
+    if ERASED_SHARE[augmentation]:
+        colour = mean_colour(preprocessing)
+        steps.append(v2.RandomErasing(p=ERASED_SHARE[augmentation], value=colour))
     return v2.Compose(steps)
 
 
 def collate_bytes(items: Sequence[tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """``uint8 (C, S, S)`` and labels into a batch: float ``(B, C, S, S)`` in ``[0, 1]``, ``(B,)``.
+    """``uint8 (C, S, S)`` and labels into a batch: ``uint8 (B, C, S, S)``, int64 ``(B,)``.
 
-    Soft labels ``(C,)``, where there are any, become a third tensor ``(B, C)``.
-
-    Converting a batch at once moves a quarter of the bytes that stacking floats would.
+    Soft labels ``(C,)``, where there are any, become a third tensor ``(B, C)``. Channels are
+    last in memory, as convolutions compute fastest.
     """
     images, labels, *soft_labels = zip(*items, strict=True)
-    batch = torch.stack(images).to(torch.float32).div_(255), torch.tensor(labels)
-    return (*batch, *map(torch.stack, soft_labels))
+    batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return (batch, torch.tensor(labels), *map(torch.stack, soft_labels))
 
 
 class RandomView(v2.RandomResizedCrop):
@@ -122,17 +118,13 @@ def _random_view(preprocessing: Preprocessing, least_area: float) -> list[nn.Mod
 
 def _trivial_augment(preprocessing: Preprocessing) -> nn.Module:
     return v2.TrivialAugmentWide(
-        interpolation=InterpolationMode.BILINEAR, fill=_mean_colour(preprocessing)
+        interpolation=InterpolationMode.BILINEAR, fill=mean_colour(preprocessing)
     )
 
 
-def _mean_colour(preprocessing: Preprocessing) -> list[int]:
+def mean_colour(preprocessing: Preprocessing) -> list[int]:
     """What becomes zero after normalisation, as bytes."""
     return [round(255 * mean) for mean in preprocessing.mean]
-
-
-def _last(to_float: bool) -> list[nn.Module]:
-    return [v2.ToDtype(torch.float32, scale=True)] if to_float else []
 
 
 def _interpolation(preprocessing: Preprocessing) -> InterpolationMode:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor
 from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-from finetune.data.decoding import MAX_PIXELS, ImageReader
-from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.transforms import evaluation_transform
 from finetune.spec.preprocessing import Preprocessing
 
@@ -25,20 +23,10 @@ class SeveralViews:
         self._transforms = [evaluation_transform(each) for each in self.preprocessings]
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``uint8 (C, H, W)`` to floats ``(C_i, S_i, S_i)``; colour becomes grey where wanted."""
+        """``uint8 (C, H, W)`` to ``(C_i, S_i, S_i)``; colour becomes grey where wanted."""
         return tuple(
             transform(_with_channels(image, each.in_chans))
             for transform, each in zip(self._transforms, self.preprocessings, strict=True)
-        )
-
-    def reader(
-        self, *, max_pixels: int = MAX_PIXELS, max_decoding_mb: int = MAX_DECODING_MB
-    ) -> ImageReader:
-        """Decodes as large and as colourful as the most demanding view wants; alone, exactly so."""
-        return ImageReader.of(
-            self.preprocessings or [Preprocessing()],
-            max_pixels=max_pixels,
-            max_decoding_mb=max_decoding_mb,
         )
 
 

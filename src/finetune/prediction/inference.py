@@ -31,6 +31,7 @@ from finetune.prediction.inputs import (
 )
 from finetune.prediction.predictions import Predictions
 from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
+from finetune.runtime import Runtime, can_pin_memory
 from finetune.training.classifier import ImageClassifier
 
 
@@ -82,6 +83,7 @@ def predict(
         ImageViews(named, model.preprocessings, max_pixels, max_decoding_mb),
         batch_size=batch_size,
         num_workers=workers,
+        pin_memory=can_pin_memory(),
         collate_fn=collate_views,
     )
     collected = _Collector(paths, model, on_answer, on_bad_image)
@@ -176,11 +178,9 @@ class _Collector(Callback):
                 self.on_answer(self.paths[index], alone)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size == 1:
+        if trainer.world_size == 1:  # each process may ask for images of its own
             return
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, (self.answers, self.bad))
-        for answers, bad in gathered:
+        for answers, bad in Runtime().gather((self.answers, self.bad)):
             self.answers.update(answers)
             self.bad.update(bad)
 

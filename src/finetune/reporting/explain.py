@@ -169,7 +169,7 @@ def _logits(classifier: ImageClassifier, pixels: Pixels) -> Tensor:
 
 
 def _view(classifier: ImageClassifier, pixels: Pixels) -> Tensor:
-    """The image as this classifier sees it, ``(1, C, S, S)`` in ``[0, 1]``."""
+    """The image as this classifier sees it, ``uint8 (1, C, S, S)``."""
     transform = evaluation_transform(classifier.preprocessing)
     view = transform(pixels[classifier.preprocessing.in_chans])
     return view.unsqueeze(0).to(classifier.mean.device)
@@ -182,7 +182,7 @@ def _joint_heat(
     heat = torch.zeros(height, width)
     parts = []
     for classifier, share in members:
-        view = (_view(classifier, pixels) - classifier.mean) / classifier.std
+        view = classifier.normalised(_view(classifier, pixels))
         target = classifier.class_names.index(class_name)
         cam = grad_cam(classifier.network, view, target)[0].cpu()
         parts.append(seen_part((height, width), classifier.preprocessing))

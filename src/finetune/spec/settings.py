@@ -59,6 +59,7 @@ DATA: Mapping[str, Check] = {
     "seed": SEED,
     "training_seed": optional(SEED),
     "cache": one_of("off", "memory", "disk", "auto"),
+    "on_device": one_of("auto", "on", "off"),
     "on_bad_image": one_of("error", "skip"),
     "folds": optional(whole(2, 10**6)),
     "fold": optional(whole(0, 10**6)),

@@ -15,6 +15,7 @@ from finetune.errors import UsageError
 from finetune.networks.compiling import compiled
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
+from finetune.networks.normalising import normalised, unit_floats
 from finetune.networks.pretrained import weights_licence
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.protocols import PhaseData
@@ -45,8 +46,8 @@ AUXILIARY_LOSS_WEIGHT = 0.3
 class ImageClassifier(LightningModule):
     """A network, the class names it answers with, and how it is trained.
 
-    ``forward`` takes images ``(B, C, S, S)`` in ``[0, 1]``, normalises them as the backbone was
-    pretrained, and returns logits ``(B, len(class_names))``.
+    ``forward`` takes images ``(B, C, S, S)``, bytes or floats in ``[0, 1]``, normalises them as the
+    backbone was pretrained, and returns logits ``(B, len(class_names))``.
 
     Args:
         class_names: one name a class, in the order of the logits; at least two, all different.
@@ -233,7 +234,7 @@ class ImageClassifier(LightningModule):
         self.load_state_dict(state_dict)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of images in ``[0, 1]``."""
+        """Logits ``(B, C)`` of images, bytes or floats in ``[0, 1]``."""
         logits, _ = self._logits(images)
         return logits
 
@@ -242,8 +243,12 @@ class ImageClassifier(LightningModule):
         if self.upper is not None:
             return self.upper(images), None
         network = self._compiled[0] if self._compiled and self.training else self.network
-        answer = network((images - self.mean) / self.std)
+        answer = network(self.normalised(images))
         return (answer[0], answer[1]) if isinstance(answer, tuple) else (answer, None)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the network takes of images, bytes or floats in ``[0, 1]``."""
+        return normalised(images, self.mean, self.std)
 
     def setting(self, name: str) -> Any:
         """A hyperparameter, or what counts in its place where nobody has chosen one."""
@@ -269,23 +274,25 @@ class ImageClassifier(LightningModule):
             by_class = self.trainer.datamodule.class_counts("train")  # type: ignore[attr-defined]
             weights = self.task.class_weights(kind, list(by_class.values()))
             assert weights is not None
-            self.loss.weight = weights.to(self.device, self.mean.dtype)
+            self.loss.weight = weights.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         images, labels, *soft_labels = batch
+        targets = labels
         if self.mix is not None and self.upper is None:
-            images, targets = self.mix(images, labels)
-        else:
-            targets = labels
+            images, targets = self.mix(unit_floats(images), labels)
         logits, auxiliary_logits = self._logits(images)
+        logits = logits.float()
         loss = self.loss(logits, targets)
         if auxiliary_logits is not None:
-            loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits, targets)
+            loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits.float(), targets)
         if soft_labels:
             temperature = self.hparams["teacher_temperature"]
             taught = self.task.distillation_loss(logits, soft_labels[0], temperature=temperature)
             loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
+        # Of several processes each has the loss of its share: one alone asks for it while it runs,
+        # so it cannot be put together then.
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
@@ -307,8 +314,8 @@ class ImageClassifier(LightningModule):
 
     def _evaluate(self, batch: Batch, stage: Stage) -> None:
         images, labels = batch[:2]
-        logits = self(images)
-        self._pass.add(logits.float(), labels)
+        logits = self(images).float()
+        self._pass.add(logits, labels)
         loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
 
@@ -326,16 +333,16 @@ class ImageClassifier(LightningModule):
             {name: self.setting(name) for name in OPTIMIZER_SETTINGS},
             steps=self.trainer.estimated_stepping_batches,
             cycles=self.cycles,
+            # Lightning clips no gradients of a fused one.
+            fused=self.device.type == "cuda" and not self.trainer.gradient_clip_val,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file self-sufficient."""
         datamodule = getattr(self.trainer, "datamodule", None) if self._trainer else None
-        checkpoint["state_dict"] = {
-            # Training may use another memory format; files hold the usual one.
-            name: value.contiguous()
-            for name, value in checkpoint["state_dict"].items()
-        }
+        # Training may use another memory format; files hold the usual one.
+        state_dict = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: value.contiguous() for name, value in state_dict}
         checkpoint[ENTRY] = self.entry(datamodule)
         # The same settings, with the places of this machine.
         checkpoint.pop("datamodule_hyper_parameters", None)
@@ -344,11 +351,5 @@ class ImageClassifier(LightningModule):
         """What a checkpoint says beside the weights; see ``finetune.training.checkpoints``."""
         fitted = {} if datamodule is None else fitted_on(datamodule, self.answers.get("val"))
         details = {**self.details, **fitted}
-        return describe(
-            self.class_names,
-            self.backbone,
-            self.preprocessing,
-            network=self.spec,
-            task=self.task,
-            **details,
-        )
+        known = (self.class_names, self.backbone, self.preprocessing)
+        return describe(*known, network=self.spec, task=self.task, **details)

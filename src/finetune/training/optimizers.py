@@ -10,12 +10,18 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+    list_optimizers,
+)
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -90,7 +96,12 @@ def parameter_groups(
 
 
 def scheduled_optimizer(
-    network: ImageNetwork, settings: Mapping[str, Any], *, steps: float, cycles: int
+    network: ImageNetwork,
+    settings: Mapping[str, Any],
+    *,
+    steps: float,
+    cycles: int,
+    fused: bool = False,
 ) -> OptimizerLRSchedulerConfig:
     """An optimizer over :func:`parameter_groups`, and its :func:`warmup_cosine` by steps.
 
@@ -99,6 +110,7 @@ def scheduled_optimizer(
         settings: a classifier's, :data:`OPTIMIZER_SETTINGS`.
         steps: of the whole phase.
         cycles: in how many the learning rate falls; the first alone warms up.
+        fused: one kernel a step, where the optimizer has it.
 
     Raises:
         TrainingError: the steps have no end.
@@ -109,7 +121,8 @@ def scheduled_optimizer(
             "give --trainer.max_epochs or --trainer.max_steps."
         )
     rates = {name: settings[name] for name in OPTIMIZER_SETTINGS[2:]}
-    optimizer = create_optimizer(parameter_groups(network, **rates), settings["optimizer"])
+    groups = parameter_groups(network, **rates)
+    optimizer = create_optimizer(groups, settings["optimizer"], fused=fused)
     warmup_steps = int(settings["warmup_fraction"] * steps) // cycles
     schedule = warmup_cosine(optimizer, int(steps), warmup_steps, cycles=cycles)
     return {
@@ -118,10 +131,14 @@ def scheduled_optimizer(
     }
 
 
-def create_optimizer(groups: Iterable[dict[str, Any]], name: str = "adamw") -> Optimizer:
+def create_optimizer(
+    groups: Iterable[dict[str, Any]], name: str = "adamw", *, fused: bool = False
+) -> Optimizer:
     """The optimizer that timm calls ``name`` (adamw, sgd, lamb, ...) over ready-made ``groups``.
 
-    The groups' own ``lr`` and ``weight_decay`` hold; ``sgd`` is Nesterov momentum 0.9.
+    With ``fused``, one kernel a step where the optimizer has it: for GPUs, which many small ones
+    keep waiting. The groups' own ``lr`` and ``weight_decay`` hold; ``sgd`` is Nesterov momentum
+    0.9.
 
     Raises:
         UsageError: timm has no such optimizer, with the nearest names; or it cannot be used here.
@@ -131,7 +148,9 @@ def create_optimizer(groups: Iterable[dict[str, Any]], name: str = "adamw") -> O
     _check_optimizer_name(name)
     top_rate = max(group["lr"] for group in groups)
     try:
-        optimizer: Optimizer = create_optimizer_v2(groups, opt=name, lr=top_rate)
+        own = signature(get_optimizer_class(name, bind_defaults=False)).parameters
+        options = {"fused": True} if fused and "fused" in own else {}
+        optimizer: Optimizer = create_optimizer_v2(groups, opt=name, lr=top_rate, **options)
     except (AssertionError, ImportError) as error:  # apex, bitsandbytes: what timm asks for
         raise UsageError(
             f"Expected an optimizer that can be used here, found {name!r} ({error}); try adamw."

@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from finetune.errors import NetworkError
 from finetune.networks.freezing import network_stages, split_at
+from finetune.runtime import fast_at_bf16
 from finetune.spec.protocols import FitData
 from finetune.training.classifier import ImageClassifier
 from finetune.training.strategies import parse_strategy
@@ -42,9 +45,11 @@ class Facts:
         can_keep: whether the network can be cut between its stages, so that the activations of
             frozen ones can be cached.
         on_cpu: whether there is no accelerator.
+        fast_at_bf16: name of the accelerator where it is fast at bfloat16; else empty.
         closed_form: whether the final layer alone is fitted in closed form, without epochs.
         balanced: whether every class is drawn equally often.
         seconds: the time limit; None: there is none.
+        processes: one a device, to which each batch is dealt out.
     """
 
     class_counts: Sequence[int]
@@ -52,9 +57,11 @@ class Facts:
     stages: Sequence[str]
     can_keep: bool
     on_cpu: bool
+    fast_at_bf16: str = ""
     closed_form: bool = True
     balanced: bool = False
     seconds: float | None = None
+    processes: int = 1
 
     @property
     def train_images(self) -> int:
@@ -132,14 +139,19 @@ def _strategy(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _batch_size(facts: Facts, earlier: Mapping[str, Any]) -> tuple[int, str]:
-    if not facts.on_cpu and facts.train_images >= MANY_IMAGES:
-        return BATCH_SIZE_OF_MANY, "many images, and an accelerator to run them side by side"
-    size = BATCH_SIZE
-    while size > BATCH_SIZE_AT_LEAST and _steps_a_pass(facts, size) < STEPS_A_PASS:
+    many = not facts.on_cpu and facts.train_images >= MANY_IMAGES
+    size = BATCH_SIZE_OF_MANY if many else BATCH_SIZE
+    while not many and size > BATCH_SIZE_AT_LEAST and _steps_a_pass(facts, size) < STEPS_A_PASS:
         size //= 2
-    steps = _steps_a_pass(facts, size)
     few = "usual" if size == BATCH_SIZE else f"{facts.train_images} images are few"
-    return size, f"{few}; {steps} step{'s' * (steps > 1)} an epoch"
+    own = math.ceil(size / facts.processes)
+    size = own * facts.processes  # the same for each
+    steps = _steps_a_pass(facts, size)
+    reason = f"{few}; {steps} step{'s' * (steps > 1)} an epoch"
+    if many:
+        reason = "many images, and an accelerator to run them side by side"
+    shared = f"; {own} on each of {facts.processes} devices" if facts.processes > 1 else ""
+    return size, reason + shared
 
 
 def _steps_a_pass(facts: Facts, batch_size: int) -> int:
@@ -210,6 +222,15 @@ def _class_weights(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
+def _precision(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
+    """Weights, closed forms and all that is compared stay float32 or wider."""
+    if facts.on_cpu:
+        return "32-true", "the processor is fastest at float32"
+    if facts.fast_at_bf16:
+        return "bf16-mixed", f"{facts.fast_at_bf16} is fast at bfloat16; weights stay float32"
+    return "32-true", "the accelerator is not known to be faster at bfloat16"
+
+
 AS_GIVEN = "as given"
 # In this order: a rule sees what was chosen before it.
 RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
@@ -222,6 +243,7 @@ RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
     "label_smoothing": _smoothing,
     "augmentation": _augmentation,
     "class_weights": _class_weights,
+    "precision": _precision,
 }
 OF_CLOSED_FORM = {"strategy", "epochs", "augmentation", "class_weights"}
 
@@ -231,9 +253,10 @@ def facts_about(
     datamodule: FitData,
     *,
     pretrained: bool,
-    on_cpu: bool,
+    device: torch.device,
     closed_form: bool = True,
     seconds: float | None = None,
+    processes: int = 1,
 ) -> Facts:
     """The facts about a classifier and the images that it is to learn."""
     stages = list(network_stages(classifier.network))
@@ -248,8 +271,10 @@ def facts_about(
         pretrained=pretrained,
         stages=stages,
         can_keep=can_keep,
-        on_cpu=on_cpu,
+        on_cpu=device.type == "cpu",
+        fast_at_bf16=fast_at_bf16(device),
         closed_form=closed_form,
         balanced=datamodule.balanced,
         seconds=seconds,
+        processes=processes,
     )

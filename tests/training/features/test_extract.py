@@ -61,7 +61,7 @@ def counted(monkeypatch):
 
 
 def eval_logits(classifier, dataset):
-    images = torch.stack([dataset[index][0] for index in range(len(dataset))])
+    images = torch.stack([dataset[index][0] for index in range(len(dataset))]) / 255
     with torch.no_grad():
         return classifier.network.eval()((images - classifier.mean) / classifier.std)
 
@@ -212,7 +212,7 @@ def test_live_features_are_the_classifiers_input(dataset):
     images = torch.stack([dataset[0][0], dataset[1][0]])
     network = classifier.network.eval()
     with torch.no_grad():
-        normalised = (images - classifier.mean) / classifier.std
+        normalised = (images / 255 - classifier.mean) / classifier.std
         wanted = network.forward_head(network.forward_features(normalised), pre_logits=True)
     torch.testing.assert_close(live_features(classifier, images), wanted)
 
