@@ -33,7 +33,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = re.sub(r"\]\((?:\.\./)+notebooks/(\w+)\.ipynb", r"](lessons/\1.md", markdown)
     for page, source in PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(source)}", f"]({page}", markdown)
-    return markdown
+    # What the site does not show is named, not linked.
+    return re.sub(
+        r"\[([^]]+)\]\((?:\.\./)+(?:configs|src|tests|benchmarks)/[^)]*\)", r"\1", markdown
+    )
 
 
 def on_page_content(html: str, **_: Any) -> str:
