@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -158,9 +158,8 @@ def fit_calibration(
     if reject_risk is not None or conformal_alpha is not None:
         rules = "a reject rule or prediction sets"
         only_one_class(task, rules, instead="leave --reject-risk and --conformal out")
-    fit = fit_temperature(*task.rows(pooled, labels), prior=USUAL_PRIOR)
-    # Of so many images; a row of theirs may be a label of one.
-    fit = replace(fit, images=len(labels))
+    rows = task.rows(pooled, labels)
+    fit = fit_temperature(*rows, prior=USUAL_PRIOR, images=len(labels))
     chosen = task.thresholds(apply_temperature(pooled, fit.temperature), labels)
     reject = None
     if reject_risk is not None:

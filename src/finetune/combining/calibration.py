@@ -51,7 +51,9 @@ class RejectRule:
     coverage: float
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, *, prior: float = math.inf) -> TemperatureFit:
+def fit_temperature(
+    logits: Tensor, labels: Tensor, *, prior: float = math.inf, images: int | None = None
+) -> TemperatureFit:
     """The temperature T > 0 that minimises the NLL of the answer of ``logits / T``.
 
     Args:
@@ -59,6 +61,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, prior: float = math.inf) 
         labels: ``(N,)`` in ``[0, C)``.
         prior: standard deviation of log T; infinite for the maximum of the likelihood. See
             :func:`finetune.training.temperature.best_temperature`.
+        images: that the rows are of, where one image has several; None: as many as rows.
 
     Raises:
         CalibrationError: no images, other labels than classes, or logits that are not finite.
@@ -74,16 +77,17 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, prior: float = math.inf) 
             f"took {temperature:g}; calibrate with more images.",
             stacklevel=2,
         )
-    if len(labels) < FEW_IMAGES:
+    count = len(labels) if images is None else images
+    if count < FEW_IMAGES:
         warnings.warn(
-            f"Fitted a temperature on {len(labels)} answers; hold out at least {FEW_IMAGES}.",
+            f"Fitted a temperature on {count} images; hold out at least {FEW_IMAGES}.",
             stacklevel=2,
         )
     return TemperatureFit(
         temperature=temperature,
         nll_before=_nll(rows, labels),
         nll_after=_nll(rows / temperature, labels),
-        images=len(labels),
+        images=count,
     )
 
 
