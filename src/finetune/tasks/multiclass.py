@@ -36,7 +36,6 @@ class MultiClass:
 
     name: ClassVar[str] = "multiclass"
     deciding: ClassVar[str] = "nll"
-    headline: ClassVar[str] = "accuracy"
     closed_form: ClassVar[Literal["multinomial", "binary"]] = "multinomial"
 
     def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:

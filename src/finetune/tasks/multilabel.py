@@ -67,7 +67,6 @@ class MultiLabel:
 
     name: ClassVar[str] = "multilabel"
     deciding: ClassVar[str] = "nll"
-    headline: ClassVar[str] = "map"
     closed_form: ClassVar[Literal["multinomial", "binary"]] = "binary"
 
     def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:

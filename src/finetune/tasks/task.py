@@ -38,10 +38,6 @@ class Task(Protocol):
         """The figure that picks epochs and settles ties, the lower the better."""
 
     @property
-    def headline(self) -> str:
-        """The figure that is told first."""
-
-    @property
     def closed_form(self) -> Literal["multinomial", "binary"]:
         """Which problem the final layer is, where it is fitted without gradient steps.
 
