@@ -53,6 +53,7 @@ def check_content(content: Mapping[str, Any], entry_name: str, path: str | Path)
         record({"state_dict": by_name(_tensor)})(content)
         for name, tensor in content["state_dict"].items():
             _weight(name, tensor)
+        _familiar(entry.get("unknown"))
         if entry["kind"] == "ensemble":
             ENSEMBLE(entry)
         else:
@@ -159,6 +160,22 @@ def _answers(val: Any, task: Task, outputs: int) -> None:
         raise UnexpectedValue("finite", "NaN or infinity", ("val", "logits"))
     if (odd := task.unexpected(labels, images, outputs)) is not None:
         raise UnexpectedValue(f"targets of the task {task.name}", odd, ("val", "labels"))
+
+
+def _familiar(unknown: Any) -> None:
+    """What training images looked like: ``rows (K, D)`` and ``directions (R, D)``, float32."""
+    if unknown is None:
+        return
+    record({"rows": _tensor, "directions": _tensor})(unknown)
+    rows, directions = unknown["rows"], unknown["directions"]
+    for name, tensor in (("rows", rows), ("directions", directions)):
+        where = ("unknown", name)
+        if tensor.dtype != torch.float32 or tensor.ndim != 2 or tensor.shape[1] != rows.shape[-1]:
+            raise UnexpectedValue("(K, D) float32 numbers", _says(tensor), where)
+        if not bool(tensor.isfinite().all()):
+            raise UnexpectedValue("finite", "NaN or infinity", where)
+    if not rows.numel():
+        raise UnexpectedValue("at least one row", _says(rows), ("unknown", "rows"))
 
 
 def _says(tensor: Tensor) -> str:
