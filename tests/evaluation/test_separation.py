@@ -13,8 +13,6 @@ SCORES = st.lists(st.integers(0, 6), min_size=1, max_size=30)
 
 @given(SCORES, SCORES)
 def test_the_area_is_that_of_scikit_learn(strange: list[int], known: list[int]) -> None:
-    strange: list[int], known: list[int]
-) -> None:
     found = separation(np.array(strange, float), np.array(known, float))
     truth = [1] * len(strange) + [0] * len(known)
     assert found.auroc == pytest.approx(roc_auc_score(truth, strange + known))

@@ -23,7 +23,7 @@ from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.extract import live_features
-from finetune.training.features.recording import recorded_features
+from finetune.training.features.recorded import recorded_features
 
 Make = Callable[..., Evaluation]
 NAMES = ["ant", "bee"]

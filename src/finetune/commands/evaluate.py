@@ -118,7 +118,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     from finetune.commands.held_out_images import say_differences
     from finetune.commands.trainer import FinetuneCLI
     from finetune.reporting.embeddings import listened_to
-    from finetune.training.features.recording import recorded_features
+    from finetune.training.features.recorded import recorded_features
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
@@ -197,7 +197,7 @@ def _answers_of_members(
     from finetune.commands.held_out_images import build_held_out
     from finetune.reporting.embeddings import listened_to
     from finetune.runtime import Runtime
-    from finetune.training.features.recording import recorded_features
+    from finetune.training.features.recorded import recorded_features
 
     stage: Stage = "val" if verb == "validate" else "test"
     runtime = Runtime.chosen(held_out.get("accelerator", "auto"))

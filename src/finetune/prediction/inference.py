@@ -33,7 +33,7 @@ from finetune.prediction.inputs import (
 from finetune.prediction.predictions import Predictions
 from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
 from finetune.training.classifier import ImageClassifier
-from finetune.training.features.recording import recorded_features
+from finetune.training.features.recorded import recorded_features
 
 
 def predict(
