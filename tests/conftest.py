@@ -49,4 +49,3 @@ def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and outputs land in the test's own folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FINETUNE_RUN_FOLDER", raising=False)

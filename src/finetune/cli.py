@@ -9,11 +9,13 @@ from importlib import import_module
 from types import ModuleType
 
 from finetune.commands.allocator import keep_freed_memory
+from finetune.commands.launch import one_of_several, run_in_processes, say_failure
 from finetune.commands.terminal import shown_streams
 from finetune.commands.waiting import wait_politely
 from finetune.data.workers import limit_threads
 from finetune.errors import FinetuneError, UsageError
 from finetune.long_steps import shown_steps
+from finetune.processes import ProcessesNeeded, own_place
 
 VERBS = {
     "fit": "fine-tune a classifier on a folder of images",
@@ -37,6 +39,8 @@ VERBS = {
 }
 # These go on when nobody reads what they print: a fit does not depend on it.
 WRITING_VERBS = set(VERBS) - {"models", "check", "inspect", "compare"}
+# These deal the work out to several processes; of the others one does it all.
+SHARED_VERBS = {"fit", "validate", "test", "predict"}
 LIGHT_VERBS = {"models"}  # these compute nothing, and need no torch
 OK, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Long work goes on without a reader; what only prints ends with it.
         with shown_streams(needs_reader=verb not in WRITING_VERBS), shown_steps():
-            return _run(verb, arguments[1:], debug=debug)
+            return one_of_several(lambda: _run(verb, arguments[1:], debug=debug))
     except BrokenPipeError:
         if debug and verb in WRITING_VERBS:
             raise
@@ -73,24 +77,28 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             return OK
         if verb not in VERBS:
             raise UsageError(_unknown(verb))
+        if verb not in SHARED_VERBS and own_place().rank > 0:
+            return OK
         if verb not in LIGHT_VERBS:
             keep_freed_memory()
             wait_politely()
             limit_threads()
         return _done(import_module(f"finetune.commands.{verb}"), verb, rest)
+    except ProcessesNeeded as needed:
+        return run_in_processes(needed.count, [verb, *rest, *["--debug"][: int(debug)]])
     except FinetuneError as error:
         if debug:
             raise
-        print(f"finetune: {error}", file=sys.stderr)
+        say_failure(f"finetune: {error}", error)
         return WRONG_CALL if isinstance(error, UsageError) else FAILED
-    except KeyboardInterrupt:
-        print("finetune: stopped.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        say_failure("finetune: stopped.", error)
         return INTERRUPTED
     except Exception as error:
         # Of what only prints, the reader has left; what writes has lost something else.
         if debug or (isinstance(error, BrokenPipeError) and verb not in WRITING_VERBS):
             raise
-        print(f"finetune: {_in_one_line(verb, error)}", file=sys.stderr)
+        say_failure(f"finetune: {_in_one_line(verb, error)}", error)
         return FAILED
     except SystemExit as stop:  # parsers of arguments end this way, after their own message
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else OK

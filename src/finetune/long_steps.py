@@ -6,13 +6,14 @@ where Lightning shows its own bar. All goes to standard error, so that answers c
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
+
+from finetune.processes import own_place
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def told_steps(what: str, total: float, *, bar: bool = True) -> Iterator[Callabl
         what, total: as above.
         bar: False speaks in lines on a terminal too.
     """
-    if not _allowed.get() or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+    if not _allowed.get() or own_place().rank > 0:
         yield lambda: None
         return
     with ExitStack() as open_bars:

@@ -22,12 +22,6 @@ def test_every_run_gets_a_new_folder_even_at_the_same_time(tmp_path: Path) -> No
     assert sorted(folder.name for folder in folders) == sorted(f"x-{n}" for n in range(1, 17))
 
 
-def test_processes_of_one_fit_share_its_folder(tmp_path: Path, monkeypatch) -> None:
-    folder = new_run_folder(tmp_path, "x")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert new_run_folder(tmp_path, "x") == folder.absolute()
-
-
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="plain run name"):

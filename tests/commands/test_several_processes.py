@@ -7,9 +7,68 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune.cli import main
 from finetune.tables.reading import read_table
+from finetune.training.checkpoints import read_checkpoint
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+FIT = [
+    *("fit", "--model.backbone=test_resnet", "--model.pretrained=false", "--model.image_size=32"),
+    *("--model.strategy=head-then-all", "--model.batchnorm=eval", "--trainer.max_epochs=2"),
+    *("--data.batch_size=6", "--data.num_workers=0", "--data.val_fraction=0.33"),
+    *("--data.test_fraction=0", "--data.augmentation=none", "--trainer.accelerator=cpu"),
+]
+# What each process runs forward for the cache is counted.
+COUNTING = """
+import os, sys
+from pathlib import Path
+from finetune.cli import main
+from finetune.training.features import extract
+
+seen, forward = [], extract._forward
+
+def counted(classifier, dataset, draws, *others):
+    seen.extend(draws)
+    return forward(classifier, dataset, draws, *others)
+
+extract._forward = counted
+code = main(sys.argv[1:])
+Path("seen" + os.environ["RANK"]).write_text(str(len(seen)))
+sys.exit(code)
+"""
+# A callback of the user's, by which one of two processes fails in its second epoch.
+BREAKING = """
+import os, signal
+import torch
+from lightning.pytorch.callbacks import Callback
+from finetune.errors import ImageError
+
+class Breaking(Callback):
+    def __init__(self, how: str):
+        self.how = how
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_rank != 1 or trainer.current_epoch != 1:
+            return
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "interrupt":
+            os.kill(os.getppid(), signal.SIGINT)
+        if self.how == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if self.how == "image":
+            raise ImageError("Expected an image, found none.")
+        if self.how == "loss":
+            outputs["loss"].fill_(float("nan"))
+"""
+
+
+def launched(*command: str, **settings) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=300, **settings
+    )
 
 
 @pytest.mark.slow
@@ -28,14 +87,7 @@ def test_two_processes_write_one_report_about_every_image_once(
     ]
     assert main([*given, f"--runs={tmp_path / 'one'}"]) == 0
     several = [f"--runs={tmp_path / 'two'}", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    done = subprocess.run(
-        [sys.executable, "-m", "finetune", *given, *several],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = launched("-m", "finetune", *given, *several, check=True, env=ENVIRONMENT)
     assert done.stdout.count("test: accuracy") == done.stdout.count("report ") == 1
     (alone,), (shared,) = ([*(tmp_path / name).iterdir()] for name in ("one", "two"))
     one, two = (json.loads((run / "metrics.json").read_text())["test"] for run in (alone, shared))
@@ -45,3 +97,64 @@ def test_two_processes_write_one_report_about_every_image_once(
     tables = [read_table(next(run.rglob("predictions.csv"))) for run in (alone, shared)]
     assert tables[0].paths == tables[1].paths
     assert len({*tables[1].paths}) == len(tables[1].paths) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["off", "auto"])
+def test_two_processes_of_torchrun_fit_what_one_does(
+    cache: str, colour_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING)
+    data = [f"--data.root={colour_folder}", f"--data.cache={cache}"]
+    here = f"--data.cache_dir={tmp_path / 'here'}"
+    assert main([*FIT, *data, here, f"--runs={tmp_path / 'one'}"]) == 0
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    there = f"--data.cache_dir={tmp_path / 'there'}"
+    given = [*FIT, *data, there, f"--runs={tmp_path / 'two'}"]
+    done = launched(*torchrun, "counting.py", *given, check=True, env=ENVIRONMENT)
+    assert done.stdout.count("val: accuracy") == 1
+    runs = [tmp_path / name / "test_resnet-1" for name in ("one", "two")]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["latest", "test_resnet-1"]
+    for name in ("best.ckpt", "last.ckpt"):
+        one, two = (read_checkpoint(run / "checkpoints" / name) for run in runs)
+        torch.testing.assert_close(
+            two.details["val"]["logits"], one.details["val"]["logits"], atol=1e-4, rtol=1e-4
+        )
+        assert two.details["val"]["paths"] == one.details["val"]["paths"]
+    shares = [int((tmp_path / f"seen{rank}").read_text()) for rank in (0, 1)]
+    assert shares == [18, 18]  # every image once, in all
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("kill", "process 1 was ended by SIGKILL"),
+        ("interrupt", "finetune: stopped."),
+        ("memory", "give --data.batch_size 3"),
+        ("image", "Expected an image"),
+        ("loss", "Expected a finite loss"),
+    ],
+)
+def test_one_process_that_fails_ends_all_with_one_message(
+    how: str, said: str, colour_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    given = [*FIT, f"--data.root={colour_folder}", "--data.cache=off", "--imports=breaking"]
+    broken = ["--trainer.callbacks+=breaking.Breaking", f"--trainer.callbacks.how={how}"]
+    done = launched(
+        *("-m", "finetune", *given, "--model.strategy=all", "--trainer.devices=2", *broken),
+        env={**ENVIRONMENT, "PYTHONPATH": path},
+    )
+    assert done.returncode == (130 if how == "interrupt" else 1)
+    (line,) = [line for line in done.stderr.splitlines() if "finetune: " in line]
+    assert said in line
+    assert "Traceback" not in done.stderr
+    run = tmp_path / "runs" / "test_resnet-1"
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt").details["fit"]["phase"] == 0
+    if how == "kill":  # of one process there is none that the callback would end
+        rest = [f"--resume={run}", "--imports=breaking", "--trainer.devices=1"]
+        environment = {**ENVIRONMENT, "PYTHONPATH": path}
+        launched("-m", "finetune", "fit", *rest, env=environment, check=True)
+        assert json.loads((run / "metrics.json").read_text())["fit"]["finished"]

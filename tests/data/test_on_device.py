@@ -234,8 +234,8 @@ def test_a_view_depends_on_its_draw_alone(augmentation: Augmentation) -> None:
     assert len(alone) == len(images)
     backwards = by_label(batches(images, preprocessing, augmentation, draws[::-1], batch_size=3))
     shared = [
-        batches(images, preprocessing, augmentation, draws, batch_size=4, share=(rank, 4))
-        for rank in range(4)
+        batches(images, preprocessing, augmentation, dealt, batch_size=4)
+        for dealt in ((draws + draws[: -len(draws) % 4])[rank::4] for rank in range(4))
     ]
     assert {len(loader) for loader in shared} == {len(list(loader)) for loader in shared} == {2}
     together: dict[int, Tensor] = {}

@@ -91,9 +91,9 @@ def test_a_quota_limits_threads_without_loading_torch(
         (2.5, {}, 3),
         (0.5, {}, 1),
         (64.0, {}, 16),
-        (None, {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4),
+        (None, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4),
         (None, {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 8),
-        (2.0, {"LOCAL_WORLD_SIZE": "4"}, 1),
+        (2.0, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, 1),
     ],
 )
 def test_what_is_left_for_this_process(

@@ -9,7 +9,7 @@ from finetune.errors import TrainingError
 from finetune.training import linear_probe as probe_module
 from finetune.training import penalty_search
 from finetune.training.linear_probe import Probe, fit_probe
-from finetune.training.logistic_regression import logistic_problem, solve_logistic
+from finetune.training.logistic_regression import logistic_problem, near_enough, solve_logistic
 from finetune.training.penalty_search import stratified_parts
 
 
@@ -100,8 +100,8 @@ def test_the_gradient_vanishes_and_the_start_does_not_matter(l2):
     found = solve_logistic(problem, l2)
     coefficients = found.clone().requires_grad_(True)
     loss = (
-        torch.nn.functional.cross_entropy(problem.rows @ coefficients, labels, reduction="sum")
-        + 0.5 * l2 * (coefficients[:-1] ** 2).sum()
+        torch.nn.functional.cross_entropy(problem.rows @ coefficients.T, labels, reduction="sum")
+        + 0.5 * l2 * (coefficients[:, :-1] ** 2).sum()
     )
     (gradient,) = torch.autograd.grad(loss, coefficients)
     assert gradient.abs().max() < 1e-6
@@ -109,6 +109,24 @@ def test_the_gradient_vanishes_and_the_start_does_not_matter(l2):
     torch.testing.assert_close(
         solve_logistic(problem, l2, start=start), found, atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("num_classes", [3, 70])
+@pytest.mark.parametrize("l2", [1e-1, 1.0, 1e1, 1e3])
+def test_what_is_near_enough_is_within_a_ten_thousandth_of_a_nat_an_image(l2, num_classes):
+    features, labels = blobs(210, 12, num_classes)
+    rows = torch.from_numpy(standardised(features))
+    problem = logistic_problem(rows, labels % num_classes, torch.ones(210), num_classes)
+
+    def objective(coefficients):
+        logits = problem.rows @ coefficients.T
+        nll = torch.nn.functional.cross_entropy(logits, problem.labels, reduction="sum")
+        return float(nll + 0.5 * l2 * coefficients[:, :-1].square().sum()) / len(rows)
+
+    rough = solve_logistic(problem, l2, tolerance=near_enough(l2))
+    fine = solve_logistic(problem, l2, tolerance=1e-10)
+    assert objective(fine) <= objective(rough) + 1e-9
+    assert objective(rough) <= objective(fine) + 1e-4
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
@@ -271,6 +289,8 @@ def test_much_work_chooses_the_penalty_on_fewer_axes_and_folds(monkeypatch):
     assert 0.3 <= cheap.l2 / whole.l2 <= 3.5
     for l2 in cheap.held_out_nll.keys() & whole.held_out_nll.keys():
         assert cheap.held_out_nll[l2] == pytest.approx(whole.held_out_nll[l2], rel=0.35)
+    assert set(cheap.held_out_nll) <= set(penalty_search.L2_GRID)  # no half decades
+    assert not set(whole.held_out_nll) <= set(penalty_search.L2_GRID)
     # The fit itself is the same optimum, wherever it started.
     again = fit_probe(features, labels, 30, l2=cheap.l2)
     torch.testing.assert_close(cheap.weight, again.weight, atol=1e-6, rtol=1e-5)

@@ -69,6 +69,7 @@ def apply_recipe(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Cho
         device=cli.runtime.device,
         closed_form=linear_head(cli.model.network) is not None,
         seconds=seconds,
+        processes=cli.runtime.world_size,
     )
     given = {name: cli.config[_place(name)] for name in RULES}
     recipe = (*choose_recipe(facts, given), _image_size(cli, pretrained))

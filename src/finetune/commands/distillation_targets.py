@@ -13,16 +13,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.data.datamodule import ImageFolderDataModule
+    from finetune.runtime import Runtime
     from finetune.training.features.store import FeatureStore
 
 
 def teacher_probabilities(
-    teacher: str | Path, datamodule: ImageFolderDataModule, store: FeatureStore | None = None
+    teacher: str | Path,
+    datamodule: ImageFolderDataModule,
+    store: FeatureStore | None = None,
+    runtime: Runtime | None = None,
 ) -> Tensor:
     """The teacher's probabilities ``(N, C)`` for the training images, float32.
 
     Rows follow the training images, columns the data's class names. Each image is answered for
     once, as it is, without random views; with a store the answers are cached for later students.
+    The teacher answers on the device of the runtime; of several processes each asks for a share.
 
     Raises:
         CheckpointMismatchError: the teacher knows other classes.
@@ -47,6 +52,7 @@ def teacher_probabilities(
             wanted,
             max_pixels=datamodule.max_pixels,
             max_decoding_mb=datamodule.max_decoding_mb,
+            trainer=None if runtime is None else runtime.trainer(),
         )
         yield answers.probabilities.float().cpu().numpy()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from finetune.commands.recording import (
 from finetune.commands.resume import Resumed, new_fit_from
 from finetune.errors import UsageError
 from finetune.files import remove_left_behind
+from finetune.processes import own_place
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -37,12 +38,17 @@ def main(arguments: list[str]) -> int:
 
     started = time.monotonic()
     quiet_libraries()
-    group = resumed_group(arguments)
+    group, several = resumed_group(arguments), many_fits(arguments)
+    if (group or several) and own_place().world_size > 1:
+        raise UsageError(
+            "Expected one fit in the processes that were started, found several members; run "
+            "finetune fit without a launcher: each device is given a member of its own."
+        )
     if group is not None:
         return fit_many(*group)
-    several = many_fits(arguments)
     if several is not None:
-        cli = FinetuneCLI("fit", several.shared)  # refuses wrong settings before anything is made
+        # Refuses wrong settings before anything is made.
+        cli = FinetuneCLI("fit", several.shared, joins=False)
         cli.datamodule.setup("fit")
         check_figures(cli)
         return fit_many(several, _new_folder(cli))
@@ -70,15 +76,15 @@ def fit_one(arguments: list[str], *, started: float) -> Path:
     cli.datamodule.setup("fit")
     check_figures(cli)
     if resumed is not None:
-        for place in (resumed.run, resumed.run / "checkpoints"):
+        for place in (resumed.run, resumed.run / "checkpoints") if cli.runtime.is_main else ():
             remove_left_behind(place)
         fit(cli, resumed.run, deadline=deadline, resumed=resumed)
         return resumed.run
-    folder = _new_folder(cli)
+    folder = cli.runtime.agree(lambda: _new_folder(cli))  # one for all processes
     try:
         fit(cli, folder, deadline=deadline)
     except BaseException:
-        if not any((folder / "checkpoints").glob("*.ckpt")):
+        if cli.runtime.is_main and not any((folder / "checkpoints").glob("*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
@@ -158,7 +164,8 @@ def fit(
     )
     from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.trainer_options import check_amounts
-    from finetune.training.tracking import finish_tracking
+    from finetune.runtime import lost_another
+    from finetune.training.tracking import tracked
 
     is_first = cli.runtime.is_main
     data = cli.datamodule
@@ -177,17 +184,23 @@ def fit(
                 # The last of the records: a run with it can be resumed.
                 write_config(folder, lines.splitlines(), cli.config_yaml())
     epochs = next(choice.value for choice in recipe if choice.name == "epochs")
-    with timed_fit(folder) if is_first else nullcontext():
+    with ExitStack() as around:
+        if is_first:
+            around.enter_context(timed_fit(folder))
+            around.enter_context(tracked(folder))
         try:
             if cli.model.teacher is not None:
                 teach(cli, cli.model.teacher)
             best = run_phases(cli, folder, epochs, deadline=deadline, resumed=resumed)
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
-            if is_first and (folder / "checkpoints" / "last.ckpt").is_file():
-                print(f"stopped; resume with: finetune fit --resume {folder}")
-            raise KeyboardInterrupt from stop
+        except BaseException as stop:
+            ended = isinstance(stop, SystemExit)  # Lightning's answer to Ctrl-C and SIGTERM
+            last = folder / "checkpoints" / "last.ckpt"
+            if is_first and (ended or lost_another(stop)) and last.is_file():
+                print(f"stopped; resume with: finetune fit --resume {folder}", flush=True)
+            if ended:
+                raise KeyboardInterrupt from stop
+            raise
         finally:
-            finish_tracking(folder)
             if is_first and any((folder / "checkpoints").glob("*.ckpt")):
                 link_latest(folder)
         if is_first:
@@ -218,7 +231,9 @@ def teach(cli: FinetuneCLI, teacher: str) -> None:
             "Expected a strategy with gradient steps beside --model.teacher, found head, which is "
             "fitted to the labels in closed form; give --model.strategy head-then-all."
         )
-    cli.datamodule.soft_labels = teacher_probabilities(teacher, cli.datamodule, _store(cli))
+    cli.datamodule.soft_labels = teacher_probabilities(
+        teacher, cli.datamodule, _store(cli), cli.runtime
+    )
 
 
 def run_phases(
@@ -251,6 +266,7 @@ def run_phases(
     resume = None if cli.config.ckpt_path is None else Path(cli.config.ckpt_path)
     if resume is not None and is_first:
         copy_candidates(resume.parent, checkpoints)
+    cli.runtime.barrier()
     phased_fit = PhasedFit(
         cli.model,
         cli.datamodule,

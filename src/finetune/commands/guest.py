@@ -41,13 +41,14 @@ def as_guest(*, quiet: bool = False) -> Iterator[None]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from finetune.commands.trainer import quiet_libraries
+    from finetune.runtime import cuda_in_use
 
     with _TURN, ExitStack() as stack:
         stack.callback(_restore_environment, dict(os.environ))
         for name in ("lightning.pytorch", "lightning.fabric"):
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
-        _keep_random_states(stack, on_gpus=bool(torch.cuda.is_initialized()))  # type: ignore[no-untyped-call]
+        _keep_random_states(stack, on_gpus=cuda_in_use())
         stack.callback(
             torch.use_deterministic_algorithms,
             torch.are_deterministic_algorithms_enabled(),

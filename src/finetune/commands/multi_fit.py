@@ -7,7 +7,6 @@ frozen features, and differ in order, random views and initial weights; or one f
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from finetune.commands.resume import refuse_what_is_decided
 from finetune.documents import read_json
 from finetune.errors import FinetuneError, UsageError
 from finetune.files import write_text
+from finetune.processes import ProcessesNeeded
 from finetune.spec.run_files import MEMBERS as MEMBERS_SCHEMA
 
 MEMBERS = "members.json"
@@ -115,15 +115,14 @@ def _fit_all(
 
 def _fit_here(name: str, arguments: Sequence[str]) -> str | None:
     from finetune.commands import fit
-    from finetune.commands.runs import INHERITED
 
     print(f"\n{name}", flush=True)
     try:
         fit.main(list(arguments))
+    except ProcessesNeeded:
+        return fit_in_a_process(name, arguments)
     except (FinetuneError, RuntimeError, OSError, ValueError) as error:
         return str(error)
-    finally:
-        os.environ.pop(INHERITED, None)
     return None
 
 

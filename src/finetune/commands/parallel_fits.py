@@ -20,14 +20,14 @@ def device_options(arguments: Sequence[str]) -> list[list[str]]:
     One entry without options, for members that follow each other, where there are not several or
     where the settings say which are to be used.
     """
-    import torch
+    from finetune.runtime import accelerator_count
 
-    count = torch.accelerator.device_count()
+    count = accelerator_count()
     if count < 2:
         return [[]]
     from finetune.commands.trainer import FinetuneCLI
 
-    trainer = FinetuneCLI("fit", arguments).config.trainer
+    trainer = FinetuneCLI("fit", arguments, joins=False).config.trainer
     if trainer.accelerator == "cpu" or trainer.devices != "auto":
         return [[]]
     return [[f"--trainer.devices=[{number}]"] for number in range(count)]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from finetune.commands import folder_options as options
 from finetune.commands.guest import Where, each_of
@@ -56,7 +56,12 @@ def predict(
         devices: how many, or which.
         precision: such as 16-mixed or bf16-mixed.
     """
-    named = _from_standard_input(each_of(images))
+    from finetune.runtime import Runtime, devices_of_launched
+
+    # Refuses what is not there, in our words.
+    runtime = Runtime.joined(accelerator, devices)
+    # Of several processes one alone can read what comes in.
+    named = runtime.agree(lambda: _from_standard_input(each_of(images)))
     written = None
     if safe_csv or output is not None:
         written = _checked(output, [checkpoint, *named], named, overwrite=overwrite, safe=safe_csv)
@@ -68,20 +73,20 @@ def predict(
     from finetune.prediction import find_images
     from finetune.prediction import predict as answers_to
     from finetune.prediction.predictor import fits_of, load_model
-    from finetune.runtime import Runtime
     from finetune.training.progress import PassLine
 
     quiet_libraries()
-    Runtime.chosen(accelerator, devices)  # refuses what is not there, in our words
     files = find_images(named)
     model = load_model(Path(checkpoint))
     if written is not None:
         written.keep_off(inputs=files, fits=fits_of(model))
     watched = written is not None and on_terminal()
     telling = [progress_bar() if watched else PassLine("Answering")] if written is not None else []
-    trainer = Trainer(
+    taken, machines = devices_of_launched(accelerator, devices)
+    trainer: Any = Trainer(
         accelerator=accelerator,
-        devices=devices,
+        devices=taken,
+        num_nodes=machines,
         precision=precision,
         logger=False,
         enable_checkpointing=False,
@@ -112,7 +117,7 @@ def predict(
         )
         if not one_process and trainer.is_global_zero:
             predictions.write(write, top_k=topk)
-    for path, reason in predictions.skipped:
+    for path, reason in predictions.skipped if runtime.is_main else ():
         print(f"left out {path}: {reason}", file=sys.stderr)
     if written is not None and trainer.is_global_zero:
         print(f"{len(predictions)} images answered in {written.path}")

@@ -14,10 +14,6 @@ from finetune.errors import OutputError, UsageError
 from finetune.files import write_link, write_text
 from finetune.training.metrics_file import read_metrics, write_metrics
 
-# Processes that Lightning starts for distributed training run the command again: they must not
-# open a run folder of their own.
-INHERITED = "FINETUNE_RUN_FOLDER"
-
 
 def new_run_folder(runs: Path, name: str, *, images: str | os.PathLike[str] | None = None) -> Path:
     """Create the next free ``<runs>/<name>-<n>``, also when several processes ask at once.
@@ -33,9 +29,6 @@ def new_run_folder(runs: Path, name: str, *, images: str | os.PathLike[str] | No
     if not name or not name.isprintable() or name != Path(name).name or name.startswith("."):
         raise UsageError(f"Expected a plain run name, found {name!r}; leave out slashes and dots.")
     Output(runs, "--runs", replaces=False, is_folder=True).keep_off(images=[images])
-    # Lightning numbers the process that started the others, too.
-    if INHERITED in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-        return Path(os.environ[INHERITED])
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,7 +42,6 @@ def new_run_folder(runs: Path, name: str, *, images: str | os.PathLike[str] | No
             folder.mkdir()
         except FileExistsError:
             continue
-        os.environ[INHERITED] = str(folder.absolute())
         return folder
     raise AssertionError("count() does not end")
 

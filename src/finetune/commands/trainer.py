@@ -19,13 +19,14 @@ from finetune.commands.config_files import checkpoint_option, option_value
 from finetune.commands.held_out_images import split_settings
 from finetune.commands.parsing import explain, take_all
 from finetune.commands.resume import keep_settings
-from finetune.commands.trainer_options import check_each, check_together
+from finetune.commands.trainer_options import check_each, check_strategy, check_together
 from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.documents import yaml_of
 from finetune.errors import FinetuneError, UsageError
 from finetune.extras import need
-from finetune.runtime import Runtime
+from finetune.processes import own_place
+from finetune.runtime import Runtime, devices_of_launched
 from finetune.spec.schema import optional
 from finetune.spec.settings import SEED, check_settings
 from finetune.spec.splits import SplitRecord
@@ -77,8 +78,9 @@ class FinetuneCLI(LightningCLI):
     trainer: Trainer
     runtime: Runtime
 
-    def __init__(self, verb: str, arguments: Sequence[str]) -> None:
+    def __init__(self, verb: str, arguments: Sequence[str], *, joins: bool = True) -> None:
         self.verb = verb
+        self._joins = joins  # otherwise it only looks at the settings, in this process
         self.checkpoint: Checkpoint | None = None
         self.as_given: Namespace | None = None  # before a fit's checkpoint has decided
         self.record: SplitRecord | None = None  # how the checkpoint's fit split its images
@@ -203,7 +205,9 @@ class FinetuneCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
         check_each(trainer, fits=self.verb == "fit")
-        self.runtime = Runtime.chosen(trainer.accelerator, trainer.devices)
+        check_strategy(trainer.strategy, trainer.num_nodes)
+        found = Runtime.joined if self._joins else Runtime.chosen
+        self.runtime = found(trainer.accelerator, trainer.devices)
         for name in ("seeds", "folds", "resume", "track_to", "imports"):
             if self.config.get(name) is not None:
                 raise UsageError(
@@ -239,7 +243,11 @@ class FinetuneCLI(LightningCLI):
 
     def build_trainer(self, **settings: Any) -> Trainer:
         """The trainer that the configuration describes, with some of its settings replaced."""
-        return Trainer(**{**self.config_init["trainer"].as_dict(), **settings})
+        given = self.config_init["trainer"].as_dict()
+        if own_place().launched:
+            told = devices_of_launched(given["accelerator"], given["devices"])
+            given["devices"], given["num_nodes"] = told
+        return Trainer(**{**given, **settings})
 
     def config_yaml(self, *, as_given: bool = False) -> str:
         """Every resolved setting, ready for ``--config``; or as a resumed fit was given them."""
@@ -286,6 +294,7 @@ def quiet_libraries() -> None:
     for message in (
         "LightningCLI's args parameter",
         ".*does not have many workers",
+        "It is recommended to use `self.log",  # of figures that all processes have alike
         ".*treespec, LeafSpec.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
     ):

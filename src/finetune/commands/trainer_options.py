@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from finetune.errors import FinetuneError, UsageError
+from finetune.processes import own_place
 from finetune.spec.schema import Check, UnexpectedValue, either, number, optional, whole
 from finetune.spec.settings import check_settings
 
@@ -78,6 +79,24 @@ def check_each(settings: Mapping[str, Any], *, fits: bool) -> None:
         UsageError: it names the option and what it may be.
     """
     check_settings(settings, FIT if fits else EVERY_VERB, option="--trainer.")
+
+
+def check_strategy(strategy: Any, num_nodes: int) -> None:
+    """Refuse what starts processes in the middle of a verb: they are started once, before it.
+
+    Raises:
+        UsageError: it names what does the same.
+    """
+    if num_nodes > 1 and not own_place().launched:
+        raise UsageError(
+            f"Expected processes that a launcher has started on {num_nodes} machines, found one "
+            "alone; start the command on each by torchrun or srun."
+        )
+    if isinstance(strategy, str) and strategy.endswith(("_spawn", "_fork", "_notebook")):
+        raise UsageError(
+            f"Expected a --trainer.strategy that starts no processes, found {strategy}; they are "
+            "started once, before data is opened: give ddp, or leave it out."
+        )
 
 
 def check_together(build: Callable[[], Any]) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from finetune.data.dataset import ImageDataset
 from finetune.data.workers import choose_num_workers
 from finetune.errors import UsageError
+from finetune.runtime import can_pin_memory
 
 
 def make_loader(
@@ -58,9 +59,3 @@ def silence_worker_advice() -> None:
     warnings.filterwarnings(
         "ignore", message=".*does not have many workers.*", category=PossibleUserWarning
     )
-
-
-def can_pin_memory() -> bool:
-    """Whether there is a device to which memory that stays in its place is copied faster."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return device is not None and device.type != "mps"  # which warns that it cannot

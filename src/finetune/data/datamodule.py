@@ -36,6 +36,7 @@ from finetune.data.transforms import (
 )
 from finetune.data.workers import choose_num_workers as choose_num_workers
 from finetune.errors import UsageError
+from finetune.runtime import Runtime
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import DATA, check_settings
 
@@ -65,7 +66,8 @@ class ImageFolderDataModule(LabelledFolder):
             light unless a recipe chooses.
         balanced: draw every class equally often in an epoch, rare images several times, instead
             of each image once; the final layer fitted in closed form weighs them likewise.
-        batch_size: images a batch; 32 where it is not given and no recipe chooses.
+        batch_size: images a batch, dealt out to the processes where there are several; 32 where it
+            is not given and no recipe chooses.
         num_workers: processes that read images; by default chosen from cores and data size.
         val_fraction: share held out for validation where the folder has no such split; 0: none.
         test_fraction: share held out for testing where the folder has no such split; 0: none.
@@ -207,6 +209,14 @@ class ImageFolderDataModule(LabelledFolder):
         elif stage in ("validate", "test"):
             self._require("val" if stage == "validate" else "test")
 
+    @property
+    def ends_lonely(self) -> bool:
+        """Whether a process's last training batch is one image: batch norm cannot train on it."""
+        runtime = Runtime()
+        own = -(-len(self.images("train")) // runtime.world_size)
+        size = runtime.share_of_batch(self.batch_size)
+        return own > size and own % size == 1
+
     def train_dataloader(self) -> Loader:
         """Shuffled random views of the training images."""
         return self._loaders.training(
@@ -214,6 +224,7 @@ class ImageFolderDataModule(LabelledFolder):
             draw_weights=self.draw_weights,
             soft_labels=self.soft_labels,
             on_device=self.on_device[0],
+            drop_last=self.ends_lonely,
         )
 
     def val_dataloader(self) -> Loader | list[Any]:
@@ -222,7 +233,7 @@ class ImageFolderDataModule(LabelledFolder):
             return []
         loaders = self._loaders
         # One of several processes is asked for all of them, where it compares what a phase found.
-        if self.on_device[0] and loaders.share[1] == 1:
+        if self.on_device[0] and Runtime().world_size == 1:
             return loaders.evaluation_on_device(self.images("val"))
         return loaders.evaluation(self.images("val"))
 
@@ -253,16 +264,14 @@ class ImageFolderDataModule(LabelledFolder):
 
     @property
     def _loaders(self) -> ImageLoaders:
-        trainer = self.trainer
         return ImageLoaders(
             self._readers,
             self._choice,
             self.preprocessing,
             self.augmentation,
-            self.batch_size,
+            Runtime().share_of_batch(self.batch_size),
             self.num_workers,
             self.seed,
-            (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size),
         )
 
     def write_manifest(self, path: str | os.PathLike[str]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, DistributedSampler, Sampler
 
 from finetune.data.decoding import ImageReader
 from finetune.data.folder import LabelledImage
+from finetune.runtime import Runtime
 
 Reader = Callable[[Path], Tensor]
 NO_LABEL = -1
@@ -108,28 +110,29 @@ class InOrder(Sampler[Draw]):
         return (Draw(index, 0) for index in range(self.length))
 
 
-class ShuffledDraws(Sampler[Draw]):
+class ShuffledDraws(DistributedSampler[Draw]):
     """A new order and new random views every epoch, both from ``(seed, epoch)`` alone.
 
     Lightning calls :meth:`set_epoch`, so a resumed fit is as the uninterrupted one would;
-    elsewhere each pass counts as the next epoch.
+    elsewhere each pass counts as the next epoch. Dealt out to the processes where there are
+    several, so that their batches are together those of one; Lightning would shuffle them again.
     """
 
     def __init__(self, length: int, seed: int, weights: Tensor | None = None) -> None:
+        runtime = Runtime()
+        images: Any = range(length)
+        super().__init__(images, runtime.world_size, runtime.rank, shuffle=False, seed=seed)
         self.length = length
-        self.seed = seed
         self.weights = weights
         self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.length
 
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
         order = shuffled_order(self.length, generator, self.weights)
         seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-        return iter([Draw(index, seed) for index, seed in zip(order, seeds, strict=True)])
+        draws = [Draw(index, seed) for index, seed in zip(order, seeds, strict=True)]
+        return iter(Runtime().deal(draws))
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch, counted from 0."""

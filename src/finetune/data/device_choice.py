@@ -16,6 +16,7 @@ from finetune.data.decoding import ImageReader
 from finetune.data.folder import LabelledImage
 from finetune.data.on_device import DeviceImages
 from finetune.data.workers import choose_num_workers
+from finetune.runtime import device_memory
 from finetune.spec.preprocessing import Preprocessing
 
 OnDevice = Literal["auto", "on", "off"]
@@ -76,15 +77,6 @@ class DeviceChoice:
             )
         found = self._uploaded[key]
         return found if soft_labels is None else replace(found, soft_labels=soft_labels.to(device))
-
-
-def device_memory(device: torch.device) -> int | None:
-    """Bytes that a device has in all; None where it does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory())
-    return None
 
 
 def _as_it_is(pixels: Tensor) -> Tensor:

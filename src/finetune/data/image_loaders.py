@@ -38,7 +38,6 @@ class ImageLoaders:
         readers: of the folder.
         device_choice: where views are made.
         preprocessing, augmentation, batch_size, num_workers, seed: of the batches.
-        share: the number of this process, and of all that fit together.
     """
 
     readers: Readers
@@ -48,7 +47,6 @@ class ImageLoaders:
     batch_size: int
     num_workers: int | None
     seed: int
-    share: tuple[int, int] = (0, 1)
 
     def training(
         self,
@@ -57,10 +55,9 @@ class ImageLoaders:
         draw_weights: Tensor | None,
         soft_labels: Tensor | None,
         on_device: bool = False,
+        drop_last: bool = False,
     ) -> Loader:
-        """Shuffled random views, each epoch others."""
-        # A last batch of one image has no variance: batch norm cannot train on it.
-        lonely = len(images) > self.batch_size and len(images) % self.batch_size == 1
+        """Shuffled random views, each epoch others; of several processes the share of this one."""
         sampler = ShuffledDraws(len(images), self.seed, draw_weights)
         if on_device:
             return DeviceBatches(
@@ -69,11 +66,10 @@ class ImageLoaders:
                 self.preprocessing,
                 self.augmentation,
                 batch_size=self.batch_size,
-                drop_last=lonely,
-                share=self.share,
+                drop_last=drop_last,
             )
         dataset = self._random_views(images, soft_labels)
-        return self._loader(dataset, sampler=sampler, drop_last=lonely, collate_fn=collate_bytes)
+        return self._loader(dataset, sampler=sampler, drop_last=drop_last, collate_fn=collate_bytes)
 
     def evaluation_on_device(self, images: Images) -> DeviceBatches:
         """Without augmentation, in order, from images that live on the device."""
@@ -83,7 +79,6 @@ class ImageLoaders:
             self.preprocessing,
             "none",
             batch_size=self.batch_size,
-            share=self.share,
         )
 
     def evaluation(self, images: Images) -> DataLoader[Any]:

@@ -86,8 +86,8 @@ UPLOADED_AT_ONCE = 256  # images
 class DeviceBatches:
     """Batches of views that are made on the device; every iteration is an epoch.
 
-    Not a DataLoader, so that Lightning leaves it as it is; of several processes each makes the
-    batches of its own share of the draws.
+    Not a DataLoader, so that Lightning leaves it as it is; the sampler deals the draws out to
+    several processes.
 
     Args:
         dataset: the images.
@@ -96,7 +96,6 @@ class DeviceBatches:
         augmentation: what is random about them; none: they are those of the evaluation.
         batch_size: images a batch.
         drop_last: whether a last batch of fewer is left out.
-        share: number of this process, and of all.
     """
 
     def __init__(
@@ -108,7 +107,6 @@ class DeviceBatches:
         *,
         batch_size: int,
         drop_last: bool = False,
-        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
@@ -117,10 +115,9 @@ class DeviceBatches:
         self.augmentation: Augmentation = augmentation
         self.batch_size = batch_size
         self.drop_last = drop_last
-        self.share = share
 
     def __len__(self) -> int:
-        own = -(-len(self.sampler) // self.share[1])  # type: ignore[arg-type]
+        own = len(self.sampler)  # type: ignore[arg-type]
         return own // self.batch_size if self.drop_last else -(-own // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -140,9 +137,6 @@ class DeviceBatches:
         Within a batch those with one operation stand side by side.
         """
         draws = list(self.sampler)
-        rank, processes = self.share
-        draws += draws[: -len(draws) % processes]  # every process has as many
-        draws = draws[rank::processes]
         order = np.array([draw.index for draw in draws], np.int64)
         seeds = np.array([draw.seed for draw in draws], np.int64)
         sizes = self.dataset.heights[order], self.dataset.widths[order]

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.processes import own_place
+
 # Below this time for reading all images once, starting workers costs more than it brings.
 WORKERS_WORTH_SECONDS = 20.0
 MAX_WORKERS = 8
@@ -22,15 +24,17 @@ def usable_cores() -> int:
     quota = cpu_quota()
     if quota is not None:
         cores = min(cores, math.ceil(quota))
-    return max(1, cores // _processes_on_this_host())
+    return max(1, cores // own_place().local_world_size)
 
 
 def limit_threads() -> None:
-    """Where there is a quota, let PyTorch use no more threads: it sees the affinity alone.
+    """Let PyTorch use no more threads than a quota and processes beside this one leave.
+
+    It sees the affinity alone.
 
     Where it is not loaded yet, by the variable that it reads then: the first screen needs no torch.
     """
-    if cpu_quota() is None:
+    if cpu_quota() is None and own_place().local_world_size == 1:
         return
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
@@ -80,12 +84,12 @@ def choose_num_workers(paths: Sequence[Path], *, cores: int | None = None) -> in
     None where reading everything once takes less than 20 s, for starting processes takes seconds;
     otherwise one a core beside an accelerator, one for every two cores beside the processor alone.
     """
-    import torch
+    from finetune.runtime import has_accelerator
 
     cores = usable_cores() if cores is None else cores
     if cores < 2 or reading_seconds(paths) < WORKERS_WORTH_SECONDS:
         return 0
-    return min(MAX_WORKERS, cores if torch.accelerator.is_available() else cores // 2)
+    return min(MAX_WORKERS, cores if has_accelerator() else cores // 2)
 
 
 def _quota_of(group: Path) -> float | None:
@@ -99,9 +103,3 @@ def _quota_of(group: Path) -> float | None:
         return float(quota) / float(period) if quota not in ("max", "-1") else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
-
-
-def _processes_on_this_host() -> int:
-    """As torchrun says; of those that Lightning starts itself, all."""
-    started_here = os.environ.get("WORLD_SIZE") if "LOCAL_RANK" in os.environ else None
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or started_here or 1))

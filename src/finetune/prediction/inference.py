@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.combining.test_time_augmentation import View, chosen_views, mean_over_views
-from finetune.data.dataloaders import can_pin_memory
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
@@ -32,6 +31,7 @@ from finetune.prediction.inputs import (
 )
 from finetune.prediction.predictions import Predictions
 from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
+from finetune.runtime import Runtime, can_pin_memory
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.recorded import recorded_features
 
@@ -183,11 +183,9 @@ class _Collector(Callback):
                 self.on_answer(self.paths[index], self._answered([index]))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size == 1:
+        if trainer.world_size == 1:  # each process may ask for images of its own
             return
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, (self.answers, self.bad))
-        for answers, bad in gathered:
+        for answers, bad in Runtime().gather((self.answers, self.bad)):
             self.answers.update(answers)
             self.bad.update(bad)
 

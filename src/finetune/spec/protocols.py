@@ -113,6 +113,10 @@ class FitData(HeldOutData, PhaseData, Protocol):
     def draw_weights(self) -> Tensor | None:
         """How often each training image is drawn, ``(N,)``; None: each once an epoch."""
 
+    @property
+    def ends_lonely(self) -> bool:
+        """Whether a process's last training batch is one image, which has no variance."""
+
     def epoch_order(self, generator: torch.Generator) -> list[int]:
         """The training images of an epoch, by their indexes."""
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from finetune.errors import TrainingError
 from finetune.networks.image_network import ImageNetwork
+from finetune.runtime import Runtime
 
 # A look at the loss makes an accelerator wait, so not at every step.
 LOOK_EVERY_STEPS = 50
@@ -66,6 +67,15 @@ class StopOnNonFiniteLoss(Callback):
             f"lower it (--model.lr {rate / 10:.1g}), or use --trainer.precision 32-true; the "
             "checkpoints of earlier epochs are kept."
         )
+
+
+class SameBuffers(Callback):
+    """Validates one classifier in all processes: each counts batch-norm statistics of its own."""
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            Runtime().equalise(pl_module)
 
 
 class StopWhenNotBetter(EarlyStopping):

@@ -291,6 +291,8 @@ class ImageClassifier(LightningModule):
             temperature = self.hparams["teacher_temperature"]
             taught = self.task.distillation_loss(logits, soft_labels[0], temperature=temperature)
             loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
+        # Of several processes each has the loss of its share: one alone asks for it while it runs,
+        # so it cannot be put together then.
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 

@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from finetune.runtime import Runtime
 from finetune.spec.protocols import PhaseData
 from finetune.training.checkpoints import plain
 
@@ -36,11 +37,10 @@ def _in_order(module: LightningModule, answers: Tensor, stage: Stage) -> Tensor:
     """All processes' answers in the order of the images, which they have dealt out in turn."""
     if module.trainer.world_size == 1:
         return answers.cpu()
-    gathered = module.all_gather(answers)  # (processes, N, ...)
-    assert isinstance(gathered, Tensor)
+    gathered = torch.stack(Runtime().gather(answers.cpu()))  # (processes, N, ...)
     dealt = gathered.transpose(0, 1).flatten(0, 1)
     # The first ones are dealt again in the end, so that every process has as many.
-    return dealt[: len(getattr(module.trainer, f"{stage}_dataloaders").dataset)].cpu()
+    return dealt[: len(getattr(module.trainer, f"{stage}_dataloaders").dataset)]
 
 
 def fitted_on(data: PhaseData, val: Outputs | None) -> dict[str, Any]:

@@ -9,11 +9,16 @@ Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022 (WiSE
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils.data import DataLoader, Subset
 
+from finetune.runtime import Runtime
+from finetune.spec.protocols import Batches
 from finetune.training.classifier import ImageClassifier
 from finetune.training.model_selection import Candidate, standing
 from finetune.training.temperature import rescaled
@@ -64,6 +69,33 @@ def best_between(
         if reached > highest:
             best, highest = later.but(state, logits, share=share), reached
     return best
+
+
+def answers_by_shares(
+    classifier: ImageClassifier, loader: Batches[Sequence[Tensor]]
+) -> Callable[[StateDict], Tensor]:
+    """:func:`held_out_answers` of a loader's images; of several processes each runs a share."""
+    runtime = Runtime()
+    if runtime.world_size == 1 or not isinstance(loader, DataLoader):
+        return partial(held_out_answers, classifier, loader)
+    images: Any = loader.dataset
+    own = runtime.share(range(len(images)))
+    batches = DataLoader(
+        Subset(images, own),
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
+
+    def answer(state: StateDict) -> Tensor:
+        told = runtime.gather(held_out_answers(classifier, batches, state) if own else None)
+        dealt = [logits for logits in told if logits is not None]
+        answers = torch.empty(len(images), dealt[0].shape[1])
+        for rank, logits in enumerate(dealt):
+            answers[rank :: runtime.world_size] = logits
+        return answers
+
+    return answer
 
 
 def held_out_answers(

@@ -107,8 +107,8 @@ def fit_probe(
         tell(f"penalty {chosen:.3g} is taken; fitting {len(rows)} rows, {len(present)} classes")
     problem = logistic_problem(projected, dense, weights, len(present))
     coefficients = solve_logistic(problem, chosen)
-    weight = (axes @ coefficients[:-1]).T / spread
-    bias = coefficients[-1] - weight @ mean
+    weight = coefficients[:, :-1] @ axes.T / spread
+    bias = coefficients[:, -1] - weight @ mean
     weight, bias = _with_absent_classes(weight, bias, rows, present, num_classes)
     return Probe(weight, bias, chosen, held_out_nll)
 

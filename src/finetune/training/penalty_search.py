@@ -2,8 +2,8 @@
 
 Penalties are tried from strong to weak, each from the solution of its neighbour. Where rows times
 classes times features are many, the penalty is chosen on the principal axes that hold nearly all of
-the variance, and then on fewer folds: with a thousand held-out images the mean over one fold tells
-penalties apart as well as over five. The fit itself is on everything.
+the variance, on fewer folds and by decades alone: with a thousand held-out images the mean over one
+fold tells penalties apart as well as over five. The fit itself is on everything.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class PenaltySearch:
         used = part_of < FOLDS
         self.rows, self.labels, self.weights = rows[used], labels[used], weights[used]
         self.fold_of, self.tell = part_of[used], tell
-        if FOLDS * self.rows.numel() * num_classes > MAX_WORK:
+        self.much = FOLDS * self.rows.numel() * num_classes > MAX_WORK
+        if self.much:
             variance = self.rows.square().sum(dim=0).cumsum(dim=0)
             dropped = int((variance < (1 - VARIANCE_ENOUGH) * variance[-1]).sum())
             self.rows = self.rows[:, dropped:]
@@ -80,13 +81,20 @@ class PenaltySearch:
         self.standard_errors: dict[float, float] = {}
 
     def search(self, grid: Sequence[float], *, refine: bool) -> None:
-        """Try penalties from strong to weak until two in a row are worse than the best so far."""
+        """Try penalties from strong to weak, then, if ``refine``, half decades around the best.
+
+        Two in a row that are worse than the best so far end it; with much work, one that is so by
+        more than two standard errors, and half decades are left out.
+        """
         for l2 in sorted(map(float, grid), reverse=True):
             self._try(l2)
             values = list(self.scores.values())
             if len(values) > 2 and min(values[:-2]) < min(values[-2:]):
                 break
-        if refine:
+            best = self._best()
+            if self.much and values[-1] > self.scores[best] + 2 * self.standard_errors[best]:
+                break
+        if refine and not self.much:
             best = self._best()
             for l2 in (best * 10**0.5, best / 10**0.5):
                 self._try(l2)
@@ -112,10 +120,11 @@ class PenaltySearch:
         judged = torch.zeros(len(self.rows), dtype=torch.bool)
         solved: dict[int, Tensor] = {}
         for fold, problem in self.problems.items():
-            # Far looser than the final fit: the NLL is flat around the optimum.
+            # Looser than the final fit: the NLL is flat around the optimum. Not looser than this:
+            # a solution that stays near a stronger penalty's makes a weak one look good.
             solved[fold] = solve_logistic(problem, l2, tolerance=3e-3, start=near.get(fold))
             out = self.fold_of == fold
-            logits = self.rows[out] @ solved[fold][:-1] + solved[fold][-1]
+            logits = self.rows[out] @ solved[fold][:, :-1].T + solved[fold][:, -1]
             losses[out] = categorical.losses(logits, self.labels[out])
             judged |= out
         self.solutions[l2] = solved

@@ -49,6 +49,7 @@ class Facts:
         closed_form: whether the final layer alone is fitted in closed form, without epochs.
         balanced: whether every class is drawn equally often.
         seconds: the time limit; None: there is none.
+        processes: one a device, to which each batch is dealt out.
     """
 
     class_counts: Sequence[int]
@@ -60,6 +61,7 @@ class Facts:
     closed_form: bool = True
     balanced: bool = False
     seconds: float | None = None
+    processes: int = 1
 
     @property
     def train_images(self) -> int:
@@ -137,14 +139,19 @@ def _strategy(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _batch_size(facts: Facts, earlier: Mapping[str, Any]) -> tuple[int, str]:
-    if not facts.on_cpu and facts.train_images >= MANY_IMAGES:
-        return BATCH_SIZE_OF_MANY, "many images, and an accelerator to run them side by side"
-    size = BATCH_SIZE
-    while size > BATCH_SIZE_AT_LEAST and _steps_a_pass(facts, size) < STEPS_A_PASS:
+    many = not facts.on_cpu and facts.train_images >= MANY_IMAGES
+    size = BATCH_SIZE_OF_MANY if many else BATCH_SIZE
+    while not many and size > BATCH_SIZE_AT_LEAST and _steps_a_pass(facts, size) < STEPS_A_PASS:
         size //= 2
-    steps = _steps_a_pass(facts, size)
     few = "usual" if size == BATCH_SIZE else f"{facts.train_images} images are few"
-    return size, f"{few}; {steps} step{'s' * (steps > 1)} an epoch"
+    own = math.ceil(size / facts.processes)
+    size = own * facts.processes  # the same for each
+    steps = _steps_a_pass(facts, size)
+    reason = f"{few}; {steps} step{'s' * (steps > 1)} an epoch"
+    if many:
+        reason = "many images, and an accelerator to run them side by side"
+    shared = f"; {own} on each of {facts.processes} devices" if facts.processes > 1 else ""
+    return size, reason + shared
 
 
 def _steps_a_pass(facts: Facts, batch_size: int) -> int:
@@ -249,6 +256,7 @@ def facts_about(
     device: torch.device,
     closed_form: bool = True,
     seconds: float | None = None,
+    processes: int = 1,
 ) -> Facts:
     """The facts about a classifier and the images that it is to learn."""
     stages = list(network_stages(classifier.network))
@@ -268,4 +276,5 @@ def facts_about(
         closed_form=closed_form,
         balanced=datamodule.balanced,
         seconds=seconds,
+        processes=processes,
     )

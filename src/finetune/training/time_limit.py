@@ -40,7 +40,13 @@ class Deadline(Callback):
         trainer.should_stop = trainer.should_stop or bool(trainer.strategy.broadcast(over))
 
 
-def epochs_within(seconds: float, classifier: ImageClassifier, data: PhaseData, epochs: int) -> int:
+def epochs_within(
+    seconds: float,
+    classifier: ImageClassifier,
+    data: PhaseData,
+    epochs: int,
+    processes: int = 1,
+) -> int:
     """As many of the epochs as there is time for, so that the learning rate still falls to its end.
 
     Some steps are rehearsed and timed; weights and buffers are as before afterwards.
@@ -50,10 +56,11 @@ def epochs_within(seconds: float, classifier: ImageClassifier, data: PhaseData, 
         classifier: ready to train.
         data: of the phase.
         epochs: at most; at least 1 is returned.
+        processes: that share the batches of ``data``, each of which is as large as one step's.
     """
     train, val = data.train_dataloader(), data.val_dataloader()
     a_step = _seconds_a_step(classifier, train)
-    an_epoch = SLACK * a_step * (len(train) + JUDGING_COST * len(val))
+    an_epoch = SLACK * a_step * (len(train) + JUDGING_COST * len(val)) / processes
     return max(1, min(epochs, int(seconds / an_epoch)))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +101,36 @@ def tracked_run(folder: Path) -> Destination | None:
     return Destination(kept["project"], kept.get("entity"), kept["id"], kept["mode"])
 
 
+@contextmanager
+def tracked(folder: Path) -> Iterator[None]:
+    """End the Weights & Biases run that begins within, so that the next fit gets its own.
+
+    A run of the caller's that is active before stays so.
+    """
+    before = _active_run()
+    try:
+        yield
+    finally:
+        if _active_run() is not before:
+            finish_tracking(folder)
+
+
+def _active_run() -> Any:
+    wandb = sys.modules.get("wandb")
+    return None if wandb is None else getattr(wandb, "run", None)
+
+
 def finish_tracking(folder: Path) -> None:
-    """End the Weights & Biases run, so that the next fit of this process gets its own.
+    """End the active Weights & Biases run, which is about a fit.
 
     The run keeps the best checkpoint as its artifact, and the folder keeps which run it was.
 
     Args:
         folder: the run folder.
     """
-    wandb = sys.modules.get("wandb")
-    run = None if wandb is None else getattr(wandb, "run", None)
-    if wandb is None or run is None:
+    wandb: Any = sys.modules.get("wandb")
+    run = _active_run()
+    if run is None:
         return
     if run.disabled:
         wandb.finish()

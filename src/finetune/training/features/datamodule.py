@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from finetune.runtime import Runtime
 from finetune.spec.images import LabelledImage, Split
 from finetune.spec.protocols import FitData
 from finetune.spec.splits import SplitRecord
@@ -57,15 +58,13 @@ class CachedActivationsDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, one of the stored views of each image."""
         labels = [image.label for image in self.images("train")]
-        size = self.original.batch_size
-        lonely = len(labels) > size and len(labels) % size == 1
         return DataLoader(
             _CachedViews(self.views, labels, self.original.soft_labels),
-            batch_size=size,
+            batch_size=Runtime().share_of_batch(self.original.batch_size),
             sampler=_ShuffledViews(
                 len(labels), len(self.views), self.original.seed, self.original.epoch_order
             ),
-            drop_last=lonely,
+            drop_last=self.original.ends_lonely,
             generator=torch.Generator(),
         )
 
@@ -76,7 +75,7 @@ class CachedActivationsDataModule(LightningDataModule):
         labels = [image.label for image in self.images("val")]
         return DataLoader(
             _CachedViews([self.val], labels),
-            batch_size=self.original.batch_size,
+            batch_size=Runtime().share_of_batch(self.original.batch_size),
             generator=torch.Generator(),
         )
 
@@ -101,22 +100,21 @@ class _CachedViews(Dataset[tuple[Any, ...]]):
         return item if self.soft_labels is None else (*item, self.soft_labels[index])
 
 
-class _ShuffledViews(Sampler[Choice]):
+class _ShuffledViews(DistributedSampler[Choice]):
     """Order and views of an epoch, from ``(seed, epoch)`` alone, so that a resumed fit goes on."""
 
     def __init__(self, length: int, views: int, seed: int, order: Order) -> None:
-        self.length, self.views, self.seed, self.order = length, views, seed, order
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.length
+        runtime = Runtime()
+        images: Any = range(length)
+        super().__init__(images, runtime.world_size, runtime.rank, shuffle=False, seed=seed)
+        self.length, self.views, self.order = length, views, order
 
     def __iter__(self) -> Iterator[Choice]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
         order = self.order(generator)
         views = torch.randint(self.views, (self.length,), generator=generator).tolist()
-        return iter(list(zip(order, views, strict=True)))
+        return iter(Runtime().deal(list(zip(order, views, strict=True))))
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch, counted from 0; Lightning calls it."""

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from finetune.cache_dir import file_stamp
-from finetune.data.dataloaders import can_pin_memory
 from finetune.data.dataset import Draw, ImageDataset
 from finetune.data.transforms import (
     Augmentation,
@@ -34,6 +33,7 @@ from finetune.long_steps import told
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.normalising import normalised
+from finetune.runtime import can_pin_memory
 from finetune.spec.images import LabelledImage, Split, file_id
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing

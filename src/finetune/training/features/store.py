@@ -23,9 +23,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.cache_dir import CachedFiles, short_hash
+from finetune.runtime import Runtime
 from finetune.training.features.shards import ENDING, FORMAT, ROW, NewShard, Shard
 
 DEFAULT_MAX_BYTES = 8 * 2**30
+SENT_AT_ONCE = 256  # rows, from one process to another
 Location = tuple[int, int]  # shard, row
 
 
@@ -59,13 +61,15 @@ class Activations(Dataset[Tensor]):
         return torch.from_numpy(stacked)
 
 
+Compute = Callable[[list[int]], Iterator[np.ndarray]]
+
+
 def cached_or_computed(
-    store: FeatureStore | None,
-    space: str,
-    keys: Sequence[str],
-    compute: Callable[[list[int]], Iterator[np.ndarray]],
+    store: FeatureStore | None, space: str, keys: Sequence[str], compute: Compute
 ) -> Activations:
     """The rows of the keys; what is not cached yet is computed, each key once, and cached.
+
+    Of several processes each computes a share. All of them have to call.
 
     Args:
         store: where to look first and to cache; None caches in memory only.
@@ -76,24 +80,67 @@ def cached_or_computed(
     shards, places = store.find(space, keys) if store else ([], {})
     first_of = {key: index for index, key in reversed(list(enumerate(keys)))}
     missing = sorted(index for key, index in first_of.items() if key not in places)
-    if missing:
-        batches = compute(missing)
-        first = next(batches)
-        if shards and first.shape[1:] != shards[0].shape[1:]:  # whatever that is, it is not ours
-            return cached_or_computed(None, space, keys, compute)
-        batches = chain([first], batches)
-        missing_keys = [keys[index] for index in missing]
-        if store is not None and store.fits(len(missing), first.shape[1:]):
-            try:
-                computed = store.keep(space, missing_keys, batches)
-            except OSError:  # what was written cannot be read back
-                computed = list(compute(missing))
-        else:
-            computed = list(batches)
-        rows = computed[0] if len(computed) == 1 else np.concatenate(computed)
-        places.update({key: (len(shards), row) for row, key in enumerate(missing_keys)})
-        shards.append(rows)
+    runtime = Runtime()
+    missed = runtime.gather(missing)
+    nobody_has = sorted(set(missing).intersection(*missed))
+    share = runtime.share(nobody_has)
+    if share:
+        places.update({keys[index]: (len(shards), row) for row, index in enumerate(share)})
+        shards.append(_computed(store, space, keys, share, compute))
+    unlike = len({shard.shape[1:] for shard in shards}) > 1
+    if any(runtime.gather(unlike)):  # whatever the store has, it is not ours
+        return cached_or_computed(None, space, keys, compute)
+    if any(missed):
+        _meet(store, space, keys, shards, places)
     return Activations(shards, [places[key] for key in keys])
+
+
+def _computed(
+    store: FeatureStore | None, space: str, keys: Sequence[str], wanted: list[int], compute: Compute
+) -> np.ndarray:
+    """The rows of those indexes, in a shard of the store or else in memory."""
+    batches = compute(wanted)
+    first = next(batches)
+    batches = chain([first], batches)
+    if store is not None and store.fits(len(wanted), first.shape[1:]):
+        try:
+            computed = store.keep(space, [keys[index] for index in wanted], batches)
+        except OSError:  # what was written cannot be read back
+            computed = list(compute(wanted))
+    else:
+        computed = list(batches)
+    return computed[0] if len(computed) == 1 else np.concatenate(computed)
+
+
+def _meet(
+    store: FeatureStore | None,
+    space: str,
+    keys: Sequence[str],
+    shards: list[np.ndarray],
+    places: dict[str, Location],
+) -> None:
+    """Add what other processes have: found in the store where it is shared, else sent around."""
+    runtime = Runtime()
+    runtime.barrier()  # what each has computed is written now
+    lacking = set(keys) - set(places)
+    if store and lacking:
+        others, found = store.find(space, sorted(lacking))
+        if len({shard.shape[1:] for shard in (*shards, *others)}) == 1:
+            places.update({key: (len(shards) + shard, row) for key, (shard, row) in found.items()})
+            shards += others
+    lacked = runtime.gather(set(keys) - set(places))
+    wanted = sorted(set().union(*lacked))
+    # Each is sent by the first process that has it.
+    givers = {key: next(r for r, lacks in enumerate(lacked) if key not in lacks) for key in wanted}
+    for start in range(0, len(wanted), SENT_AT_ONCE):
+        asked = wanted[start : start + SENT_AT_ONCE]
+        mine = [key for key in asked if givers[key] == runtime.rank]
+        rows = {key: np.array(shards[places[key][0]][places[key][1]]) for key in mine}
+        for told in runtime.gather(rows):
+            new = [key for key in told if key not in places]
+            if new:
+                places.update({key: (len(shards), row) for row, key in enumerate(new)})
+                shards.append(np.stack([told[key] for key in new]))
 
 
 class FeatureStore:

@@ -14,11 +14,13 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from finetune.errors import TrainingError
+from finetune.runtime import Runtime
 from finetune.spec.protocols import FitData, PhaseData
 from finetune.training.best_epoch import BestEpoch
 from finetune.training.callbacks import (
     L2SP,
     EpochSeed,
+    SameBuffers,
     StopOnNonFiniteLoss,
     StopWhenNotBetter,
 )
@@ -102,7 +104,7 @@ class GradientPhases:
             settings = TrainerSettings(epochs, callbacks, accumulate, index)
             self.trainer = use_atomic_checkpoints(self.new_trainer(settings))
             try:
-                if seconds is not None and self.trainer.world_size == 1:
+                if seconds is not None:
                     self._shorten(self.trainer, data, epochs, seconds)
                 self.classifier.train()  # Lightning begins in whatever mode it finds
                 with _expected_warnings_off():
@@ -116,6 +118,12 @@ class GradientPhases:
             except RuntimeError as error:
                 if not _out_of_memory(error) or self.datamodule.batch_size == 1:
                     raise
+                if Runtime().world_size > 1:  # the others are in the middle of a step
+                    raise TrainingError(
+                        f"Expected {self.datamodule.batch_size} images a step to fit the memory of "
+                        f"{Runtime().world_size} processes, found that of process {Runtime().rank} "
+                        f"too small; give --data.batch_size {self.datamodule.batch_size // 2}."
+                    ) from error
                 error.__traceback__ = None  # its frames hold the batch that did not fit
                 accumulate = self._halve_batches(whole_batch)
                 self.classifier.load_state_dict(start)
@@ -142,7 +150,11 @@ class GradientPhases:
 
     def _guards(self, epochs: int) -> list[Callback]:
         """What keeps a phase repeatable, alive, in time and near where it began."""
-        guards: list[Callback] = [EpochSeed(self.datamodule.seed), StopOnNonFiniteLoss()]
+        guards: list[Callback] = [
+            EpochSeed(self.datamodule.seed),
+            StopOnNonFiniteLoss(),
+            SameBuffers(),
+        ]
         if self._penalty is not None:
             guards.insert(0, self._penalty)
         if self.deadline is not None:
@@ -183,7 +195,9 @@ class GradientPhases:
 
     def _shorten(self, trainer: Trainer, data: PhaseData, epochs: int, seconds: float) -> None:
         """Fewer epochs where the time does not suffice for all; the checkpoints say so."""
-        fitting = epochs_within(seconds, self.classifier, data, epochs)
+        runtime = Runtime()
+        rehearsed = epochs_within(seconds, self.classifier, data, epochs, runtime.world_size)
+        fitting = runtime.agree(lambda: rehearsed)
         if fitting < epochs and self.classifier.cycles == 1:
             self.say(f"there is time for {fitting} of {epochs} epochs")
             trainer.fit_loop.max_epochs = fitting

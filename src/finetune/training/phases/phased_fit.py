@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,13 +21,13 @@ from lightning import Trainer
 from finetune.errors import TrainingError, UsageError
 from finetune.networks.final_layer import output_tensors
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
-from finetune.runtime import process_rank
+from finetune.runtime import Runtime
 from finetune.spec.protocols import FitData, PhaseData
 from finetune.training.checkpoints import ENTRY, plain, read_content
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
 from finetune.training.features.store import FeatureStore
-from finetune.training.interpolation import best_between, held_out_answers
+from finetune.training.interpolation import answers_by_shares, best_between
 from finetune.training.model_selection import Candidate, clearly_better
 from finetune.training.phases.gradient import GradientPhases, TrainerSettings
 from finetune.training.phases.probe import fit_final_layer, linear_head
@@ -101,7 +100,7 @@ class PhasedFit:
         place = START if resume is None else self._go_on_from(resume)
         counts = epochs_of(phases, self.epochs)
         for index in range(place.phase, len(phases)):
-            if index > 0 and self._remaining() == 0:
+            if index > 0 and Runtime().agree(lambda: self._remaining() == 0):
                 self.say("time is up: the remaining phases are left out")
                 break
             facts = {"strategy": self.strategy, "phase": index, "monitor": self.monitor}
@@ -134,7 +133,7 @@ class PhasedFit:
                     f"--model.pretrained {path}."
                 )
             self.found = Candidate.read(self.best)
-            if self.found.facts.get("phase", 0) > 0 and _is_first():
+            if self.found.facts.get("phase", 0) > 0 and Runtime().is_main:
                 # A fit that was killed in between has written the best, but not removed this.
                 phase_file(self.folder, self.found.facts["phase"]).unlink(missing_ok=True)
         return place
@@ -149,6 +148,8 @@ class PhasedFit:
 
     def _probe(self, index: int) -> None:
         fitted = fit_final_layer(self._kept)
+        # Fitted alike in each process, but for rounding.
+        Runtime().equalise(self.classifier.network, parameters=True)
         self.classifier.details["fit"] |= {"done": True, "probe": fitted.details}
         self.found = Candidate.of(
             {
@@ -157,7 +158,7 @@ class PhasedFit:
                 ENTRY: self.classifier.entry(self.datamodule),
             }
         )
-        if _is_first():
+        if Runtime().is_main:
             self.found.write(self.best)
             self.found.write(self.folder / "last.ckpt")
         self.say(f"phase {index + 1}: {fitted}")
@@ -222,29 +223,26 @@ class PhasedFit:
         Each checkpoint of a phase's end is written once, and says that this is done: a fit that is
         killed before it repeats all of this, and one killed after it nothing.
         """
-        own = phase_file(self.folder, index)
-        if _is_first():
-            smoothed = self.classifier.setting("label_smoothing")
-            head = output_tensors(self.classifier.network) if smoothed else ()
-            found = found.rescaled(head) if head else found
-            if self.found is not None:
-                found = self._look_between(self.found, found, data, head)
-            found = found.but(done=True)
-            if self.found is None or clearly_better(found, self.found, self.monitor):
+        own, writes = phase_file(self.folder, index), Runtime().is_main
+        smoothed = self.classifier.setting("label_smoothing")
+        head = output_tensors(self.classifier.network) if smoothed else ()
+        found = found.rescaled(head) if head else found
+        if self.found is not None:
+            found = self._look_between(self.found, found, data, head)
+        found = found.but(done=True)
+        if self.found is None or clearly_better(found, self.found, self.monitor):
+            self.found = found
+            if writes:
                 found.write(self.best)
                 if own != self.best:
                     own.unlink(missing_ok=True)
-                self.found = found
-            else:
+        else:
+            if writes:
                 found.write(own)
-                self.say(
-                    "the earlier phase stays: not clearly bettered on held-out images; "
-                    f"this one is kept in {own.name}"
-                )
-        if self.trainer is not None:
-            self.trainer.strategy.barrier()
-        if not _is_first():
-            self.found = Candidate.read(self.best)
+            self.say(
+                "the earlier phase stays: not clearly bettered on held-out images; "
+                f"this one is kept in {own.name}"
+            )
 
     def _look_between(
         self, earlier: Candidate, found: Candidate, data: PhaseData, head: Iterable[str]
@@ -252,12 +250,14 @@ class PhasedFit:
         """The best point between the earlier phases and what this one has found."""
         answered = 0 if found.outputs is None else len(found.outputs[1])
         # Where the trainer limits its batches, nobody has answered all of the images.
-        if not answered or answered < len(self.datamodule.images("val")) or self._remaining() == 0:
+        if not answered or answered < len(self.datamodule.images("val")):
+            return found
+        if Runtime().agree(lambda: self._remaining() == 0):
             return found
         best = best_between(
             earlier,
             found,
-            partial(held_out_answers, self.classifier, data.val_dataloader()),
+            answers_by_shares(self.classifier, data.val_dataloader()),
             monitor=self.monitor,
             rescaled_head=head,
         )
@@ -271,8 +271,3 @@ class PhasedFit:
     def _remaining(self) -> float | None:
         """Seconds until the deadline; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-
-
-def _is_first() -> bool:
-    """Whether this process is the one that writes."""
-    return process_rank() == 0

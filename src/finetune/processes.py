@@ -1,0 +1,87 @@
+"""The processes that share one command, as whoever started them says; nothing heavy is imported.
+
+``torchrun`` starts them, or SLURM's ``srun``, or :mod:`finetune.commands.launch`, by torchrun's own
+machinery, for several devices of one machine. Nobody else reads their environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from finetune.errors import UsageError
+
+# Set by our own launcher, which says itself why a process was killed.
+STARTED_BY_US = "FINETUNE_STARTED_PROCESSES"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One process among all of its command.
+
+    Attributes:
+        rank: its number among all, from 0.
+        world_size: how many there are, on all machines together.
+        local_rank: its number among those of its machine, from 0.
+        local_world_size: how many its machine has.
+        launched: whether all were started by a launcher that has told them how to meet.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    launched: bool = False
+
+
+class ProcessesNeeded(UsageError):
+    """Several devices are asked for, each of which needs a process; ``finetune`` starts them.
+
+    Attributes:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"Expected one device in a process that runs already, found that {count} are asked "
+            "for; run the finetune command, which starts a process for each, or give devices=1."
+        )
+        self.count = count
+
+
+def own_place(environment: Mapping[str, str] | None = None) -> Place:
+    """This process's place, from its environment; alone where nobody says otherwise.
+
+    torchrun comes first, for it runs within SLURM's jobs too. Of SLURM only what ``srun`` says of
+    a step counts: the batch script itself is one process, however many tasks the job may have.
+    """
+    found = os.environ if environment is None else environment
+    if "TORCHELASTIC_RUN_ID" in found:
+        return Place(
+            int(found["RANK"]),
+            int(found["WORLD_SIZE"]),
+            int(found["LOCAL_RANK"]),
+            int(found["LOCAL_WORLD_SIZE"]),
+            launched=True,
+        )
+    if int(found.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_LOCALID" in found:
+        per_node = re.match(r"\d+", found.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        return Place(
+            int(found["SLURM_PROCID"]),
+            int(found["SLURM_STEP_NUM_TASKS"]),
+            int(found["SLURM_LOCALID"]),
+            int(per_node[0]) if per_node else 1,
+            launched=True,
+        )
+    if "LOCAL_RANK" in found:  # a script that Lightning runs again for each of its devices
+        here, all_of_them = int(found["LOCAL_RANK"]), int(found.get("WORLD_SIZE", "1"))
+        on_this_machine = int(found.get("LOCAL_WORLD_SIZE", all_of_them))
+        return Place(int(found.get("RANK", here)), all_of_them, here, on_this_machine)
+    return Place()
+
+
+def started_by_us() -> bool:
+    """Whether our own launcher watches over this process."""
+    return STARTED_BY_US in os.environ
