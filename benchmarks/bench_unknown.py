@@ -1,11 +1,13 @@
 """Strangers: classes that are left out, told from the known ones; and how often a known is refused.
 
     python benchmarks/bench_unknown.py DATA... [--splits 20] [--fine-tuned 3 --epochs 3]
+    python benchmarks/bench_unknown.py DATA --left-out 0 --strangers FOLDER
 
 DATA holds a folder of images a class, perhaps below train, val and test, which are put together.
 In each split a few classes are strangers; of the others 60 % train, 20 % calibrate and 20 % test.
 Prints the rate of false alarms at --alpha and the AUROC of each score, means over the splits with
 95 % intervals (Student's t; splits share images), and differences to maximum probability, paired.
+--strangers brings images of another folder, beside or in place of classes that are left out.
 --fine-tuned N fine-tunes the backbone on the first N splits and compares with frozen.
 """
 
@@ -51,12 +53,16 @@ def main() -> None:
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--left-out", type=int, default=3)
+    parser.add_argument("--strangers", type=Path)
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--fine-tuned", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     for root in options.data:
         paths, labels, names = images_of(root)
+        if options.strangers is not None:
+            others = images_of(options.strangers)[0]
+            paths, labels = paths + others, torch.cat([labels, torch.full((len(others),), -1)])
         frozen = ImageClassifier(names, backbone=options.backbone).eval()
         features = torch.from_numpy(features_of(frozen, paths, store=FeatureStore()).values)
         found: Figures = defaultdict(list)
@@ -87,7 +93,7 @@ def images_of(root: Path) -> tuple[list[str], Tensor, list[str]]:
 
 
 def deal(labels: Tensor, left_out: int, seed: int) -> Sides:
-    """Strangers, and the known images on three sides, class by class."""
+    """Strangers, also those of no class (-1), and the known on three sides, class by class."""
     generator = np.random.default_rng(seed)
     classes = generator.permutation(int(labels.max()) + 1)
     sides: list[list[int]] = [[], [], []]
@@ -96,7 +102,7 @@ def deal(labels: Tensor, left_out: int, seed: int) -> Sides:
         ends = round(0.6 * len(rows)), round(0.8 * len(rows))
         for side, part in zip(sides, np.split(rows, ends), strict=True):
             side.extend(part.tolist())
-    strange = np.flatnonzero(np.isin(labels.numpy(), classes[:left_out]))
+    strange = np.flatnonzero(np.isin(labels.numpy(), [-1, *classes[:left_out]]))
     position = torch.full((len(classes),), -1)
     position[torch.from_numpy(np.sort(classes[left_out:]))] = torch.arange(len(classes) - left_out)
     train, calibrate, test = map(torch.tensor, sides)
@@ -118,6 +124,7 @@ def judged(features: Tensor, sides: Sides, alpha: float) -> dict[str, float]:
     scored = {"the chosen score": rule.familiar}
     scored |= {name: fit(train, labels) for name, fit in SCORES.items()}
     figures = {
+        **{f"chosen: {name}": float(rule.familiar.score == name) for name in SCORES},
         "false alarms": float((rule.strangeness(known) > 1).double().mean()),
         "strangers caught": float((rule.strangeness(strange) > 1).double().mean()),
         "AUROC, maximum probability": by_probability,

@@ -7,9 +7,17 @@ from sklearn.covariance import oas
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from finetune.combining.strangeness import MOST_ROWS, NEAREST, class_means, near_images
+from finetune.combining.strangeness import (
+    MOST_ROWS,
+    NEAREST,
+    SCORES,
+    class_means,
+    doubt,
+    near_images,
+)
 from finetune.combining.unknown import UnknownRule, chosen_by_left_out, fit_unknown
 from finetune.errors import CalibrationError, CheckpointMismatchError
+from finetune.training.linear_probe import fit_probe
 
 
 def clusters(
@@ -46,6 +54,20 @@ def test_neighbours_are_those_of_scikit_learn() -> None:
     expected = torch.from_numpy(judge.kneighbors(others.numpy())[0][:, -1]).double()
     found = near_images(features, labels).distances(others)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_doubt_is_that_of_the_probe() -> None:
+    (features, labels), (others, _) = clusters(0), clusters(1)
+    probe = fit_probe(features, labels, 4)
+    logits = others.double() @ probe.weight.T + probe.bias
+    expected = -logits.softmax(dim=1).amax(dim=1).log()
+    found = doubt(features, labels + 7).distances(others)  # whatever the classes are called
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_of_two_classes_only_distances_can_be_compared() -> None:
+    assert set(chosen_by_left_out(*clusters(0, classes=2))) == {"mahalanobis", "neighbours"}
+    assert set(chosen_by_left_out(*clusters(0, classes=3))) == set(SCORES)
 
 
 def test_what_is_kept_of_many_images_is_bounded_and_of_every_class() -> None:

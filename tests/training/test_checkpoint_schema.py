@@ -31,7 +31,11 @@ CALIBRATION = Calibration(
     ConformalRule("thr", 0.1, math.inf, 10),
 ).to_dict()
 UNKNOWN = UnknownRule(
-    Familiar("mahalanobis", torch.randn(3, 64), torch.randn(2, 64), 9.0), 0.05, 2.5, 40, (0.9,) * 3
+    Familiar("mahalanobis", torch.randn(3, 64), torch.randn(2, 64), torch.zeros(3), 9.0),
+    0.05,
+    2.5,
+    40,
+    (0.9, 0.8, 1.0),
 )
 ROLES = {"pick": ["ab"], "calibrate": ["cd"]}
 

@@ -1,10 +1,12 @@
 """How strange an image is to a classifier: how far its features lie from those of training.
 
-Two scores, both on features of length 1: the Mahalanobis distance to the nearest class mean, with
+Two distances of features of length 1: the Mahalanobis distance to the nearest class mean, with
 one covariance for all classes (Lee et al., A simple unified framework for detecting
 out-of-distribution samples, 2018; lengths as in Mueller & Hein, Mahalanobis++, 2025), and the
 cosine distance to a near training image (Sun et al., Out-of-distribution detection with deep
-nearest neighbors, 2022). Both look for images of no class, not for errors among the classes.
+nearest neighbors, 2022). And the doubt of a linear probe on the same features, minus the logarithm
+of its largest probability (Hendrycks & Gimpel, A baseline for detecting misclassified and
+out-of-distribution examples, 2017), which knows best what resembles a known class.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError
 from finetune.spec.choices import Strangeness
+from finetune.training.linear_probe import fit_probe
 
 NEAREST = 3  # which neighbour's distance counts: one may be a copy
 MOST_ROWS = 4096  # training images that are kept to be neighbours, so that files stay small
@@ -27,16 +30,18 @@ class Familiar:
     """What the training images looked like to the network, and how far from it others are.
 
     Attributes:
-        score: which of the two.
-        rows: features ``(K, D)`` float32: the means of the classes, or training images.
+        score: which of the three.
+        rows: ``(K, D)`` float32: the means of the classes, training images, or a probe's weights.
         directions: ``(R, D)`` float32, of ``mahalanobis``: along these the images of a class vary
             more than elsewhere, so that distances count less; else ``(0, D)``.
+        offsets: ``(K,)`` float32, of ``doubt``: the probe's bias.
         floor: of ``mahalanobis``, what a squared distance is multiplied by in all directions.
     """
 
     score: Strangeness
     rows: Tensor
     directions: Tensor
+    offsets: Tensor
     floor: float = 1.0
 
     def distances(self, features: Tensor) -> Tensor:
@@ -50,7 +55,11 @@ class Familiar:
                 f"Expected {self.rows.shape[1]} features an image, as the rule for unknown images "
                 f"was fitted to, found {features.shape[1]}; calibrate with --unknown again."
             )
-        points, rows = of_length_one(features), self.rows.double()
+        rows = self.rows.double()
+        if self.score == "doubt":
+            logits = features.double() @ rows.T + self.offsets.double()
+            return -logits.log_softmax(dim=1).amax(dim=1).clamp_max(0)
+        points = of_length_one(features)
         if self.score == "neighbours":
             cosines = points @ rows.T
             return (1 - cosines.topk(min(NEAREST, len(rows))).values[:, -1]).clamp_min(0)
@@ -83,7 +92,8 @@ def class_means(features: Tensor, labels: Tensor) -> Familiar:
     floor = 1 / max(shrinkage * level, 1e-9 * level)
     along = floor - 1 / ((1 - shrinkage) * variances + 1 / floor)
     scaled = directions * along.clamp_min(0).sqrt()[:, None]
-    return Familiar("mahalanobis", means.float(), scaled.float(), floor)
+    nothing = torch.zeros(len(means))
+    return Familiar("mahalanobis", means.float(), scaled.float(), nothing, floor)
 
 
 def near_images(features: Tensor, labels: Tensor) -> Familiar:
@@ -92,12 +102,22 @@ def near_images(features: Tensor, labels: Tensor) -> Familiar:
     if len(points) > MOST_ROWS:  # evenly, class by class
         order = labels.argsort(stable=True)
         points = points[order[torch.linspace(0, len(points) - 1, MOST_ROWS).long()]]
-    return Familiar("neighbours", points, points[:0])
+    return Familiar("neighbours", points, points[:0], torch.zeros(len(points)))
 
 
-SCORES: dict[Strangeness, Callable[[Tensor, Tensor], Familiar]] = {
+def doubt(features: Tensor, labels: Tensor, *, l2: float | None = None) -> Familiar:
+    """The score of a linear probe on training features ``(N, D)``; ``l2`` is chosen for None."""
+    classes, index = torch.unique(labels, return_inverse=True)
+    probe = fit_probe(features, index, len(classes), l2=l2)
+    weight = probe.weight.float()
+    return Familiar("doubt", weight, weight[:0], probe.bias.float())
+
+
+Fit = Callable[[Tensor, Tensor], Familiar]
+SCORES: dict[Strangeness, Fit] = {
     "mahalanobis": class_means,
     "neighbours": near_images,
+    "doubt": doubt,
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,11 @@ from scipy.stats import beta
 from torch import Tensor
 
 from finetune.combining.conformal import conformal_quantile
-from finetune.combining.strangeness import SCORES, Familiar
+from finetune.combining.strangeness import SCORES, Familiar, Fit, doubt
 from finetune.errors import CalibrationError
 from finetune.evaluation.separation import auroc_interval, separation
 from finetune.spec.choices import Strangeness
+from finetune.training.linear_probe import fit_probe
 
 MOST_LEFT_OUT = 12  # classes that are left out in turn
 MOST_JUDGED = 2000  # training images that choose the score
@@ -62,7 +64,7 @@ class UnknownRule:
         return float(low), float(high)
 
     def to_entry(self) -> dict[str, Any]:
-        """Plain values and two float32 tensors, for a checkpoint."""
+        """Plain values and three float32 tensors, for a checkpoint."""
         familiar = {each.name: getattr(self.familiar, each.name) for each in fields(Familiar)}
         return {
             **familiar,
@@ -132,19 +134,27 @@ def chosen_by_left_out(
     ranks = torch.cat([torch.arange(int(count)) for count in counts])
     first = ranks < counts.repeat_interleave(counts) / 2
     places = torch.linspace(0, len(classes) - 1, min(len(classes), MOST_LEFT_OUT)).long()
+    cases = [
+        case
+        for learnt in (first, ~first)
+        for left_out in classes[places].tolist()
+        if (case := _case(labels, learnt, left_out)) is not None
+    ]
+    if not cases:
+        raise CalibrationError(
+            f"Expected two classes with two training images each to tell unknown images, found "
+            f"{len(features)} images of {len(classes)} classes; give --data.root of the fit."
+        )
+    scores = dict(SCORES)
+    if all(len(torch.unique(labels[case.fitted])) > 1 for case in cases):
+        # One penalty for all: it is chosen by a cross-validation of its own.
+        l2 = fit_probe(features, torch.searchsorted(classes, labels), len(classes)).l2
+        scores["doubt"] = partial(doubt, l2=l2)
+    else:
+        del scores["doubt"]  # there is none between one class and itself
     found: dict[Strangeness, tuple[float, float, float]] = {}
-    for score in SCORES:
-        trials = [
-            trial
-            for learnt in (first, ~first)
-            for left_out in classes[places].tolist()
-            if (trial := _trial(score, features, labels, learnt, left_out)) is not None
-        ]
-        if not trials:
-            raise CalibrationError(
-                f"Expected two classes with two training images each to tell unknown images, found "
-                f"{len(features)} images of {len(classes)} classes; give --data.root of the fit."
-            )
+    for score, fit in scores.items():
+        trials = [_trial(fit, features, labels, case) for case in cases]
         influence = np.mean([trial.influence for trial in trials], axis=0)
         area = float(np.mean([trial.auroc for trial in trials]))
         fewest = min(trial.strangers for trial in trials) * len(trials)
@@ -160,18 +170,25 @@ class _Trial(NamedTuple):
     strangers: int
 
 
-def _trial(
-    score: Strangeness, features: Tensor, labels: Tensor, learnt: Tensor, left_out: int
-) -> _Trial | None:
+class _Case(NamedTuple):
+    """Which training images are learnt from, and which are judged, where a class is left out."""
+
+    fitted: Tensor
+    strangers: Tensor
+    known: Tensor
+
+
+def _case(labels: Tensor, learnt: Tensor, left_out: int) -> _Case | None:
     """None where a side would be empty."""
     strange = labels == left_out
-    fitted, strangers, known = learnt & ~strange, ~learnt & strange, ~learnt & ~strange
-    if not (fitted.any() and strangers.any() and known.any()):
-        return None
-    familiar = SCORES[score](features[fitted], labels[fitted])
-    told = separation(
-        familiar.distances(features[strangers]).numpy(), familiar.distances(features[known]).numpy()
-    )
+    case = _Case(learnt & ~strange, ~learnt & strange, ~learnt & ~strange)
+    return case if all(bool(side.any()) for side in case) else None
+
+
+def _trial(fit: Fit, features: Tensor, labels: Tensor, case: _Case) -> _Trial:
+    familiar = fit(features[case.fitted], labels[case.fitted])
+    strangers, known = (familiar.distances(features[rows]).numpy() for rows in case[1:])
+    told = separation(strangers, known)
     influence = np.zeros(len(labels))
-    influence[strangers.numpy()], influence[known.numpy()] = told.strangers, told.known
-    return _Trial(told.auroc, influence, int(strangers.sum()))
+    influence[case.strangers.numpy()], influence[case.known.numpy()] = told.strangers, told.known
+    return _Trial(told.auroc, influence, len(strangers))

@@ -143,6 +143,7 @@ def describe_unknown(rule: UnknownRule) -> list[str]:
     names = {
         "mahalanobis": "Mahalanobis distance to the nearest class mean",
         "neighbours": "cosine distance to near training images",
+        "doubt": "doubt of a linear probe on the features",
     }
     return [
         f"unknown by the {names[rule.familiar.score]}: AUROC {area:.3f} [{low:.3f}, {high:.3f}] "

@@ -126,7 +126,7 @@ CALIBRATION = record(
     out_of_fold=truth,
 )
 
-# Beside these two tensors, ``rows (K, D)`` and ``directions (R, D)``.
+# Beside these three tensors: ``rows (K, D)``, ``directions (R, D)`` and ``offsets (K,)``.
 UNKNOWN = record(
     {
         "score": one_of(*get_args(Strangeness)),

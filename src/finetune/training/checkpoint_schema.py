@@ -163,19 +163,18 @@ def _answers(val: Any, task: Task, outputs: int) -> None:
 
 
 def _familiar(unknown: Any) -> None:
-    """What training images looked like: ``rows (K, D)`` and ``directions (R, D)``, float32."""
+    """What was learnt from: ``rows (K, D)``, ``directions (R, D)``, ``offsets (K,)``, float32."""
     if unknown is None:
         return
-    record({"rows": _tensor, "directions": _tensor})(unknown)
-    rows, directions = unknown["rows"], unknown["directions"]
-    for name, tensor in (("rows", rows), ("directions", directions)):
-        where = ("unknown", name)
-        if tensor.dtype != torch.float32 or tensor.ndim != 2 or tensor.shape[1] != rows.shape[-1]:
-            raise UnexpectedValue("(K, D) float32 numbers", _says(tensor), where)
-        if not bool(tensor.isfinite().all()):
-            raise UnexpectedValue("finite", "NaN or infinity", where)
-    if not rows.numel():
-        raise UnexpectedValue("at least one row", _says(rows), ("unknown", "rows"))
+    record({"rows": _tensor, "directions": _tensor, "offsets": _tensor})(unknown)
+    rows, directions, offsets = (unknown[name] for name in ("rows", "directions", "offsets"))
+    for name, tensor in (("rows", rows), ("directions", directions), ("offsets", offsets)):
+        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            raise UnexpectedValue("finite float32 numbers", _says(tensor), ("unknown", name))
+    shapes = rows.ndim == directions.ndim == 2 and offsets.ndim == 1 and rows.numel() > 0
+    if not shapes or directions.shape[1] != rows.shape[1] or len(offsets) != len(rows):
+        found = ", ".join(map(_says, (rows, directions, offsets)))
+        raise UnexpectedValue("(K, D) rows, (R, D) directions, (K,) offsets", found, ("unknown",))
 
 
 def _says(tensor: Tensor) -> str:
