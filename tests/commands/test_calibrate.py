@@ -8,8 +8,10 @@ from PIL import Image
 
 from finetune import cli
 from finetune.combining.ensemble import Ensemble
+from finetune.combining.strangeness import Familiar
+from finetune.combining.unknown import UnknownRule
 from finetune.data.datamodule import ImageFolderDataModule
-from finetune.errors import CalibrationError
+from finetune.errors import CalibrationError, CheckpointMismatchError
 from finetune.prediction import predict
 from finetune.prediction.predictor import load_model
 from finetune.tables.reading import read_table
@@ -180,6 +182,13 @@ def test_a_rule_for_unknown_images_that_cannot_be_is_one_line(
     table = tmp_path / "table.csv"
     predict(load_model(path), colour_folder).to_csv(table)
     Ensemble.from_checkpoints([table]).save(tmp_path / "t.ckpt")
+    odd = Ensemble.from_file(tmp_path / "t.ckpt")
+    nothing = torch.zeros(1, 4)
+    odd.unknown = UnknownRule(
+        Familiar("neighbours", nothing, nothing[:0], torch.zeros(1)), 0.1, 1.0, 9, (0.5, 0.4, 0.6)
+    )
+    with pytest.raises(CheckpointMismatchError, match="--unknown"):
+        predict(odd, colour_folder)
     with pytest.raises(CalibrationError, match="saved predictions"):
         Ensemble.from_file(tmp_path / "t.ckpt").calibrate(
             ImageFolderDataModule(colour_folder, num_workers=0, cache="off"), unknown=0.5

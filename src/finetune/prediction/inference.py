@@ -20,7 +20,7 @@ from finetune.combining.test_time_augmentation import View, chosen_views, mean_o
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
-from finetune.errors import ImageError, UsageError
+from finetune.errors import CheckpointMismatchError, ImageError, UsageError
 from finetune.prediction.inputs import (
     Collated,
     ImageInput,
@@ -140,7 +140,14 @@ class _Answering(LightningModule):
                 by_preprocessing,
                 self.views,
             )
-        return outputs, torch.empty(0) if rule is None else rule.strangeness(features[0])
+        if rule is None:
+            return outputs, torch.empty(0)
+        if not features:
+            raise CheckpointMismatchError(
+                "Expected a classifier with a final layer beside the rule for unknown images, "
+                "found none; calibrate without --unknown."
+            )
+        return outputs, rule.strangeness(features[0])
 
 
 class _Collector(Callback):
