@@ -31,7 +31,6 @@ from finetune.combining.unknown import fit_unknown
 from finetune.evaluation.separation import separation
 from finetune.prediction.feature_space import features_of
 from finetune.training.features.store import FeatureStore
-from finetune.training.linear_probe import fit_probe
 
 ENDINGS = {".jpg", ".jpeg", ".png"}
 Figures = dict[str, list[float]]
@@ -114,27 +113,21 @@ def judged(features: Tensor, sides: Sides, alpha: float) -> dict[str, float]:
     train, labels = features[sides.train], sides.labels[sides.train]
     known, strange = features[sides.test], features[sides.strange]
     rule = fit_unknown(train, labels, features[sides.calibrate], alpha=alpha)
-    probe = fit_probe(train, labels, int(labels.max()) + 1)
-
-    def doubt(rows: Tensor) -> np.ndarray:
-        logits = rows.double() @ probe.weight.double().T + probe.bias.double()
-        return -logits.log_softmax(-1).amax(-1).numpy()
-
-    by_probability = separation(doubt(strange), doubt(known)).auroc
-    scored = {"the chosen score": rule.familiar}
-    scored |= {name: fit(train, labels) for name, fit in SCORES.items()}
     figures = {
         **{f"chosen: {name}": float(rule.familiar.score == name) for name in SCORES},
         "false alarms": float((rule.strangeness(known) > 1).double().mean()),
         "strangers caught": float((rule.strangeness(strange) > 1).double().mean()),
-        "AUROC, maximum probability": by_probability,
     }
-    for name, familiar in scored.items():
+    areas = {}
+    for name, fit in SCORES.items():
+        familiar = rule.familiar if rule.familiar.score == name else fit(train, labels)
         distances = (familiar.distances(rows).numpy() for rows in (strange, known))
-        figures[f"AUROC, {name}"] = separation(*distances).auroc
-        figures[f"AUROC, {name}, minus maximum probability"] = (
-            figures[f"AUROC, {name}"] - by_probability
-        )
+        areas[name] = separation(*distances).auroc
+    figures["AUROC, doubt (maximum probability)"] = areas["doubt"]
+    scored = {"the chosen score": areas[rule.familiar.score], **areas}
+    for name in ("the chosen score", "mahalanobis", "neighbours"):
+        figures[f"AUROC, {name}"] = scored[name]
+        figures[f"AUROC, {name}, minus maximum probability"] = scored[name] - areas["doubt"]
     return figures
 
 
