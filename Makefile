@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 SAMPLE := sample
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test torture fuzz lint types check bench bench-data bench-combine bench-accelerator notebooks clean
+.PHONY: help demo install test test-quick test-minimum coverage mutation torture fuzz lint lint-notebooks types check \
+	docs build wheel-demo bench bench-data bench-combine bench-accelerator notebooks clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,8 +32,26 @@ demo: $(VENV)/.demo  ## Fine-tune, test and predict on the embedded sample, besi
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh $(SAMPLE)
 
 # One process a core, one thread each, whose waiting takes no core from the others.
+PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(VENV)/.dev  ## Run all tests
-	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
+
+# Without what fits networks as a whole: slow tests, verbs, exports, fuzzing.
+WHOLE_FITS := tests/commands tests/exporting tests/fuzz
+test-quick: $(VENV)/.dev  ## Run the quick tests
+	$(PYTEST) -m 'not slow' $(addprefix --ignore=,$(WHOLE_FITS))
+
+coverage: $(VENV)/.dev  ## Run all tests and name the lines and branches that none reaches
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
+
+test-minimum:  ## Run the core of the suite on the lowest versions that pyproject.toml allows
+	bash .ci/minimum_versions $(PYTHON) build/minimum
+
+# All of it takes hours; what was tried is kept in mutants/ and not tried again.
+mutation: $(VENV)/.dev  ## Change the rooms that decide figures in small ways: ONLY='finetune.evaluation.intervals*'
+	$(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
+	$(BIN)/mutmut results
 
 torture: $(VENV)/.dev  ## Kill fits at every commit point and at random, resume them; fill disks
 	TORTURE=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
@@ -45,6 +64,9 @@ lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+lint-notebooks: $(VENV)/.dev  ## Check that the lessons are kept as they ran
+	$(BIN)/python -m pytest -q tests/test_notebooks.py -m 'not slow'
+
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
@@ -52,6 +74,17 @@ check: lint types test  ## Everything that CI runs
 
 notebooks: $(VENV)/.dev  ## Execute the lessons
 	$(BIN)/python -m pytest tests/test_notebooks.py
+
+docs: $(VENV)/.dev  ## Build the site into build/site; fails on broken links, needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+build: $(VENV)/.dev  ## Wheel and sdist into dist, checked
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+wheel-demo: $(VENV)/.made  ## The demo's main line from the wheel in dist alone, in an empty environment
+	bash .ci/wheel_demo $(PYTHON) build/wheel-demo
 
 # Benchmarks take their images from you: make bench DATA=DIR, with train/ and test/ or val/ in DIR.
 bench: $(VENV)/.dev  ## Compare fits with fastai, timm and a bare loop: DATA=DIR [BACKBONE=NAME WEIGHTS=FILE]

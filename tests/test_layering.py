@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "finetune"
 FLOOR = {
     "cache_dir",
     "csv_table",
+    "distribution",
     "documents",
     "errors",
     "extras",
@@ -23,9 +24,10 @@ FLOOR = {
 }
 ALLOWED = {
     "errors": set(),
+    "distribution": set(),
     "cache_dir": set(),
     "csv_table": {"errors"},
-    "extras": {"errors"},
+    "extras": {"distribution", "errors"},
     "files": {"errors"},
     "processes": {"errors"},
     "runtime": {"errors", "processes"},

@@ -71,9 +71,9 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
             print(_help())
             return OK
         if verb == "--version":
-            from importlib.metadata import version
+            from finetune.distribution import own_version
 
-            print(version("finetune"))
+            print(own_version())
             return OK
         if verb not in VERBS:
             raise UsageError(_unknown(verb))

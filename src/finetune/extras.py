@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from finetune.distribution import DISTRIBUTION
 from finetune.errors import MissingPackageError
 
 # What pyproject.toml lists below each. wandb is installed by default; only a lean install lacks it.
@@ -39,7 +40,7 @@ def need(extra: str, purpose: str) -> None:
 
 def remedy(extra: str) -> str:
     """The command that installs it."""
-    return f"run `pip install 'finetune[{extra}]'`"
+    return f"run `pip install '{DISTRIBUTION}[{extra}]'`"
 
 
 def _is_there(name: str) -> bool:

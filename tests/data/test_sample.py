@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from finetune.data import sample
 from finetune.data.folder import scan_folder
 from finetune.data.sample import CROPS, PHOTOGRAPHS, write_sample
 from finetune.errors import ImageFolderError
+from finetune.extras import remedy
 from finetune.spec.images import file_id
 
 
@@ -82,5 +84,5 @@ def test_without_scikit_image_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample, "find_spec", lambda name: None)
-    with pytest.raises(ImageFolderError, match=r"pip install 'finetune\[demo\]'"):
+    with pytest.raises(ImageFolderError, match=re.escape(remedy("demo"))):
         write_sample(tmp_path / "s")

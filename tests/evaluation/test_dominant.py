@@ -32,3 +32,13 @@ def test_nothing_is_said_where_nothing_stands_out() -> None:
     assert dominant_image(np.ones(50), ["x"] * 50) is None
     assert dominant_image(np.zeros(50), ["x"] * 50) is None
     assert dominant_image(np.array([0.0, 9.0]), ["x", "y"]) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "worst", "named"), [(10, 9.1, True), (10, 8.9, False), (9, 99.0, False)]
+)
+def test_it_is_named_above_half_of_all_and_from_ten_images_on(
+    count: int, worst: float, named: bool
+) -> None:
+    losses = np.array([*np.ones(count - 1), worst])
+    assert (dominant_image(losses, ["x"] * count) is not None) == named

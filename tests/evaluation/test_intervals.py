@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from finetune.evaluation.intervals import bootstrap_interval, percentile_interval, wilson_interval
+from finetune.evaluation.scores import bootstrap_macro_scores
 
 
 @settings(deadline=None)
@@ -56,3 +57,25 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     values = np.arange(10.0)
     assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
     assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+
+
+def test_macro_scores_are_drawn_by_their_seed() -> None:
+    confusion = np.array([[30, 4], [6, 20]])
+    drawn = [
+        bootstrap_macro_scores(confusion, confidence_level=0.95, resamples=200, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_higher_level_is_a_wider_interval_around_the_lower_one() -> None:
+    confusion, values = np.array([[30, 4], [6, 20]]), np.arange(50.0)
+    half, most = (
+        [
+            bootstrap_interval(values, confidence_level=level),
+            *bootstrap_macro_scores(confusion, confidence_level=level, resamples=2000, seed=0),
+        ]
+        for level in (0.5, 0.99)
+    )
+    for (low, high), (lowest, highest) in zip(half, most, strict=True):
+        assert lowest < low < high < highest

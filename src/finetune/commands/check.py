@@ -50,7 +50,7 @@ def check(
 
     Args:
         data: DIR/<class>/... or DIR/train|val|test/<class>/...
-        manifest: CSV path,label[,split][,group] that decides instead.
+        manifest: CSV with path, label and perhaps split and group, which decides instead.
         allow_outside: accept files of the manifest outside DIR.
         duplicates: equal files only, or also images that look the same.
         max_pixels: refuse images with more pixels, at least 1.

@@ -9,7 +9,7 @@ from finetune.commands.guest import Where
 from finetune.commands.outputs import checked_output
 from finetune.commands.verb import Typed
 from finetune.exporting.targets import SUFFIXES, Format
-from finetune.extras import need
+from finetune.extras import need, remedy
 
 if TYPE_CHECKING:
     from finetune.exporting.export import Exported
@@ -74,7 +74,7 @@ def describe_parity(exported: Exported) -> str:
     if exported.greatest_difference is None:
         return (
             "answers not compared with the checkpoint's: onnxruntime is not installed; "
-            "run `pip install 'finetune[export]'`"
+            f"{remedy('export')}"
         )
     return (
         "greatest difference to the checkpoint's probabilities on random images: "

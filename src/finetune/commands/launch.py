@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
+from finetune.commands.terminal import HushedText
 from finetune.processes import STARTED_BY_US, own_place, started_by_us
 
 SECONDS_TO_END = 10  # in good order, before what is left is killed
@@ -72,7 +73,7 @@ def one_of_several(run: Callable[[], int]) -> int:
         code = run()
     else:
         warnings.simplefilter("ignore")
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        with redirect_stdout(HushedText(sys.stdout)):
             code = run()
     if code == 0:  # after a failure the others are not there to part from
         from finetune.runtime import part

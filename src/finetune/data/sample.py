@@ -17,6 +17,7 @@ from PIL import Image
 
 from finetune.data.folder import SPLITS
 from finetune.errors import ImageFolderError
+from finetune.extras import remedy
 from finetune.files import atomic_folder
 
 # Files of scikit-image's wheel: nothing is ever fetched.
@@ -79,7 +80,7 @@ def _photographs_folder() -> Path:
     if spec is None or spec.origin is None:
         raise ImageFolderError(
             "Expected scikit-image, whose photographs the sample is cut from, found it not "
-            "installed; run `pip install 'finetune[demo]'`."
+            f"installed; {remedy('demo')}."
         )
     folder = Path(spec.origin).parent / "data"
     missing = [name for name in PHOTOGRAPHS.values() if not (folder / name).is_file()]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from finetune.combining.ensemble import Ensemble
+from finetune.distribution import own_version
 from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import plain
 
@@ -33,7 +33,7 @@ def describe_export(ensemble: Ensemble) -> dict[str, Any]:
     entry = _public(ensemble.describe())
     return {
         "version": VERSION,
-        "producer": f"finetune {version('finetune')}",
+        "producer": f"finetune {own_version()}",
         "inputs": [
             _input(name, preprocessing)
             for name, preprocessing in zip(

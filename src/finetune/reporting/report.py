@@ -23,6 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from finetune.distribution import own_version
 from finetune.evaluation.comparison import Leaderboard
 from finetune.evaluation.result import Evaluation
 from finetune.files import atomic_folder, write_bytes, write_text
@@ -35,7 +36,7 @@ from finetune.reporting.page import PageBoard, PageFigure, PageSection, render_p
 from finetune.reporting.style import MANY, ThemeName, to_png
 from finetune.reporting.triage import rank_suspects, write_suspects
 
-PACKAGES = ("finetune", "torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")
 MAX_SUSPECT_ROWS = 500
 TABLES = ("index.html", "metrics.json", "per_class.csv", "predictions.csv", "suspects.csv")
 FIGURES = (
@@ -147,8 +148,12 @@ def write_page(
 
 def describe_environment() -> dict[str, str]:
     """Versions that decide results, and the kind of machine; nothing about its owner."""
-    packages = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **packages, "platform": platform.platform()}
+    return {
+        "python": platform.python_version(),
+        "finetune": own_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+    }
 
 
 def draw_all(evaluation: Evaluation, details: ReportDetails) -> list[PageFigure]:
