@@ -128,7 +128,7 @@ def chosen_by_left_out(
         CalibrationError: not two classes with two images each.
     """
     order = labels.argsort(stable=True)
-    order = order[:: math.ceil(len(order) / MOST_JUDGED)]
+    order = order[:: max(1, math.ceil(len(order) / MOST_JUDGED))]
     features, labels = features[order], labels[order]
     classes, counts = torch.unique(labels, return_counts=True)
     ranks = torch.cat([torch.arange(int(count)) for count in counts])
