@@ -11,6 +11,7 @@ Pooling = Literal["mean", "geometric", "vote"]
 Selecting = Literal["all", "greedy", "learned"]
 SetScore = Literal["thr", "aps", "raps"]
 Share = Literal["half", "all"]
+Strangeness = Literal["mahalanobis", "neighbours", "doubt"]
 OnBadImage = Literal["error", "skip"]
 Precision = Literal[
     "32-true",

@@ -14,6 +14,7 @@ optimizer's state) with one entry more, ``finetune``, made of plain values and t
     split: {...}                       the side of every image, see ``finetune.spec.splits``
     val: {logits (N, C), labels (N,), paths, ids}      the last validation, for combining and
                                        calibrating; paths are below the folder of the images
+    unknown: {rows, directions, ...}   which images are of no class, where that was calibrated
     calibration, provenance: {...}     where something was fitted or combined afterwards
 """
 
