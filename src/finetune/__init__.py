@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finetune.commands.calibrate import calibrate as calibrate
     from finetune.commands.check import check as check
     from finetune.commands.compare import compare as compare
+    from finetune.commands.embed import embed as embed
     from finetune.commands.ensemble import ensemble as ensemble
     from finetune.commands.explain import explain as explain
     from finetune.commands.inspect import inspect as inspect
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from finetune.commands.run import test as test
     from finetune.commands.run import validate as validate
     from finetune.commands.sample import sample as sample
+    from finetune.commands.similar import similar as similar
     from finetune.commands.split import split as split
     from finetune.data.datamodule import ImageFolderDataModule as ImageFolderDataModule
     from finetune.errors import FinetuneError as FinetuneError
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from finetune.networks.factory import create_network as create_network
     from finetune.prediction import Predictions as Predictions
     from finetune.prediction import predict as predict
+    from finetune.prediction.feature_space import Features as Features
     from finetune.prediction.predictor import Predictor as Predictor
     from finetune.prediction.predictor import load as load
     from finetune.reporting.report import write_report as write_report
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Ensemble": "finetune.combining.ensemble",
     "Evaluation": "finetune.evaluation.result",
+    "Features": "finetune.prediction.feature_space",
     "FinetuneError": "finetune.errors",
     "ImageClassifier": "finetune.training.classifier",
     "ImageFolderDataModule": "finetune.data.datamodule",
@@ -56,6 +60,7 @@ _HOMES = {
     "check": "finetune.commands.check",
     "compare": "finetune.commands.compare",
     "create_network": "finetune.networks.factory",
+    "embed": "finetune.commands.embed",
     "ensemble": "finetune.commands.ensemble",
     "evaluate": "finetune.evaluation.evaluate",
     "explain": "finetune.commands.explain",
@@ -68,6 +73,7 @@ _HOMES = {
     "read_checkpoint": "finetune.training.checkpoints",
     "report": "finetune.commands.report",
     "sample": "finetune.commands.sample",
+    "similar": "finetune.commands.similar",
     "split": "finetune.commands.split",
     "test": "finetune.commands.run",
     "validate": "finetune.commands.run",

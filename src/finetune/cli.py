@@ -33,6 +33,8 @@ VERBS = {
     "report": "write one HTML page about runs, checkpoints or predictions",
     "compare": "a leaderboard of runs that says which differences are real",
     "explain": "show where in an image the answer comes from",
+    "embed": "write what a network makes of images, as points of one space",
+    "similar": "find the images nearest to one",
     "sample": "write the embedded sample folder of photographs",
 }
 # These go on when nobody reads what they print: a fit does not depend on it.

@@ -1,6 +1,6 @@
 """Members of a cross-validation that know their training images by heart must not profit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class Module:
     def images(self, split: str) -> list[Image]:
         return images_of(self.fold) if split == "val" else images_of(99)
 
-    def evaluation_dataloader(self, split: str, preprocessings: object) -> Iterator[Any]:
-        yield [], torch.ones(IMAGES, dtype=torch.long)
+    def evaluation_dataloader(self, split: str, preprocessings: object) -> list[Any]:
+        return [([], torch.ones(IMAGES, dtype=torch.long))]
 
 
 class Member(nn.Module):

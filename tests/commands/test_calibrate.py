@@ -1,13 +1,20 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune import cli
 from finetune.combining.ensemble import Ensemble
+from finetune.combining.strangeness import Familiar
+from finetune.combining.unknown import UnknownRule
+from finetune.data.datamodule import ImageFolderDataModule
+from finetune.errors import CalibrationError, CheckpointMismatchError
 from finetune.prediction import predict
 from finetune.prediction.predictor import load_model
+from finetune.tables.reading import read_table
 from finetune.training.checkpoints import read_checkpoint, read_content, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 
@@ -108,3 +115,81 @@ def test_images_are_needed_and_reuse_is_refused(
     assert "helped to pick" in capsys.readouterr().err
     assert cli.main(["calibrate", picked, *data, "--allow-reuse", "--output", output]) == 0
     assert "flatter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["classifier", "ensemble"])
+def test_strangers_are_called_unknown_by_a_file_of_either_kind(
+    kind: str,
+    write_probe: WriteCheckpoint,
+    colour_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, output = write_probe("u", noise=1.0), tmp_path / "sure.ckpt"
+    if kind == "ensemble":
+        Ensemble.from_checkpoints([path, write_probe("v", noise=1.0, seed=1)]).save(
+            tmp_path / "e.ckpt"
+        )
+        path = tmp_path / "e.ckpt"
+    call = ["calibrate", str(path), "--data.root", str(colour_folder), "--data.cache", "off"]
+    call += ["--unknown", "0.2", "--share", "all", "--output", str(output)]
+    assert cli.main(call) == 0
+    shown = capsys.readouterr().out
+    assert "unknown by the" in shown
+    assert "at most 20% of known images" in shown
+    noise = tmp_path / "strangers"
+    noise.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        pixels = generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(noise / f"{number}.png")
+    model = load_model(output)
+    known, strange = predict(model, colour_folder), predict(model, noise)
+    assert known.unknown is not None
+    assert strange.unknown is not None
+    assert known.unknown.double().mean() <= 0.4
+    assert strange.unknown.all()
+    again = predict(model, colour_folder, batch_size=3, test_time_augmentation=2)
+    torch.testing.assert_close(again.strangeness, known.strangeness, rtol=1e-3, atol=1e-3)
+    rows = list(strange.rows())
+    assert {row["unknown"] for row in rows} == {"true"}
+    assert all(row["strangeness"] > 1 for row in rows)
+    for ending in ("csv", "parquet", "jsonl"):
+        table = tmp_path / f"answers.{ending}"
+        assert cli.main(["predict", str(output), str(noise), "--output", str(table)]) == 0
+        read = read_table(table)
+        assert len(read.paths) == 6
+    assert '"unknown": "true"' in table.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["predict", str(output), str(noise)]) == 0
+    assert capsys.readouterr().out.count("  unknown\n") == 6
+
+
+@pytest.mark.filterwarnings("ignore:Fitted a temperature on")
+def test_a_rule_for_unknown_images_that_cannot_be_is_one_line(
+    write_probe: WriteCheckpoint,
+    colour_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_probe("u", noise=1.0)
+    call = ["calibrate", str(path), "--data.root", str(colour_folder), "--data.cache", "off"]
+    call += ["--output", str(tmp_path / "out.ckpt")]
+    assert cli.main([*call, "--unknown", "0.01"]) == 1
+    assert "at least 99 images" in capsys.readouterr().err
+    assert cli.main([*call, "--unknown", "1.5"]) == 2
+    assert not (tmp_path / "out.ckpt").exists()
+    table = tmp_path / "table.csv"
+    predict(load_model(path), colour_folder).to_csv(table)
+    Ensemble.from_checkpoints([table]).save(tmp_path / "t.ckpt")
+    odd = Ensemble.from_file(tmp_path / "t.ckpt")
+    nothing = torch.zeros(1, 4)
+    odd.unknown = UnknownRule(
+        Familiar("neighbours", nothing, nothing[:0], torch.zeros(1)), 0.1, 1.0, 9, (0.5, 0.4, 0.6)
+    )
+    with pytest.raises(CheckpointMismatchError, match="--unknown"):
+        predict(odd, colour_folder)
+    with pytest.raises(CalibrationError, match="saved predictions"):
+        Ensemble.from_file(tmp_path / "t.ckpt").calibrate(
+            ImageFolderDataModule(colour_folder, num_workers=0, cache="off"), unknown=0.5
+        )

@@ -204,6 +204,7 @@ def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Pa
         ["ensemble", best(run), *data, "--heads=3", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--reject-risk=0.1", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--conformal=0.1", f"--output={tmp_path / 'a.ckpt'}"],
+        ["calibrate", best(run), *data, "--unknown=0.1", f"--output={tmp_path / 'a.ckpt'}"],
         ["predict", best(run), images(run), "--topk=2"],
     ):
         capsys.readouterr()

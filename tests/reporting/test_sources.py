@@ -16,13 +16,14 @@ from finetune.errors import DataError, UsageError
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
 from finetune.reporting.csv_files import write_predictions
-from finetune.reporting.embeddings import embed, recorded_features
+from finetune.reporting.embeddings import embed, listened_to
 from finetune.reporting.sources import load_source, load_sources, merge_folds
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.extract import live_features
+from finetune.training.features.recorded import recorded_features
 
 Make = Callable[..., Evaluation]
 NAMES = ["ant", "bee"]
@@ -176,7 +177,7 @@ def test_embeddings_are_what_enters_the_final_layer(tmp_path: Path) -> None:
     from finetune.prediction import predict
 
     files = [tmp_path / path for path in paths]
-    with recorded_features(classifier) as features:
+    with recorded_features(listened_to(classifier)) as features:
         predictions = predict(classifier, files, num_workers=0, batch_size=2)
     torch.testing.assert_close(answer.softmax(dim=-1), predictions.probabilities)
     torch.testing.assert_close(torch.cat(features), embeddings)
@@ -194,10 +195,10 @@ def test_the_features_of_an_ensemble_are_those_of_its_weightiest_classifier() ->
     ensemble = Ensemble(members, coefficients=[0.3, 0.3, 0.4])
     images = torch.rand(4, 3, 32, 32)
     views = dict.fromkeys(ensemble.preprocessings, images)
-    with recorded_features(ensemble) as features:
+    with recorded_features(listened_to(ensemble)) as features:
         ensemble.member_probabilities(views)
     torch.testing.assert_close(torch.cat(features), live_features(two, images))
-    with recorded_features(object()) as nothing:
+    with recorded_features(listened_to(object())) as nothing:
         assert nothing == []
 
 

@@ -17,6 +17,8 @@ from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.calibration import RejectRule, TemperatureFit
 from finetune.combining.conformal import ConformalRule
 from finetune.combining.members import ClassifierMember, TableMember
+from finetune.combining.strangeness import Familiar
+from finetune.combining.unknown import UnknownRule
 from finetune.errors import CheckpointError
 from finetune.training.checkpoint_schema import check_content
 from finetune.training.checkpoints import ENTRY, plain
@@ -28,6 +30,13 @@ CALIBRATION = Calibration(
     RejectRule(0.5, 0.1, 0.2, 0.9),
     ConformalRule("thr", 0.1, math.inf, 10),
 ).to_dict()
+UNKNOWN = UnknownRule(
+    Familiar("mahalanobis", torch.randn(3, 64), torch.randn(2, 64), torch.zeros(3), 9.0),
+    0.05,
+    2.5,
+    40,
+    (0.9, 0.8, 1.0),
+)
 ROLES = {"pick": ["ab"], "calibrate": ["cd"]}
 
 
@@ -51,6 +60,7 @@ def contents(
         "fit": {"strategy": "head", "phase": 0},
         "calibration": CALIBRATION,
         "roles": ROLES,
+        "unknown": UNKNOWN.to_entry(),
         "provenance": {"members": []},
     }
     one = {
@@ -62,7 +72,7 @@ def contents(
     member = ClassifierMember(classifier, "m")
     inner = Ensemble([member, table], calibration=Calibration.from_dict(CALIBRATION), roles=ROLES)
     path = tmp_path_factory.mktemp("ensemble") / "e.ckpt"
-    Ensemble([member, inner]).save(path)
+    Ensemble([member, inner], unknown=UNKNOWN).save(path)
     ensemble = torch.load(path, weights_only=True)
     ensemble[ENTRY].pop("checksums", None)  # else each change is told by them already
     return {"classifier": one, "ensemble": ensemble}
@@ -70,8 +80,8 @@ def contents(
 
 def plain_entry(classifier: ImageClassifier) -> dict[str, Any]:
     entry = classifier.entry()
-    val = entry.pop("val")
-    return {**plain(entry), "val": val}
+    tensors = {name: entry.pop(name) for name in ("val", "unknown")}
+    return {**plain(entry), **tensors}
 
 
 def places(values: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

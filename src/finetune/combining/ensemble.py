@@ -19,9 +19,12 @@ from finetune.combining.member_outputs import DataModules, MemberOutputs
 from finetune.combining.members import Member, Paths, Views
 from finetune.combining.pooling import pool
 from finetune.combining.selection import choose_coefficients
+from finetune.combining.unknown import UnknownRule
+from finetune.combining.unknown_images import rule_for
 from finetune.spec.choices import Metric, Pooling, Selecting, Share
 from finetune.spec.choices import SetScore as Score
 from finetune.spec.images import Split
+from finetune.training.features.store import FeatureStore
 from finetune.training.thresholds import Thresholds, in_order, mean_thresholds
 
 
@@ -39,6 +42,7 @@ class Ensemble(MemberOutputs):
         class_names: their order in the answers; the first member's for None.
         calibration: what :meth:`calibrate` fitted.
         roles: which images picked and calibrated.
+        unknown: which images to call unknown, by the features of the first classifier.
     """
 
     def __init__(
@@ -50,12 +54,14 @@ class Ensemble(MemberOutputs):
         class_names: Sequence[str] | None = None,
         calibration: Calibration | None = None,
         roles: Roles | None = None,
+        unknown: UnknownRule | None = None,
     ) -> None:
         super().__init__(members, class_names=class_names)
         self.coefficients = tuple(normalised_coefficients(coefficients, len(members)))
         self.pooling: Pooling = pooling
         self.calibration = calibration
         self.roles: Roles = dict(roles or {})
+        self.unknown = unknown
         self.name = "ensemble"
 
     @classmethod
@@ -229,10 +235,12 @@ class Ensemble(MemberOutputs):
         *,
         reject_risk: float | None = None,
         conformal: float | None = None,
+        unknown: float | None = None,
         score: Score = "thr",
         share: Share = "half",
         split: Split = "val",
         allow_reuse: bool = False,
+        store: FeatureStore | None = None,
     ) -> Self:
         """A new ensemble with one temperature for its pooled answer, and rules on request.
 
@@ -240,13 +248,16 @@ class Ensemble(MemberOutputs):
             datamodule: whose held-out images calibrate, or one a fold as for :meth:`select`.
             reject_risk: wanted share of wrong answers among the accepted.
             conformal: accepted share of prediction sets without the true class.
+            unknown: accepted share of known images that are called unknown; see
+                :mod:`finetune.combining.unknown`.
             score: how sets are built: ``thr``, ``aps`` or ``raps``.
             share: the calibrating ``half`` of the split, or ``all`` of it.
             split: ``val``, unless there is reason for another.
             allow_reuse: accept images that have picked members, with a warning.
+            store: where features are looked up and kept that ``unknown`` needs.
 
         Raises:
-            CalibrationError: images that have picked, or none at all.
+            CalibrationError: images that have picked, or too few.
         """
         held_out = self.held_out(datamodule, split)
         rows = of_role(held_out.ids, self.task.strata(held_out.labels), "calibrate", share)
@@ -267,8 +278,11 @@ class Ensemble(MemberOutputs):
             out_of_fold=held_out.is_out_of_fold,
             chosen_by=self.chosen_by(ids, split),
         )
+        rule = None
+        if unknown is not None:
+            rule = rule_for(self, datamodule, split, rows, alpha=unknown, store=store)
         roles = with_role(roles, "calibrate", ids)
-        return self._copy(calibration=calibration, roles=roles)
+        return self._copy(calibration=calibration, roles=roles, unknown=rule)
 
     def _with_coefficients(self, coefficients: Sequence[float], roles: Roles) -> Self:
         kept = [index for index, value in enumerate(coefficients) if value > 0]
@@ -276,6 +290,7 @@ class Ensemble(MemberOutputs):
             members=[self.parts[index] for index in kept],
             coefficients=[coefficients[index] for index in kept],
             calibration=None,  # it belonged to another answer
+            unknown=None,
             roles=roles,
         )
         smaller._held_out = {key: found.of(kept) for key, found in self._held_out.items()}
@@ -288,6 +303,7 @@ class Ensemble(MemberOutputs):
             "class_names": self.class_names,
             "calibration": self.calibration,
             "roles": self.roles,
+            "unknown": self.unknown,
             "members": self.parts,
             **changes,
         }

@@ -12,6 +12,7 @@ from torch import Tensor
 from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.calibration import log_of
 from finetune.combining.members import ClassifierMember, Member, TableMember
+from finetune.combining.unknown import UnknownRule
 from finetune.errors import CheckpointError, UsageError
 from finetune.spec.preprocessing import Preprocessing
 from finetune.tables.writing import ENDINGS
@@ -96,6 +97,7 @@ def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
             [member],
             calibration=Calibration.from_dict(calibration) if calibration else None,
             roles=member.classifier.details.get("roles"),
+            unknown=UnknownRule.from_entry(member.classifier.details.get("unknown")),
         )
     try:
         return build_ensemble(entry, content["state_dict"], ensemble_type, path)
@@ -110,6 +112,8 @@ def save_ensemble(ensemble: Ensemble, path: str | Path) -> None:
     on_cpu = {id(tensor): tensor.detach().cpu() for tensor in own.values()}
     state_dict = {name: on_cpu[id(tensor)] for name, tensor in own.items()}
     entry = plain(ensemble.describe())
+    if ensemble.unknown is not None:
+        entry["unknown"] = ensemble.unknown.to_entry()
     content = {
         "state_dict": state_dict,
         "hyper_parameters": {},
@@ -144,6 +148,7 @@ def build_ensemble(
         class_names=entry["class_names"],
         calibration=Calibration.from_dict(calibration) if calibration else None,
         roles=entry.get("roles"),
+        unknown=UnknownRule.from_entry(entry.get("unknown")),
     )
     ensemble.name = str(entry["name"])
     return ensemble

@@ -25,6 +25,7 @@ from finetune.spec.images import Split
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.protocols import HeldOutData
 from finetune.spec.splits import SplitRecord
+from finetune.training.classifier import ImageClassifier
 
 DataModules = HeldOutData | Mapping[int, HeldOutData]
 
@@ -78,6 +79,16 @@ class MemberOutputs(nn.Module):
     def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How each classifier among the members, at any depth, had its images split."""
         return tuple(record for member in self.parts for record in member.fitted_on)
+
+    @property
+    def first_classifier(self) -> ImageClassifier | None:
+        """The first classifier among the members, at any depth: its features know strangers."""
+        for part in self.parts:
+            if isinstance(part, ClassifierMember):
+                return part.classifier
+            if isinstance(part, MemberOutputs) and part.first_classifier is not None:
+                return part.first_classifier
+        return None
 
     def chosen_by(self, ids: Sequence[str], split: str) -> bool:
         """Whether a fit among the members chose its epoch, phase or confidence by these images."""

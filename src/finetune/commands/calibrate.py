@@ -10,10 +10,12 @@ from finetune.commands.held_out_images import OF_FITS, HeldOut, build_held_out
 from finetune.commands.outputs import CHECKPOINTS, CheckpointFile, wanted_output
 from finetune.commands.verb import Typed, verb
 from finetune.spec.choices import SetScore
+from finetune.spec.settings import OPEN_SHARE
 
 if TYPE_CHECKING:
     from finetune.combining.calibrated_answer import Calibration
     from finetune.combining.ensemble import Ensemble
+    from finetune.combining.unknown import UnknownRule
 
 
 @verb
@@ -23,6 +25,7 @@ def calibrate(
     *,
     reject_risk: Annotated[float | None, Typed(metavar="R")] = None,
     conformal: Annotated[float | None, Typed(metavar="A")] = None,
+    unknown: Annotated[float | None, OPEN_SHARE, Typed(metavar="A")] = None,
     score: SetScore = "thr",
     split: Literal["val", "test"] = "val",
     output: CheckpointFile = None,
@@ -32,13 +35,15 @@ def calibrate(
 ) -> Ensemble:
     """Fit one temperature to a checkpoint's or an ensemble's answers, and rules on request.
 
-    The rules are a threshold to abstain by and prediction sets. Labels stay as they are.
+    The rules are a threshold to abstain by, prediction sets, and which images are of no class that
+    was learnt. Labels stay as they are.
 
     Args:
         checkpoint: a checkpoint, an average, an ensemble or a run folder.
         data: the folder of images that the fits were made with; what they held out calibrates.
         reject_risk: wanted share of wrong accepted answers.
         conformal: accepted share of sets without the truth.
+        unknown: accepted share of known images that are called unknown.
         score: how sets are built: thr smallest, aps and raps sized to the image.
         split: whose images calibrate; test images chose nothing, but then cannot test any more.
         output: the file to write.
@@ -65,6 +70,7 @@ def calibrate(
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.trainer import quiet_libraries
     from finetune.runtime import Runtime
+    from finetune.training.features.store import FeatureStore
 
     quiet_libraries()
     runtime = Runtime.chosen(held_out.get("accelerator", "auto"))
@@ -76,12 +82,16 @@ def calibrate(
         build_held_out(data, held_out, ensemble),
         reject_risk=reject_risk,
         conformal=conformal,
+        unknown=unknown,
         score=score,
         share=held_out.get("share", "half"),
         split=split,
         allow_reuse=held_out.get("allow_reuse", False),
+        store=FeatureStore.wanted(held_out.get("cache", "auto"), held_out.get("cache_dir")),
     )
     print(*describe_calibration(calibrated.calibration), sep="\n")
+    if calibrated.unknown is not None:
+        print(*describe_unknown(calibrated.unknown), sep="\n")
     if written is not None:
         with written.writing() as beside:
             _write(calibrated, path, beside)
@@ -126,6 +136,23 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
     return lines
 
 
+def describe_unknown(rule: UnknownRule) -> list[str]:
+    """What was fitted, in words."""
+    area, low, high = rule.auroc
+    least, most = rule.false_alarms
+    names = {
+        "mahalanobis": "Mahalanobis distance to the nearest class mean",
+        "neighbours": "cosine distance to near training images",
+        "doubt": "doubt of a linear probe on the features",
+    }
+    return [
+        f"unknown by the {names[rule.familiar.score]}: AUROC {area:.3f} [{low:.3f}, {high:.3f}] "
+        "for training classes left out in turn",
+        f"at most {rule.alpha:.0%} of known images like these {rule.images} are called unknown, on "
+        f"average over such images; by this very line {least:.1%} to {most:.1%} (95 %)",
+    ]
+
+
 def _write(calibrated: Ensemble, source: Path, beside: Path) -> None:
     """A classifier stays a classifier's checkpoint, an ensemble an ensemble."""
     from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
@@ -143,5 +170,6 @@ def _write(calibrated: Ensemble, source: Path, beside: Path) -> None:
             **content[ENTRY],
             "calibration": calibrated.calibration.to_dict(),
             "roles": {role: list(ids) for role, ids in calibrated.roles.items()},
+            "unknown": None if calibrated.unknown is None else calibrated.unknown.to_entry(),
         },
     )

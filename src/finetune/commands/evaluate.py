@@ -123,7 +123,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
     from finetune.commands.held_out_images import say_differences
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.reporting.embeddings import recorded_features
+    from finetune.reporting.embeddings import listened_to
+    from finetune.training.features.recorded import recorded_features
     from finetune.training.thresholds import thresholds_of
 
     cli = FinetuneCLI(verb, arguments)
@@ -133,7 +134,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     if cli.runtime.is_main:
         say_differences(cli.datamodule, cli.record)
     started = time.perf_counter()
-    with recorded_features(cli.model) as features:
+    with recorded_features(listened_to(cli.model)) as features:
         _run_trainer(cli, verb)
     seconds = time.perf_counter() - started
     stage: Stage = "val" if verb == "validate" else "test"
@@ -202,8 +203,9 @@ def _answers_of_members(
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.holdout_roles import in_whole_ids, refuse_reuse
     from finetune.commands.held_out_images import build_held_out
-    from finetune.reporting.embeddings import recorded_features
+    from finetune.reporting.embeddings import listened_to
     from finetune.runtime import Runtime
+    from finetune.training.features.recorded import recorded_features
 
     stage: Stage = "val" if verb == "validate" else "test"
     runtime = Runtime.chosen(held_out.get("accelerator", "auto"))
@@ -213,7 +215,7 @@ def _answers_of_members(
     for module in modules:
         module.setup(verb)
     started = time.perf_counter()
-    with recorded_features(ensemble) as features:
+    with recorded_features(listened_to(ensemble)) as features:
         answers = ensemble.held_out(datamodule, stage)
     seconds = time.perf_counter() - started
     roles = in_whole_ids(ensemble.roles, answers.paths, answers.ids)

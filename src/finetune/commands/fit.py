@@ -295,9 +295,8 @@ def _store(cli: FinetuneCLI) -> FeatureStore | None:
     from finetune.training.features.store import FeatureStore
 
     cache_dir = cli.config.data.cache_dir
-    if cli.config.data.cache == "off":
-        return None
-    return FeatureStore(None if cache_dir is None else str(cache_dir))
+    cache_dir = None if cache_dir is None else str(cache_dir)
+    return FeatureStore.wanted(cli.config.data.cache, cache_dir)
 
 
 def build_trainer(

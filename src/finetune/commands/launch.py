@@ -46,8 +46,7 @@ def run_in_processes(count: int, arguments: Sequence[str]) -> int:
     sys.stdout.flush()
     try:
         with _environment():
-            # The installed package is run, never a ``finetune.py`` of the working directory.
-            elastic_launch(config, sys.executable)("-P", "-m", "finetune", *arguments)
+            elastic_launch(config, sys.executable)("-m", "finetune", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:  # it has said itself why
@@ -101,8 +100,14 @@ def say_failure(line: str, error: BaseException) -> None:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """What the processes inherit."""
-    added = {STARTED_BY_US: "1", "PYTHONSAFEPATH": "1"}
+    """What the processes inherit.
+
+    They import from the working directory only where this process does. So a ``finetune.py`` that
+    lies there is never run, and a module of ``--imports`` is found in all processes or in none.
+    """
+    added = {STARTED_BY_US: "1"}
+    if not {"", os.getcwd()} & set(sys.path):
+        added["PYTHONSAFEPATH"] = "1"
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:

@@ -167,4 +167,6 @@ def _print(row: Row, log_probabilities: Sequence[float]) -> None:
         for rank in ranks
         if f"prediction{rank}" in row
     ]
+    if row.get("unknown") == "true":
+        named.append("unknown")
     print(f"{row['path']}  {'  '.join(named)}", flush=True)

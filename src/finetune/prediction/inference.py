@@ -20,7 +20,7 @@ from finetune.combining.test_time_augmentation import View, chosen_views, mean_o
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
-from finetune.errors import ImageError, UsageError
+from finetune.errors import CheckpointMismatchError, ImageError, UsageError
 from finetune.prediction.inputs import (
     Collated,
     ImageInput,
@@ -33,6 +33,7 @@ from finetune.prediction.predictions import Predictions
 from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
 from finetune.runtime import Runtime, can_pin_memory
 from finetune.training.classifier import ImageClassifier
+from finetune.training.features.recorded import recorded_features
 
 
 def predict(
@@ -124,18 +125,29 @@ class _Answering(LightningModule):
         self.model = model.eval()
         self.views = views
 
-    def predict_step(self, batch: Collated, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Collated, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Outputs ``(M, B, C)``, and strangeness ``(B,)`` where there is a rule, else empty."""
         indexes, views, _ = batch
         if not indexes:
-            return torch.empty(0)  # Lightning warns of None
+            return torch.empty(0), torch.empty(0)
         paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
         by_preprocessing = dict(zip(self.model.preprocessings, views, strict=True))
-        return mean_over_views(
-            self.model.task,
-            lambda images: self.model.member_logits(images, paths),
-            by_preprocessing,
-            self.views,
-        )
+        rule = self.model.unknown
+        with recorded_features(self.model.first_classifier if rule else None) as features:
+            outputs = mean_over_views(
+                self.model.task,
+                lambda images: self.model.member_logits(images, paths),
+                by_preprocessing,
+                self.views,
+            )
+        if rule is None:
+            return outputs, torch.empty(0)
+        if not features:
+            raise CheckpointMismatchError(
+                "Expected a classifier with a final layer beside the rule for unknown images, "
+                "found none; calibrate without --unknown."
+            )
+        return outputs, rule.strangeness(features[0])
 
 
 class _Collector(Callback):
@@ -152,7 +164,7 @@ class _Collector(Callback):
         self.model = model
         self.on_answer = on_answer
         self.on_bad_image = on_bad_image
-        self.answers: dict[int, Tensor] = {}
+        self.answers: dict[int, tuple[Tensor, Tensor]] = {}
         self.bad: dict[int, str] = {}
 
     def on_predict_batch_end(
@@ -170,12 +182,12 @@ class _Collector(Callback):
         self.bad.update(bad)
         if not indexes:
             return
-        members = outputs.cpu()
+        members, strangeness = outputs[0].cpu(), outputs[1]
         for position, index in enumerate(indexes):
-            self.answers[index] = members[:, position]
+            own = slice(position, position + 1)
+            self.answers[index] = members[:, own], strangeness[own]
             if self.on_answer is not None:
-                alone = self._answered([index], members[:, position : position + 1])
-                self.on_answer(self.paths[index], alone)
+                self.on_answer(self.paths[index], self._answered([index]))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size == 1:  # each process may ask for images of its own
@@ -191,12 +203,12 @@ class _Collector(Callback):
                 f"Expected at least one readable image, found none of {len(self.paths)}: "
                 f"{next(iter(self.bad.values()))}"
             )
-        members = torch.stack([self.answers[index] for index in order], dim=1)
         skipped = tuple((self.paths[index], self.bad[index]) for index in sorted(self.bad))
-        return replace(self._answered(order, members), skipped=skipped)
+        return replace(self._answered(order), skipped=skipped)
 
-    def _answered(self, indexes: Sequence[int], members: Tensor) -> Predictions:
-        answer = self.model.answer(members)
+    def _answered(self, indexes: Sequence[int]) -> Predictions:
+        outputs, strangeness = zip(*(self.answers[index] for index in indexes), strict=True)
+        answer = self.model.answer(torch.cat(outputs, dim=1))
         return Predictions(
             task=self.model.task,
             paths=tuple(self.paths[index] for index in indexes),
@@ -208,6 +220,7 @@ class _Collector(Callback):
             rejected=answer.rejected,
             prediction_sets=answer.prediction_sets,
             thresholds=answer.thresholds,
+            strangeness=None if self.model.unknown is None else torch.cat(strangeness),
         )
 
 

@@ -35,6 +35,8 @@ class Predictions:
             calibration.
         thresholds: of several labels an image, from which probability on each is named; None
             otherwise.
+        strangeness: distance from all that was learnt over the largest that is not refused,
+            ``(N,)`` float64, at least 0; None where nothing was calibrated for unknown images.
         skipped: images that could not be read, with the reason; only with
             ``on_bad_image="skip"``.
     """
@@ -49,6 +51,7 @@ class Predictions:
     rejected: Tensor | None = None
     prediction_sets: Tensor | None = None
     thresholds: tuple[float, ...] | None = None
+    strangeness: Tensor | None = None
     skipped: tuple[tuple[Path, str], ...] = ()
 
     def __len__(self) -> int:
@@ -71,6 +74,11 @@ class Predictions:
         """Probability of what is named, ``(N,)``; of several labels that of the least sure."""
         return self.task.confidence(self.logits)
 
+    @property
+    def unknown(self) -> Tensor | None:
+        """Which images are of no class that was learnt, ``(N,)`` bool: stranger than 1."""
+        return None if self.strangeness is None else self.strangeness > 1
+
     def rows(self, *, top_k: int = 1) -> Iterator[dict[str, Any]]:
         """One dictionary an image: what :meth:`write` writes, probabilities as numbers."""
         values = self.probabilities.tolist()
@@ -82,8 +90,9 @@ class Predictions:
         """Add a row an image to an open table: ``path, label`` (empty), ``prediction, confidence``.
 
         Then come further ranks (``prediction_2``, ...), ``disagreement`` where there are several
-        members, ``rejected`` (true or false) and ``prediction_set`` (names joined by ``|``) where
-        there are such rules, and ``p:<class>``.
+        members, ``rejected`` (true or false), ``prediction_set`` (names joined by ``|``),
+        ``strangeness`` and ``unknown`` (true or false) where there are such rules, and
+        ``p:<class>``.
 
         Args:
             write: of :func:`finetune.tables.writing.open_table`, for these class names.
@@ -119,6 +128,9 @@ class Predictions:
             if self.prediction_sets is not None:
                 members = self.prediction_sets[index].nonzero().flatten().tolist()
                 row["prediction_set"] = "|".join(self.class_names[label] for label in members)
+            if self.strangeness is not None:
+                row["strangeness"] = float(self.strangeness[index])
+                row["unknown"] = str(bool(self.strangeness[index] > 1)).lower()
             yield row
 
     def _ranks(self, top_k: int) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from finetune.combining.calibrated_answer import Answer, Calibration, decide
+from finetune.combining.unknown import UnknownRule
 from finetune.spec.preprocessing import Preprocessing
 from finetune.tasks.task import Task
 from finetune.training.classifier import ImageClassifier
@@ -22,6 +23,14 @@ class ProbabilityModel(Protocol):
 
     class_names: tuple[str, ...]
     task: Task
+
+    @property
+    def unknown(self) -> UnknownRule | None:
+        """Which images to call unknown, where that was calibrated."""
+
+    @property
+    def first_classifier(self) -> ImageClassifier | None:
+        """By whose features."""
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -43,8 +52,14 @@ class SingleClassifier(torch.nn.Module):
     def __init__(self, classifier: ImageClassifier) -> None:
         super().__init__()
         self.classifier = classifier
+        self.unknown = UnknownRule.from_entry(classifier.details.get("unknown"))
         self.class_names = classifier.class_names
         self.task = classifier.task
+
+    @property
+    def first_classifier(self) -> ImageClassifier:
+        """The only one."""
+        return self.classifier
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from finetune.combining.members import Member
 from finetune.data.decoding import ImageReader
@@ -20,31 +18,10 @@ from finetune.training.classifier import ImageClassifier
 from finetune.training.features.extract import live_features
 
 
-@contextmanager
-def recorded_features(model: ImageClassifier | Member) -> Iterator[list[Tensor]]:
-    """Keep what enters the final layer, ``(B, D)`` a batch in turn, while images are judged.
-
-    Of an ensemble, the classifier that counts most is listened to. The list stays empty where
-    there is no classifier, or none with a final layer of its own.
-    """
-    features: list[Tensor] = []
-
-    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        features.append(arguments[0].detach().flatten(1).float().cpu())
-
+def listened_to(model: ImageClassifier | Member) -> ImageClassifier | None:
+    """The classifier that counts most in an answer; None where all of it comes from files."""
     classifiers = weighted_classifiers(model)
-    heads = [
-        classifier.network.get_classifier()
-        for classifier, _ in sorted(classifiers, key=lambda pair: -pair[1])[:1]
-    ]
-    handles = [
-        head.register_forward_pre_hook(keep) for head in heads if isinstance(head, nn.Module)
-    ]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()
+    return max(classifiers, key=lambda pair: pair[1])[0] if classifiers else None
 
 
 def embed(

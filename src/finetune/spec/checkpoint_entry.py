@@ -7,8 +7,9 @@ lengths; whether a network of that name exists, building it tells. Further keys 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
+from finetune.spec.choices import Strangeness
 from finetune.spec.schema import (
     Check,
     UnexpectedValue,
@@ -129,6 +130,18 @@ CALIBRATION = record(
     out_of_fold=truth,
 )
 
+# Beside these three tensors: ``rows (K, D)``, ``directions (R, D)`` and ``offsets (K,)``.
+UNKNOWN = record(
+    {
+        "score": one_of(*get_args(Strangeness)),
+        "floor": number(0),
+        "alpha": SHARE,
+        "threshold": number(0),
+        "images": whole(1),
+        "auroc": several(SHARE, 3, 3),
+    }
+)
+
 ROLES = by_name(several(text(200)))
 
 CLASSIFIER = record(
@@ -140,6 +153,7 @@ CLASSIFIER = record(
     calibration=optional(CALIBRATION),
     thresholds=optional(_THRESHOLDS),
     roles=optional(ROLES),
+    unknown=optional(UNKNOWN),
     provenance=optional(_TABLE),
     licence=text(1000),
 )
@@ -198,6 +212,7 @@ def _ensemble(depth: int) -> Check:
             },
             calibration=optional(CALIBRATION),
             roles=optional(ROLES),
+            unknown=optional(UNKNOWN),
         ),
         as_many_as_members,
     )

@@ -13,6 +13,7 @@ SetScore = Literal["thr", "aps", "raps"]
 Share = Literal["half", "all"]
 TaskName = Literal["multiclass", "multilabel"]
 TaskOfData = Literal["auto", "multiclass", "multilabel"]  # auto: as the manifest has it
+Strangeness = Literal["mahalanobis", "neighbours", "doubt"]
 OnBadImage = Literal["error", "skip"]
 Precision = Literal[
     "32-true",

@@ -16,6 +16,7 @@ from finetune.spec.schema import Check, UnexpectedValue, number, one_of, optiona
 Augmentation = Literal["none", "light", "medium", "strong"]
 
 SHARE = number(0, 1)
+OPEN_SHARE = number(math.ulp(0.0), math.nextafter(1, 0))
 BELOW_ONE = number(0, math.nextafter(1, 0))
 POSITIVE = number(math.ulp(0.0))
 SIDE = whole(1, 8192)  # pixels

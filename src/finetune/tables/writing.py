@@ -145,9 +145,9 @@ def _parquet(beside: Path, columns: Sequence[str]) -> Iterator[Write]:
         waiting.clear()
 
     def write(row: Row, log_probabilities: Sequence[float]) -> None:
-        plain = {key: _encodable(value) for key, value in row.items()}
+        plain = {key: encodable(value) for key, value in row.items()}
         numbers = (max(math.exp(log), SMALLEST) for log in log_probabilities)
-        waiting.append({**plain, **dict(zip(map(_encodable, columns), numbers, strict=True))})
+        waiting.append({**plain, **dict(zip(map(encodable, columns), numbers, strict=True))})
         if len(waiting) >= ROWS_A_GROUP:
             flush()
 
@@ -166,7 +166,7 @@ def _numbers(log_probabilities: Sequence[float]) -> list[str]:
     return [probability_text(log, exact=log > close) for log in log_probabilities]
 
 
-def _encodable(value: Any) -> Any:
+def encodable(value: Any) -> Any:
     """Text that is UTF-8: a byte that is none stands as ``\\x80``."""
     if not isinstance(value, str):
         return value

@@ -53,6 +53,7 @@ def check_content(content: Mapping[str, Any], entry_name: str, path: str | Path)
         record({"state_dict": by_name(_tensor)})(content)
         for name, tensor in content["state_dict"].items():
             _weight(name, tensor)
+        _familiar(entry.get("unknown"))
         if entry["kind"] == "ensemble":
             ENSEMBLE(entry)
         else:
@@ -159,6 +160,21 @@ def _answers(val: Any, task: Task, outputs: int) -> None:
         raise UnexpectedValue("finite", "NaN or infinity", ("val", "logits"))
     if (odd := task.unexpected(labels, images, outputs)) is not None:
         raise UnexpectedValue(f"targets of the task {task.name}", odd, ("val", "labels"))
+
+
+def _familiar(unknown: Any) -> None:
+    """What was learnt from: ``rows (K, D)``, ``directions (R, D)``, ``offsets (K,)``, float32."""
+    if unknown is None:
+        return
+    record({"rows": _tensor, "directions": _tensor, "offsets": _tensor})(unknown)
+    rows, directions, offsets = (unknown[name] for name in ("rows", "directions", "offsets"))
+    for name, tensor in (("rows", rows), ("directions", directions), ("offsets", offsets)):
+        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            raise UnexpectedValue("finite float32 numbers", _says(tensor), ("unknown", name))
+    shapes = rows.ndim == directions.ndim == 2 and offsets.ndim == 1 and rows.numel() > 0
+    if not shapes or directions.shape[1] != rows.shape[1] or len(offsets) != len(rows):
+        found = ", ".join(map(_says, (rows, directions, offsets)))
+        raise UnexpectedValue("(K, D) rows, (R, D) directions, (K,) offsets", found, ("unknown",))
 
 
 def _says(tensor: Tensor) -> str:

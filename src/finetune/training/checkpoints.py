@@ -16,6 +16,7 @@ optimizer's state) with one entry more, ``finetune``, made of plain values and t
                                        calibrating; paths are below the folder of the images
     thresholds: [...]                  of several labels an image, where ``val`` does not tell: from
                                        which probability on each is named
+    unknown: {rows, directions, ...}   which images are of no class, where that was calibrated
     calibration, provenance: {...}     where something was fitted or combined afterwards
 """
 

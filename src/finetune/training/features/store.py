@@ -161,6 +161,11 @@ class FeatureStore:
         self.max_bytes = max_bytes
         self._shards: dict[Path, Shard] = {}
 
+    @classmethod
+    def wanted(cls, cache: str, cache_dir: str | os.PathLike[str] | None) -> FeatureStore | None:
+        """The one that the settings of the data ask for; None where nothing is to be cached."""
+        return None if cache == "off" else cls(cache_dir)
+
     def find(self, space: str, keys: Sequence[str]) -> tuple[list[np.ndarray], dict[str, Location]]:
         """Memory-mapped shards, and where the rows of those keys lie that are there and whole."""
         wanted = set(keys)

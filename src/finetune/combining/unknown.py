@@ -1,0 +1,194 @@
+"""When to say that an image is of no class that was learnt, with a guaranteed rate of false alarms.
+
+Which score, the training images decide: each class in turn is left out and has to be told from the
+others. Where the line is, held-out images decide, by a conformal p-value: an image is unknown if
+its p-value, the share of held-out images that are at least as strange, is at most alpha. Of known
+images that are exchangeable with those that calibrate, at most a share alpha is then refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import beta
+from torch import Tensor
+
+from finetune.combining.conformal import conformal_quantile
+from finetune.combining.strangeness import SCORES, Familiar, Fit, doubt
+from finetune.errors import CalibrationError
+from finetune.evaluation.separation import auroc_interval, separation
+from finetune.spec.choices import Strangeness
+from finetune.training.linear_probe import fit_probe
+
+MOST_LEFT_OUT = 12  # classes that are left out in turn
+MOST_JUDGED = 2000  # training images that choose the score
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownRule:
+    """Which images to call unknown.
+
+    Attributes:
+        familiar: what was learnt from, and the distance from it.
+        alpha: most of the known images that may be refused, a share in (0, 1).
+        threshold: the largest distance that is not refused.
+        images: how many known images were held out to find it.
+        auroc: of telling a class that was left out from the others, on training images, with the
+            ends of its 95 % interval; ``(estimate, low, high)``.
+    """
+
+    familiar: Familiar
+    alpha: float
+    threshold: float
+    images: int
+    auroc: tuple[float, float, float]
+
+    def strangeness(self, features: Tensor) -> Tensor:
+        """Distances of features ``(N, D)`` over the threshold, ``(N,)``: above 1 is unknown."""
+        return self.familiar.distances(features) / max(self.threshold, 1e-12)
+
+    @property
+    def false_alarms(self) -> tuple[float, float]:
+        """Within which shares of known images lies, at 95 %, how many this very line refuses.
+
+        The guarantee is about the mean over draws of the images that calibrate.
+        """
+        above = max(1, math.floor(round((self.images + 1) * self.alpha, 9)))
+        low, high = beta.interval(0.95, above, self.images + 1 - above)
+        return float(low), float(high)
+
+    def to_entry(self) -> dict[str, Any]:
+        """Plain values and three float32 tensors, for a checkpoint."""
+        familiar = {each.name: getattr(self.familiar, each.name) for each in fields(Familiar)}
+        return {
+            **familiar,
+            "alpha": self.alpha,
+            "threshold": self.threshold,
+            "images": self.images,
+            "auroc": list(self.auroc),
+        }
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any] | None) -> UnknownRule | None:
+        """The inverse of :meth:`to_entry`; None of nothing."""
+        if entry is None:
+            return None
+        estimate, low, high = entry["auroc"]
+        return cls(
+            Familiar(**{each.name: entry[each.name] for each in fields(Familiar)}),
+            entry["alpha"],
+            entry["threshold"],
+            entry["images"],
+            (estimate, low, high),
+        )
+
+
+def fit_unknown(features: Tensor, labels: Tensor, held_out: Tensor, *, alpha: float) -> UnknownRule:
+    """A rule for a network whose features of training images are ``(N, D)``, of classes ``(N,)``.
+
+    Args:
+        features, labels: of the training images.
+        held_out: features ``(M, D)`` of known images that neither trained nor were looked at.
+        alpha: accepted share of false alarms.
+
+    Raises:
+        CalibrationError: too few images, or features that are not finite.
+    """
+    least = math.ceil(round(1 / alpha, 9)) - 1 if 0 < alpha < 1 else 1
+    if len(held_out) < least:
+        raise CalibrationError(
+            f"Expected at least {least} images to calibrate --unknown {alpha:g}, found "
+            f"{len(held_out)}; take --share all or a larger share, or hold out more."
+        )
+    if not bool(features.isfinite().all() and held_out.isfinite().all()):
+        raise CalibrationError(
+            "Expected finite features to know images by, found NaN or infinity; fit again."
+        )
+    chosen, auroc = max(chosen_by_left_out(features, labels).items(), key=lambda item: item[1][0])
+    familiar = SCORES[chosen](features, labels)
+    threshold = conformal_quantile(familiar.distances(held_out), alpha)
+    return UnknownRule(familiar, alpha, threshold, len(held_out), auroc)
+
+
+def chosen_by_left_out(
+    features: Tensor, labels: Tensor
+) -> dict[Strangeness, tuple[float, float, float]]:
+    """Of each score the AUROC of classes left out in turn, the mean, and its 95 % interval.
+
+    Half of the training images is learnt from, without the class, and the other half judged; then
+    the other way round. Halves are in the images' order, so that bursts stay together.
+
+    Raises:
+        CalibrationError: not two classes with two images each.
+    """
+    order = labels.argsort(stable=True)
+    order = order[:: max(1, math.ceil(len(order) / MOST_JUDGED))]
+    features, labels = features[order], labels[order]
+    classes, counts = torch.unique(labels, return_counts=True)
+    ranks = torch.cat([torch.arange(int(count)) for count in counts])
+    first = ranks < counts.repeat_interleave(counts) / 2
+    places = torch.linspace(0, len(classes) - 1, min(len(classes), MOST_LEFT_OUT)).long()
+    cases = [
+        case
+        for learnt in (first, ~first)
+        for left_out in classes[places].tolist()
+        if (case := _case(labels, learnt, left_out)) is not None
+    ]
+    if not cases:
+        raise CalibrationError(
+            f"Expected two classes with two training images each to tell unknown images, found "
+            f"{len(features)} images of {len(classes)} classes; give --data.root of the fit."
+        )
+    scores = dict(SCORES)
+    if all(len(torch.unique(labels[case.fitted])) > 1 for case in cases):
+        # One penalty for all: it is chosen by a cross-validation of its own.
+        l2 = fit_probe(features, torch.searchsorted(classes, labels), len(classes)).l2
+        scores["doubt"] = partial(doubt, l2=l2)
+    else:
+        del scores["doubt"]  # there is none between one class and itself
+    found: dict[Strangeness, tuple[float, float, float]] = {}
+    for score, fit in scores.items():
+        trials = [_trial(fit, features, labels, case) for case in cases]
+        influence = np.mean([trial.influence for trial in trials], axis=0)
+        area = float(np.mean([trial.auroc for trial in trials]))
+        fewest = min(trial.strangers for trial in trials) * len(trials)
+        found[score] = (area, *auroc_interval(area, float((influence**2).sum()), fewest))
+    return found
+
+
+class _Trial(NamedTuple):
+    """One class left out: how well it was told, and what each training image had to do with it."""
+
+    auroc: float
+    influence: np.ndarray
+    strangers: int
+
+
+class _Case(NamedTuple):
+    """Which training images are learnt from, and which are judged, where a class is left out."""
+
+    fitted: Tensor
+    strangers: Tensor
+    known: Tensor
+
+
+def _case(labels: Tensor, learnt: Tensor, left_out: int) -> _Case | None:
+    """None where a side would be empty."""
+    strange = labels == left_out
+    case = _Case(learnt & ~strange, ~learnt & strange, ~learnt & ~strange)
+    return case if all(bool(side.any()) for side in case) else None
+
+
+def _trial(fit: Fit, features: Tensor, labels: Tensor, case: _Case) -> _Trial:
+    familiar = fit(features[case.fitted], labels[case.fitted])
+    strangers, known = (familiar.distances(features[rows]).numpy() for rows in case[1:])
+    told = separation(strangers, known)
+    influence = np.zeros(len(labels))
+    influence[case.strangers.numpy()], influence[case.known.numpy()] = told.strangers, told.known
+    return _Trial(told.auroc, influence, len(strangers))
