@@ -110,3 +110,8 @@ def test_lightning_is_imported_by_its_one_name() -> None:
 def test_the_package_has_no_room_for_odds_and_ends() -> None:
     vague = {"util", "utils", "common", "helper", "helpers", "misc"}
     assert not [path for path in FILES if path.stem in vague]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_is_one_idea(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350

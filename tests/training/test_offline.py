@@ -99,7 +99,9 @@ def test_commands_open_it_without_the_folder(
     cli = FinetuneCLI("test", ["--ckpt_path", str(path), "--data.root", str(colour_folder)])
     assert cli.model.preprocessing == classifier.preprocessing
     assert cli.model.spec == classifier.spec
-    cli.model.take_over(read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    cli.model.load_weights(checkpoint.state_dict, source=str(path))
+    cli.model.see_as(checkpoint)
     again = written(cli.model, path.with_name("again.ckpt"))  # as a resumed fit does
     cli = FinetuneCLI("test", ["--ckpt_path", str(again), "--data.root", str(colour_folder)])
     assert cli.model.spec == classifier.spec

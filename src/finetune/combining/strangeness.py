@@ -19,6 +19,7 @@ from torch import Tensor
 
 from finetune.errors import CheckpointMismatchError
 from finetune.spec.choices import Strangeness
+from finetune.tasks import categorical
 from finetune.training.linear_probe import fit_probe
 
 NEAREST = 3  # which neighbour's distance counts: one may be a copy
@@ -58,7 +59,7 @@ class Familiar:
         rows = self.rows.double()
         if self.score == "doubt":
             logits = features.double() @ rows.T + self.offsets.double()
-            return -logits.log_softmax(dim=1).amax(dim=1).clamp_max(0)
+            return -categorical.log_probabilities(logits).amax(dim=1).clamp_max(0)
         points = of_length_one(features)
         if self.score == "neighbours":
             cosines = points @ rows.T

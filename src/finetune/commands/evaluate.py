@@ -129,7 +129,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
-    cli.model.take_over(cli.checkpoint)
+    cli.model.load_weights(cli.checkpoint.state_dict, source=str(cli.checkpoint.path))
+    cli.model.see_as(cli.checkpoint)
     cli.datamodule.setup(verb)
     if cli.runtime.is_main:
         say_differences(cli.datamodule, cli.record)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def unit_floats(images: Tensor) -> Tensor:
@@ -22,3 +24,9 @@ def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         mean, std: ``(1, C, 1, 1)``, on the same device.
     """
     return ((unit_floats(images) - mean) / std).to(mean.dtype)
+
+
+def register_statistics(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """``mean`` and ``std`` as buffers ``(1, C, 1, 1)``, which move with a module, unsaved."""
+    for name, values in (("mean", mean), ("std", std)):
+        module.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)

@@ -15,7 +15,7 @@ from finetune.errors import UsageError
 from finetune.networks.compiling import compiled
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
-from finetune.networks.normalising import normalised, unit_floats
+from finetune.networks.normalising import normalised, register_statistics, unit_floats
 from finetune.networks.pretrained import weights_licence
 from finetune.spec.choices import TaskName
 from finetune.spec.preprocessing import Preprocessing
@@ -34,10 +34,9 @@ from finetune.training.checkpoints import (
     plain,
     read_checkpoint,
 )
-from finetune.training.held_out_pass import HeldOutPass, Stage, fitted_on
+from finetune.training.held_out_pass import HeldOutPass, Stage, fitted_on, logged_figures
 from finetune.training.optimizers import OPTIMIZER_SETTINGS, scheduled_optimizer
 from finetune.training.strategies import parse_strategy
-from finetune.training.temperature import rescaled_nll
 
 # Images and labels; a third tensor holds a teacher's probabilities (B, C).
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -212,22 +211,15 @@ class ImageClassifier(LightningModule):
         settings = {**described.hyper_parameters, "pretrained": False}
         return cls(**settings, _like=described).eval()
 
-    def take_over(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint's weights, and how its images were prepared, whatever timm says today."""
-        self.load_weights(checkpoint.state_dict, source=str(checkpoint.path))
-        self.see_as(checkpoint)
-
     def see_as(self, checkpoint: Checkpoint) -> None:
-        """Prepare images as a checkpoint did, at the size that is asked for, under its licence."""
+        """Prepare images as a checkpoint did, whatever timm says today, under its licence."""
         if licence := checkpoint.details.get("licence"):
             self.details["licence"] = licence
         self._see_by(checkpoint.preprocessing.with_image_size(self.hparams["image_size"]))
 
     def _see_by(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
-        for name in ("mean", "std"):
-            statistics = torch.tensor(getattr(preprocessing, name)).view(1, -1, 1, 1)
-            self.register_buffer(name, statistics, persistent=False)
+        register_statistics(self, preprocessing.mean, preprocessing.std)
 
     def load_weights(self, state_dict: dict[str, Tensor], *, source: str) -> None:
         """Load all of the tensors, or none.
@@ -327,10 +319,7 @@ class ImageClassifier(LightningModule):
 
     def _conclude(self, stage: Stage) -> None:
         answers = self.answers[stage] = self._pass.conclude(self, stage)
-        figures = self.task.figures(*answers)
-        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
-        if stage == "val":
-            self.log("val/nll_rescaled", rescaled_nll(*self.task.rows(*answers)))
+        self.log_dict(logged_figures(self.task, answers, stage))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer with a real learning rate per group, and a schedule by steps."""

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from finetune.runtime import Runtime
 from finetune.spec.protocols import PhaseData
+from finetune.tasks.task import Task
 from finetune.training.checkpoints import plain
+from finetune.training.temperature import rescaled_nll
 
 Stage = Literal["val", "test"]
 Outputs = tuple[Tensor, Tensor]
@@ -41,6 +43,14 @@ def _in_order(module: LightningModule, answers: Tensor, stage: Stage) -> Tensor:
     dealt = gathered.transpose(0, 1).flatten(0, 1)
     # The first ones are dealt again in the end, so that every process has as many.
     return dealt[: len(getattr(module.trainer, f"{stage}_dataloaders").dataset)]
+
+
+def logged_figures(task: Task, answers: Outputs, stage: Stage) -> dict[str, float]:
+    """Figures of a pass under their stage; of val also the NLL at the best temperature."""
+    figures = {f"{stage}/{name}": value for name, value in task.figures(*answers).items()}
+    if stage == "val":
+        figures["val/nll_rescaled"] = rescaled_nll(*task.rows(*answers))
+    return figures
 
 
 def fitted_on(data: PhaseData, val: Outputs | None) -> dict[str, Any]:
