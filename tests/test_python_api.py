@@ -314,10 +314,20 @@ def test_the_guide_is_true(
     for colour, name in (("red", "cat"), ("green", "dog")):
         shutil.copytree(colour_folder / colour, tmp_path / "pets" / name)
     shutil.copy(tmp_path / "pets" / "cat" / "00.png", tmp_path / "pets" / "cat" / "1.jpg")
+    (tmp_path / "new").mkdir()
+    shutil.copy(tmp_path / "pets" / "dog" / "00.png", tmp_path / "new" / "1.jpg")
     guide = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
     fit = finetune.fit
     small = {**SMALL, "cache": "auto"}
     monkeypatch.setattr(finetune, "fit", lambda data, **given: fit(data, **{**given, **small}))
+    calibrate, few = finetune.calibrate, {"unknown": 0.5, "share": "all"}
+    monkeypatch.setattr(
+        finetune,
+        "calibrate",
+        lambda *which, **given: calibrate(
+            *which, **{**given, **(few if "unknown" in given else {})}
+        ),
+    )
     known: dict = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)  # so few images warn of themselves
