@@ -58,6 +58,7 @@ def test_a_fit_compares_what_its_strategy_trains(strategy: str, parameters: int)
         network_options={"size": "tiny"},
         strategy=strategy,
     )
-    data = SimpleNamespace(class_counts=lambda split: {"a": 10, "b": 20, "c": 30})
+    counts = {"a": 10, "b": 20, "c": 30}
+    data = SimpleNamespace(class_counts=lambda split: counts, images=lambda split: range(60))
     text = does_the_data_suffice(SimpleNamespace(model=classifier, datamodule=data))
     assert text.startswith(f"{parameters:,} trainable parameters on 60 images of 3 classes")
