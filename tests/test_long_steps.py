@@ -10,6 +10,7 @@ import pytest
 
 from finetune import long_steps
 from finetune.long_steps import shown_steps, told
+from finetune.processes import Place
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_silent(
         with shown_steps(), shown_steps(False):
             walk(clock, 99.0)
     else:
-        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setattr("finetune.long_steps.own_place", lambda: Place(rank=1, world_size=2))
         with shown_steps():
             walk(clock, 99.0)
     assert capsys.readouterr() == ("", "")
