@@ -247,10 +247,6 @@ class ImageFolderDataModule(LabelledFolder):
         """The test images in order."""
         return self._loaders.evaluation(self._require("test"))
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """All images in order, whatever their side."""
-        return self._loaders.evaluation(self.folder.images)
-
     def evaluation_dataloader(
         self, split: Split, *, preprocessings: Sequence[Preprocessing] | None = None
     ) -> DataLoader[Any]:
