@@ -16,6 +16,9 @@ import finetune
 from finetune.cli import main
 from finetune.combining.ensemble import Ensemble
 from finetune.prediction.predictor import load
+from finetune.reporting.csv_files import write_predictions
+from finetune.reporting.sources import load_source
+from finetune.tables.reading import read_table
 from finetune.tasks.multilabel import offsets
 from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content
 
@@ -149,6 +152,63 @@ def test_members_are_combined_calibrated_and_exported(run: Path, tmp_path: Path,
     assert noted == (None if thresholds is None else pytest.approx(thresholds))
 
 
+def test_a_report_has_the_figures_of_its_task_and_runs_are_compared(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [f"--data.root={images(run)}", "--trainer.accelerator=cpu", "--data.num_workers=0"]
+    if not (run / "report").is_dir():
+        assert main(["test", "--ckpt_path", best(run), *data]) == 0
+    several = name_of(run) == "multilabel"
+    drawn = {path.stem for path in (run / "report" / "figures").iterdir()}
+    assert ("co_occurrence" in drawn, "confusion" in drawn) == (several, not several)
+    told = json.loads((run / "report" / "metrics.json").read_text())
+    kept = json.loads((run / "metrics.json").read_text())["test"]
+    for figure in read_checkpoint(best(run)).task.figure_names(3):
+        if figure in told:
+            assert told[figure] == pytest.approx(kept[figure], abs=1e-12), figure
+    again = load_source(run)
+    assert again.stage == "test"
+    lead = again.evaluation.leading[0]
+    assert lead.value == pytest.approx(kept["map" if several else "accuracy"])
+    page = tmp_path / "page.html"
+    table = str(tmp_path / "other.csv")
+    write_predictions(Path(table), again.evaluation)
+    capsys.readouterr()
+    assert main(["compare", str(run), table, "--output", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "not distinguishable: 0.0 points" in said
+    assert ("of mAP" in said) == several
+    assert main(["report", best(run), "--output", str(tmp_path / "val.html")]) == 0
+    text = (tmp_path / "val.html").read_text()
+    assert ("thresholds were chosen on these images" in text) == several
+
+
+def test_what_is_named_is_explained(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    picture, output = f"{images(run)}/00.png", tmp_path / "e.png"
+    capsys.readouterr()
+    arguments = ["explain", best(run), picture, "--label", "striped", "--output", str(output)]
+    assert main(arguments) == (0 if name_of(run) == "multilabel" else 2)
+    if name_of(run) == "multilabel":
+        line = capsys.readouterr().out.splitlines()[0]
+        named = load(best(run))([picture], num_workers=0).labels[0]
+        assert {*named.split("|"), "striped"} - {""} <= set(line.replace(",", "").split())
+
+
+def test_the_likeliest_are_named_on_request(run: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    assert main(["predict", best(run), images(run), "--topk=2", "--output", str(table)]) == 0
+    with table.open(newline="") as file:
+        (row, *_) = csv.DictReader(file)
+    if name_of(run) == "multilabel":
+        first, second = (float(row[f"top_{rank}_probability"]) for rank in (1, 2))
+        assert first >= second
+        assert float(row[f"p:{row['top_1']}"]) == pytest.approx(first)
+        assert row["label"] == "?"
+        assert not read_table(table).labelled.any()
+    else:
+        assert row["prediction_2"]
+
+
 def test_thresholds_belong_to_the_calibrated_answer(folder: Path, run: Path) -> None:
     if name_of(run) == "multiclass":
         return
@@ -198,14 +258,10 @@ def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Pa
         return
     data = [f"--data.root={images(run)}", "--data.num_workers=0"]
     for arguments in (
-        ["explain", best(run), images(run)],
-        ["report", best(run)],
-        ["compare", best(run), str(run / "checkpoints" / "last.ckpt")],
         ["ensemble", best(run), *data, "--heads=3", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--reject-risk=0.1", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--conformal=0.1", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--unknown=0.1", f"--output={tmp_path / 'a.ckpt'}"],
-        ["predict", best(run), images(run), "--topk=2"],
     ):
         capsys.readouterr()
         assert main(arguments) in REFUSED, arguments

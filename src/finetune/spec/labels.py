@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 
 SEPARATOR = "|"
 NOT_KNOWN = "?"  # before a label, in a cell
+THRESHOLD = (
+    "t:"  # before a label, the column of a table that says from which probability it is named
+)
 
 # An index into the class names; or, of several labels an image, 1, 0 or -1 (not known) for each.
 Label = int | tuple[int, ...]

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from finetune.errors import TrainingError, UsageError
 from finetune.spec.choices import Metric
-from finetune.spec.labels import SEPARATOR
+from finetune.spec.labels import NOT_KNOWN, SEPARATOR, cell
 from finetune.tasks import categorical
 from finetune.tasks.distillation import distillation_loss
 from finetune.tasks.held_out_loss import held_out_loss
@@ -101,6 +101,15 @@ class MultiLabel:
             return "others than 0, 1 and not known"
         return None
 
+    def worded(self, targets: Tensor, names: Sequence[str]) -> list[str]:
+        """Labels with ``|`` between them, ``?`` before those that are not known."""
+        rows = targets.nan_to_num(nan=-1).long().tolist()
+        return [cell(tuple(row), names) for row in rows]
+
+    def names_in(self, cell: str) -> list[str]:
+        """The labels that it has; not those that are not known."""
+        return [name for name in cell.split(SEPARATOR) if name and not name.startswith(NOT_KNOWN)]
+
     def strata(self, targets: Tensor) -> list[int]:
         """A number for each set of labels."""
         if not len(targets):
@@ -148,11 +157,7 @@ class MultiLabel:
 
     def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
         """The labels of each image, joined by ``|``; empty for none."""
-        rows = self.decide(outputs).bool().tolist()
-        return [
-            SEPARATOR.join(name for name, has in zip(names, row, strict=True) if has)
-            for row in rows
-        ]
+        return self.worded(self.decide(outputs), names)
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Probability of the least sure of the K answers, ``(...)``."""
