@@ -136,7 +136,12 @@ def test_members_are_combined_calibrated_and_exported(run: Path, tmp_path: Path,
     options = ["--select=greedy", "--calibrate", "--output", all_of]
     assert main(["ensemble", *others, *data, *options]) == 0
     calibrated = str(tmp_path / "calibrated.ckpt")
-    assert main(["calibrate", one, *data, "--output", calibrated]) == 0
+    several = name_of(run) == "multilabel"
+    rules = ["--scaling=label", "--wanted-precision=0.8", "--conformal=0.2"] if several else []
+    assert main(["calibrate", one, *data, *rules, "--output", calibrated]) == 0
+    kept = Ensemble.from_file(calibrated).calibration
+    assert kept is not None
+    assert (kept.scaling is None, kept.conformal is None) == (not several, not several)
     for path in (one, all_of, calibrated):
         model = Ensemble.from_file(path)
         assert model.task.name == name_of(run)
@@ -184,13 +189,13 @@ def test_a_report_has_the_figures_of_its_task_and_runs_are_compared(
 
 
 def test_what_is_named_is_explained(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    picture, output = f"{images(run)}/00.png", tmp_path / "e.png"
+    image, output = f"{images(run)}/00.png", tmp_path / "e.png"
     capsys.readouterr()
-    arguments = ["explain", best(run), picture, "--label", "striped", "--output", str(output)]
+    arguments = ["explain", best(run), image, "--label", "striped", "--output", str(output)]
     assert main(arguments) == (0 if name_of(run) == "multilabel" else 2)
     if name_of(run) == "multilabel":
         line = capsys.readouterr().out.splitlines()[0]
-        named = load(best(run))([picture], num_workers=0).labels[0]
+        named = load(best(run))([image], num_workers=0).labels[0]
         assert {*named.split("|"), "striped"} - {""} <= set(line.replace(",", "").split())
 
 
@@ -260,7 +265,6 @@ def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Pa
     for arguments in (
         ["ensemble", best(run), *data, "--heads=3", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--reject-risk=0.1", f"--output={tmp_path / 'a.ckpt'}"],
-        ["calibrate", best(run), *data, "--conformal=0.1", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--unknown=0.1", f"--output={tmp_path / 'a.ckpt'}"],
     ):
         capsys.readouterr()
@@ -302,13 +306,6 @@ def test_a_label_that_is_not_known_to_the_fit_is_refused(run: Path, tmp_path: Pa
     assert main(["test", "--ckpt_path", best(run), *data, "--allow-reuse"]) in REFUSED
     said = capsys.readouterr().err
     assert "'green'" in said or "'red|green'" in said
-
-
-def test_class_folders_are_no_sets_of_labels(colour_folder: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    assert (
-        main(["fit", f"--data.root={colour_folder}", "--data.task=multilabel", *SMALL]) in REFUSED
-    )
-    assert "give --data.manifest" in capsys.readouterr().err
 
 
 def test_from_python(folder: Path) -> None:

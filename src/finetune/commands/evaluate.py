@@ -73,6 +73,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     """
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
+    from finetune.evaluation.judge import JUDGES
     from finetune.evaluation.scores import dominant_image
     from finetune.runtime import process_rank
     from finetune.training.metrics_file import write_metrics
@@ -102,7 +103,9 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     key = free_stage(folder, stage, images)
     write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
-    if stage == "test" and missing("report"):
+    if stage == "test" and judged.task.name not in JUDGES:
+        print(f"report    none: there is no page yet for the task {judged.task.name}")
+    elif stage == "test" and missing("report"):
         print(f"report    none: {remedy('report')}")
     elif stage == "test":
         evaluation, page = _write_report(judged, folder, "report" + key.removeprefix("test"))

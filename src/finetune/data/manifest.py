@@ -1,14 +1,15 @@
 """CSV manifests: which file has which label, and on which side it stands.
 
-Columns ``path`` and ``label``, and optionally ``split``, ``fold``, ``group`` and ``hash``, in any
-order; other columns are not read. ``split.csv`` in a run folder is one.
+Columns ``path`` and ``label`` (or one for each label), and optionally ``split``, ``fold``,
+``group`` and ``hash``, in any order; other columns are not read. ``split.csv`` in a run folder is
+one.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.data.assignment import image_keys, relative_names
 from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
-from finetune.data.label_cells import read_cells
+from finetune.data.label_cells import cell_of_columns, checked_columns, read_cells
 from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
 from finetune.files import write_text
@@ -44,6 +45,7 @@ def read_manifest(
     allow_outside: bool = False,
     group_column: str = "group",
     task: TaskOfData = "auto",
+    label_columns: Sequence[str] = (),
 ) -> ImageFolder:
     """The images that a manifest lists, as :func:`finetune.data.folder.scan_folder` gives them.
 
@@ -56,12 +58,14 @@ def read_manifest(
         group_column: whose equal values keep images on one side.
         task: whether a cell is one class or several labels, see :mod:`finetune.data.label_cells`;
             by default several wherever one of the cells has the sign between labels.
+        label_columns: one column a label, with 1, 0 or nothing (not known), instead of ``label``.
 
     Raises:
         ManifestError: a missing column or file, an unknown split, a file with two labels, ...
     """
     path, root = Path(path), Path(root)
-    rows = list(_read_rows(path, root, group_column))
+    labels_in = checked_columns(label_columns, COLUMNS)
+    rows = list(_read_rows(path, root, group_column, labels_in))
     if not rows:
         raise ManifestError(f"Expected images in {path}, found only a header.")
     if not allow_outside:
@@ -73,7 +77,7 @@ def read_manifest(
             f"Expected all files of {path} to exist, found {len(missing)} missing, the first "
             f"{missing[0]}; correct the paths or remove these rows."
         )
-    class_names, labels = read_cells([(row.label, row.place) for row in rows], task)
+    class_names, labels = read_cells([(row.label, row.place) for row in rows], task, labels_in)
     images = [
         LabelledImage(row.path, label, row.group, row.split, row.fold, row.hash)
         for row, label in zip(rows, labels, strict=True)
@@ -133,25 +137,34 @@ def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ManifestError: it cannot be read.
     """
-    return list(_table(Path(path)).columns)
+    table = read_csv_table(path, known=COLUMNS, required=("path",), error=ManifestError)
+    return list(table.columns)
 
 
-def _table(path: Path) -> CsvTable:
-    return read_csv_table(path, known=COLUMNS, required=("path", "label"), error=ManifestError)
+def _table(path: Path, labels_in: Sequence[str]) -> CsvTable:
+    """The file; labels are in these columns, or where there are none in the one of that name."""
+    known, needed = (*COLUMNS, *labels_in), labels_in or ("label",)
+    return read_csv_table(path, known=known, required=("path", *needed), error=ManifestError)
 
 
-def _read_rows(path: Path, root: Path, group_column: str) -> Iterator[_Row]:
-    table = _table(path)
+def _read_rows(
+    path: Path, root: Path, group_column: str, labels_in: Sequence[str]
+) -> Iterator[_Row]:
+    table = _table(path, labels_in)
     base: Path | None = None
     for line, row in table.rows:
         if not row["path"]:
             raise ManifestError(f"Expected a path in line {line} of {path}, found none.")
         if base is None and not os.path.isabs(row["path"]):
             base = path.parent if (path.parent / row["path"]).exists() else root
-        yield _parse_row(row, base or root, group_column, f"line {line} of {path}")
+        place = f"line {line} of {path}"
+        label = cell_of_columns(row, labels_in, place) if labels_in else normal_name(row["label"])
+        yield _parse_row(row, label, base or root, group_column, place)
 
 
-def _parse_row(row: Mapping[str, str], base: Path, group_column: str, place: str) -> _Row:
+def _parse_row(
+    row: Mapping[str, str], label: str, base: Path, group_column: str, place: str
+) -> _Row:
     """One line; names are exact, blanks at either end included."""
     split_name = row.get("split", "").strip()
     split = SPLIT_FOLDERS.get(split_name.casefold())
@@ -164,7 +177,7 @@ def _parse_row(row: Mapping[str, str], base: Path, group_column: str, place: str
         raise ManifestError(f"Expected fold to be 0, 1, 2, ... in {place}, found {fold[:20]!r}.")
     return _Row(
         path=base / row["path"],
-        label=normal_name(row["label"]),
+        label=label,
         split=split,
         fold=int(fold) if fold else None,
         group=row.get(group_column) or None,

@@ -62,11 +62,13 @@ def resampled_counts(
     Images of one patient or burst are not independent, so an interval of single images would be
     too narrow (Field and Welsh 2007, cluster bootstrap).
     """
-    of = np.arange(images) if groups is None else np.unique(groups, return_inverse=True)[1]
-    count = int(of.max()) + 1
+    own = np.arange(images) if groups is None else groups
+    _, first, of = np.unique(own, return_index=True, return_inverse=True)
+    in_order = np.argsort(np.argsort(first))  # what a group is called makes no difference
+    count = len(first)
     chance = np.full(count, 1 / count)
     draws = np.random.default_rng(seed).multinomial(count, chance, size=resamples)
-    return draws[:, of.reshape(-1)].astype(np.float64)
+    return draws[:, in_order[of.reshape(-1)]].astype(np.float64)
 
 
 def percentile_interval(

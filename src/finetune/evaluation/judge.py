@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from finetune.errors import UsageError
 from finetune.evaluation.evaluate import evaluate_logits
 from finetune.evaluation.judgement import Judgement
 from finetune.evaluation.label_evaluation import evaluate_labels
@@ -59,8 +60,14 @@ def judge(
         confidence_level: of all intervals.
 
     Raises:
-        UsageError: shapes that do not belong together, or outputs that are not finite.
+        UsageError: shapes that do not belong together, outputs that are not finite, or a task of
+            which nothing is told yet but its figures.
     """
+    if task.name not in JUDGES:
+        raise UsageError(
+            f"Expected answers of one of the tasks {', '.join(JUDGES)}, found {task.name}, for "
+            "which there is no page yet; metrics.json of its run has its figures."
+        )
     return JUDGES[task.name](
         targets,
         outputs,

@@ -15,6 +15,8 @@ from finetune.tasks.class_scores import Floats
 
 # So many images with a label weigh as much as what all labels together say of its threshold.
 SHRINKAGE = 10.0
+# Far from everything nothing is known; beyond it a threshold is 0 or 1 in single precision.
+FAR = 20.0
 
 
 FIGURES = ("ap", "auroc", "f1", "precision", "recall")
@@ -91,34 +93,48 @@ def mean_of(values: Sequence[float]) -> float:
     return float(np.mean(defined)) if defined else 0.0
 
 
-def best_thresholds(outputs: Floats, targets: Floats) -> list[float]:
+def best_thresholds(
+    outputs: Floats, targets: Floats, precision: float | None = None
+) -> list[float]:
     """Probabilities ``(K,)`` above which a label is named, for the best F1 on these images.
 
     On a few images with a label the best threshold is chance. So its logit is drawn towards the
     one that is best for all labels together, and that one towards 0.5: each counts with the images
     that have the label against :data:`SHRINKAGE`.
+
+    Args:
+        outputs, targets: ``(N, K)``.
+        precision: thresholds that find most with this precision are wanted instead; where none
+            has it, the label is not named.
     """
     known = ~np.isnan(targets)
-    common, having = _best_offset(outputs[known], targets[known] == 1)
+    common, having = _best_offset(outputs[known], targets[known] == 1, precision)
     common *= having / (having + SHRINKAGE)
     found = []
     for label, where in enumerate(known.T):
-        own, having = _best_offset(outputs[where, label], targets[where, label] == 1)
+        own, having = _best_offset(outputs[where, label], targets[where, label] == 1, precision)
         drawn = (having * own + SHRINKAGE * common) / (having + SHRINKAGE)
         found.append(1 / (1 + math.exp(-drawn)))
     return found
 
 
-def _best_offset(outputs: Floats, truth: np.ndarray) -> tuple[float, int]:
-    """The logit with the best F1, halfway between two answers, and the images that count for it."""
+def _best_offset(outputs: Floats, truth: np.ndarray, precision: float | None) -> tuple[float, int]:
+    """The best logit, halfway between two answers, and the images that count for it."""
     having = int(truth.sum())
     if not 0 < having < len(truth):
         return 0.0, 0
     order = np.argsort(-outputs, kind="stable")
     values, hits = outputs[order], np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(values) + 1) + having)
+    named = np.arange(1, len(values) + 1)
+    merit = (
+        2 * hits / (named + having)
+        if precision is None
+        else np.where(hits >= precision * named, hits, -1.0)
+    )
     last_of_equals = np.append(values[1:] < values[:-1], True)
-    best = int(np.argmax(np.where(last_of_equals, f1, -1.0)))
+    merit = np.where(last_of_equals, merit, -1.0)
+    best = int(np.argmax(merit))
+    if merit[best] < 0:
+        return FAR, having
     below = values[best + 1] if best + 1 < len(values) else values[best] - 1
-    # Far from everything nothing is known; beyond 20 a threshold is 0 or 1 in single precision.
-    return float(np.clip((values[best] + below) / 2, -20, 20)), having
+    return float(np.clip((values[best] + below) / 2, -FAR, FAR)), having
