@@ -308,6 +308,31 @@ def test_a_label_that_is_not_known_to_the_fit_is_refused(run: Path, tmp_path: Pa
     assert "'green'" in said or "'red|green'" in said
 
 
+def test_label_columns_are_known_to_the_verbs_after_the_fit(folder: Path, tmp_path: Path) -> None:
+    with (folder / "multilabel.csv").open(newline="") as file:
+        rows = [(row["path"], row["label"].split("|")) for row in csv.DictReader(file)]
+    columns = tmp_path / "columns.csv"
+    with columns.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "split", *NAMES))
+        for index, (path, has) in enumerate(rows):
+            marks = ["" if f"?{name}" in has else int(name in has) for name in NAMES]
+            writer.writerow((path, ("train", "train", "val", "test")[index % 4], *marks))
+    data = [f"--data.root={folder / 'images'}", f"--data.manifest={columns}"]
+    named = '--data.label_columns=["blue", "red", "striped"]'
+    quick = [*(each for each in SMALL if "strategy" not in each and "fraction" not in each)]
+    runs = [f"--runs={tmp_path}", "--name=c"]
+    options = [*data, named, *quick, "--model.strategy=head", "--model.negative_gamma=2"]
+    assert main(["fit", *options, *runs]) == 0
+    best = str(tmp_path / "c-1" / "checkpoints" / "best.ckpt")
+    checkpoint = read_checkpoint(best)
+    assert (checkpoint.task.name, checkpoint.class_names) == ("multilabel", NAMES)
+    assert main(["test", "--ckpt_path", best, *data, "--trainer.accelerator=cpu"]) == 0
+    assert len(read_table(tmp_path / "c-1" / "report" / "predictions.csv").paths) == 10
+    again = str(tmp_path / "again.ckpt")
+    assert main(["calibrate", best, *data, "--share=all", "--output", again]) == 0
+
+
 def test_from_python(folder: Path) -> None:
     run = finetune.fit(
         folder / "images",

@@ -75,7 +75,7 @@ def test_what_is_no_column_of_labels_is_refused(
 def test_a_label_that_nobody_has_does_not_vanish(tmp_path: Path, colour_folder: Path) -> None:
     path = manifest(tmp_path, colour_folder, "red,round,small\n1,0,0\n1,1,0\n0,1,0\n0,1,0")
     data = ImageFolderDataModule(colour_folder, manifest=path, label_columns=COLUMNS, cache="off")
-    with pytest.raises(ManifestError, match="found 'small' only as not had"):
+    with pytest.raises(ManifestError, match="found 'small' only as not known"):
         _ = data.class_names
     for settings in ({"manifest": None}, {"manifest": path, "task": "multiclass"}):
         with pytest.raises(UsageError, match="label_columns"):

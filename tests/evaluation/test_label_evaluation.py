@@ -113,6 +113,14 @@ def test_two_sets_of_answers_are_compared_on_the_same_images_whatever_their_orde
     assert "points of mAP [" in pair.verdict()
     same = next(p for p in board.pairs if "poor" not in (p.first, p.second))
     assert (same.difference, same.p_value) == (0, 1)
+    grouped = judge(
+        MULTILABEL, poor.targets, poor.outputs, NAMES, poor.paths, groups=np.arange(120) // 3
+    )
+    assert good.against(grouped).interval == pytest.approx(
+        tuple(-end for end in reversed(grouped.against(good).interval))  # type: ignore[arg-type]
+    )
+    here = judge(MULTILABEL, good.targets, good.outputs, NAMES, good.paths, chosen_here=True)
+    assert all(each.chosen_here for each in (subset(here, [0, 1]), with_names(here, NAMES[::-1])))
     other = evaluate_labels(1 - good.targets, good.outputs, NAMES, good.paths)
     with pytest.raises(UsageError, match=r"one label for 0\.png"):
         compare_all({"a": good, "b": other})

@@ -92,7 +92,7 @@ def check_labels_had(folder: ImageFolder) -> None:
         if not had[index]:
             raise ManifestError(
                 f"Expected each label to be had by at least one image, found {name!r} only as not "
-                f"had or as not known ({NOT_KNOWN}{name}); add images that have it, or take it out."
+                f"known ({NOT_KNOWN}{name}) or not had; add images that have it, or take it out."
             )
 
 

@@ -134,6 +134,7 @@ def _again(evaluation: Judgement, **changes: Any) -> Judgement:
         "class_names": evaluation.class_names,
         "paths": evaluation.paths,
         "thresholds": evaluation.thresholds,
+        "chosen_here": evaluation.chosen_here,
         "groups": evaluation.groups,
         "confidence_level": evaluation.confidence_level,
     }

@@ -147,6 +147,10 @@ class Judgement(Protocol):
         """Probabilities above which an output is named, where the task has them."""
 
     @property
+    def chosen_here(self) -> bool:
+        """Whether they were chosen on these very images, so that what they decide flatters."""
+
+    @property
     def groups(self) -> Integers | None:
         """Images of one number ``(N,)`` are drawn together by a bootstrap; None: each alone."""
 

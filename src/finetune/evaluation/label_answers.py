@@ -16,6 +16,8 @@ from finetune.tasks.class_scores import confidence_bins as bins_of
 from finetune.tasks.label_scores import FIGURES, LabelScores, label_scores, weighted_scores
 from finetune.tasks.multilabel import MULTILABEL, offsets
 
+RESAMPLES = 1000  # fewer where images are so many that the counts would take the memory
+MOST_COUNTS = 20_000_000
 MOST_NUMBERS = 4_000_000  # of weights at a time
 
 
@@ -113,7 +115,8 @@ class LabelAnswers:
 
     @cached_property
     def _counts(self) -> Floats:
-        return resampled_counts(self.groups, len(self.paths))
+        resamples = min(RESAMPLES, max(RESAMPLES // 5, MOST_COUNTS // len(self.paths)))
+        return resampled_counts(self.groups, len(self.paths), resamples=resamples)
 
     @cached_property
     def resampled(self) -> Floats:

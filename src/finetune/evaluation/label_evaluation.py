@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ class LabelEvaluation(LabelAnswers):
         """A row a label."""
         of_label = ("AP", "AP from", "AP to", "AUROC", "F1", "F1 from", "F1 to")
         columns: list[tuple[str, Kind]] = [("label", "text")]
-        columns += [(each, "count") for each in ("images", "missed", "added")]
+        columns += [(each, "count") for each in ("images", "missed", "wrongly named")]
         columns += [(each, "share") for each in (*of_label, "precision", "recall", "threshold")]
         missed, added = self.missed.sum(axis=0).tolist(), self.added.sum(axis=0).tolist()
         bounds = self.thresholds or (0.5,) * len(self.class_names)
@@ -193,11 +193,16 @@ class LabelEvaluation(LabelAnswers):
         }, self.log_probabilities[index].tolist()
 
     def against(self, other: LabelEvaluation) -> Difference:
-        """Of the mAPs, by a paired bootstrap over groups."""
+        """Of the mAPs, by a paired bootstrap over groups, those of either that knows of them."""
+        groups = other.groups if self.groups is None else self.groups
+        first, second = (
+            each if np.array_equal(each.groups, groups) else replace(each, groups=groups)  # type: ignore[arg-type]
+            for each in (self, other)
+        )
         return resampled_difference(
-            (self.figures["map"], other.figures["map"]),
-            (self.resampled_map, other.resampled_map),
-            (self.right, other.right),
+            (first.figures["map"], second.figures["map"]),
+            (first.resampled_map, second.resampled_map),
+            (first.right, second.right),
             confidence_level=self.confidence_level,
         )
 

@@ -136,6 +136,11 @@ class Evaluation:
         """None: the likeliest class is named."""
 
     @property
+    def chosen_here(self) -> bool:
+        """False: there are none."""
+        return False
+
+    @property
     def groups(self) -> None:
         """None: each image is drawn alone."""
 

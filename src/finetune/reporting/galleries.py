@@ -163,10 +163,11 @@ def _image(
     else:
         ax.imshow(pixels)
     shown = evaluation.shown(index)
-    label, answer = (display_names([name], limit=22)[0] for name in (shown.label, shown.answer))
     sure = "" if shown.sure is None else f"\n{100 * shown.sure:.0f} % sure"
+    told = (f"label: {shown.label}", shown.remark or f"answer: {shown.answer}")
+    label, answer = (display_names([line], limit=24)[0] for line in told)
     ax.set_title(
-        f"label: {label}\nanswer: {answer}{sure}",
+        f"{label}\n{answer}{sure}",
         fontsize=7.5,
         color=colours.orange if shown.wrong else colours.text,
         fontfamily=font_families(),

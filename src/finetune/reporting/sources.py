@@ -170,6 +170,7 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
         names,
         paths,
         thresholds=mean_thresholds(thresholds, [1 / len(thresholds)] * len(thresholds)),
+        chosen_here=any(evaluation.chosen_here for evaluation in evaluations),
         folds=np.repeat(np.arange(len(evaluations)), [len(e.paths) for e in evaluations]),
     )
     details = replace(first.details, learning_curves=None, class_counts=None)

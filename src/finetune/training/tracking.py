@@ -163,7 +163,8 @@ def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
     val: Mapping[str, Any] | None = checkpoint.details.get("val")
     if val is None or len(val["labels"]) == 0:
         return
-    answers = checkpoint.task.figures(val["logits"], val["labels"])
+    thresholds = thresholds_of(checkpoint.task, checkpoint.details)
+    answers = checkpoint.task.figures(val["logits"], val["labels"], thresholds)
     figures = {f"best/{name}": value for name, value in answers.items()}
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
