@@ -9,7 +9,9 @@ from finetune.commands.check import check
 from finetune.commands.split import split
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.data.manifest import read_manifest
-from finetune.errors import ManifestError, UsageError
+from finetune.errors import ImageFolderError, ManifestError, UsageError
+from finetune.spec.images import ImageRef
+from finetune.spec.splits import SplitRecord, Standing
 
 COLUMNS = ("red", "round", "small")
 
@@ -80,6 +82,16 @@ def test_a_label_that_nobody_has_does_not_vanish(tmp_path: Path, colour_folder: 
     for settings in ({"manifest": None}, {"manifest": path, "task": "multiclass"}):
         with pytest.raises(UsageError, match="label_columns"):
             ImageFolderDataModule(colour_folder, label_columns=COLUMNS, **settings)  # type: ignore[arg-type]
+
+
+def test_class_folders_do_not_stand_in_for_the_manifest_of_a_fit(colour_folder: Path) -> None:
+    ref = ImageRef("0" * 32, "elsewhere/a.png", (1, 0, 0))
+    names = ("blue", "green", "red")
+    record = SplitRecord({}, names, (ref,), (Standing("train"),), listed=True)
+    data = ImageFolderDataModule(colour_folder, task="multilabel", cache="off")
+    data.follow(record)
+    with pytest.raises(ImageFolderError, match="was by manifest"):
+        _ = data.folder
 
 
 @pytest.fixture

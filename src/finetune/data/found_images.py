@@ -19,6 +19,7 @@ from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_folders import as_label_sets, with_labels_of_copies, without_copies
 from finetune.data.manifest import read_manifest
+from finetune.errors import ImageFolderError
 from finetune.runtime import Runtime
 from finetune.spec.choices import TaskOfData
 from finetune.spec.splits import SplitRecord
@@ -89,6 +90,11 @@ class FoundImages:
         """All of them, readable or not."""
         followed = self.listed if self.manifest is None else None
         listed = listed_folder(self.root, followed) if followed else None
+        if followed and listed is None and self.task == "multilabel":
+            raise ImageFolderError(
+                f"Expected images of a fit, which was by manifest, in {self.root}, found none; "
+                "give --data.manifest, for class folders do not say all labels of an image."
+            )
         found = listed or read_images(
             self.root,
             self.manifest,
