@@ -162,6 +162,15 @@ def test_answers_survive_the_table(tmp_path: Path) -> None:
         assert again.thresholds == pytest.approx(evaluation.thresholds)
 
 
+def test_an_empty_group_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    rows = [f"{i},red,{'g' if i < 3 else ''},0.6,0.4,0.5,0.5" for i in range(8)]
+    path.write_text("\n".join(["path,label,group,p:red,p:round,t:red,t:round", *rows]) + "\n")
+    found = read_evaluation(path).groups
+    assert found is not None
+    assert found.tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

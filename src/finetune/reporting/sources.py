@@ -15,7 +15,7 @@ import numpy as np
 from finetune.combining.calibrated_answer import Calibration
 from finetune.documents import read_yaml
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.judge import judge, with_names, with_paths
+from finetune.evaluation.judge import judge, numbered, with_names, with_paths
 from finetune.evaluation.judgement import Judgement
 from finetune.reporting.curves import read_curves
 from finetune.reporting.details import ReportDetails
@@ -191,7 +191,7 @@ def read_evaluation(path: Path) -> Judgement:
             f"{path}: expected labels to judge the answers by, found none; fill the column "
             "'label', or run `finetune test` on labelled images."
         )
-    groups = np.unique(table.groups, return_inverse=True)[1] if any(table.groups) else None
+    groups = numbered([group or None for group in table.groups])  # an empty cell stands alone
     return judge(
         table.task,
         table.labels[known],
