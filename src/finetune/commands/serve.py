@@ -22,7 +22,7 @@ def serve(
     checkpoint: Where,
     *,
     host: str = "127.0.0.1",
-    port: Annotated[int, whole(0)] = 8000,
+    port: Annotated[int, whole(0, 65535)] = 8000,
     token: Annotated[str | None, Typed(metavar="TOKEN|new")] = None,
     corrections: Annotated[OptionalPath, Typed(metavar="DIR")] = None,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,

@@ -101,7 +101,7 @@ def explain(
         )
     needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
     readers = {in_chans: replace(reader or ImageReader(), in_chans=in_chans) for in_chans in needed}
-    path = Path("image 0") if isinstance(image, bytes) else Path(image)
+    path = Path("image") if isinstance(image, bytes) else Path(image)
     pixels = {
         in_chans: read.decode(image, name=str(path)) if isinstance(image, bytes) else read(path)
         for in_chans, read in readers.items()

@@ -26,7 +26,7 @@ from finetune.extras import missing
 from finetune.serving.answers import JsonAnswer
 from finetune.serving.budget import Budget, Limits
 from finetune.serving.corrections import Corrections
-from finetune.serving.engine import Engine
+from finetune.serving.engine import NAME, Engine
 from finetune.serving.guard import Guard, JsonResponse, refusal
 from finetune.serving.uploads import only_one, uploaded
 from finetune.tasks.multiclass import MULTICLASS
@@ -167,8 +167,8 @@ def application(service: Service) -> Starlette:
 
 
 def said(error: FinetuneError) -> str:
-    """An error's sentence for a client: without what a library said in brackets."""
-    return re.sub(r" \(.*\)(?=;)", "", str(error))
+    """An error's sentence for a client: without our name of its image, and what a library said."""
+    return re.sub(r" \(.*\)(?=;)", "", str(error)).replace(f" at {NAME}", "")
 
 
 async def _answers(engine: Engine, contents: list[bytes]) -> list[JsonAnswer | ImageError]:
@@ -197,7 +197,7 @@ def _explained(service: Service, content: bytes, class_name: str | None) -> byte
     from finetune.reporting.overlays import overlay
 
     max_pixels, max_decoding_mb = service.engine.limits
-    with open_image(content, name="image", max_pixels=max_pixels) as image:
+    with open_image(content, name=str(NAME), max_pixels=max_pixels) as image:
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ImageError(
                 f"Expected an image at most {MAX_ASPECT} times as long as wide, found "

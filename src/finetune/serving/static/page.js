@@ -90,18 +90,15 @@ function next() {
 }
 
 async function answer(card) {
-  const verdict = card.querySelector(".verdict bdi");
-  if (card.file.size > model.limits.body_bytes) {
-    verdict.textContent = "No answer";
-    card.querySelector(".said").textContent = `The file has more than ${Math.floor(model.limits.body_bytes / 2 ** 20)} MiB.`;
-    return;
-  }
+  const most = model.limits.body_bytes;
   try {
+    if (card.file.size > most) throw new Error(`The file has more than ${Math.floor(most / 2 ** 20)} MiB.`);
     const found = (await ask("/predict", card.file)).answers[0];
     if (found.error) throw new Error(found.error);
     show(card, found);
   } catch (error) {
-    verdict.textContent = "No answer";
+    card.classList.add("none");
+    card.querySelector(".verdict bdi").textContent = "No answer";
     card.querySelector(".said").textContent = error.message;
   }
 }
