@@ -63,7 +63,6 @@ def explain(
         images=named,
     )
 
-    from finetune.data.decoding import ImageReader
     from finetune.prediction import find_images
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.reporting.explain import explain as explain_image
@@ -74,12 +73,11 @@ def explain(
     files = find_images(named)
     model = load_model(Path(checkpoint), runtime)
     written.keep_off(inputs=files, fits=fits_of(model))
-    reader = ImageReader(max_pixels=max_pixels)
     rows = []
     for file in files:
         try:
             predicted, *others = explain_image(
-                model, file, [None, *(class_names or [])], reader=reader
+                model, file, [None, *(class_names or [])], max_pixels=max_pixels
             )
         except ImageError as error:
             if on_bad_image == "error":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember, Member
-from finetune.data.decoding import ImageReader
+from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
 from finetune.spec.preprocessing import Preprocessing
@@ -78,7 +78,7 @@ def explain(
     image: str | Path | bytes,
     class_names: Iterable[str | None] = (None,),
     *,
-    reader: ImageReader | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Explanation]:
     """Explain an answer for an image, once for each class name; None is the predicted class.
 
@@ -87,7 +87,7 @@ def explain(
             with the ensemble's coefficients.
         image: its file, or what a file holds.
         class_names: what to explain.
-        reader: within which limits images are read, and how large at most; by default whole.
+        max_pixels: more is refused as a decompression bomb.
 
     Raises:
         UsageError: an unknown class.
@@ -100,8 +100,8 @@ def explain(
             f"{type(model).__name__}; answers from files cannot be explained."
         )
     needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
-    readers = {in_chans: replace(reader or ImageReader(), in_chans=in_chans) for in_chans in needed}
     path = Path("image") if isinstance(image, bytes) else Path(image)
+    readers = {in_chans: ImageReader(in_chans, max_pixels=max_pixels) for in_chans in needed}
     pixels = {
         in_chans: read.decode(image, name=str(path)) if isinstance(image, bytes) else read(path)
         for in_chans, read in readers.items()

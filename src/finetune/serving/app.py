@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from finetune.data.decoding import ImageReader, open_image
+from finetune.data.in_memory import content_of
 from finetune.data.transforms import MAX_ASPECT
 from finetune.distribution import own_version
 from finetune.errors import FinetuneError, ImageError, NetworkError
@@ -117,7 +118,7 @@ def application(service: Service) -> Starlette:
             raise HTTPException(422, "Expected a class of this model.")
         async with uploaded(request, limits, held) as contents:
             content = only_one(contents)
-            drawn = engine.run(lambda: _explained(service, content, name), on_network=True)
+            drawn = engine.run(lambda: _explained(service, content, name))
             return Response(await asyncio.wrap_future(drawn), media_type="image/png")
 
     async def correct(request: Request) -> Response:
@@ -206,10 +207,13 @@ def _explained(service: Service, content: bytes, class_name: str | None) -> byte
     reader = ImageReader.of(
         service.engine.model.preprocessings, max_pixels=max_pixels, max_decoding_mb=max_decoding_mb
     )
-    (found,) = explain(service.model, content, [class_name], reader=replace(reader, in_chans=3))
-    drawn = io.BytesIO()
-    Image.fromarray(overlay(found)).save(drawn, "PNG")
-    return drawn.getvalue()
+    pixels = replace(reader, in_chans=3).decode(content, name=str(NAME))
+    small = content_of(pixels, name=str(NAME))
+    with service.engine.network:
+        (found,) = explain(service.model, small, [class_name])
+    raw = io.BytesIO()
+    Image.fromarray(overlay(found)).save(raw, "PNG")
+    return raw.getvalue()
 
 
 def _file(path: Path, kind: str) -> Callable[[Request], Awaitable[Response]]:

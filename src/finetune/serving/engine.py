@@ -77,7 +77,7 @@ class Engine:
         self.in_work = Budget(images_in_work)
         self._errands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._decoded: Queue[tuple[Question, list[Tensor]]] = Queue(2 * BATCH_SIZE)
-        self._network = threading.Lock()
+        self.network = threading.Lock()  # held by whoever runs it
         # Daemons: a decoder that is stuck in a hostile image does not hold the end of the process.
         for _ in range(min(usable_cores(), MOST_DECODERS)):
             threading.Thread(target=self._run_errands, daemon=True).start()
@@ -104,8 +104,8 @@ class Engine:
             self._errands.put(lambda question=question: self._decode(question))  # type: ignore[misc]
         return questions
 
-    def run(self, work: Callable[[], Result], *, on_network: bool = False) -> Future[Result]:
-        """Do something else in a thread; with the network for itself where asked.
+    def run(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do something else in a thread that else decodes; with ``network`` if it needs that.
 
         Raises:
             Busy: too much is in work.
@@ -117,11 +117,7 @@ class Engine:
             try:
                 if not result.set_running_or_notify_cancel():
                     return
-                if on_network:
-                    with self._network:
-                        result.set_result(work())
-                else:
-                    result.set_result(work())
+                result.set_result(work())
             except BaseException as error:
                 result.set_exception(error)
             finally:
@@ -174,7 +170,7 @@ class Engine:
     def _answers(self, views: Sequence[Sequence[Tensor]]) -> list[JsonAnswer]:
         together = [torch.stack(each).to(self.device) for each in zip(*views, strict=True)]
         paths = [NAME] * len(views)
-        with self._network, torch.inference_mode():
+        with self.network, torch.inference_mode():
             outputs, strangeness = outputs_of(self.model, together, paths, [original])
             return json_answers(predictions_of(self.model, (outputs.cpu(), strangeness), paths))
 
