@@ -102,10 +102,8 @@ def application(service: Service) -> Starlette:
         async with uploaded(request, limits, held) as contents:
             found = await _answers(engine, contents)
         answers = [
-            {"image": number, "error": said(found)}
-            if isinstance(found, ImageError)
-            else {"image": number, **found}
-            for number, found in enumerate(found)
+            {"image": number, **({"error": said(each)} if isinstance(each, ImageError) else each)}
+            for number, each in enumerate(found)
         ]
         status = 200 if any("error" not in answer for answer in answers) else 422
         return JsonResponse({"answers": answers}, status)
@@ -181,10 +179,12 @@ async def _answers(engine: Engine, contents: list[bytes]) -> list[JsonAnswer | I
     finally:
         for question in questions:
             question.drop()
+    answers: list[JsonAnswer | ImageError] = []
     for each in found:
         if isinstance(each, BaseException) and not isinstance(each, ImageError):
             raise each
-    return found  # type: ignore[return-value]
+        answers.append(each)
+    return answers
 
 
 def _explained(service: Service, content: bytes, class_name: str | None) -> bytes:
