@@ -144,7 +144,7 @@ def main() -> None:
             thread.start()
         held = []
         while time.monotonic() < soak.end:
-            time.sleep(5)
+            time.sleep(2)
             held.append(memory(server.pid))
         for thread in threads:
             thread.join()

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import socket
 import struct
 import threading
@@ -17,18 +18,23 @@ from starlette.testclient import TestClient
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember
 from finetune.data.manifest import read_manifest
+from finetune.errors import UsageError
 from finetune.prediction import predict
+from finetune.prediction.feature_space import features_of
 from finetune.serving.answers import json_answers
 from finetune.serving.app import PAGE
 from finetune.serving.budget import Limits
 from finetune.serving.corrections import Corrections
 from finetune.serving.engine import Engine
+from finetune.serving.neighbours import Neighbours
+from finetune.spec.images import ImageRef, file_id
+from finetune.spec.splits import SplitRecord, Standing
 from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.multilabel import MULTILABEL
 from finetune.training.classifier import ImageClassifier
 
 TOKEN = "a-word-of-sixteen-letters"
-POSTED = ("/predict", "/explain", "/correct?label=red")
+POSTED = ("/predict", "/explain", "/similar", "/correct?label=red")
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +267,41 @@ def test_the_map_lies_over_the_image(client, classifier, files) -> None:
     assert "times as long" in refused.json()["error"]
 
 
+def test_the_nearest_training_images_are_shown(
+    classifier, serve, colour_folder: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(colour_folder, tmp_path / "root"))
+    names = [f"{colour}/{number:02d}.png" for colour in ("blue", "red") for number in range(12)]
+    sides = ["test" if name.endswith("11.png") else "train" for name in names]
+    record = SplitRecord(
+        class_names=("blue", "red"),
+        images=tuple(
+            ImageRef(file_id(root / name), name, int(name.startswith("red"))) for name in names
+        ),
+        standings=tuple(Standing(side) for side in sides),
+    )
+    (root / "red/05.png").write_bytes((root / "green/00.png").read_bytes())  # another by now
+    client = serve(classifier, neighbours=Neighbours(classifier, [record], root))
+    assert client.get("/model").json()["compares"] is True
+    assert str(tmp_path) not in client.post("/similar", content=b"x").text
+
+    wanted = [root / name for name, side in zip(names, sides, strict=True) if side == "train"]
+    wanted.remove(root / "red/05.png")
+    asked = root / "blue/03.png"
+    expected = features_of(classifier, asked).nearest(features_of(classifier, wanted), 6)
+    answered = client.post("/similar", content=asked.read_bytes())
+    found = answered.json()["nearest"]
+    assert found[0]["distance"] == pytest.approx(0, abs=1e-6)
+    assert [each["label"] for each in found] == [Path(near.path).parent.name for near in expected]
+    distances = [near.distance for near in expected]
+    assert [each["distance"] for each in found] == pytest.approx(distances, abs=1e-6)
+    assert all(each["image"].startswith("data:image/webp;base64,") for each in found)
+    with pytest.raises(UsageError, match="found none of those"):
+        Neighbours(classifier, [record], tmp_path)
+    with pytest.raises(UsageError, match="found none of those"):
+        Neighbours(classifier, [], root)
+
+
 def test_corrections_are_a_manifest_and_the_last_word_counts(
     classifier, serve, files, tmp_path: Path
 ) -> None:
@@ -305,7 +346,8 @@ def test_a_full_folder_of_corrections_says_so(
 
 
 def test_without_corrections_nothing_is_kept(client, files, tmp_path: Path) -> None:
-    assert client.post("/correct?label=red", content=files[0].read_bytes()).status_code == 404
+    for path in ("/correct?label=red", "/similar"):
+        assert client.post(path, content=files[0].read_bytes()).status_code == 404
     assert client.post("/predict", content=files[0].read_bytes()).status_code == 200
     assert not list(tmp_path.iterdir())
 

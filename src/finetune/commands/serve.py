@@ -5,15 +5,20 @@ from __future__ import annotations
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
-from finetune.commands.outputs import OptionalPath, checked_output
+from finetune.commands.outputs import OptionalPath, Output, checked_output
 from finetune.commands.verb import Typed
 from finetune.errors import UsageError
 from finetune.extras import need
 from finetune.spec.schema import whole
+
+if TYPE_CHECKING:
+    from finetune.combining.ensemble import Ensemble
+    from finetune.serving.app import Service
+    from finetune.training.classifier import ImageClassifier
 
 TOKEN_LETTERS = 16  # at least, of one that people choose
 
@@ -25,6 +30,8 @@ def serve(
     port: Annotated[int, whole(0, 65535)] = 8000,
     token: Annotated[str | None, Typed(metavar="TOKEN|new")] = None,
     corrections: Annotated[OptionalPath, Typed(metavar="DIR")] = None,
+    root: Annotated[Where | None, Typed(("--data.root",), metavar="DIR")] = None,
+    cache_dir: options.CacheDir = None,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
     accelerator: options.Accelerator = "auto",
@@ -39,6 +46,8 @@ def serve(
         port: to listen at; 0 takes a free one.
         token: what clients have to know; new draws one and prints it.
         corrections: a folder for images with the label that people say is true, and their manifest.
+        root: the images of the fit: clients may then see which training images are most alike.
+        cache_dir: instead of the platform's cache folder.
         max_pixels: refuse images with more pixels, at least 1.
         max_decoding_mb: refuse images that take more memory to decode, in MiB.
         accelerator: where networks answer: auto, cpu, gpu, cuda or mps.
@@ -51,49 +60,78 @@ def serve(
     written = None
     if corrections is not None:
         written = checked_output(
-            corrections, endings=(), overwrite=True, option="--corrections", inputs=[checkpoint]
+            corrections,
+            endings=(),
+            overwrite=True,
+            option="--corrections",
+            inputs=[checkpoint],
+            images=[root],
         )
 
     from finetune.commands.trainer import quiet_libraries
-    from finetune.prediction.predictor import fits_of, load_model
-    from finetune.reporting.explain import weighted_classifiers
+    from finetune.prediction.predictor import load_model
     from finetune.runtime import Runtime
-    from finetune.serving.app import Service, application
-    from finetune.serving.budget import Limits
-    from finetune.serving.corrections import Corrections
-    from finetune.serving.engine import Engine
+    from finetune.serving.app import application
 
     quiet_libraries()
-    model = load_model(Path(checkpoint), Runtime.chosen(accelerator))
-    if sum(share for _, share in weighted_classifiers(model)) < 0.999:
-        raise UsageError(
-            "Expected classifiers that can answer new images, found an ensemble with answers from "
-            "files; serve one without."
-        )
-    limits = Limits()
-    engine = Engine(
-        model,
-        images_in_work=limits.images_in_work,
-        max_pixels=max_pixels,
-        max_decoding_mb=max_decoding_mb,
+    service = _service(
+        load_model(Path(checkpoint), Runtime.chosen(accelerator)),
+        token=token,
+        own_names_only=inside,
+        corrections=written,
+        root=None if root is None else Path(root),
+        cache_dir=cache_dir,
+        image_limits=(max_pixels, max_decoding_mb),
     )
-    kept = None
-    if written is not None:
-        written.keep_off(fits=fits_of(model))
-        kept = Corrections(written.path, engine.model.class_names, engine.model.task)
-    service = Service(model, engine, limits, token, own_names_only=inside, corrections=kept)
     with listening(host, port) as listener:
         page = address_of(listener) + (f"/#token={token}" if token else "")
-        print(
-            f"serving {len(engine.model.class_names)} classes at {page} (Ctrl-C ends)", flush=True
-        )
+        names = service.engine.model.class_names
+        print(f"serving {len(names)} classes at {page} (Ctrl-C ends)", flush=True)
         if not inside:
             print(
                 "warning: others in the network reach this server, and what they send is not "
                 "encrypted; put it behind a proxy with TLS where that matters.",
                 file=sys.stderr,
             )
-        run(application(service), listener, limits)
+        run(application(service), listener, service.limits)
+
+
+def _service(
+    model: ImageClassifier | Ensemble,
+    *,
+    token: str | None,
+    own_names_only: bool,
+    corrections: Output | None,
+    root: Path | None,
+    cache_dir: Where | None,
+    image_limits: tuple[int, int],
+) -> Service:
+    """All that a server needs, ready; nothing listens yet."""
+    from finetune.prediction.predictor import fits_of
+    from finetune.reporting.explain import weighted_classifiers
+    from finetune.serving.app import Service
+    from finetune.serving.budget import Limits
+    from finetune.serving.corrections import Corrections
+    from finetune.serving.engine import Engine
+    from finetune.serving.neighbours import Neighbours
+    from finetune.training.features.store import FeatureStore
+
+    if sum(share for _, share in weighted_classifiers(model)) < 0.999:
+        raise UsageError(
+            "Expected classifiers that can answer new images, found an ensemble with answers from "
+            "files; serve one without."
+        )
+    limits, fits = Limits(), fits_of(model)
+    engine = Engine(model, limits.images_in_work, *image_limits)
+    answering = engine.model
+    kept = near = None
+    if corrections is not None:
+        corrections.keep_off(fits=fits)
+        kept = Corrections(corrections.path, answering.class_names, answering.task)
+    if root is not None:
+        store = FeatureStore(cache_dir)
+        near = Neighbours(answering.first_classifier, fits, root, store, *image_limits)
+    return Service(model, engine, limits, token, own_names_only, kept, near)
 
 
 def _checked(token: str | None, host: str, *, inside: bool) -> str | None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 from starlette.applications import Starlette
@@ -22,13 +22,14 @@ from finetune.data.decoding import ImageReader, open_image
 from finetune.data.in_memory import content_of
 from finetune.data.transforms import MAX_ASPECT
 from finetune.distribution import own_version
-from finetune.errors import FinetuneError, ImageError, NetworkError
+from finetune.errors import DataError, FinetuneError, ImageError, NetworkError
 from finetune.extras import missing
 from finetune.serving.answers import JsonAnswer
 from finetune.serving.budget import Budget, Limits
 from finetune.serving.corrections import Corrections
 from finetune.serving.engine import NAME, Engine
 from finetune.serving.guard import Guard, JsonResponse, refusal
+from finetune.serving.neighbours import Neighbours
 from finetune.serving.uploads import only_one, uploaded
 from finetune.tasks.multiclass import MULTICLASS
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
     from finetune.training.classifier import ImageClassifier
 
+Result = TypeVar("Result")
 STATIC = Path(__file__).parent / "static"
 LOOK = Path(__file__).parents[1] / "reporting" / "templates" / "report.css"
 # By path: the file, and what it is.
@@ -59,6 +61,7 @@ class Service:
         token: that clients have to know; None: none.
         own_names_only: whether the server is on this machine's own address.
         corrections: where images with their true label are kept; None: nowhere.
+        neighbours: the training images, where they may be shown.
     """
 
     model: ImageClassifier | Ensemble
@@ -67,6 +70,7 @@ class Service:
     token: str | None = None
     own_names_only: bool = True
     corrections: Corrections | None = None
+    neighbours: Neighbours | None = None
 
     @property
     def explains(self) -> bool:
@@ -84,6 +88,7 @@ class Service:
             "image_sizes": sorted({view.image_size for view in views}),
             "unknown": model.unknown is not None,
             "explains": self.explains,
+            "compares": self.neighbours is not None,
             "keeps_corrections": self.corrections is not None,
             "limits": {
                 "images": self.limits.images,
@@ -93,14 +98,18 @@ class Service:
         }
 
 
-def application(service: Service) -> Starlette:
-    """All routes behind :class:`Guard`."""
-    held = Budget(service.limits.bytes_in_work)
-    engine, limits = service.engine, service.limits
+class Routes:
+    """What is done at each address."""
 
-    async def predict(request: Request) -> Response:
-        async with uploaded(request, limits, held) as contents:
-            found = await _answers(engine, contents)
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.engine = service.engine
+        self.held = Budget(service.limits.bytes_in_work)
+
+    async def predict(self, request: Request) -> Response:
+        """Answers for one or many images, in their order."""
+        async with uploaded(request, self.service.limits, self.held) as contents:
+            found = await _answers(self.engine, contents)
         answers = [
             {"image": number, **({"error": said(each)} if isinstance(each, ImageError) else each)}
             for number, each in enumerate(found)
@@ -108,58 +117,77 @@ def application(service: Service) -> Starlette:
         status = 200 if any("error" not in answer for answer in answers) else 422
         return JsonResponse({"answers": answers}, status)
 
-    async def explain(request: Request) -> Response:
-        if not service.explains:
+    async def explain(self, request: Request) -> Response:
+        """A PNG of the image with heat over it."""
+        if not self.service.explains:
             raise HTTPException(404, "Expected a model whose answers can be shown in the image.")
         name = request.query_params.get("class")
-        if name is not None and name not in engine.model.class_names:
+        if name is not None and name not in self.engine.model.class_names:
             raise HTTPException(422, "Expected a class of this model.")
-        async with uploaded(request, limits, held) as contents:
-            content = only_one(contents)
-            drawn = engine.run(lambda: _explained(service, content, name))
-            return Response(await asyncio.wrap_future(drawn), media_type="image/png")
+        drawn = await self._of_one(request, lambda image: _explained(self.service, image, name))
+        return Response(drawn, media_type="image/png")
 
-    async def correct(request: Request) -> Response:
-        if service.corrections is None:
+    async def similar(self, request: Request) -> Response:
+        """The training images nearest to one."""
+        neighbours = self.service.neighbours
+        if neighbours is None:
+            raise HTTPException(404, "Expected a server that shows training images; this does not.")
+        network = self.engine.network
+        found = await self._of_one(request, lambda image: neighbours.nearest(image, network))
+        return JsonResponse({"nearest": [each._asdict() for each in found]})
+
+    async def correct(self, request: Request) -> Response:
+        """Keep an image with its true label."""
+        corrections = self.service.corrections
+        if corrections is None:
             raise HTTPException(404, "Expected a server that keeps corrections; this one does not.")
-        keep = service.corrections.keep
-        label = service.corrections.label(request.query_params.getlist("label"))
-        async with uploaded(request, limits, held) as contents:
+        label = corrections.label(request.query_params.getlist("label"))
+        async with uploaded(request, self.service.limits, self.held) as contents:
             content = only_one(contents)
-            (answer,) = await _answers(engine, [content])
+            (answer,) = await _answers(self.engine, [content])
             if isinstance(answer, ImageError):
                 raise answer
-            kept = engine.run(lambda: keep(content, label, answer))
+            kept = self.engine.run(lambda: corrections.keep(content, label, answer))
             return JsonResponse({"kept": await asyncio.wrap_future(kept)})
 
-    async def model(request: Request) -> Response:
-        return JsonResponse(service.described())
+    async def model(self, request: Request) -> Response:
+        """What is known of the model."""
+        return JsonResponse(self.service.described())
 
-    async def healthz(request: Request) -> Response:
-        alive = engine.is_alive
+    async def healthz(self, request: Request) -> Response:
+        """Whether there is who answers."""
+        alive = self.engine.is_alive
         return JsonResponse({"status": "ok" if alive else "failed"}, 200 if alive else 500)
 
+    async def _of_one(self, request: Request, work: Callable[[bytes], Result]) -> Result:
+        """What is made of the one image of a request, in a thread."""
+        async with uploaded(request, self.service.limits, self.held) as contents:
+            content = only_one(contents)
+            return await asyncio.wrap_future(self.engine.run(lambda: work(content)))
+
+
+def application(service: Service) -> Starlette:
+    """All routes behind :class:`Guard`."""
+    routes = Routes(service)
+    posted = (routes.predict, routes.explain, routes.similar, routes.correct)
+    guard = Middleware(
+        Guard,
+        token=service.token,
+        own_names_only=service.own_names_only,
+        public=PUBLIC,
+        seconds=service.limits.answer_seconds,
+    )
     return Starlette(
         routes=[
             *(Route(path, _file(*file)) for path, file in PAGE.items()),
-            Route("/healthz", healthz),
-            Route("/model", model),
-            Route("/predict", predict, methods=["POST"]),
-            Route("/explain", explain, methods=["POST"]),
-            Route("/correct", correct, methods=["POST"]),
+            Route("/healthz", routes.healthz),
+            Route("/model", routes.model),
+            *(Route(f"/{each.__name__}", each, methods=["POST"]) for each in posted),
         ],
-        middleware=[
-            Middleware(
-                Guard,
-                token=service.token,
-                own_names_only=service.own_names_only,
-                public=PUBLIC,
-                seconds=limits.answer_seconds,
-            )
-        ],
+        middleware=[guard],
         exception_handlers={
             HTTPException: _refused,
-            ImageError: _not_possible,
+            DataError: _not_possible,
             NetworkError: _not_possible,
         },
     )

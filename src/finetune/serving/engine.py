@@ -65,7 +65,6 @@ class Engine:
     def __init__(
         self,
         model: ImageClassifier | Ensemble,
-        *,
         images_in_work: int,
         max_pixels: int = MAX_PIXELS,
         max_decoding_mb: int = MAX_DECODING_MB,

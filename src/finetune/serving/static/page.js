@@ -117,6 +117,9 @@ function show(card, found) {
   const look = card.querySelector(".look"), wrong = card.querySelector(".wrong-answer");
   look.hidden = !model.explains;
   look.addEventListener("click", () => explain(card, look));
+  const like = card.querySelector(".like");
+  like.hidden = !model.compares;
+  like.addEventListener("click", () => compare(card, like), {once: true});
   wrong.hidden = !model.keeps_corrections;
   wrong.addEventListener("click", () => correct(card, wrong, named, several));
 }
@@ -158,6 +161,22 @@ async function explain(card, button) {
     button.disabled = false;
   }
   button.textContent = card.mapped ? "Show the image" : "Where did it look?";
+}
+
+async function compare(card, button) {
+  button.disabled = true;
+  try {
+    for (const {label, distance, image} of (await ask("/similar", card.file)).nearest) {
+      const item = document.createElement("li"), shown = document.createElement("img"), name = document.createElement("bdi");
+      shown.src = image;
+      shown.alt = `A training image of ${label}`;
+      name.textContent = label;
+      item.append(shown, name, ` ${distance.toFixed(2)}`);
+      card.querySelector(".neighbours").append(item);
+    }
+  } catch (error) {
+    card.querySelector(".said").textContent = error.message;
+  }
 }
 
 function correct(card, button, named, several) {
