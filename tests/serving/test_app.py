@@ -354,7 +354,7 @@ def test_without_corrections_nothing_is_kept(client, files, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("given", ["", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", "Bearer \xe9"])
 def test_without_the_token_only_the_page_is_shown(classifier, serve, files, given: str) -> None:
-    client = serve(classifier, token=TOKEN, own_names_only=False)
+    client = serve(classifier, token=TOKEN)
     headers = {"authorization": given.encode("latin-1")} if given else {}
     assert client.get("/model", headers=headers).status_code == 401
     for path in POSTED:
@@ -365,7 +365,10 @@ def test_without_the_token_only_the_page_is_shown(classifier, serve, files, give
         assert client.get(path, headers=headers).status_code == 200
         assert TOKEN not in client.get(path).text
     right = {"authorization": f"Bearer {TOKEN}"}
-    assert client.post("/predict", content=files[0].read_bytes(), headers=right).status_code == 200
+    for host in ("localhost:8000", "proxy.example"):  # a proxy hands its own name on
+        asked = {**right, "host": host, "origin": f"https://{host}"}
+        done = client.post("/predict", content=files[0].read_bytes(), headers=asked)
+        assert done.status_code == 200
 
 
 @pytest.mark.parametrize(

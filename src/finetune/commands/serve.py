@@ -30,7 +30,7 @@ def serve(
     port: Annotated[int, whole(0, 65535)] = 8000,
     token: Annotated[str | None, Typed(metavar="TOKEN|new")] = None,
     corrections: Annotated[OptionalPath, Typed(metavar="DIR")] = None,
-    root: Annotated[Where | None, Typed(("--data.root",), metavar="DIR")] = None,
+    root: options.Root = None,
     cache_dir: options.CacheDir = None,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,

@@ -59,7 +59,8 @@ class Service:
         engine: that has it answer.
         limits: of requests.
         token: that clients have to know; None: none.
-        own_names_only: whether the server is on this machine's own address.
+        own_names_only: whether the server is on this machine's own address, where without a
+            token it answers to its own names alone.
         corrections: where images with their true label are kept; None: nowhere.
         neighbours: the training images, where they may be shown.
     """
@@ -173,7 +174,8 @@ def application(service: Service) -> Starlette:
     guard = Middleware(
         Guard,
         token=service.token,
-        own_names_only=service.own_names_only,
+        # Who has to know the token cannot be led here by another name; a proxy has one.
+        own_names_only=service.own_names_only and service.token is None,
         public=PUBLIC,
         seconds=service.limits.answer_seconds,
     )
