@@ -127,6 +127,7 @@ def main() -> None:
     assert server.stdout is not None
     (port,) = re.findall(r":(\d+) ", server.stdout.readline())
     try:
+        held = [memory(server.pid)]
         soak = Soak(int(port), time.monotonic() + 60 * options.minutes)
         began = time.monotonic()
         hostile = max(1, options.clients // 8)
@@ -142,7 +143,6 @@ def main() -> None:
         ]
         for thread in threads:
             thread.start()
-        held = []
         while time.monotonic() < soak.end:
             time.sleep(2)
             held.append(memory(server.pid))
@@ -158,7 +158,8 @@ def main() -> None:
     print(f"| `model(files)`, 200 in one call | {in_batches:.1f} images a second |")
     print(f"| served | {len(soak.seconds) / took:.1f} good requests a second |")
     print(f"| delay | p50 {p50:.0f} ms, p99 {p99:.0f} ms |")
-    print(f"| memory, each fifth of the time | {[max(p) for p in np.array_split(held, 5)]} MiB |")
+    fifths = [int(max(part)) for part in np.array_split(held[1:], 5)]
+    print(f"| memory, MiB | {held[0]} before, then the most of each fifth of the time {fifths} |")
     print(f"| answers | {dict(soak.statuses)}, {soak.wrong} other than the loop's |")
     print(f"| exit | {server.returncode} |")
 

@@ -100,6 +100,7 @@ def settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:
         lifespan="off",
         limit_concurrency=limits.connections,
         log_config=None,
+        log_level="critical",  # a line for each odd request would be a stranger's to write
         loop="asyncio",
         proxy_headers=False,
         server_header=False,
