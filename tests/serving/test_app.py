@@ -233,6 +233,24 @@ def test_a_slow_answer_ends_in_time_and_holds_nothing(classifier, serve, files) 
     stop.set()
 
 
+def test_what_nobody_waits_for_is_freed_though_all_threads_are_busy(classifier, files) -> None:
+    engine = Engine(classifier, 10)
+    stop = threading.Event()
+    stuck = [engine.run(lambda _: stop.wait(), b"x") for _ in range(4)]
+    done: list[bytes] = []
+    late = [engine.run(done.append, b"y"), *engine.ask([files[0].read_bytes()])]
+    for question in late:
+        question.drop()
+        assert question.content is None
+    assert engine.in_work.taken == 6  # none may come in their place as long as they are queued
+    stop.set()
+    for question in stuck:
+        question.answer.result(timeout=30)
+    assert engine.ask([files[0].read_bytes()])[0].answer.result(timeout=30)
+    assert not done
+    assert engine.in_work.taken == 0
+
+
 def test_many_at_once_with_hostile_ones_among_them(client, classifier, files) -> None:
     """A short soak; the long one is benchmarks/bench_serve.py."""
     good = [file.read_bytes() for file in files]
@@ -316,12 +334,19 @@ def test_corrections_are_a_manifest_and_the_last_word_counts(
     assert client.get("/model").json()["keeps_corrections"] is True
     assert client.post("/correct?label=red", content=first).json() == {"kept": 1}
     assert client.post("/correct?label=blue", content=second).json() == {"kept": 2}
+    # Its owner has a column and a row of their own.
+    table = tmp_path / "kept/corrections.csv"
+    lines = table.read_text().splitlines()
+    Path(tmp_path / "kept/mine.png").write_bytes(files[2].read_bytes())
+    own = ["mine.png,red,,,,mine"]
+    table.write_text("\n".join([lines[0] + ",note", *(x + "," for x in lines[1:]), *own]) + "\n")
     client = opened()  # goes on where it was left
-    assert client.post("/correct?label=green", content=first).json() == {"kept": 2}
+    assert client.post("/correct?label=green", content=first).json() == {"kept": 3}
+    assert table.read_text().splitlines()[0] == "path,label,hash,prediction,confidence,note"
+    assert own[0] in table.read_text()
     found = read_manifest(tmp_path / "kept/corrections.csv", tmp_path / "kept")
     said = {image.path.read_bytes(): found.class_names[image.label] for image in found.images}
-    assert said == {first: "green", second: "blue"}
-    assert len({image.id for image in found.images}) == 2
+    assert said == {first: "green", second: "blue", files[2].read_bytes(): "red"}
     for query, content in [
         ("label=grey", first),
         ("label=red&label=blue", first),

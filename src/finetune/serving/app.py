@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from PIL import Image
 from starlette.applications import Starlette
@@ -24,10 +24,9 @@ from finetune.data.transforms import MAX_ASPECT
 from finetune.distribution import own_version
 from finetune.errors import DataError, FinetuneError, ImageError, NetworkError
 from finetune.extras import missing
-from finetune.serving.answers import JsonAnswer
 from finetune.serving.budget import Budget, Limits
 from finetune.serving.corrections import Corrections
-from finetune.serving.engine import NAME, Engine
+from finetune.serving.engine import NAME, Engine, Question
 from finetune.serving.guard import Guard, JsonResponse, refusal
 from finetune.serving.neighbours import Neighbours
 from finetune.serving.uploads import only_one, uploaded
@@ -110,7 +109,7 @@ class Routes:
     async def predict(self, request: Request) -> Response:
         """Answers for one or many images, in their order."""
         async with uploaded(request, self.service.limits, self.held) as contents:
-            found = await _answers(self.engine, contents)
+            found = await _answered(self.engine.ask(contents), image_errors=True)
         answers = [
             {"image": number, **({"error": said(each)} if isinstance(each, ImageError) else each)}
             for number, each in enumerate(found)
@@ -145,11 +144,10 @@ class Routes:
         label = corrections.label(request.query_params.getlist("label"))
         async with uploaded(request, self.service.limits, self.held) as contents:
             content = only_one(contents)
-            (answer,) = await _answers(self.engine, [content])
-            if isinstance(answer, ImageError):
-                raise answer
-            kept = self.engine.run(lambda: corrections.keep(content, label, answer))
-            return JsonResponse({"kept": await asyncio.wrap_future(kept)})
+            (answer,) = await _answered(self.engine.ask([content]))
+            keep = self.engine.run(lambda image: corrections.keep(image, label, answer), content)
+            (kept,) = await _answered([keep])
+            return JsonResponse({"kept": kept})
 
     async def model(self, request: Request) -> Response:
         """What is known of the model."""
@@ -163,8 +161,8 @@ class Routes:
     async def _of_one(self, request: Request, work: Callable[[bytes], Result]) -> Result:
         """What is made of the one image of a request, in a thread."""
         async with uploaded(request, self.service.limits, self.held) as contents:
-            content = only_one(contents)
-            return await asyncio.wrap_future(self.engine.run(lambda: work(content)))
+            (result,) = await _answered([self.engine.run(work, only_one(contents))])
+            return result
 
 
 def application(service: Service) -> Starlette:
@@ -200,21 +198,31 @@ def said(error: FinetuneError) -> str:
     return re.sub(r" \(.*\)(?=;)", "", str(error)).replace(f" at {NAME}", "")
 
 
-async def _answers(engine: Engine, contents: list[bytes]) -> list[JsonAnswer | ImageError]:
-    """One a file, in their order; a question whose client has gone is dropped."""
-    questions = engine.ask(contents)
+@overload
+async def _answered(questions: list[Question[Result]]) -> list[Result]: ...
+@overload
+async def _answered(
+    questions: list[Question[Result]], *, image_errors: bool
+) -> list[Result | ImageError]: ...
+async def _answered(
+    questions: list[Question[Result]], *, image_errors: bool = False
+) -> list[Result] | list[Result | ImageError]:
+    """The answers, in order; dropped where the client has to wait too long.
+
+    Args:
+        questions: of one request.
+        image_errors: hand over what is wrong with an image instead of raising it.
+    """
+    waiting = [asyncio.wrap_future(question.answer) for question in questions]
     try:
-        waiting = (asyncio.wrap_future(question.answer) for question in questions)
         found = await asyncio.gather(*waiting, return_exceptions=True)
     finally:
         for question in questions:
             question.drop()
-    answers: list[JsonAnswer | ImageError] = []
     for each in found:
-        if isinstance(each, BaseException) and not isinstance(each, ImageError):
+        if isinstance(each, BaseException) and not (image_errors and isinstance(each, ImageError)):
             raise each
-        answers.append(each)
-    return answers
+    return cast("list[Result | ImageError]", found)
 
 
 def _explained(service: Service, content: bytes, class_name: str | None) -> bytes:

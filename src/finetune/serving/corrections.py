@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
@@ -49,12 +50,7 @@ class Corrections:
         self.class_names = tuple(class_names)
         self.one_class = task == MULTICLASS
         self._lock = threading.Lock()
-        self._rows: dict[str, dict[str, str]] = {}
-        if self.table.exists():
-            read = read_csv_table(
-                self.table, known=COLUMNS, required=("path", "label", "hash"), error=ManifestError
-            )
-            self._rows = {row["hash"]: dict(row) for _, row in read.rows}
+        self._read()
         try:
             self.images.mkdir(parents=True, exist_ok=True)
             self._bytes = sum(image.stat().st_size for image in self.images.iterdir())
@@ -89,34 +85,44 @@ class Corrections:
         identity = content_id(content)
         with open_image(content, name="image") as image:
             form = image.format or ""
-        name = f"images/{identity}.{ENDINGS.get(form, form.lower())}"
+        place = self.images / f"{identity}.{ENDINGS.get(form, form.lower())}"
         prediction = answer["prediction"]
         row = {
-            "path": name,
+            "path": f"images/{place.name}",
             "label": cell(label, self.class_names),
             "hash": identity,
             "prediction": "|".join(prediction) if isinstance(prediction, list) else str(prediction),
             "confidence": f"{answer['confidence']:.9g}",
         }
         with self._lock:
-            new = identity not in self._rows
-            if new and self._bytes + len(content) > MOST_BYTES:
-                raise HTTPException(507, "The folder for corrections is full; tell its owner.")
-            rows = self._rows | {identity: row}
             try:
-                if new:
-                    write_bytes(self.images / Path(name).name, content)
-                write_text(self.table, _table(rows.values()))
-            except OutputError as error:
+                columns, rows = self._read()  # its owner may have changed it
+                rows[row["path"]] = rows.get(row["path"], {}) | row
+                if not place.exists():
+                    if self._bytes + len(content) > MOST_BYTES:
+                        raise HTTPException(507, "The folder for corrections is full.")
+                    write_bytes(place, content)
+                    self._bytes += len(content)
+                write_text(self.table, _table(columns, rows.values()))
+            except (ManifestError, OutputError) as error:
+                print(f"finetune: a correction was not kept: {error}", file=sys.stderr)
                 raise HTTPException(507, "The correction could not be written.") from error
-            self._rows = rows
-            self._bytes += len(content) if new else 0
             return len(rows)
 
+    def _read(self) -> tuple[list[str], dict[str, dict[str, str]]]:
+        """The columns, also those of others, and the rows by their path."""
+        if not self.table.exists():
+            return [*COLUMNS], {}
+        found = read_csv_table(
+            self.table, known=COLUMNS, required=("path", "label"), error=ManifestError
+        )
+        columns = [*dict.fromkeys((*COLUMNS, *found.columns))]
+        return columns, {row["path"]: row for _, row in found.rows}
 
-def _table(rows: Sequence[dict[str, str]] | object) -> str:
+
+def _table(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)  # type: ignore[arg-type]
+    writer.writerows(rows)
     return text.getvalue()

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue, SimpleQueue
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,14 +37,19 @@ NAME = Path("image")  # of every image, in messages: clients' names are not repe
 
 
 @dataclass(eq=False, slots=True)
-class Question:
-    """An image of a request: what its file holds, until it is decoded, and its answer to come."""
+class Question(Generic[Result]):
+    """An image of a request: what its file holds until a thread takes it, and its answer."""
 
     content: bytes | None
-    answer: Future[JsonAnswer]
+    answer: Future[Result] = field(default_factory=Future)
+
+    def taken(self) -> bytes | None:
+        """The content, for the one thread that works on it; None if nobody waits any more."""
+        content, self.content = self.content, None
+        return content if self.answer.set_running_or_notify_cancel() else None
 
     def drop(self) -> None:
-        """Nobody waits any more: it is not decoded, and its content is freed."""
+        """Nobody waits any more: it is not begun, and its content is freed at once."""
         self.content = None
         self.answer.cancel()
 
@@ -75,7 +80,7 @@ class Engine:
         self.limits = max_pixels, max_decoding_mb
         self.in_work = Budget(images_in_work)
         self._errands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._decoded: Queue[tuple[Question, list[Tensor]]] = Queue(2 * BATCH_SIZE)
+        self._decoded: Queue[tuple[Question[JsonAnswer], list[Tensor]]] = Queue(2 * BATCH_SIZE)
         self.network = threading.Lock()  # held by whoever runs it
         # Daemons: a decoder that is stuck in a hostile image does not hold the end of the process.
         for _ in range(min(usable_cores(), MOST_DECODERS)):
@@ -88,7 +93,7 @@ class Engine:
         """Whether there is still who answers."""
         return self._answering.is_alive()
 
-    def ask(self, contents: Sequence[bytes]) -> list[Question]:
+    def ask(self, contents: Sequence[bytes]) -> list[Question[JsonAnswer]]:
         """Have files of images answered; those of several callers in one batch.
 
         Returns:
@@ -98,44 +103,42 @@ class Engine:
             Busy: too many images are in work.
         """
         self.in_work.take(len(contents))
-        questions = [Question(content, Future()) for content in contents]
+        questions = [Question[JsonAnswer](content) for content in contents]
         for question in questions:
-            self._errands.put(lambda question=question: self._decode(question))  # type: ignore[misc]
+            self._errands.put(partial(self._decode, question))
         return questions
 
-    def run(self, work: Callable[[], Result]) -> Future[Result]:
-        """Do something else in a thread that else decodes; with ``network`` if it needs that.
+    def run(self, work: Callable[[bytes], Result], content: bytes) -> Question[Result]:
+        """Do something else with a file, in a thread; ``network`` is held by who runs that.
 
         Raises:
             Busy: too much is in work.
         """
         self.in_work.take(1)
-        result: Future[Result] = Future()
+        question = Question[Result](content)
+        self._errands.put(partial(self._work, work, question))
+        return question
 
-        def errand() -> None:
-            try:
-                if not result.set_running_or_notify_cancel():
-                    return
-                result.set_result(work())
-            except BaseException as error:
-                result.set_exception(error)
-            finally:
-                self.in_work.give_back(1)
-
-        self._errands.put(errand)
-        return result
+    def _work(self, work: Callable[[bytes], Result], question: Question[Result]) -> None:
+        content = question.taken()
+        if content is None:
+            self.in_work.give_back(1)
+            return
+        try:
+            self._conclude(question, work(content))
+        except BaseException as error:
+            self._conclude(question, error)
 
     def _run_errands(self) -> None:
         while True:
             self._errands.get()()
 
-    def _decode(self, question: Question) -> None:
-        content = question.content
-        question.content = None
+    def _decode(self, question: Question[JsonAnswer]) -> None:
+        content = question.taken()
+        if content is None:
+            self.in_work.give_back(1)
+            return
         try:
-            if content is None or not question.answer.set_running_or_notify_cancel():
-                self.in_work.give_back(1)
-                return
             images = ImageViews([(NAME, content)], self.model.preprocessings, *self.limits)
             _, views = images[0]
             if isinstance(views, str):
@@ -173,10 +176,9 @@ class Engine:
             outputs, strangeness = outputs_of(self.model, together, paths, [original])
             return json_answers(predictions_of(self.model, (outputs.cpu(), strangeness), paths))
 
-    def _conclude(self, question: Question, answer: JsonAnswer | BaseException) -> None:
+    def _conclude(self, question: Question[Result], answer: Result | BaseException) -> None:
         self.in_work.give_back(1)
-        with suppress(Exception):  # nobody waits any more
-            if isinstance(answer, BaseException):
-                question.answer.set_exception(answer)
-            else:
-                question.answer.set_result(answer)
+        if isinstance(answer, BaseException):
+            question.answer.set_exception(answer)
+        else:
+            question.answer.set_result(answer)
