@@ -126,3 +126,11 @@ def test_otherwise_it_is_a_contradiction_and_the_note_says_how_to_ask(overlappin
     folder = split(overlapping, task="multilabel", quiet=True)
     assert folder.has_label_sets
     assert len(folder.images) == 36
+
+
+def test_a_split_by_columns_goes_on_from_its_own_cells(tmp_path: Path, colour_folder: Path) -> None:
+    path = manifest(tmp_path, colour_folder, "red,round\n" + "1,0\n0,1\n0,0\n" * 8)
+    first, columns = tmp_path / "split.csv", ["red", "round"]
+    made = split(colour_folder, manifest=path, label_columns=columns, output=first, quiet=True)
+    again = split(colour_folder, manifest=path, label_columns=columns, previous=first, quiet=True)
+    assert [each.split for each in again.images] == [each.split for each in made.images]

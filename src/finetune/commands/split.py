@@ -143,7 +143,13 @@ def _found(
         folder = groups_by_pattern(folder, group_by)
     if previous is not None:
         folder = with_previous(
-            folder, read_manifest(previous, data, allow_outside=outside, task=task)
+            folder,
+            read_manifest(
+                previous,
+                data,
+                allow_outside=outside,
+                task="multilabel" if folder.has_label_sets else task,
+            ),
         )
     return folder
 
