@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from finetune.evaluation.comparison import Leaderboard
+from finetune.evaluation.comparison import Leaderboard, compare_classes
 from finetune.evaluation.result import Evaluation, Interval
 from finetune.reporting.galleries import most_confident_errors
 from finetune.reporting.thumbnails import thumbnail_uris
@@ -237,7 +237,9 @@ def _board(board: PageBoard) -> dict[str, Any]:
         [*_board_row(name, e, leaderboard), *_extra_cells(board.details.get(name, {}), extra)]
         for name, e in leaderboard.evaluations.items()
     ]
+    pair = [*leaderboard.evaluations.items()]
     return {
+        "classes": compare_classes(pair[0], pair[1]) if len(pair) == 2 else {},
         "images": len(first.labels),
         "left_out": leaderboard.left_out,
         "columns": columns,
