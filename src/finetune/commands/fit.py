@@ -15,7 +15,7 @@ from finetune.commands.recording import (
     write_config,
     write_figures,
 )
-from finetune.commands.resume import Resumed, new_fit_from
+from finetune.commands.resume import Resumed, new_fit_from, say_finished
 from finetune.errors import UsageError
 from finetune.files import remove_left_behind
 from finetune.processes import own_place
@@ -142,22 +142,6 @@ def parse_time(text: str | None) -> float | None:
     if found is None or float(found[1]) == 0:
         raise UsageError(f"Expected a time limit such as 90s, 10m or 2h, found {text!r}.")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def say_finished(resumed: Resumed) -> None:
-    """Say that there is nothing to resume, and change nothing.
-
-    Raises:
-        UsageError: options that could have an effect in a new fit alone.
-    """
-    best = resumed.run / "checkpoints" / "best.ckpt"
-    if resumed.beside:
-        raise UsageError(
-            f"Expected a fit to resume, found {resumed.run} finished, where "
-            f"{' '.join(resumed.beside)} can have no effect; leave it out, or {new_fit_from(best)}."
-        )
-    print(f"{resumed.run} is finished: nothing is left to do")
-    say_what_lies_where(resumed.run)
 
 
 def fit(

@@ -103,6 +103,24 @@ def refuse_what_is_decided(options: Sequence[str], run: Path, *, members: bool =
             )
 
 
+def say_finished(resumed: Resumed) -> None:
+    """Say that there is nothing to resume, and change nothing.
+
+    Raises:
+        UsageError: options that could have an effect in a new fit alone.
+    """
+    best = resumed.run / "checkpoints" / "best.ckpt"
+    if resumed.beside:
+        raise UsageError(
+            f"Expected a fit to resume, found {resumed.run} finished, where "
+            f"{' '.join(resumed.beside)} can have no effect; leave it out, or {new_fit_from(best)}."
+        )
+    from finetune.commands.recording import say_what_lies_where
+
+    print(f"{resumed.run} is finished: nothing is left to do")
+    say_what_lies_where(resumed.run)
+
+
 def new_fit_from(checkpoint: Path) -> str:
     """How to begin anew where going on is not what is wanted."""
     return f"start a new fit from the weights with --model.pretrained {checkpoint}"
