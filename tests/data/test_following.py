@@ -206,6 +206,35 @@ def test_a_fit_that_goes_on_tests_by_what_was_tested_whatever_a_manifest_says(
     assert ids(later, "train") == {*ids(fit, "train"), file_id(root / "ant" / "new.png")}
 
 
+def test_further_images_stand_beside_those_of_the_folder_and_their_labels_count(
+    tmp_path: Path,
+) -> None:
+    root = folder(tmp_path / "a")
+    fit = module(root)
+    tested = fit.images("test")[0]
+    for number in range(5):
+        paint(tmp_path / "new" / f"{number}.png", 300 + number)
+    rows = [f"new/{number}.png,cow" for number in range(5)]
+    other = CLASSES[1 - int(str(tested.label))]
+    rows.append(f"{tested.path.relative_to(tmp_path)},{other}")
+    more = tmp_path / "more.csv"
+    more.write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(ManifestError, match="5 elsewhere"):
+        module(root, more=more).images("train")
+    later = module(root, more=more, allow_outside=True)
+    later.follow(fit.split_record, always=True)
+    assert later.class_names == (*CLASSES, "cow")
+    assert later.class_counts("train")["cow"] == 3
+    assert ids(later, *SPLITS) == ids(fit, *SPLITS) | {
+        file_id(tmp_path / "new" / f"{number}.png") for number in range(5)
+    }
+    (again,) = [image for image in later.images("test") if image.id == tested.id]
+    assert later.class_names[int(str(again.label))] == other
+    assert "5 new, 1 relabelled; 19 are as they were\nnew: cow" in later.differences
+    anew = module(root, more=more, allow_outside=True)
+    assert anew.class_names == (*CLASSES, "cow")
+
+
 def test_what_an_earlier_fit_has_seen_is_remembered_by_the_next(tmp_path: Path) -> None:
     root = folder(tmp_path / "a")
     first = module(root)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FREE = {
     "data.root",
     "data.manifest",
+    "data.more",
     "data.num_workers",
     "data.cache",
     "data.cache_dir",

@@ -17,7 +17,7 @@ from finetune.errors import ImageFolderError, ManifestError
 from finetune.spec.splits import SplitRecord
 
 # Settings that name places of this machine, which no checkpoint tells.
-PLACES = ("root", "manifest", "cache_dir")
+PLACES = ("root", "manifest", "more", "cache_dir")
 
 
 def none_on_side(root: Path, split: Split, *, followed: bool) -> ImageFolderError:

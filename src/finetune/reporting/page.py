@@ -85,7 +85,7 @@ def render_page(
     budget = IMAGE_BUDGET // max(1, len(sections))
     return environment.get_template("page.html.j2").render(
         title=title,
-        policy=_policy(css, script),
+        policy=content_policy(css, script),
         css=Markup(css),
         script=Markup(script),
         drawn=_drawn,
@@ -108,7 +108,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", str(value)
 
 
-def _policy(css: str, script: str) -> str:
+def content_policy(css: str, script: str) -> str:
+    """What a page with this style and this script may do: show its own images, and no more."""
+
     def source(text: str) -> str:
         return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
