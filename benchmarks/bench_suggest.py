@@ -7,7 +7,8 @@ draw 60 % of the images are a pool without labels and the others judge. Two labe
 then each order adds a batch by what the final layer, fitted to the labels so far on frozen
 features, says of the rest, and the layer is fitted again. Prints how many labels each order takes
 to reach a share of the accuracy that the whole pool gives, means over the draws with 95 % intervals
-(Student's t; draws share images), and the difference to random order, paired.
+(Student's t; draws share images), and the difference to random order, paired. The penalty is that
+of the whole pool, for all orders alike.
 """
 
 from __future__ import annotations
@@ -111,15 +112,15 @@ def labels_needed(
     first = [pool[labels[pool] == label][:2] for label in range(classes)]
     known = torch.cat(first)
 
-    def accuracy(rows: Tensor) -> tuple[float, Probe]:
-        probe = fit_probe(features[rows], labels[rows], classes)
+    def accuracy(rows: Tensor, l2: float | None) -> tuple[float, Probe]:
+        probe = fit_probe(features[rows], labels[rows], classes, l2=l2)
         right = probe.logits(features[judging]).argmax(1) == labels[judging]
         return float(right.double().mean()), probe
 
-    whole, _ = accuracy(pool)
+    whole, best = accuracy(pool, None)
     counts, reached = [], []
     while True:
-        value, probe = accuracy(known)
+        value, probe = accuracy(known, best.l2)
         counts.append(len(known))
         reached.append(value / whole)
         if len(known) >= min(most, len(pool)) or value / whole >= max(SHARES):
