@@ -27,7 +27,7 @@ from torch import Tensor
 
 from finetune import ImageClassifier
 from finetune.combining.bootstrap_heads import bootstrap_heads
-from finetune.combining.uncertainty import entropy
+from finetune.combining.uncertainty import entropy, uncertainty
 from finetune.prediction.feature_space import features_of
 from finetune.prediction.suggestions import informative, spread
 from finetune.tasks import categorical
@@ -66,7 +66,7 @@ def random_order(left: Tensor, known: Tensor, labels: Tensor, probe: Probe) -> T
 
 
 def margins(left: Tensor, known: Tensor, labels: Tensor, probe: Probe) -> Tensor:
-    return informative(probe.logits(left)[None])
+    return informative(categorical.probabilities(probe.logits(left)))
 
 
 def entropies(left: Tensor, known: Tensor, labels: Tensor, probe: Probe) -> Tensor:
@@ -76,7 +76,8 @@ def entropies(left: Tensor, known: Tensor, labels: Tensor, probe: Probe) -> Tens
 def heads(left: Tensor, known: Tensor, labels: Tensor, probe: Probe) -> Tensor:
     classes = len(probe.bias)
     fitted = bootstrap_heads(known, labels, classes, heads=HEADS, l2=probe.l2)
-    return informative(torch.stack([head.logits(left) for head in fitted]))
+    answers = torch.stack([categorical.probabilities(head.logits(left)) for head in fitted])
+    return uncertainty(answers).mutual_information
 
 
 def all_alike(left: Tensor, known: Tensor, labels: Tensor, probe: Probe) -> Tensor:

@@ -14,11 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import entropy
 
 import finetune
 from finetune.cli import main
-from finetune.combining.bootstrap_heads import ensemble_of_heads
 from finetune.combining.strangeness import near_images
 from finetune.combining.unknown import UnknownRule
 from finetune.data.datamodule import ImageFolderDataModule
@@ -28,7 +26,6 @@ from finetune.errors import DataError, UsageError
 from finetune.prediction.feature_space import features_of
 from finetune.prediction.suggestions import informative, spread, suggest_among
 from finetune.training.classifier import ImageClassifier
-from finetune.training.linear_probe import Probe
 
 WriteCheckpoint = Callable[..., Path]
 
@@ -53,14 +50,11 @@ def test_each_row_has_the_largest_score_times_distance_to_those_before(
         gone.append(row)
 
 
-def test_what_members_do_not_agree_about_tells_the_most() -> None:
-    logits = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
-    p = logits.double().softmax(-1).numpy()
-    expected = entropy(p.mean(axis=0), axis=-1) - entropy(p, axis=-1).mean(axis=0)
-    np.testing.assert_allclose(informative(logits).numpy(), expected, atol=1e-12)
-    largest = np.sort(p[0], axis=-1)
+def test_the_nearer_the_likeliest_two_the_more_a_label_tells() -> None:
+    p = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    largest = np.sort(p.double().numpy(), axis=-1)
     margins = largest[:, -1] - largest[:, -2]
-    np.testing.assert_allclose(informative(logits[:1]).numpy(), 1 - margins, atol=1e-12)
+    np.testing.assert_allclose(informative(p).numpy(), 1 - margins, atol=1e-12)
 
 
 @pytest.fixture
@@ -126,19 +120,16 @@ def test_unknown_images_stand_apart(
     assert all(each.unknown for each in found.unknown)
 
 
-def test_heads_are_asked_where_there_are_some(
+def test_an_ensemble_answers_as_a_whole(
     write_probe: WriteCheckpoint, inspections: list[Inspection]
 ) -> None:
-    classifier = ImageClassifier.from_checkpoint(write_probe("s"))
-    layer = classifier.network.get_classifier()
-    generator = torch.Generator().manual_seed(0)
-    heads = [
-        Probe(layer.weight + torch.randn(layer.weight.shape, generator=generator), layer.bias, 1.0)
-        for _ in range(3)
-    ]
-    found = suggest_among(ensemble_of_heads(classifier, heads), inspections, number=4)
-    assert found.measure == "mutual information"
-    assert len(found.chosen) == 4
+    paths = [write_probe("s"), write_probe("blurred", noise=1.0)]
+    ensemble = finetune.Ensemble.from_checkpoints(paths)
+    found = suggest_among(ensemble, inspections, number=4)
+    answers = finetune.predict(ensemble, [each.path for each in found.chosen])
+    assert [each.classes[0] for each in found.chosen] == answers.labels
+    scores = [each.score for each in found.chosen]
+    np.testing.assert_allclose(scores, informative(answers.probabilities).numpy(), atol=1e-5)
 
 
 def test_the_verb_writes_a_table_and_a_page(
@@ -146,7 +137,7 @@ def test_the_verb_writes_a_table_and_a_page(
 ) -> None:
     call = ["suggest", str(write_probe("s")), str(unlabelled), "--number=5", "--output=s.csv"]
     assert main([*call, "--page=label.html"]) == 0
-    assert "5 of 39 images to label, by 1 - margin" in capsys.readouterr().out
+    assert "5 of 39 images to label, by one minus the margin" in capsys.readouterr().out
     with open("s.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [""] * 5

@@ -41,7 +41,7 @@ def suggest(
     --unknown, are named apart.
 
     Args:
-        checkpoint: a .ckpt file or a run folder; of an ensemble its members' disagreement counts.
+        checkpoint: a .ckpt file or a run folder.
         images: files, folders or glob patterns.
         number: how many to choose, at least 1.
         output: a table, whose column label can be filled in: it is a manifest then.
@@ -97,7 +97,7 @@ def suggest(
 
 def _lines(found: Suggestions, images: int) -> list[str]:
     """What was chosen and left out, and the first few images."""
-    lines = [f"{len(found.chosen)} of {images} images to label, by {found.measure}:"]
+    lines = [f"{len(found.chosen)} of {images} images to label, by one minus the margin:"]
     lines += [f"{each.score:.4f}  {each.path}  {_guess(each)}" for each in found.chosen[:SHOWN]]
     if len(found.chosen) > SHOWN:
         lines.append(f"and {len(found.chosen) - SHOWN} more")

@@ -1,10 +1,12 @@
 """Which of many unlabelled images to label next: doubtful ones, unlike each other, each once.
 
-How much a label would tell is, of several members, their mutual information: what they do not
-agree about (Houlsby et al., Bayesian active learning for classification, 2011); of one classifier
-the margin between its two likeliest classes. Images are taken one by one, each time the one with
-the largest product of that and its distance to what is taken already (greedy k-centre, Gonzalez,
-Clustering to minimize the maximum intercluster distance, 1985).
+How much a label would tell is one minus the margin between the two likeliest classes (Scheffer et
+al., Active hidden Markov models for information extraction, 2001). Images are taken one by one,
+each time the one with the largest product of that and its distance to what is taken already (greedy
+k-centre, Gonzalez, Clustering to minimize the maximum intercluster distance, 1985).
+
+Mutual information of bootstrap heads (Houlsby et al. 2011) was measured beside it, and took more
+labels: see ``docs/benchmarks.md``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from torch import Tensor
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.shared_backbone import logits_of_features
 from finetune.combining.strangeness import of_length_one
-from finetune.combining.uncertainty import uncertainty
 from finetune.combining.unknown import UnknownRule
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.duplicates import join, near_duplicates
@@ -30,7 +31,6 @@ from finetune.prediction.feature_space import features_of
 from finetune.prediction.inference import predict
 from finetune.prediction.predictor import fits_of
 from finetune.runtime import device_of
-from finetune.tasks import categorical
 from finetune.tasks.one_class import only_one_class
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.store import FeatureStore
@@ -43,7 +43,7 @@ class Suggestion(NamedTuple):
 
     Attributes:
         path: as it was given.
-        score: how much its label would tell: mutual information in nats, or one minus the margin.
+        score: how much its label would tell, one minus the margin, in [0, 1].
         classes: the likeliest first, at most nine.
         probability: of the first of them.
         unknown: whether a rule for unknown images says that it is of none.
@@ -64,13 +64,11 @@ class Suggestions:
         chosen: in the order in which they were taken.
         unknown: those apart that are of no class that was learnt, the strangest first.
         left_out: how many images for which reason.
-        measure: what the score is.
     """
 
     chosen: tuple[Suggestion, ...]
     unknown: tuple[Suggestion, ...]
     left_out: dict[str, int]
-    measure: str
 
 
 def suggest_among(
@@ -116,15 +114,14 @@ def suggest_among(
     features = torch.from_numpy(
         features_of(model, paths, max_pixels=max_pixels, store=store).values
     )
-    logits = _member_logits(model, features, paths, max_pixels)
-    scores, strangeness = informative(logits), _strangeness(model, features)
+    probabilities = _answers(model, features, paths, max_pixels)
+    scores, strangeness = informative(probabilities), _strangeness(model, features)
     strange = strangeness > 1
     copies = _lesser_copies(new, scores)
     left_out["that are copies of others"] = int(copies.sum()) + _twice(inspections, first_of)
     taken = spread(scores.masked_fill(copies | strange, -1), features, number)
     apart = strangeness.masked_fill(copies | ~strange, 0).argsort(descending=True)
     apart = apart[: min(number, int((strange & ~copies).sum()))]
-    probabilities = categorical.probabilities(logits.double()).mean(dim=0)
     ranked = probabilities.argsort(dim=1, descending=True, stable=True)[:, :LIKELIEST]
 
     def said(row: int) -> Suggestion:
@@ -136,19 +133,12 @@ def suggest_among(
         tuple(map(said, taken)),
         tuple(map(said, apart.tolist())),
         {reason: count for reason, count in left_out.items() if count},
-        "mutual information" if len(logits) > 1 else "1 - margin",
     )
 
 
-def informative(member_logits: Tensor) -> Tensor:
-    """How much a label would tell, ``(N,)`` float64 at least 0, of members' logits ``(M, N, C)``.
-
-    Mutual information in nats, of one member one minus the margin between the likeliest two.
-    """
-    probabilities = categorical.probabilities(member_logits.double())
-    if len(probabilities) > 1:
-        return uncertainty(probabilities).mutual_information
-    largest = probabilities[0].topk(2, dim=1).values
+def informative(probabilities: Tensor) -> Tensor:
+    """How much a label would tell, ``(N,)`` float64 in [0, 1], of ``(N, C)``: one minus margin."""
+    largest = probabilities.double().topk(2, dim=1).values
     return 1 - (largest[:, 0] - largest[:, 1])
 
 
@@ -169,15 +159,15 @@ def spread(scores: Tensor, features: Tensor, number: int) -> list[int]:
     return taken
 
 
-def _member_logits(
+def _answers(
     model: ImageClassifier | Ensemble, features: Tensor, paths: list[Path], max_pixels: int
 ) -> Tensor:
-    """``(M, N, C)``; a classifier needs no second pass over the images."""
-    if isinstance(model, ImageClassifier):
-        with torch.inference_mode():
-            return logits_of_features(model, features.to(device_of(model))).cpu().unsqueeze(0)
-    answers = predict(model, paths, max_pixels=max_pixels)
-    return answers.member_probabilities.double().clamp_min(1e-300).log()
+    """Probabilities ``(N, C)``; a classifier needs no second pass over the images."""
+    if not isinstance(model, ImageClassifier):
+        return predict(model, paths, max_pixels=max_pixels).probabilities
+    with torch.inference_mode():
+        logits = logits_of_features(model, features.to(device_of(model)))
+    return model.task.probabilities(logits.cpu())
 
 
 def _strangeness(model: ImageClassifier | Ensemble, features: Tensor) -> Tensor:
