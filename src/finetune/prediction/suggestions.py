@@ -22,14 +22,13 @@ from torch import Tensor
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.shared_backbone import logits_of_features
 from finetune.combining.strangeness import of_length_one
-from finetune.combining.unknown import UnknownRule
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.duplicates import join, near_duplicates
 from finetune.data.inspection import Inspection
 from finetune.errors import DataError
 from finetune.prediction.feature_space import features_of
 from finetune.prediction.inference import predict
-from finetune.prediction.predictor import fits_of
+from finetune.prediction.predictor import fits_of, rule_of
 from finetune.runtime import device_of
 from finetune.tasks.one_class import only_one_class
 from finetune.training.classifier import ImageClassifier
@@ -115,7 +114,8 @@ def suggest_among(
         features_of(model, paths, max_pixels=max_pixels, store=store).values
     )
     probabilities = _answers(model, features, paths, max_pixels)
-    scores, strangeness = informative(probabilities), _strangeness(model, features)
+    scores, rule = informative(probabilities), rule_of(model)
+    strangeness = torch.zeros(len(new)) if rule is None else rule.strangeness(features)
     strange = strangeness > 1
     copies = _lesser_copies(new, scores)
     left_out["that are copies of others"] = int(copies.sum()) + _twice(inspections, first_of)
@@ -168,15 +168,6 @@ def _answers(
     with torch.inference_mode():
         logits = logits_of_features(model, features.to(device_of(model)))
     return model.task.probabilities(logits.cpu())
-
-
-def _strangeness(model: ImageClassifier | Ensemble, features: Tensor) -> Tensor:
-    """``(N,)``: above 1 is unknown; 0 where there is no rule."""
-    if isinstance(model, ImageClassifier):
-        rule = UnknownRule.from_entry(model.details.get("unknown"))
-    else:
-        rule = model.unknown
-    return torch.zeros(len(features)) if rule is None else rule.strangeness(features)
 
 
 def _lesser_copies(inspections: Sequence[Inspection], scores: Tensor) -> Tensor:
