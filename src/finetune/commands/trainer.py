@@ -254,10 +254,12 @@ class FinetuneCLI(LightningCLI):
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
         if self.record is not None:
+            fits = self.verb == "fit"
+            listed_by_fit = self.checkpoint is not None and self.config.data.manifest is None
             self.datamodule.follow(
                 self.record,
-                allow_reuse=self.verb == "fit" or self.config.allow_reuse,
-                always=self.verb == "fit" and self.checkpoint is None,
+                allow_reuse=fits or self.config.allow_reuse,
+                always=fits and not listed_by_fit,
             )
         self.model = self.config_init["model"]
         check_together(lambda: self.build_trainer(logger=False))
