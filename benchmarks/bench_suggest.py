@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--most", type=int, default=300)
+    parser.add_argument("--orders", nargs="+", default=[*ORDERS], choices=[*ORDERS])
     options = parser.parse_args()
     for root in options.data:
         paths, labels, names = images_of(root)
@@ -55,8 +56,8 @@ def main() -> None:
         found: dict[str, list[list[float]]] = defaultdict(list)
         for draw in range(options.draws):
             one = partial(labels_needed, features, labels, draw, options.batch, options.most)
-            for name, order in ORDERS.items():
-                found[name].append(one(*order))
+            for name in options.orders:
+                found[name].append(one(*ORDERS[name]))
             print(draw, {name: rows[-1] for name, rows in found.items()}, flush=True)
         show(f"{root.name}, {options.draws} draws", found)
 
