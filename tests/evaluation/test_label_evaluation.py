@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.comparison import compare_all
+from finetune.evaluation.comparison import compare_all, compare_classes
 from finetune.evaluation.intervals import resampled_counts
 from finetune.evaluation.judge import judge, numbered, subset, with_names
 from finetune.evaluation.label_evaluation import LabelEvaluation, evaluate_labels
@@ -228,3 +228,17 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         evaluate_labels(np.ones((2, 2)), np.ones((3, 2)), ["a", "b"])
     with pytest.raises(UsageError, match="finite logits"):
         evaluate_labels(np.ones((1, 2)), [[np.inf, 0]], ["a", "b"])
+
+
+def test_label_by_label_comparison_counts_what_only_one_has_right() -> None:
+    good, poor = answers(), answers(noise=3.0)
+    poor = evaluate_labels(good.targets, poor.outputs, NAMES, good.paths)
+    found = compare_classes(("good", good), ("poor", poor))
+    assert tuple(found) == NAMES
+    for label, name in enumerate(NAMES):
+        known = good.known[:, label]
+        right = [(e.named[:, label] == (e.targets[:, label] == 1))[known] for e in (good, poor)]
+        pair = found[name]
+        assert pair.images == known.sum()
+        assert pair.first_only == (right[0] & ~right[1]).sum()
+        assert pair.difference == pytest.approx(right[0].mean() - right[1].mean())

@@ -18,7 +18,7 @@ from finetune.data.groups import groups_by_pattern
 from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_folders import as_label_sets, with_labels_of_copies, without_copies
-from finetune.data.manifest import read_manifest
+from finetune.data.manifest import read_manifest, with_more
 from finetune.errors import ImageFolderError
 from finetune.runtime import Runtime
 from finetune.spec.choices import TaskOfData
@@ -64,6 +64,7 @@ class FoundImages:
         remember: whether it is.
         task: whether an image has one class or several labels.
         label_columns: of the manifest, one a label; see :mod:`finetune.data.label_cells`.
+        more: a manifest of further images.
         listed: a fit by manifest, whose images and labels count where no manifest is given.
     """
 
@@ -79,6 +80,7 @@ class FoundImages:
     listed: SplitRecord | None = None
     task: TaskOfData = "auto"
     label_columns: tuple[str, ...] = ()
+    more: str | None = None
 
     @property
     def folders_are_labels(self) -> bool:
@@ -102,6 +104,12 @@ class FoundImages:
             task=self.task,
             label_columns=self.label_columns,
         )
+        if self.more is not None:
+            task: TaskOfData = "multilabel" if found.has_label_sets else "multiclass"
+            further = read_manifest(
+                self.more, self.root, allow_outside=self.allow_outside, task=task
+            )
+            found = with_more(found, further)
         return groups_by_pattern(found, self.group_by) if self.group_by else found
 
     @property

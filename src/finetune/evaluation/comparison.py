@@ -11,6 +11,7 @@ import numpy as np
 from finetune.errors import UsageError
 from finetune.evaluation.judge import subset, with_names
 from finetune.evaluation.judgement import Judgement, Score
+from finetune.evaluation.paired import accuracy_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,35 @@ def compare_all(evaluations: Mapping[str, Judgement]) -> Leaderboard:
         tuple(replace(p, adjusted_p_value=q) for p, q in zip(pairs, adjusted, strict=True)),
         left_out,
     )
+
+
+def compare_classes(
+    first: tuple[str, Judgement], second: tuple[str, Judgement]
+) -> dict[str, PairedComparison]:
+    """Compare two, of the same images in the same order, by each class or label alone.
+
+    p-values are McNemar's, corrected for their number (Holm).
+    """
+    (name, ours), (other_name, theirs) = first, second
+    of_theirs = dict(theirs.rights())
+    found = {part: accuracy_difference(one, of_theirs[part]) for part, one in ours.rights()}
+    sizes = {part: len(one) for part, one in of_theirs.items()}
+    adjusted = holm_correction([each.p_value for each in found.values()])
+    return {
+        part: PairedComparison(
+            first=name,
+            second=other_name,
+            images=sizes[part],
+            first_only=each.first_only,
+            second_only=each.second_only,
+            difference=each.value,
+            interval=each.interval,
+            p_value=each.p_value,
+            adjusted_p_value=p_value,
+            figure=Score("accuracy", float("nan")),
+        )
+        for (part, each), p_value in zip(found.items(), adjusted, strict=True)
+    }
 
 
 def _on_common_images(

@@ -196,6 +196,9 @@ class Judgement(Protocol):
     def errors(self) -> Integers:
         """Indexes of the wrong answers, the surest first."""
 
+    def rights(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """For each class or label that can be judged, of its images which were answered right."""
+
     def questions(self) -> Iterator[Question]:
         """What a search for wrong labels looks through."""
 

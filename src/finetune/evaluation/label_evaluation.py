@@ -168,6 +168,13 @@ class LabelEvaluation(LabelAnswers):
         least = np.where(wrong, self.of_truth, np.inf).min(axis=1)
         return images[np.argsort(least[images], kind="stable")]
 
+    def rights(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Of each label of which something is known, over the images where it is."""
+        wrong = self.missed | self.added
+        for label, name in enumerate(self.class_names):
+            if self.known[:, label].any():
+                yield name, ~wrong[self.known[:, label], label]
+
     def questions(self) -> Iterator[Question]:
         """One a label: does the image have it?"""
         for label, name in enumerate(self.class_names):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.evaluation.judgement import (
     FEW_IMAGES,
@@ -283,6 +284,12 @@ class Evaluation:
         """Indexes of the wrong answers, the surest first."""
         wrong = np.flatnonzero(self.predictions != self.labels)
         return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
+
+    def rights(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Of each class with images."""
+        for label in np.unique(self.labels):
+            own = self.labels == label
+            yield self.class_names[label], self.predictions[own] == label
 
     def questions(self) -> Iterator[Question]:
         """One: of which class is it?"""
