@@ -170,7 +170,7 @@ def _build_member(
         if tuple(logits.shape) != (len(paths), len(names)) or not logits.is_floating_point():
             raise ValueError(f"expected ({len(paths)}, {len(names)}) log probabilities")
         return TableMember(described["name"], names, paths, logits)
-    kept = (*SPLIT_ENTRIES, "licence", "thresholds")
+    kept = (*SPLIT_ENTRIES, "licence", "thresholds", "val")
     checkpoint = Checkpoint(
         path=path,
         state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},
