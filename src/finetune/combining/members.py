@@ -146,7 +146,8 @@ class ClassifierMember(nn.Module):
             if key in classifier.details:
                 entry[key] = classifier.details[key]
         if self.out_of_fold:
-            entry["val"] = classifier.details["val"]
+            logits = [answer.tolist() for answer in self.out_of_fold.values()]
+            entry["out_of_fold"] = {"ids": list(self.out_of_fold), "logits": logits}
         if self.thresholds is not None:
             entry["thresholds"] = list(self.thresholds)
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}

@@ -56,7 +56,6 @@ def check_content(content: Mapping[str, Any], entry_name: str, path: str | Path)
         _familiar(entry.get("unknown"))
         if entry["kind"] == "ensemble":
             ENSEMBLE(entry)
-            _answers_of_members(entry, task)
         else:
             record({"hyper_parameters": HYPER_PARAMETERS})(content)
             CLASSIFIER(entry)
@@ -164,16 +163,6 @@ def _answers(val: Any, task: Task, outputs: int) -> None:
         raise UnexpectedValue("finite", "NaN or infinity", ("val", "logits"))
     if (odd := task.unexpected(labels, images, outputs)) is not None:
         raise UnexpectedValue(f"targets of the task {task.name}", odd, ("val", "labels"))
-
-
-def _answers_of_members(entry: Mapping[str, Any], task: Task) -> None:
-    """Those that members at any depth keep, being answers of layers fitted without the images."""
-    for member in entry["members"]:
-        if member["kind"] == "ensemble":
-            _answers_of_members(member, task)
-        else:
-            outputs = task.number_of_outputs(member["class_names"])
-            _answers(member.get("val"), task, outputs)
 
 
 def _familiar(unknown: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+import torch
 from torch import Tensor
 
 from finetune.csv_table import read_csv_table
@@ -37,9 +38,14 @@ def out_of_fold_answers(details: Mapping[str, Any]) -> Mapping[str, Tensor]:
     Empty but for a final layer that was fitted again to all labelled images, which keeps them.
     """
     val = details.get("val") or {}
-    if not val.get("out_of_fold"):
-        return {}
-    return dict(zip(val["ids"], val["logits"], strict=True))
+    kept = details.get("out_of_fold") or (val if val.get("out_of_fold") else None)
+    return (
+        {}
+        if kept is None
+        else dict(
+            zip(kept["ids"], torch.as_tensor(kept["logits"], dtype=torch.float32), strict=True)
+        )
+    )
 
 
 def split_entries(records: Iterable[SplitRecord]) -> dict[str, Any]:

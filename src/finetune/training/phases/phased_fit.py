@@ -253,7 +253,9 @@ class PhasedFit:
         if self.found is not None:
             found = self._look_between(self.found, found, data, head)
         found = found.but(done=True)
-        if self.found is None or clearly_better(found, self.found, self.monitor):
+        # Like with like: a temperature fitted to the images that compare is worth something too.
+        earlier = self.found.rescaled(head) if self.found is not None and head else self.found
+        if earlier is None or clearly_better(found, earlier, self.monitor):
             self.found = found
             if writes:
                 found.write(self.best)
