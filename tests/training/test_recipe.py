@@ -162,6 +162,7 @@ def test_a_closed_form_needs_no_rates():
     [
         ({}, True),
         ({"held_out": 0}, False),
+        ({"val_is_given": True}, False),
         ({"is_fold": True}, False),
         ({"pretrained": False}, False),
         ({"closed_form": False}, False),

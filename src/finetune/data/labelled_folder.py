@@ -48,6 +48,11 @@ class LabelledFolder(LightningDataModule):
         return self._sides.settings
 
     @property
+    def val_is_given(self) -> bool:
+        """Whether folder or manifest say which images are val, which then were not dealt out."""
+        return "val" in self._found_images.found.splits
+
+    @property
     def split_record(self) -> SplitRecord:
         """On which side each image stands, for the checkpoints of this fit."""
         settings = {**self.hparams, "task": self.task_name}

@@ -113,6 +113,10 @@ class FitData(HeldOutData, PhaseData, Protocol):
     def split_settings(self) -> Seeded:
         """How much is held out, and how."""
 
+    @property
+    def val_is_given(self) -> bool:
+        """Whether folder or manifest say which images are val, which then were not dealt out."""
+
     def together(self, images: Sequence[LabelledImage]) -> list[Hashable | None]:
         """What keeps each image with others on one side of any split; None: nothing does."""
 

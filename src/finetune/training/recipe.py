@@ -53,6 +53,7 @@ class Facts:
         images: in training, where they may have several labels; None: each is of one class.
         processes: one a device, to which each batch is dealt out.
         held_out: images of val.
+        val_is_given: whether somebody has said which these are: they may be of another kind.
         is_fold: whether these are a fold of a cross-validation.
     """
 
@@ -68,6 +69,7 @@ class Facts:
     images: int | None = None
     processes: int = 1
     held_out: int = 0
+    val_is_given: bool = False
     is_fold: bool = False
 
     @property
@@ -153,6 +155,8 @@ def _refit(facts: Facts, earlier: Mapping[str, Any]) -> tuple[bool, str]:
         return False, "a fold has to stay held out"
     if not facts.held_out:
         return False, "no image is held out that could learn as well"
+    if facts.val_is_given:
+        return False, "val images that are given stay held out"
     if labelled > MOST_REFITTED:
         return False, f"of {labelled} images those held out are not missed"
     return True, "a closed form learns from val images too; each is answered out of fold"
@@ -300,5 +304,6 @@ def facts_about(
         images=len(datamodule.images("train")),
         processes=processes,
         held_out=len(datamodule.images("val")),
+        val_is_given=datamodule.val_is_given,
         is_fold=datamodule.split_settings.fold is not None,
     )
