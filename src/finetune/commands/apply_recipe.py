@@ -132,6 +132,11 @@ def _refuse_what_cannot_be(cli: FinetuneCLI) -> None:
             "Expected --data.balanced or --model.class_weights, found both, which would weigh the "
             "rare classes twice; leave one out."
         )
+    if cli.model.hparams["refit"] and cli.datamodule.split_settings.fold is not None:
+        raise UsageError(
+            "Expected --model.refit beside fits of one split, found it beside --data.fold, whose "
+            "images are to be held out; leave one out."
+        )
     check_optimizer(cli.model.hparams["optimizer"])
     if (cli.config.patience or 0) < 0:
         raise UsageError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Hashable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
@@ -14,16 +13,12 @@ from finetune.commands.guest import Where
 from finetune.commands.held_out_images import OF_FITS, HeldOut
 from finetune.commands.parsing import take_all
 from finetune.commands.verb import Typed, parser_of
-from finetune.errors import UsageError
 from finetune.extras import missing, remedy
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.evaluation.judgement import Judgement
     from finetune.tasks.task import Task
     from finetune.training.thresholds import Thresholds
 
@@ -71,6 +66,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     Returns:
         The figures, as ``metrics.json`` keeps them.
     """
+    from finetune.commands.report_of_test import track, write_report_of
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
     from finetune.evaluation.judge import JUDGES
@@ -108,9 +104,9 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     elif stage == "test" and missing("report"):
         print(f"report    none: {remedy('report')}")
     elif stage == "test":
-        evaluation, page = _write_report(judged, folder, "report" + key.removeprefix("test"))
+        evaluation, page = write_report_of(judged, folder, "report" + key.removeprefix("test"))
         print(f"report    {page}")
-        _track(folder, page.parent, evaluation, named_entities)
+        track(folder, page.parent, evaluation, named_entities)
     return kept
 
 
@@ -135,6 +131,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     assert cli.checkpoint is not None
     cli.model.load_weights(cli.checkpoint.state_dict, source=str(cli.checkpoint.path))
     cli.model.see_as(cli.checkpoint)
+    if verb == "validate" and (kept := _out_of_fold(cli)) is not None:
+        return kept
     cli.datamodule.setup(verb)
     if cli.runtime.is_main:
         say_differences(cli.datamodule, cli.record)
@@ -159,6 +157,36 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         seconds,
         features,
         thresholds_of(cli.model.task, cli.checkpoint.details),
+        groups_with_duplicates(images),
+    )
+
+
+def _out_of_fold(cli: FinetuneCLI) -> Judged | None:
+    """Where nothing is held out because all have learnt, the answers of fits without each image."""
+    import torch
+
+    from finetune.data.groups import groups_with_duplicates
+    from finetune.training.fitted_splits import out_of_fold_answers
+    from finetune.training.thresholds import thresholds_of
+
+    assert cli.checkpoint is not None
+    task, answers = cli.model.task, out_of_fold_answers(cli.checkpoint.details)
+    images = [image for image in cli.datamodule.images("train") if image.id in answers]
+    if cli.datamodule.images("val") or not images:
+        return None
+    return Judged(
+        task,
+        torch.stack([answers[image.id] for image in images]),
+        task.collate([image.label for image in images]),
+        cli.model.class_names,
+        [image.path for image in images],
+        cli.checkpoint.path,
+        cli.config.runs,
+        cli.config.name or "validate",
+        cli.datamodule.root,
+        0.0,
+        [],
+        thresholds_of(task, cli.checkpoint.details),
         groups_with_duplicates(images),
     )
 
@@ -256,53 +284,6 @@ def _folder_for(judged: Judged) -> Path:
 
     own = run_folder_of(judged.checkpoint)
     return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
-
-
-def _write_report(judged: Judged, folder: Path, name: str) -> tuple[Judgement, Path]:
-    from finetune.evaluation.judge import judge as all_figures
-    from finetune.evaluation.judge import numbered
-    from finetune.reporting.report import describe_environment, write_report
-    from finetune.reporting.sources import read_details
-
-    evaluation = all_figures(
-        judged.task,
-        judged.labels.numpy(),
-        judged.logits.numpy(),
-        judged.class_names,
-        judged.paths,
-        thresholds=judged.thresholds,
-        groups=numbered(judged.groups),
-    )
-    details = replace(
-        read_details(folder, judged.task),
-        root=judged.root,
-        embeddings=_embeddings(judged),
-        environment=describe_environment(),
-    )
-    title = f"Test of {folder.resolve().name}"
-    return evaluation, write_report(folder / name, evaluation, details, title=title)
-
-
-def _embeddings(judged: Judged) -> NDArray[np.float32] | None:
-    """The features ``(N, D)``, unless several processes have shared the images out."""
-    import torch
-
-    complete = sum(map(len, judged.features)) == len(judged.labels)
-    return torch.cat(judged.features).numpy() if complete else None
-
-
-def _track(run_folder: Path, report: Path, evaluation: Judgement, named: list[str]) -> None:
-    """Add the report to the Weights & Biases run of the fit, where there is one of the user's."""
-    from finetune.reporting.wandb_report import own_destination, track_report
-
-    try:
-        target = own_destination(run_folder, named)
-    except UsageError as error:
-        print(f"not sent to Weights & Biases: {error}")
-        return
-    if target is not None:
-        print(f"Weights & Biases: {target}", flush=True)
-        track_report(target, run_folder, report, evaluation)
 
 
 def summary(task: Task, stage: str, figures: dict[str, float], images: int) -> str:

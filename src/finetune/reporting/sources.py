@@ -30,6 +30,7 @@ from finetune.training.checkpoints import (
     read_checkpoint,
     read_content,
 )
+from finetune.training.fitted_splits import out_of_fold_answers
 from finetune.training.metrics_file import read_metrics
 from finetune.training.thresholds import mean_thresholds, thresholds_of
 
@@ -43,7 +44,7 @@ class Source:
     """An evaluation with all that its place tells about it.
 
     Attributes:
-        stage: "test", "val", or "" if a CSV of somewhere does not tell.
+        stage: "test", "val", "val, out of fold", or "" if a CSV of somewhere does not tell.
         columns: for a leaderboard: parameters, size, ...
         weights: the checkpoint that gave the answers, where it is known.
     """
@@ -211,7 +212,7 @@ def _from_run(folder: Path, root: Path | None) -> Source:
     if answers is not None:
         stage, evaluation = "test", read_evaluation(answers)
     elif checkpoint is not None:
-        stage, evaluation = "val", _of_checkpoint(checkpoint)
+        stage, evaluation = _stage(checkpoint), _of_checkpoint(checkpoint)
     else:
         raise DataError(
             f"Expected a run with predictions.csv or checkpoints/ in {folder}, found neither; "
@@ -237,7 +238,9 @@ def _held_out(path: Path, root: Path | None) -> Source:
     settings = path.absolute().parent.parent / "config.yaml"
     if root is None and path.parent.name == "checkpoints":
         root = _root(_settings(settings))
-    return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
+    return Source(
+        path.stem, _stage(checkpoint), evaluation, ReportDetails(root=root), columns, path
+    )
 
 
 def read_details(folder: Path, task: Task, root: Path | None = None) -> ReportDetails:
@@ -285,6 +288,10 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Judgement:
         chosen_here=checkpoint.details.get("thresholds") is None,
         groups=np.unique(val["ids"], return_inverse=True)[1] if val.get("ids") else None,
     )
+
+
+def _stage(checkpoint: Checkpoint) -> str:
+    return "val, out of fold" if out_of_fold_answers(checkpoint.details) else "val"
 
 
 def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:

@@ -73,15 +73,14 @@ class ImageClassifier(LightningModule):
         warmup_fraction: share of the steps over which the learning rate rises, in [0, 1).
         snapshots: in how many cycles the learning rate of the last phase falls and starts anew;
             from 2 on the weights at the end of each are kept, for an ensemble out of one fit.
-        label_smoothing: probability taken from the label and spread over all classes, in [0, 1);
-            likewise.
+        label_smoothing: probability taken from the label and spread over all classes; likewise.
         class_weights: "balanced" weighs each class by the inverse of its number of images,
-            "effective" more gently, by their effective number; "auto" is "none" unless a recipe
-            chooses.
+            "effective" more gently, by their effective number; "auto": as a recipe chooses.
         focal_gamma: above 0, focal loss: images answered well count less.
         negative_gamma: above 0, asymmetric loss: absent labels answered well count less.
-        mixup_alpha, cutmix_alpha: above 0, images of a batch are mixed, but not for metrics.
+        mixup_alpha, cutmix_alpha: above 0, images are mixed; metrics stay with the hard labels.
         l2_sp: strength of the pull back to the pretrained weights, instead of to zero.
+        refit: fit a final layer that is delivered in closed form to val images too; likewise.
         views: random views of an image that are computed once and cached, where stages are frozen.
         teacher: checkpoint, for example of an ensemble, whose probabilities for the training
             images are learned beside the labels; ``finetune fit`` computes them once.
@@ -122,6 +121,7 @@ class ImageClassifier(LightningModule):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         l2_sp: float = 0.0,
+        refit: bool | None = None,
         views: int = 3,
         teacher: str | None = None,
         teacher_share: float = 0.5,

@@ -27,7 +27,7 @@ from finetune.training.linear_probe import (
     principal_axes,
 )
 from finetune.training.logistic_regression import logistic_problem, solve_logistic
-from finetune.training.penalty_search import FOLDS, L2_GRID, stratified_parts
+from finetune.training.penalty_search import FOLDS, L2_GRID, all_dealt, stratified_parts
 
 # A yes and a no share the weight of a binary problem between them, half each with its own sign:
 # the sum of their squares is half of its square.
@@ -68,6 +68,7 @@ def fit_label_probe(
     sample_weights: Tensor | None = None,
     groups: Tensor | None = None,
     l2: float | Sequence[float] | None = None,
+    l2_of_labels: tuple[float, ...] | None = None,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> Probe:
@@ -81,6 +82,7 @@ def fit_label_probe(
         sample_weights, groups, seed, say: as for :func:`finetune.training.linear_probe.fit_probe`.
         l2: one penalty on the sum of the losses (scikit-learn's ``1 / C``), or several to choose
             from; by default from a grid. The strongest within one standard error of the best.
+        l2_of_labels: beside one penalty, those of the labels that an earlier fit has chosen.
 
     Raises:
         TrainingError: features that are not finite.
@@ -93,13 +95,13 @@ def fit_label_probe(
     projected, axes = principal_axes((rows - mean) / spread)
     problems = _Problems(projected, truth, mean_one(sample_weights, len(rows)))
     scores: dict[float, float] = {}
-    of_label: tuple[float, ...] | None = None
+    of_label = l2_of_labels
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
         own = torch.arange(len(rows)) if groups is None else groups
         fold_of = stratified_parts(torch.tensor(MULTILABEL.strata(truth)), own, FOLDS, seed)
-        search = _Search(problems, _all_dealt(fold_of, own), own, tell)
+        search = _Search(problems, all_dealt(fold_of, own), own, tell)
         chosen, scores = search.chosen(L2_GRID if l2 is None else l2, refine=l2 is None)
         of_label = search.of_labels()
     weight = torch.zeros(num_labels, rows.shape[1], dtype=torch.float64)
@@ -209,15 +211,6 @@ def _strongest(losses: Tensor, known: Tensor) -> int:
     best = int(means.argsort()[0])
     error = (judged[best] - means[best]).norm() / judged.shape[1]
     return int((means <= means[best] + error).nonzero()[0, 0])
-
-
-def _all_dealt(fold_of: Tensor, groups: Tensor) -> Tensor:
-    """Folds of all rows: of label sets that are there once the groups are dealt out in turn."""
-    waiting = fold_of < 0
-    numbers = torch.unique(groups[waiting], return_inverse=True)[1]
-    dealt = fold_of.clone()
-    dealt[waiting] = (numbers % FOLDS).to(dealt)
-    return dealt
 
 
 def _constant(targets: Tensor) -> float:

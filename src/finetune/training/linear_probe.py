@@ -115,6 +115,36 @@ def fit_probe(
     return Probe(weight, bias, chosen, held_out_nll)
 
 
+def out_of_fold(
+    fit: Callable[..., Probe],
+    features: Tensor,
+    targets: Tensor,
+    outputs: int,
+    *,
+    fold_of: Tensor,
+    l2: float,
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    """What each row is answered by a probe that was fitted without the row's fold.
+
+    Args:
+        fit: :func:`fit_probe`, or one like it.
+        features, targets, outputs, sample_weights: as it takes them.
+        fold_of: ``(N,)``; -1: never held out.
+        l2: the penalty of all folds.
+
+    Returns:
+        Logits ``(N, outputs)`` in float64; NaN where a row is never held out.
+    """
+    answers = torch.full((len(features), outputs), math.nan, dtype=torch.float64)
+    for fold in torch.unique(fold_of[fold_of >= 0]).tolist():
+        out = fold_of == fold
+        weights = None if sample_weights is None else sample_weights[~out]
+        probe = fit(features[~out], targets[~out], outputs, sample_weights=weights, l2=l2)
+        answers[out] = probe.logits(features[out])
+    return answers
+
+
 def mixed_spreads(rows: Tensor) -> Tensor:
     """Standard deviations ``(D,)``, each mixed in equal parts with their mean; 1 if all are 0."""
     spread = rows.std(dim=0, correction=0)

@@ -147,3 +147,12 @@ def stratified_parts(labels: Tensor, groups: Tensor, parts: int, seed: int) -> T
             dealt = int((part_of_group >= 0).sum())
             part_of_group[members] = (dealt + np.arange(len(members))) % parts
     return torch.from_numpy(part_of_group[group_of])
+
+
+def all_dealt(fold_of: Tensor, groups: Tensor) -> Tensor:
+    """Parts of all rows: those never held out go to the parts in turn, whole groups again."""
+    waiting = fold_of < 0
+    numbers = torch.unique(groups[waiting], return_inverse=True)[1]
+    dealt = fold_of.clone()
+    dealt[waiting] = (numbers % FOLDS).to(dealt)
+    return dealt
