@@ -16,11 +16,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finetune.combining.test_time_augmentation import View, chosen_views, mean_over_views
+from finetune.combining.test_time_augmentation import chosen_views
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
-from finetune.errors import CheckpointMismatchError, ImageError, UsageError
+from finetune.errors import ImageError, UsageError
+from finetune.prediction.answering import Answering, answered
 from finetune.prediction.inputs import (
     Collated,
     ImageInput,
@@ -33,7 +34,6 @@ from finetune.prediction.predictions import Predictions
 from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
 from finetune.runtime import Runtime, can_pin_memory
 from finetune.training.classifier import ImageClassifier
-from finetune.training.features.recorded import recorded_features
 
 
 def predict(
@@ -88,7 +88,7 @@ def predict(
         collate_fn=collate_views,
     )
     collected = _Collector(paths, model, on_answer, on_bad_image)
-    answering = _Answering(model, views)
+    answering = Answering(model, views)
     if trainer is None:
         with _lightning_quiet():
             trainer = _plain_trainer(collected)
@@ -115,39 +115,6 @@ def _check_arguments(classifier: object, batch_size: int, on_bad_image: str) -> 
             f"Expected on_bad_image to be one of {', '.join(get_args(OnBadImage))}, found "
             f"{on_bad_image!r}."
         )
-
-
-class _Answering(LightningModule):
-    """Lets Lightning's trainer place members and batches on devices."""
-
-    def __init__(self, model: ProbabilityModel, views: Sequence[View]) -> None:
-        super().__init__()
-        self.model = model.eval()
-        self.views = views
-
-    def predict_step(self, batch: Collated, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Outputs ``(M, B, C)``, and strangeness ``(B,)`` where there is a rule, else empty."""
-        indexes, views, _ = batch
-        if not indexes:
-            return torch.empty(0), torch.empty(0)
-        paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
-        by_preprocessing = dict(zip(self.model.preprocessings, views, strict=True))
-        rule = self.model.unknown
-        with recorded_features(self.model.first_classifier if rule else None) as features:
-            outputs = mean_over_views(
-                self.model.task,
-                lambda images: self.model.member_logits(images, paths),
-                by_preprocessing,
-                self.views,
-            )
-        if rule is None:
-            return outputs, torch.empty(0)
-        if not features:
-            raise CheckpointMismatchError(
-                "Expected a classifier with a final layer beside the rule for unknown images, "
-                "found none; calibrate without --unknown."
-            )
-        return outputs, rule.strangeness(features[0])
 
 
 class _Collector(Callback):
@@ -208,20 +175,8 @@ class _Collector(Callback):
 
     def _answered(self, indexes: Sequence[int]) -> Predictions:
         outputs, strangeness = zip(*(self.answers[index] for index in indexes), strict=True)
-        answer = self.model.answer(torch.cat(outputs, dim=1))
-        return Predictions(
-            task=self.model.task,
-            paths=tuple(self.paths[index] for index in indexes),
-            probabilities=answer.probabilities,
-            logits=answer.logits,
-            class_names=tuple(self.model.class_names),
-            member_probabilities=answer.member_probabilities,
-            disagreement=answer.uncertainty.disagreement,
-            rejected=answer.rejected,
-            prediction_sets=answer.prediction_sets,
-            thresholds=answer.thresholds,
-            strangeness=None if self.model.unknown is None else torch.cat(strangeness),
-        )
+        paths = [self.paths[index] for index in indexes]
+        return answered(self.model, paths, torch.cat(outputs, dim=1), torch.cat(strangeness))
 
 
 @contextmanager

@@ -1,0 +1,147 @@
+"""Parts answered by actors of Ray, each with a network of its own, on the nodes of a cluster.
+
+Ray Data hands out the blocks, starts actors anew where a node has gone, and gives their blocks to
+others. What an actor writes is what one process writes here, under the same name; so a block that
+was answered twice is there once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from finetune import errors
+from finetune.errors import UsageError
+from finetune.files import write_bytes
+from finetune.prediction.parts_answerer import PartsAnswerer
+from finetune.runtime import Runtime
+from finetune.spec.answer_settings import AnswerSettings
+from finetune.spec.protocols import ImageBlock
+
+CORES_AN_ACTOR = 4  # where no accelerator is: a forward pass gains little from more
+
+
+def answers_on_ray(
+    checkpoint: Path,
+    folder: str,
+    settings: AnswerSettings,
+    pending: Iterable[tuple[int, ImageBlock]],
+    address: str | None,
+) -> Iterator[object]:
+    """Each part as it is written.
+
+    Args:
+        checkpoint: sent to the actors; what images and parts are called, they have to reach.
+        folder: of the parts.
+        settings: ``devices`` is the number of actors; they share the cluster's accelerators.
+        pending: the blocks.
+        address: of a cluster; None starts one on this machine, which ends with the work.
+
+    Raises:
+        UsageError: no cluster there, or no number of actors.
+        ImageError, DataError, OutputError: as an actor met them.
+    """
+    blocks = [{"number": number, "block": block} for number, block in pending]
+    if not blocks:
+        return
+    with _cluster(address) as ray:
+        actors, of_each = _shares(settings, ray.cluster_resources(), len(blocks))
+        options = {
+            "content": ray.put(checkpoint.read_bytes()),
+            "folder": folder,
+            "settings": settings,
+            "start": os.getcwd(),
+        }
+        answered = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
+            _Actor,
+            batch_size=1,
+            concurrency=actors,
+            fn_constructor_kwargs=options,
+            **of_each,
+        )
+        for row in answered.iter_rows():
+            if row["kind"]:
+                raise getattr(errors, row["kind"])(row["failure"])
+            yield row["number"]
+
+
+class _Actor:
+    """One network on its device, in a process of its own."""
+
+    def __init__(self, content: Any, folder: str, settings: AnswerSettings, start: str) -> None:
+        import ray
+
+        with suppress(OSError):  # another machine may not have it; then paths are absolute
+            os.chdir(start)
+        with tempfile.TemporaryDirectory(prefix="finetune-") as place:
+            checkpoint = Path(place, "sent.ckpt")
+            write_bytes(checkpoint, ray.get(content))
+            runtime = Runtime.chosen(settings.accelerator)
+            self._answer = PartsAnswerer(checkpoint, folder, settings, runtime)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch of one block; what a user can mend is handed back, for it is no fault of Ray."""
+        number, kind, failure = int(batch["number"][0]), "", ""
+        try:
+            self._answer(number, batch["block"][0])
+        except errors.FinetuneError as error:
+            kind, failure = type(error).__name__, str(error)
+        return {"number": [number], "kind": [kind], "failure": [failure]}
+
+
+def _shares(
+    settings: AnswerSettings, resources: dict[str, float], blocks: int
+) -> tuple[int, dict[str, float]]:
+    """How many actors, and how many accelerators and cores each of them has."""
+    gpus = 0.0 if settings.accelerator == "cpu" else resources.get("GPU", 0.0)
+    cores = max(1.0, resources.get("CPU", 1.0))
+    if settings.devices == "auto":
+        actors = int(gpus) or max(1, int(cores) // CORES_AN_ACTOR)
+    elif settings.devices.isdecimal() and int(settings.devices) > 0:
+        actors = int(settings.devices)
+    else:
+        raise UsageError(
+            f"Expected --devices to be a number of actors with --engine ray, found "
+            f"{settings.devices!r}; give one, or auto."
+        )
+    actors = min(actors, blocks)
+    of_each = {"num_cpus": max(1.0, cores // actors) if cores >= actors else cores / actors}
+    if gpus:
+        of_each["num_gpus"] = min(1.0, gpus / actors)
+    return actors, of_each
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Any]:
+    """Ray in touch with a cluster, quiet, and reporting to nobody."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call its makers' server
+    import ray
+    import ray.data
+
+    known = ray.is_initialized()
+    if not known:
+        try:
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=True,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"Expected a Ray cluster at {address}, found none "
+                f"({' '.join(str(error).split())[:200]}); start one with `ray start --head`."
+            ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_rich_progress_bars = False
+    try:
+        yield ray
+    finally:
+        if not known:
+            ray.shutdown()
