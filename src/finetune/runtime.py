@@ -138,20 +138,13 @@ class Runtime:
         from lightning import Trainer
 
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        return Trainer(**self._alone, enable_progress_bar=False, **{**quiet, **settings})
-
-    def fabric(self, **settings: Any) -> Any:
-        """Lightning's Fabric of this device alone."""
-        from lightning.fabric import Fabric
-
-        return Fabric(**self._alone, **settings)
-
-    @property
-    def _alone(self) -> dict[str, Any]:
-        """The device, as Lightning is told of it."""
         number = self.device.index or 0
-        devices = 1 if self.device.type == "cpu" else [number]
-        return {"accelerator": self.device.type, "devices": devices}
+        return Trainer(
+            accelerator=self.device.type,
+            devices=1 if self.device.type == "cpu" else [number],
+            enable_progress_bar=False,
+            **{**quiet, **settings},
+        )
 
 
 def fast_at_bf16(device: torch.device) -> str:

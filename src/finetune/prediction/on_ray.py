@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from finetune.runtime import Runtime
 from finetune.spec.answer_settings import AnswerSettings
 from finetune.spec.protocols import ImageBlock
 
+# Ray runs whatever reaches its ports: those of a cluster of our own are this machine's alone.
+_HERE = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+_ITSELF = {"log_to_driver": False, "logging_level": "ERROR"}
 CORES_AN_ACTOR = 4  # where no accelerator is: a forward pass gains little from more
 
 
@@ -49,7 +52,12 @@ def answers_on_ray(
     if not blocks:
         return
     with _cluster(address) as ray:
-        actors, of_each = _shares(settings, ray.cluster_resources(), len(blocks))
+        actors, of_each = shares(
+            settings.devices,
+            ray.cluster_resources(),
+            blocks=len(blocks),
+            on_cpu=settings.accelerator == "cpu",
+        )
         options = {
             "content": ray.put(checkpoint.read_bytes()),
             "folder": folder,
@@ -59,7 +67,7 @@ def answers_on_ray(
         answered = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
             _Actor,
             batch_size=1,
-            concurrency=actors,
+            compute=ray.data.ActorPoolStrategy(size=actors),
             fn_constructor_kwargs=options,
             **of_each,
         )
@@ -93,23 +101,34 @@ class _Actor:
         return {"number": [number], "kind": [kind], "failure": [failure]}
 
 
-def _shares(
-    settings: AnswerSettings, resources: dict[str, float], blocks: int
+def shares(
+    devices: str, resources: Mapping[str, float], *, blocks: int, on_cpu: bool
 ) -> tuple[int, dict[str, float]]:
-    """How many actors, and how many accelerators and cores each of them has."""
-    gpus = 0.0 if settings.accelerator == "cpu" else resources.get("GPU", 0.0)
-    cores = max(1.0, resources.get("CPU", 1.0))
-    if settings.devices == "auto":
+    """How many actors, and how many cores and accelerators each of them has.
+
+    Args:
+        devices: how many actors, or auto: one an accelerator, else one for some cores.
+        resources: of the cluster, as Ray counts them.
+        blocks: of images; more actors than these would idle.
+        on_cpu: leave the accelerators alone.
+
+    Raises:
+        UsageError: no number.
+    """
+    gpus = 0.0 if on_cpu else resources.get("GPU", 0.0)
+    cores = resources.get("CPU", 1.0)
+    if devices == "auto":
         actors = int(gpus) or max(1, int(cores) // CORES_AN_ACTOR)
-    elif settings.devices.isdecimal() and int(settings.devices) > 0:
-        actors = int(settings.devices)
+    elif devices.isdecimal() and int(devices) > 0:
+        actors = int(devices)
     else:
         raise UsageError(
-            f"Expected --devices to be a number of actors with --engine ray, found "
-            f"{settings.devices!r}; give one, or auto."
+            f"Expected --devices to be a number of actors with --engine ray, found {devices!r}; "
+            "give one, or auto."
         )
     actors = min(actors, blocks)
-    of_each = {"num_cpus": max(1.0, cores // actors) if cores >= actors else cores / actors}
+    # Ray takes whole cores, or a share of one.
+    of_each = {"num_cpus": float(cores // actors) if cores >= actors else cores / actors}
     if gpus:
         of_each["num_gpus"] = min(1.0, gpus / actors)
     return actors, of_each
@@ -125,21 +144,15 @@ def _cluster(address: str | None) -> Iterator[Any]:
     known = ray.is_initialized()
     if not known:
         try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                configure_logging=True,
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            ray.init(**_ITSELF, **({"address": address} if address else _HERE))
+        except Exception as error:  # of a node that starts too slowly a plain one
             raise UsageError(
-                f"Expected a Ray cluster at {address}, found none "
+                f"Expected a Ray cluster at {address or 'this machine'}, found none "
                 f"({' '.join(str(error).split())[:200]}); start one with `ray start --head`."
             ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.enable_rich_progress_bars = False
+    context.print_on_execution_start = False
     try:
         yield ray
     finally:

@@ -63,7 +63,10 @@ class StreamPredictor:
     ) -> None:
         self.model = SingleClassifier(model) if isinstance(model, ImageClassifier) else model
         self.settings = settings
-        self._fabric: Fabric = runtime.fabric(precision=settings.precision)
+        place = runtime.device
+        devices = 1 if place.type == "cpu" else [place.index or 0]
+        precision = settings.precision
+        self._fabric = Fabric(accelerator=place.type, devices=devices, precision=precision)
         views = chosen_views(settings.test_time_augmentation)
         self._answering = Answering(self.model, views)
         self._fabric.setup_module(self._answering)  # in place: where it is, and how precise
