@@ -28,6 +28,7 @@ from PIL import Image
 from finetune.data.decoding import ImageReader
 from finetune.data.transforms import evaluation_transform
 from finetune.spec.preprocessing import Preprocessing
+from finetune.tables.writing import open_table
 from finetune.training.checkpoints import describe, plain, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 
@@ -117,6 +118,18 @@ def rates(photograph: Path) -> None:
         count += 1
     each = (time.process_time() - began) / count
     print(f"decode: {1 / each:.0f} a core and second, of {len(content) / 1000:.0f} kB each")
+    for classes in (10, 1000):
+        logs = torch.randn(4096, classes).log_softmax(-1).tolist()
+        began = time.process_time()
+        with tempfile.TemporaryDirectory() as name:
+            part = Path(name, "part.parquet")
+            with open_table(part, [str(each) for each in range(classes)]) as write:
+                for number, row in enumerate(logs):
+                    write({"path": f"s3://bucket/images/{number:09d}.jpg", "label": ""}, row)
+            size = part.stat().st_size
+        each = (time.process_time() - began) / 4096
+        rate, share = f"{1 / each:.0f} a core and second", f"{size / 4096:.0f} bytes each"
+        print(f"write, {classes} classes: {rate}, {share}")
 
 
 def kill_a_node(checkpoint: Path, images: Path, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import glob
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from finetune.errors import DataError, FinetuneError, MissingPackageError, Outpu
 from finetune.extras import remedy
 
 # Where an object is there as a whole or not at all, so that what was killed leaves no half of one.
-PUT_AS_A_WHOLE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "hf", "memory")
+PUT_AS_A_WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 _HERE = ("file://", "local://")
 
 
@@ -110,11 +111,14 @@ def listed(folder: str) -> list[Entry]:
 
 
 def matches(pattern: str) -> list[Entry]:
-    """What a pattern of a store names, by name.
+    """What a pattern names, by name.
 
     Raises:
         DataError: it cannot be listed.
     """
+    if not is_remote(pattern):
+        places = sorted(glob(local_path(pattern), recursive=True))
+        return [Entry(place, size_of(place) if os.path.exists(place) else 0) for place in places]
     with told(pattern):
         store, path = _store(pattern)
         found: dict[str, Any] = store.glob(path, detail=True)
@@ -176,8 +180,7 @@ def _store(address: str) -> tuple[Any, str]:
     protocol = address.partition("://")[0]
     try:
         # What it lists is not kept: of many images that would be the most of the memory.
-        options = {} if protocol == "memory" else {"use_listings_cache": False}
-        store: Any = fsspec.filesystem(protocol, **options)
+        store: Any = fsspec.filesystem(protocol, use_listings_cache=False)
     except ImportError as error:
         raise MissingPackageError(
             f"Expected the package for {protocol}:// addresses, found none ({error}); "

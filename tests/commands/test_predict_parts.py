@@ -302,6 +302,30 @@ def test_shards_tables_and_stores_are_answered_as_their_files(
         }.get(name, names[0])
 
 
+def test_an_image_is_answered_once_whatever_names_it(
+    checkpoint: str, colour_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pattern names a folder and what is in it; files before a table move none of its rows."""
+    Path("set/deep").mkdir(parents=True)
+    images = sorted(colour_folder.rglob("*.png"))
+    for number, image in enumerate(images[:4]):
+        os.link(image, f"set/{number}.png")
+        os.link(image, f"set/deep/{number}.png")
+    contents = [image.read_bytes() for image in images[:12]]
+    pyarrow.parquet.write_table(pyarrow.table({"bytes": contents}), "a.parquet", row_group_size=3)
+    pyarrow.parquet.write_table(pyarrow.table({"bytes": contents[:0]}), "none.parquet")
+    for number, given in enumerate((["set/**"], ["se*/**"], ["none.parquet", "set"])):
+        assert predict(checkpoint, *given, output=f"{number}/") == 0
+        assert len({row["path"] for row in answers(f"{number}")}) == len(answers(f"{number}")) == 8
+    for _ in range(2):
+        assert predict(checkpoint, "set/0.png", "a.parquet", output="both/") == 0
+    assert len(answers("both")) == 13
+    assert predict(checkpoint, "set/deep", "set/") == 2
+    assert predict(checkpoint, "set", "set") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert not Path("answers").exists()
+
+
 @pytest.mark.parametrize("cut", ["middle of a file", "header", "end"])
 def test_a_damaged_shard_is_told_and_nothing_of_it_is_kept(
     checkpoint: str, colour_folder: Path, capsys: pytest.CaptureFixture[str], cut: str

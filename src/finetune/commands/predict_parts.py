@@ -45,13 +45,14 @@ def answer_in_parts(
         need("ray", "--engine ray")
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.trainer import quiet_libraries
+    from finetune.data.image_blocks import each_once
     from finetune.prediction.parts import PartsRecord, opened_parts
     from finetune.runtime import Runtime
 
     here = engine == "local"
     runtime = Runtime.joined(settings.accelerator, settings.devices) if here else Runtime()
     quiet_libraries()
-    given = runtime.agree(lambda: from_standard_input(given))
+    given = each_once(runtime.agree(lambda: from_standard_input(given)))
     file = checkpoint_file(Path(checkpoint))
     _keep_off(folder, file, given)
     deciding = {name: value for name, value in asdict(settings).items() if name in DECIDING}
@@ -97,7 +98,7 @@ def _pending(
     from finetune.data.image_blocks import image_blocks
 
     number = -1
-    for number, block in enumerate(image_blocks(given, record.size_of)):
+    for number, block in enumerate(image_blocks(given, part_size, record.size_of)):
         if not record.is_done(number, block):
             yield number, block
     if number < 0:
@@ -105,11 +106,14 @@ def _pending(
 
 
 def _keep_off(folder: str, checkpoint: Path, given: list[str]) -> None:
-    """Nothing is written among the images."""
+    """Nothing is written among the images, or among those of a fit."""
+    from finetune.prediction.predictor import fits_of, load_model
+
     if not storage.is_remote(folder):
         here = [storage.local_path(item) for item in given if not storage.is_remote(item)]
         place = storage.local_path(folder)
-        checked_output(place, endings=(), overwrite=True, inputs=[checkpoint], images=here)
+        output = checked_output(place, endings=(), overwrite=True, inputs=[checkpoint], images=here)
+        output.keep_off(fits=fits_of(load_model(checkpoint)))
 
 
 def _tell(folder: str, record: PartsRecord, before: int) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from glob import glob, has_magic
+from glob import has_magic
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from finetune import storage
 from finetune.data.image_tables import TABLES, row_blocks
 from finetune.data.tar_shards import SHARDS, TarBlock
 from finetune.data.walk import Walk, unlisted_message, why_hidden
-from finetune.errors import DataError, ImageError, ImageFolderError
+from finetune.errors import DataError, ImageError, ImageFolderError, UsageError
 from finetune.spec.protocols import ImageBlock, StreamedImage
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -53,13 +53,16 @@ class FileBlock:
             yield StreamedImage(file.address, partial(_content, file.address))
 
 
-def image_blocks(given: Iterable[str], size_of: Callable[[int], int]) -> Iterator[ImageBlock]:
+def image_blocks(
+    given: Iterable[str], rows: int, size_of: Callable[[int], int]
+) -> Iterator[ImageBlock]:
     """The blocks of all that was given, in a fixed order.
 
     Files make blocks together; a tar shard is a block, and so are some rows of a table.
 
     Args:
         given: files, folders and patterns, here or of a store; ``x{000..123}.tar`` names many.
+        rows: how many of a table make a block.
         size_of: of the block with this number, how many files it takes.
 
     Raises:
@@ -76,7 +79,7 @@ def image_blocks(given: Iterable[str], size_of: Callable[[int], int]) -> Iterato
             waiting.clear()
 
     for address in (each for item in given for each in _numbered(item)):
-        for found in _found_at(address, size_of):
+        for found in _found_at(address, rows):
             if isinstance(found, ListedFile):
                 waiting.append(found)
                 if len(waiting) >= size_of(number):
@@ -88,9 +91,24 @@ def image_blocks(given: Iterable[str], size_of: Callable[[int], int]) -> Iterato
     yield from gathered()
 
 
-def needs_blocks(item: str) -> bool:
-    """Whether what was given is more than files and folders of this machine."""
-    return storage.is_remote(item) or item.lower().endswith((*SHARDS, *TABLES))
+def each_once(given: Iterable[str]) -> list[str]:
+    """What was given, if nothing of it lies in something else of it.
+
+    Raises:
+        UsageError: something does; its images would be answered twice.
+    """
+    seen: set[str] = set()
+    places = [item.rstrip("/") or item for item in given]
+    for place in places:
+        if place in seen:
+            raise UsageError(f"Expected each place once, found {place} again; name it once.")
+        seen.add(place)
+    for place in places:
+        if around := seen.intersection(_parents(place)):
+            raise UsageError(
+                f"Expected places that lie apart, found {place} in {min(around)}; leave one out."
+            )
+    return places
 
 
 def _numbered(item: str) -> Iterator[str]:
@@ -105,43 +123,49 @@ def _numbered(item: str) -> Iterator[str]:
         yield from _numbered(item[: found.start()] + name + item[found.end() :])
 
 
-def _found_at(address: str, size_of: Callable[[int], int]) -> Iterator[ListedFile | ImageBlock]:
+def _found_at(address: str, rows: int) -> Iterator[ListedFile | ImageBlock]:
     try:
         size = storage.size_of(address)
     except FileNotFoundError:
-        for match in _matched(address):
-            yield from _each_in(match.address, match.size, size_of)
+        for match in _matches(address):
+            yield from _each_in(match.address, match.size, rows)
     else:
-        yield from _each_in(address, size, size_of)
+        yield from _each_in(address, size, rows)
 
 
-def _each_in(
-    address: str, size: int | None, size_of: Callable[[int], int]
-) -> Iterator[ListedFile | ImageBlock]:
+def _each_in(address: str, size: int | None, rows: int) -> Iterator[ListedFile | ImageBlock]:
     if size is None:
         files = _remote_images if storage.is_remote(address) else _local_images
         yield from files(address)
     elif address.lower().endswith(SHARDS):
         yield TarBlock(address, size)
     elif address.lower().endswith(TABLES):
-        yield from row_blocks(address, size, size_of(0))
+        yield from row_blocks(address, size, rows)
     else:
         yield ListedFile(address, size)
 
 
-def _matched(pattern: str) -> list[storage.Entry]:
-    """What a pattern names; of a store's folder and all below it the folder, listed later."""
+def _matches(pattern: str) -> Iterator[storage.Entry]:
+    """What a pattern names, in order; what lies in a folder that it names comes with that."""
+    folder = pattern.removesuffix("/**")
     if not has_magic(pattern):
         raise DataError(
             f"Expected an image or a folder, found nothing at {pattern}; check the path."
         )
-    if not storage.is_remote(pattern):
-        places = sorted(glob(storage.local_path(pattern), recursive=True))
-        return [storage.Entry(place, storage.size_of(place)) for place in places]
-    folder = pattern.removesuffix("/**")
     if folder != pattern and not has_magic(folder):
-        return [storage.Entry(folder, None)]
-    return storage.matches(pattern)
+        yield storage.Entry(folder, None)  # listed step by step, not held as a whole
+        return
+    folders: set[str] = set()
+    for entry in storage.matches(pattern):
+        if not folders.intersection(_parents(entry.address)):
+            yield entry
+            if entry.size is None:
+                folders.add(entry.address.rstrip("/"))
+
+
+def _parents(address: str) -> Iterator[str]:
+    while address := address.rstrip("/").rpartition("/")[0]:
+        yield address
 
 
 def _local_images(folder: str) -> Iterator[ListedFile]:

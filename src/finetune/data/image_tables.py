@@ -118,7 +118,7 @@ def row_blocks(address: str, size: int, rows: int) -> Iterator[RowBlock]:
     total, start, stop = sum(groups), 0, 0
     for ahead in groups if column != PATHS else [rows] * -(-total // rows):
         stop = min(stop + ahead, total)
-        if stop - start >= rows or stop == total:
+        if stop - start >= rows or start < stop == total:
             yield RowBlock(address, size, column, start, stop)
             start = stop
 
