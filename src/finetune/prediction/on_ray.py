@@ -7,6 +7,7 @@ was answered twice is there once.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -138,6 +139,7 @@ def shares(
 def _cluster(address: str | None) -> Iterator[Any]:
     """Ray in touch with a cluster, quiet, and reporting to nobody."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call its makers' server
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     import ray
     import ray.data
 
@@ -150,6 +152,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
                 f"Expected a Ray cluster at {address or 'this machine'}, found none "
                 f"({' '.join(str(error).split())[:200]}); start one with `ray start --head`."
             ) from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
