@@ -14,6 +14,7 @@ EXTRAS = {
     "ray": ("ray",),
     "remote": ("s3fs",),  # fsspec itself comes with every installation
     "report": ("matplotlib", "jinja2"),
+    "serve": ("starlette", "uvicorn", "python_multipart"),
     "track": ("wandb",),
 }
 

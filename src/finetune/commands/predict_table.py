@@ -15,9 +15,12 @@ from finetune.spec.answer_settings import AnswerSettings
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
+    from finetune.combining.unknown import UnknownRule
     from finetune.prediction import Predictions
     from finetune.tables.writing import Row, Write
     from finetune.training.classifier import ImageClassifier
+
+DRIFTED = 0.01  # a p-value below which images are said to be others than those that calibrated
 
 
 def answer_in_table(
@@ -42,7 +45,7 @@ def answer_in_table(
 
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_images
-    from finetune.prediction.predictor import fits_of, load_model
+    from finetune.prediction.predictor import fits_of, load_model, rule_of
 
     quiet_libraries()
     files = find_images(named)
@@ -54,8 +57,21 @@ def answer_in_table(
         return
     for path, reason in predictions.skipped:
         print(f"left out {path}: {reason}", file=sys.stderr)
+    rule, unknown = rule_of(model), predictions.unknown
+    if rule is not None and unknown is not None:
+        print(drift(rule, int(unknown.sum()), len(unknown)), file=sys.stderr)
     if written is not None:
         print(f"{len(predictions)} images answered in {written.path}")
+
+
+def drift(rule: UnknownRule, unknown: int, images: int) -> str:
+    """Whether images look like those that calibrated the rule, in words."""
+    p_value = rule.drift_p_value(unknown, images)
+    verdict = "more than chance: they are other images" if p_value < DRIFTED else "as expected"
+    return (
+        f"{unknown} of {images} images are unknown, of images like those that calibrated at most "
+        f"{rule.alpha:.0%} on average: {verdict} (p = {p_value:.2g})"
+    )
 
 
 def from_standard_input(images: list[str]) -> list[str]:

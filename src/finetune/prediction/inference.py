@@ -16,12 +16,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finetune.combining.test_time_augmentation import chosen_views
+from finetune.combining.test_time_augmentation import View, chosen_views
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.errors import ImageError, UsageError
-from finetune.prediction.answering import Answering, answered
+from finetune.prediction.answering import outputs_of, predictions_of
 from finetune.prediction.inputs import (
     Collated,
     ImageInput,
@@ -88,7 +88,7 @@ def predict(
         collate_fn=collate_views,
     )
     collected = _Collector(paths, model, on_answer, on_bad_image)
-    answering = Answering(model, views)
+    answering = _Answering(model, views)
     if trainer is None:
         with _lightning_quiet():
             trainer = _plain_trainer(collected)
@@ -115,6 +115,24 @@ def _check_arguments(classifier: object, batch_size: int, on_bad_image: str) -> 
             f"Expected on_bad_image to be one of {', '.join(get_args(OnBadImage))}, found "
             f"{on_bad_image!r}."
         )
+
+
+class _Answering(LightningModule):
+    """Lets Lightning's trainer place members and batches on devices."""
+
+    def __init__(self, model: ProbabilityModel, views: Sequence[View]) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.views = views
+
+    def predict_step(self, batch: Collated, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Outputs ``(M, B, C)``, and strangeness ``(B,)`` where there is a rule, else empty."""
+        indexes, views, _ = batch
+        if not indexes:
+            return torch.empty(0), torch.empty(0)
+        dataset = self.trainer.predict_dataloaders.dataset  # type: ignore[union-attr]
+        paths = [dataset.paths[index] for index in indexes]
+        return outputs_of(self.model, views, paths, self.views)
 
 
 class _Collector(Callback):
@@ -175,8 +193,8 @@ class _Collector(Callback):
 
     def _answered(self, indexes: Sequence[int]) -> Predictions:
         outputs, strangeness = zip(*(self.answers[index] for index in indexes), strict=True)
-        paths = [self.paths[index] for index in indexes]
-        return answered(self.model, paths, torch.cat(outputs, dim=1), torch.cat(strangeness))
+        together = torch.cat(outputs, dim=1), torch.cat(strangeness)
+        return predictions_of(self.model, together, [self.paths[index] for index in indexes])
 
 
 @contextmanager

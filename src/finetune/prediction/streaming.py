@@ -16,13 +16,14 @@ from typing import NamedTuple
 import torch
 from lightning.fabric import Fabric
 
+from finetune.combining.ensemble import Ensemble
 from finetune.combining.test_time_augmentation import chosen_views
 from finetune.data.workers import usable_cores
 from finetune.errors import ImageError
-from finetune.prediction.answering import Answering, answered
+from finetune.prediction.answering import outputs_of, predictions_of
 from finetune.prediction.inputs import ImageViews, collate_views
 from finetune.prediction.predictions import Predictions
-from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
+from finetune.prediction.probability_model import SingleClassifier
 from finetune.runtime import Runtime
 from finetune.spec.answer_settings import AnswerSettings
 from finetune.spec.protocols import ImageBlock, StreamedImage
@@ -57,7 +58,7 @@ class StreamPredictor:
 
     def __init__(
         self,
-        model: ImageClassifier | ProbabilityModel,
+        model: ImageClassifier | Ensemble,
         settings: AnswerSettings,
         runtime: Runtime,
     ) -> None:
@@ -67,9 +68,8 @@ class StreamPredictor:
         devices = 1 if place.type == "cpu" else [place.index or 0]
         precision = settings.precision
         self._fabric = Fabric(accelerator=place.type, devices=devices, precision=precision)
-        views = chosen_views(settings.test_time_augmentation)
-        self._answering = Answering(self.model, views)
-        self._fabric.setup_module(self._answering)  # in place: where it is, and how precise
+        self._fabric.setup_module(self.model.eval())  # in place: where it is, and how precise
+        self._augmentations = chosen_views(settings.test_time_augmentation)
         limits = settings.max_pixels, settings.max_decoding_mb
         self._views = ImageViews([], self.model.preprocessings, *limits)
         self._threads = max(READERS, usable_cores())
@@ -127,8 +127,9 @@ class StreamPredictor:
         names = [batch[index][0] for index in indexes]
         if not names:
             return AnsweredBatch([], None, reasons)
-        with self._fabric.autocast():
-            outputs, strangeness = self._answering(self._fabric.to_device(views), names)
         paths = [Path(name) for name in names]
-        found = answered(self.model, paths, outputs.cpu(), strangeness.cpu())
+        with self._fabric.autocast():
+            placed = self._fabric.to_device(views)
+            outputs, strangeness = outputs_of(self.model, placed, paths, self._augmentations)
+        found = predictions_of(self.model, (outputs.cpu(), strangeness.cpu()), paths)
         return AnsweredBatch(names, found, reasons)
