@@ -139,7 +139,7 @@ def shares(
 def _cluster(address: str | None) -> Iterator[Any]:
     """Ray in touch with a cluster, quiet, and reporting to nobody."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call its makers' server
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # exceptions come all the same
     import ray
     import ray.data
 
