@@ -94,7 +94,7 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
         torch.cat([labels] * count),
         len(classifier.class_names),
         sample_weights=None if weights is None else weights.repeat(count),
-        groups=_group_numbers(images).repeat(count),
+        groups=group_numbers(images).repeat(count),
         seed=datamodule.seed,
         say=kept.say,
     )
@@ -159,7 +159,7 @@ def _targets(classifier: ImageClassifier, images: Sequence[LabelledImage]) -> Te
     return classifier.task.collate([image.label for image in images])
 
 
-def _group_numbers(images: Sequence[LabelledImage]) -> Tensor:
+def group_numbers(images: Sequence[LabelledImage]) -> Tensor:
     """One number a group; an image without one is a group of its own."""
     names = [image.group or f"\0{number}" for number, image in enumerate(images)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
