@@ -94,7 +94,7 @@ def test_limits_leave_out_and_say_why(
     call += ["--backbones", given[0], "--backbones", given[1]]
     assert cli.main([*call, "--mb", "1.4"]) == 0
     out = capsys.readouterr().out
-    assert "test_resnet=test_resnet.safetensors is left out: 2 MB" in out
+    assert "test_resnet=test_resnet.safetensors is left out: 1.5 MB" in out
     assert "next: finetune fit" in out
     assert "--model.backbone test_efficientnet --model.pretrained" in out
     assert cli.main([*call, "--ms", "0.0001"]) == 2

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from finetune.combining.backbone_choice import Trial, named, nested_sample
 from finetune.data.datamodule import ImageFolderDataModule
@@ -94,9 +95,12 @@ class BackboneTrials:
         licence = weights_licence(*candidate)
         if self.limits.licence is not None and licence not in under_licence(self.limits.licence):
             return self._leave_out(candidate, f"licence {licence or 'not known'}")
-        megabytes = self._megabytes(candidate)
-        if self.limits.megabytes is not None and megabytes > self.limits.megabytes:
-            return self._leave_out(candidate, f"{megabytes:.0f} MB")
+        if self.limits.megabytes is not None:
+            with torch.device("meta"):
+                spec = network_spec(candidate.backbone)
+                megabytes = megabytes_of(build_network(spec, len(self.data.class_names)))
+            if megabytes > self.limits.megabytes:
+                return self._leave_out(candidate, f"{megabytes:.1f} MB")
         return True
 
     def judge(self, candidate: Named, images: int) -> Trial | None:
@@ -117,7 +121,7 @@ class BackboneTrials:
             features.tensor().flatten(1),
             labels,
             int(labels.max()) + 1,
-            groups=group_numbers(chosen),
+            groups=group_numbers([image.group for image in chosen]),
             seed=self.seed,
             held_out=True,
             say=self.say,
@@ -158,7 +162,7 @@ class BackboneTrials:
             backbone,
             pretrained,
             milliseconds,
-            self._megabytes(candidate),
+            megabytes_of(classifier.network),
             weights_licence(*candidate),
             torch.empty(0, 0),
             torch.empty(0),
@@ -166,12 +170,12 @@ class BackboneTrials:
         self._met[candidate.name] = classifier, trial
         return True
 
-    def _megabytes(self, candidate: Named) -> float:
-        with torch.device("meta"):
-            network = build_network(network_spec(candidate.backbone), len(self.data.class_names))
-        return sum(4 * each.numel() for each in network.state_dict().values()) / 1e6
-
     def _leave_out(self, candidate: Named, reason: str) -> bool:
         self.left_out[candidate.name] = reason
         self.say(f"{candidate.name} is left out: {reason}")
         return False
+
+
+def megabytes_of(network: nn.Module) -> float:
+    """Of its weights in single precision; also where these are not there yet."""
+    return sum(4 * each.numel() for each in network.state_dict().values()) / 1e6

@@ -64,6 +64,7 @@ def fit_probe(
     l2: float | Sequence[float] | None = None,
     seed: int = 0,
     held_out: bool = False,
+    spreads: Tensor | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Probe:
     """Fit the final layer on ``features (N, D)`` and ``labels (N,)``.
@@ -87,6 +88,8 @@ def fit_probe(
         seed: of the assignment to folds, the only random thing here.
         held_out: keep the held-out answers too, where penalties are chosen from and every class has
             an image.
+        spreads: ``(D,)``, above 0, what each feature is divided by, and so how much the penalty
+            holds it down; :func:`mixed_spreads` for None.
         say: gets a line for each penalty once the fit has taken a few seconds.
 
     Raises:
@@ -99,7 +102,7 @@ def fit_probe(
     present = torch.unique(labels)
     dense = torch.searchsorted(present, labels)
     weights = mean_one(sample_weights, len(rows))
-    mean, spread = rows.mean(dim=0), mixed_spreads(rows)
+    mean, spread = rows.mean(dim=0), mixed_spreads(rows) if spreads is None else spreads
     projected, axes = principal_axes((rows - mean) / spread)
 
     held_out_nll: dict[float, float] = {}

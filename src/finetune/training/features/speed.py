@@ -10,12 +10,12 @@ from finetune.training.classifier import ImageClassifier
 from finetune.training.features.extract import BATCH_SIZE
 
 SECONDS = 0.3  # of measuring, at least, ...
-BATCHES = 2  # ... and so many
+BATCHES = 2  # ... and so many, of which the first warms up
 
 
 @torch.inference_mode()
 def milliseconds_an_image(classifier: ImageClassifier) -> float:
-    """The least of several batches' times an image, the first one apart; reading is not in it."""
+    """The least of several batches' times an image; reading is not in it."""
     device, size = classifier.mean.device, classifier.preprocessing.image_size
     count = BATCH_SIZE["cpu" if device.type == "cpu" else "accelerator"]
     shape = (count, classifier.preprocessing.in_chans, size, size)
@@ -24,7 +24,6 @@ def milliseconds_an_image(classifier: ImageClassifier) -> float:
     network.to(memory_format=torch.channels_last)
     classifier.eval()
     try:
-        classifier(images).cpu()
         times: list[float] = []
         while len(times) < BATCHES or sum(times) < SECONDS:
             started = time.perf_counter()

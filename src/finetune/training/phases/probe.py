@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
@@ -94,7 +94,7 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
         torch.cat([labels] * count),
         len(classifier.class_names),
         sample_weights=None if weights is None else weights.repeat(count),
-        groups=group_numbers(images).repeat(count),
+        groups=group_numbers([image.group for image in images]).repeat(count),
         seed=datamodule.seed,
         say=kept.say,
     )
@@ -159,8 +159,8 @@ def _targets(classifier: ImageClassifier, images: Sequence[LabelledImage]) -> Te
     return classifier.task.collate([image.label for image in images])
 
 
-def group_numbers(images: Sequence[LabelledImage]) -> Tensor:
+def group_numbers(together: Sequence[Hashable | None]) -> Tensor:
     """One number a group; an image without one is a group of its own."""
-    names = [image.group or f"\0{number}" for number, image in enumerate(images)]
+    names = [(number,) if name is None else name for number, name in enumerate(together)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([numbers[name] for name in names])
