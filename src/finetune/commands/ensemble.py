@@ -162,7 +162,7 @@ def _joined(
     seed: int,
 ) -> Ensemble:
     """The joint probe, unless the members answer better, and how good that is."""
-    from finetune.commands.joint_probe import joined_or_better
+    from finetune.commands.joined_backbones import joined_or_better
     from finetune.commands.member_worth import honest_accuracy
     from finetune.training.features.store import FeatureStore
 
