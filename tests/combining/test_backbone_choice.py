@@ -84,7 +84,7 @@ def test_rounds_rise_and_never_ask_for_more_than_there_is(
     sizes = rounds(backbones, images, classes)
     assert sizes == sorted(set(sizes))
     assert sizes[-1] <= images
-    assert sizes[-1] >= min(images, 200, 10 * classes)
+    assert sizes[-1] >= min(images, 150, 10 * classes)
     assert len(sizes) == 1 or backbones > FINALISTS
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from finetune import cli
 from finetune.combining.ensemble import Ensemble
+from finetune.commands import joined_backbones
 from finetune.prediction import predict
 from finetune.training.linear_probe import Probe
 
@@ -154,7 +155,7 @@ def test_a_joint_final_layer_is_taken_where_it_is_best_and_only_there(
     assert joint.roles["pick"]
     assert not set(joint.roles["pick"]) & set(joint.roles["calibrate"])
     nothing = [Probe(torch.zeros(3, width), torch.zeros(3), 1.0) for width in (96, 256)]
-    monkeypatch.setattr("finetune.commands.joined_backbones.fit_joint_probe", lambda *a, **k: nothing)
+    monkeypatch.setattr(joined_backbones, "fit_joint_probe", lambda *a, **k: nothing)
     assert cli.main([*call, "--overwrite"]) == 0
     assert "one final layer on all features 1.0986\n" in capsys.readouterr().out
     assert Ensemble.from_file(output).pooling == "mean"
