@@ -90,7 +90,7 @@ def test_rounds_rise_and_never_ask_for_more_than_there_is(
 
 @pytest.mark.parametrize("backbones", [4, 6, 8])
 def test_a_third_of_the_images_finds_the_best(backbones: int) -> None:
-    field = Field(**{f"b{index}": (index / 2, 1.0 + index) for index in range(backbones)})
+    field = Field(**{f"b{index}": (float(index), 1.0 + index) for index in range(backbones)})
     found = field.choose()
     assert found.best.name == found.named.name == f"b{backbones - 1}"
     assert sum(field.judged.values()) <= backbones * IMAGES / 3
@@ -106,7 +106,7 @@ def test_the_cheapest_of_the_equals_is_named_and_goes_on() -> None:
     found = Field(**known, poor=(0.0, 1.0)).choose()
     assert found.named in found.equals
     assert found.named.milliseconds == min(each.milliseconds for each in found.equals)
-    assert found.named.name in {"b7", "b6", "b5"}
+    assert found.named.milliseconds <= 26  # of the cheaper half, out of 23 to 30
     assert "poor" not in {each.name for each in found.equals}
 
 

@@ -194,7 +194,8 @@ def choose_backbone(
     remaining, earlier, trials = list(names), list[Trial](), list[Trial]()
     for number, size in enumerate(sizes):
         if number > 0:
-            kept = _ahead(trials)
+            is_last = number == len(sizes) - 1
+            kept = _ahead(trials, FINALISTS if is_last else _half(len(trials)))
             if not affordable(kept, size):
                 break
             earlier[:0] = [each for each in trials if each not in kept]
@@ -266,8 +267,8 @@ def choose_set(trials: Sequence[Trial], *, seed: int = 0) -> Together:
     return Together(coefficients, float(losses.mean()), float(gains.mean()), _standard_error(gains))
 
 
-def _ahead(trials: Sequence[Trial]) -> list[Trial]:
-    """The half that goes on: the best, then its equals by their cost, then the others by NLL."""
+def _ahead(trials: Sequence[Trial], number: int) -> list[Trial]:
+    """So many that go on: the best, then its equals by their cost, then the others by NLL."""
     best = min(trials, key=lambda trial: trial.nll)
 
     def place(trial: Trial) -> tuple[float, ...]:
@@ -275,7 +276,7 @@ def _ahead(trials: Sequence[Trial]) -> list[Trial]:
             return (0,)
         return (1, *_cost(trial)) if _is_equal(trial, best) else (2, trial.nll)
 
-    return sorted(trials, key=place)[: _half(len(trials))]
+    return sorted(trials, key=place)[:number]
 
 
 def _half(backbones: int) -> int:
