@@ -36,7 +36,7 @@ from finetune.commands.allocator import keep_freed_memory
 from finetune.data.decoding import decode_image
 from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.networks.factory import create_network, preprocessing_of
-from finetune.training.linear_probe import _principal_axes
+from finetune.training.linear_probe import principal_axes
 from finetune.training.logistic_regression import LogisticProblem, logistic_problem, solve_logistic
 from finetune.training.penalty_search import (
     FOLDS,
@@ -93,8 +93,8 @@ def seen(root: str, backbone: str, weights: str | bool) -> tuple[Seen, Seen]:
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     folder = ImageFolderDataModule(root, preprocessing=preprocessing, val_fraction=0.0)
-    plain = evaluation_transform(preprocessing, to_float=False)
-    random = training_transform(preprocessing, "light", to_float=False)
+    plain = evaluation_transform(preprocessing)
+    random = training_transform(preprocessing, "light")
     found = []
     for split in ("train", "test" if (Path(root) / "test").is_dir() else "val"):
         entries = folder.images(split)  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ class Fit:
             for view in (0, 1):
                 other = test.views[view][group].double()
                 judged[view].append((other - rows.mean(dim=0)) / spread)
-        self.rows, axes = _principal_axes(torch.cat(columns, dim=1))
+        self.rows, axes = principal_axes(torch.cat(columns, dim=1))
         self.judged = [torch.cat(parts, dim=1) @ axes for parts in judged]
         if part != "mirror":
             self.judged.pop()

@@ -126,7 +126,8 @@ def test_predictions_name_what_the_thresholds_say(run: Path, tmp_path: Path) -> 
 
 
 def test_members_are_combined_calibrated_and_exported(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    others = sorted(str(path) for path in (run / "checkpoints").glob("*.ckpt"))[:2]
+    # Not the best one where it has learnt from all: its averages have nothing held out.
+    others = sorted(str(path) for path in (run / "checkpoints").glob("*.ckpt"))[-2:]
     data = [f"--data.root={images(run)}", "--data.num_workers=0"]
     one, all_of = str(tmp_path / "average.ckpt"), str(tmp_path / "ensemble.ckpt")
     assert main(["average", *others, "--output", one]) == 0

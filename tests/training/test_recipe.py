@@ -154,7 +154,23 @@ def test_a_time_limit_is_told_where_it_shortens():
 
 def test_a_closed_form_needs_no_rates():
     found = values(replace(FACTS, class_counts=[3, 3]))
-    assert set(found) == {"strategy", "epochs", "augmentation", "class_weights"}
+    assert set(found) == {"strategy", "refit", "epochs", "augmentation", "class_weights"}
+
+
+@pytest.mark.parametrize(
+    ("change", "refit"),
+    [
+        ({}, True),
+        ({"held_out": 0}, False),
+        ({"val_is_given": True}, False),
+        ({"is_fold": True}, False),
+        ({"pretrained": False}, False),
+        ({"closed_form": False}, False),
+        ({"class_counts": [1000, 981]}, False),
+    ],
+)
+def test_a_closed_form_learns_from_few_val_images_too(change, refit):
+    assert values(replace(FACTS, **{"held_out": 20, **change}))["refit"] is refit
 
 
 def test_a_final_layer_without_closed_form_gets_epochs():

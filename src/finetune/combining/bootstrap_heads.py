@@ -8,7 +8,9 @@ Source of the samples: Breiman, Bagging predictors, 1996.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember
 from finetune.errors import UsageError
 from finetune.training.classifier import ImageClassifier
-from finetune.training.linear_probe import Probe, fit_probe
+from finetune.training.linear_probe import Probe, fit_probe, out_of_fold
 
 
 def bootstrap_heads(
@@ -46,33 +48,83 @@ def bootstrap_heads(
         raise UsageError(f"Expected at least one head, found {heads}; 10 are usual.")
     if l2 is None:
         l2 = fit_probe(features, labels, num_classes, seed=seed).l2
+    return [
+        fit_probe(features, labels, num_classes, sample_weights=weights, l2=l2)
+        for weights in bootstrap_weights(len(labels), heads, seed)
+    ]
+
+
+def bootstrap_weights(images: int, heads: int, seed: int) -> list[Tensor]:
+    """How often each image is in each head's sample ``(N,)``: it need not be copied."""
     generator = torch.Generator().manual_seed(seed)
-    fitted = []
-    for _ in range(heads):
-        # How often each image is drawn, as a weight: the sample itself need not be copied.
-        drawn = torch.randint(len(labels), (len(labels),), generator=generator)
-        weights = torch.bincount(drawn, minlength=len(labels)).double()
-        fitted.append(fit_probe(features, labels, num_classes, sample_weights=weights, l2=l2))
-    return fitted
+    drawn = (torch.randint(images, (images,), generator=generator) for _ in range(heads))
+    return [torch.bincount(each, minlength=images).double() for each in drawn]
 
 
-def ensemble_of_heads(classifier: ImageClassifier, heads: list[Probe]) -> Ensemble:
+def answers_without(
+    features: Tensor, labels: Tensor, heads: Sequence[Probe], fold_of: Tensor, *, seed: int
+) -> list[Tensor]:
+    """Of each head of :func:`bootstrap_heads`, logits ``(N, C)`` by fits without the image's fold.
+
+    Args:
+        features, labels, seed: that the heads were fitted with.
+        heads: they.
+        fold_of: ``(N,)``; -1: never held out, and NaN in the answers.
+    """
+    samples = bootstrap_weights(len(labels), len(heads), seed)
+    return [
+        out_of_fold(
+            fit_probe,
+            features,
+            labels,
+            len(head.bias),
+            fold_of=fold_of,
+            l2=head.l2,
+            sample_weights=weights,
+        ).float()
+        for head, weights in zip(heads, samples, strict=True)
+    ]
+
+
+def ensemble_of_heads(
+    classifier: ImageClassifier,
+    heads: list[Probe],
+    kept: Sequence[Mapping[str, Any]] = (),
+) -> Ensemble:
     """An ensemble of one backbone with several final layers; the classifier stays as it is.
+
+    Args:
+        classifier: of the backbone.
+        heads: the final layers.
+        kept: of each, what a checkpoint keeps of its answers to images that they have learnt from;
+            empty where others are held out.
 
     Raises:
         UsageError: the network's final layer is not one linear layer.
     """
     members = []
     for number, head in enumerate(heads):
-        own = deepcopy(classifier)
-        layer = own.network.get_classifier()
-        if not isinstance(layer, torch.nn.Linear):
-            raise UsageError(
-                f"Expected a linear final layer in {classifier.backbone}, found "
-                f"{type(layer).__name__}; fit the heads one by one."
-            )
-        with torch.no_grad():
-            layer.weight.copy_(head.weight.to(layer.weight.dtype))
-            layer.bias.copy_(head.bias.to(layer.bias.dtype))
+        own = with_final_layer(classifier, head)
+        if kept:
+            own.details = {**own.details, "val": kept[number]}
         members.append(ClassifierMember(own, f"head {number}"))
     return Ensemble(members)
+
+
+def with_final_layer(classifier: ImageClassifier, head: Probe) -> ImageClassifier:
+    """A copy of the classifier with another final layer.
+
+    Raises:
+        UsageError: the network's final layer is not one linear layer.
+    """
+    own = deepcopy(classifier)
+    layer = own.network.get_classifier()
+    if not isinstance(layer, torch.nn.Linear):
+        raise UsageError(
+            f"Expected a linear final layer in {classifier.backbone}, found "
+            f"{type(layer).__name__}; fit the heads one by one."
+        )
+    with torch.no_grad():
+        layer.weight.copy_(head.weight.to(layer.weight.dtype))
+        layer.bias.copy_(head.bias.to(layer.bias.dtype))
+    return own

@@ -158,13 +158,17 @@ class Ensemble(MemberOutputs):
         """Calibrated logits ``(N, C)``: an ensemble is a member of another one this way."""
         return self._combined(views, paths).float()
 
+    def answers_to(self, views: Views, paths: Paths, ids: Sequence[str] | None) -> Tensor:
+        """The same, out of fold where images of these ids have trained a member."""
+        return self._combined(views, paths, ids).float()
+
     def probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Calibrated probabilities ``(N, C)``."""
         return self.task.probabilities(self._combined(views, paths))
 
-    def _combined(self, views: Views, paths: Paths) -> Tensor:
+    def _combined(self, views: Views, paths: Paths, ids: Sequence[str] | None = None) -> Tensor:
         # Not by member_logits: inference mode would keep gradients and exports out.
-        answers = [answer for answer, _ in self._timed(views, paths)]
+        answers = [answer for answer, _ in self._timed(views, paths, ids)]
         return self.combine(torch.stack(answers))
 
     def describe(self) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _build_member(
         if tuple(logits.shape) != (len(paths), len(names)) or not logits.is_floating_point():
             raise ValueError(f"expected ({len(paths)}, {len(names)}) log probabilities")
         return TableMember(described["name"], names, paths, logits)
-    kept = (*SPLIT_ENTRIES, "licence", "thresholds")
+    kept = (*SPLIT_ENTRIES, "licence", "thresholds", "out_of_fold")
     checkpoint = Checkpoint(
         path=path,
         state_dict={name.removeprefix("classifier."): t for name, t in tensors.items()},
@@ -182,4 +182,8 @@ def _build_member(
         preprocessing=Preprocessing.from_dict(described["preprocessing"]),
         details={key: described[key] for key in kept if key in described},
     )
-    return ClassifierMember.from_checkpoint(checkpoint, described["name"])
+    member = ClassifierMember.from_checkpoint(checkpoint, described["name"])
+    outputs = member.task.number_of_outputs(member.class_names)
+    if any(tuple(answer.shape) != (outputs,) for answer in member.out_of_fold.values()):
+        raise ValueError(f"expected {outputs} logits an image that is answered out of fold")
+    return member

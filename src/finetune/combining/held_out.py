@@ -28,6 +28,8 @@ class HeldOut:
             cross-validation a row a recipe, whose folds share the work.
         seconds: each row's time for all images.
         columns: which members answered for each row, ``M`` tuples; empty: each member for itself.
+        refitted: whether members that have learnt from some of these images answered them as they
+            would have without.
     """
 
     paths: tuple[str, ...]
@@ -36,11 +38,12 @@ class HeldOut:
     member_logits: Tensor
     seconds: tuple[float, ...] = ()
     columns: tuple[tuple[int, ...], ...] = ()
+    refitted: bool = False
 
     @property
     def is_out_of_fold(self) -> bool:
-        """Whether several members share a row, each for the images that it was not trained on."""
-        return bool(self.columns)
+        """Whether what answers later has seen these images, and what answered here has not."""
+        return bool(self.columns) or self.refitted
 
     def of_rows(self, coefficients: Sequence[float]) -> list[float]:
         """The members' coefficients ``(members,)`` added up for each row, ``(M,)``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,25 @@ class MemberOutputs(nn.Module):
         return tuple(record for member in self.parts for record in member.fitted_on)
 
     @property
+    def judged_on(self) -> tuple[SplitRecord, ...]:
+        """The same for whoever judges by :meth:`held_out`: what is answered out of fold is val."""
+        return tuple(
+            record
+            for member in self.parts
+            for record in (
+                member.judged_on
+                if isinstance(member, ClassifierMember | MemberOutputs)
+                else member.fitted_on
+            )
+        )
+
+    @property
+    def out_of_fold(self) -> Set[str]:
+        """The images that some of the classifiers, at any depth, answer out of fold."""
+        own = (each for each in self.parts if isinstance(each, ClassifierMember | MemberOutputs))
+        return {image for member in own for image in member.out_of_fold}
+
+    @property
     def first_classifier(self) -> ImageClassifier | None:
         """The first classifier among the members, at any depth: its features know strangers."""
         for part in self.parts:
@@ -105,12 +125,18 @@ class MemberOutputs(nn.Module):
         """
         return torch.stack([answer for answer, _ in self._timed(views, paths)])
 
+    def answers_to(self, views: Views, paths: Paths, ids: Sequence[str] | None) -> Tensor:
+        """What they answer together, ``(N, C)``; an ensemble says how."""
+        raise NotImplementedError
+
     def member_probabilities(self, views: Views, paths: Paths = None) -> Tensor:
         """Every member's answer to one batch, ``(M, N, C)``; see :meth:`member_logits`."""
         return self.task.probabilities(self.member_logits(views, paths))
 
     def held_out(self, datamodule: DataModules, split: Split = "val") -> HeldOut:
         """The members' answers to a split's images; computed once, then remembered.
+
+        A final layer that was fitted to all labelled images gives its out-of-fold answers.
 
         Args:
             datamodule: whose images; or of a cross-validation one a fold, ``{fold: datamodule}``:
@@ -137,14 +163,16 @@ class MemberOutputs(nn.Module):
         with torch.inference_mode():
             for batches, labels in told(loader, "Asking the members", len(loader)):
                 paths = images.paths[start : start + len(labels)]
+                ids = images.ids[start : start + len(labels)]
                 placed = [batch.to(device, non_blocking=device.type == "cuda") for batch in batches]
                 views = dict(zip(self.preprocessings, placed, strict=True))
-                timed = self._timed(views, paths)
+                timed = self._timed(views, paths, ids)
                 answers.append(torch.stack([answer for answer, _ in timed]))
                 seconds = [a + b for a, (_, b) in zip(seconds, timed, strict=True)]
                 start += len(labels)
         # Clones: tensors of inference mode could not be used in autograd or be changed.
-        return images.with_answers(torch.cat(answers, dim=1).clone(), seconds)
+        found = images.with_answers(torch.cat(answers, dim=1).clone(), seconds)
+        return replace(found, refitted=not self.out_of_fold.isdisjoint(images.ids))
 
     def _out_of_fold(self, datamodules: Mapping[int, HeldOutData]) -> HeldOut:
         """Each fold's val images, answered by the members that were trained on the others."""
@@ -164,20 +192,29 @@ class MemberOutputs(nn.Module):
             self._held_out[key] = out_of_fold(answered, columns=members)
         return self._held_out[key]
 
-    def _timed(self, views: Views, paths: Paths) -> list[tuple[Tensor, float]]:
-        """Each member's logits in the common class order, on the CPU, and the seconds they took."""
+    def _timed(
+        self, views: Views, paths: Paths, ids: Sequence[str] | None = None
+    ) -> list[tuple[Tensor, float]]:
+        """Each member's logits in the common class order, on the CPU, and the seconds they took.
+
+        With the images' ids, what has trained a member is answered out of fold where it can.
+        """
         found: dict[int, tuple[Tensor, float]] = {}
         for group in self._groups:
             start = time.perf_counter()
             members = [self.parts[index] for index in group]
             if isinstance(members[0], ClassifierMember):
                 answers = grouped_logits(members, views)  # type: ignore[arg-type]
+            elif isinstance(members[0], MemberOutputs):
+                answers = [members[0].answers_to(views, paths, ids)]
             else:
                 answers = [members[0].logits(views, paths)]
             # Within the time: a device has not answered before its answer is here.
             answers = [answer if answer.is_cpu else answer.cpu() for answer in answers]
             seconds = (time.perf_counter() - start) / len(group)
             for index, answer in zip(group, answers, strict=True):
-                order = self._orders[index]
+                member, order = self.parts[index], self._orders[index]
+                if ids is not None and isinstance(member, ClassifierMember):
+                    answer = member.honest(answer, ids)
                 found[index] = (answer if order is None else answer[:, order], seconds)
         return [found[index] for index in range(len(self.parts))]

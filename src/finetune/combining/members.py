@@ -18,7 +18,7 @@ from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.task import Task
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
-from finetune.training.fitted_splits import SPLIT_ENTRIES, split_records
+from finetune.training.fitted_splits import SPLIT_ENTRIES, out_of_fold_answers, split_records
 from finetune.training.phases.probe import linear_head
 from finetune.training.thresholds import Thresholds, thresholds_of
 
@@ -95,16 +95,34 @@ class ClassifierMember(nn.Module):
         """The split of its own fit, and for an average those of its members that differ."""
         return split_records(self.classifier.details)
 
+    @cached_property
+    def out_of_fold(self) -> Mapping[str, Tensor]:
+        """Logits ``(C,)`` by the ids of images that have trained it, of fits without them."""
+        return out_of_fold_answers(self.classifier.details)
+
+    @cached_property
+    def judged_on(self) -> tuple[SplitRecord, ...]:
+        """As :attr:`fitted_on`, but images that it has out-of-fold answers to are val."""
+        return tuple(record.with_val(self.out_of_fold) for record in self.fitted_on)
+
     def chosen_by(self, ids: Sequence[str], split: str) -> bool:
         """Whether the val images of its fit are among these; a closed form needs none of them."""
         closed_form = linear_head(self.classifier.network) is not None
         if self.classifier.hparams["strategy"] == "head" and closed_form:
             return False
-        for record in self.fitted_on:
+        for record in self.judged_on:
             sides = {at.side for each in ids if (at := record.standing(each, "")) is not None}
             if "val" in sides or (not record.images and split == "val"):
                 return True
         return False
+
+    def honest(self, logits: Tensor, ids: Sequence[str]) -> Tensor:
+        """Its logits ``(N, C)`` of these images, with out-of-fold ones for what has trained it."""
+        answers = [self.out_of_fold.get(image) for image in ids]
+        if not any(answer is not None for answer in answers):
+            return logits
+        pairs = zip(answers, logits, strict=True)
+        return torch.stack([own if kept is None else kept.to(own) for kept, own in pairs])
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
         """Logits ``(N, C)`` float32, those of the classifier alone bit for bit."""
@@ -127,6 +145,9 @@ class ClassifierMember(nn.Module):
         for key in (*SPLIT_ENTRIES, "licence"):  # so that a later test splits alike
             if key in classifier.details:
                 entry[key] = classifier.details[key]
+        if self.out_of_fold:
+            logits = [answer.tolist() for answer in self.out_of_fold.values()]
+            entry["out_of_fold"] = {"ids": list(self.out_of_fold), "logits": logits}
         if self.thresholds is not None:
             entry["thresholds"] = list(self.thresholds)
         return {**entry, "name": self.name, "hyper_parameters": hyper_parameters}

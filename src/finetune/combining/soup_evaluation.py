@@ -81,7 +81,7 @@ class WeightsEvaluator:
         if not self.rows:
             raise UsageError(
                 f"Expected held-out {split} images to judge by, found none; "
-                "set a val_fraction above 0."
+                "fit with a val_fraction above 0 and --model.refit false."
             )
         self.ids = [self.images.ids[row] for row in self.rows]
         side = ingredient.preprocessing.image_size

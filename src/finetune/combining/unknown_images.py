@@ -48,18 +48,22 @@ def rule_for(
             f"{found}; leave --unknown out."
         )
     data = cast(FitData, datamodule)  # what is decoded for members is decoded for features
-    features = {}
-    for side in dict.fromkeys(("train", split)):
-        images, workers = dataset_for(classifier, data, side)
-        if not images.images:
+    calibrating = set(rows)
+    known, judged = list(data.images("train")), data.images(split)
+    held_out = [image for row, image in enumerate(judged) if row in calibrating]
+    if not members.out_of_fold.isdisjoint(image.id for image in held_out):
+        # All have learnt, but no image has moved the features: the others are as good to know by.
+        known += [image for row, image in enumerate(judged) if row not in calibrating]
+    features = []
+    for side, wanted in (("train", known), (split, held_out)):
+        if not wanted:
             raise CalibrationError(
                 f"Expected {side} images to know unknown ones by, found none; give --data.root of "
                 "the fit."
             )
-        found_there = frozen_features(classifier, images, store=store, num_workers=workers)
-        features[side] = found_there.tensor().flatten(1)
-    trained = data.images("train")
-    strata = members.task.strata(members.task.collate([image.label for image in trained]))
-    return fit_unknown(
-        features["train"], torch.tensor(strata), features[split][list(rows)], alpha=alpha
-    )
+        dataset, workers = dataset_for(classifier, data, split)
+        dataset.images = wanted
+        kept = frozen_features(classifier, dataset, store=store, num_workers=workers)
+        features.append(kept.tensor().flatten(1))
+    strata = members.task.strata(members.task.collate([image.label for image in known]))
+    return fit_unknown(features[0], torch.tensor(strata), features[1], alpha=alpha)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from finetune.combining.ensemble import Ensemble
     from finetune.commands.guest import Where
     from finetune.commands.held_out_images import HeldOut
+    from finetune.data.datamodule import ImageFolderDataModule
     from finetune.runtime import Runtime
+    from finetune.training.linear_probe import Probe
 
 
 def heads_on_one_backbone(
@@ -50,7 +54,11 @@ def heads_on_one_backbone(
     from finetune.tasks.one_class import only_one_class
     from finetune.training.classifier import ImageClassifier
     from finetune.training.features.extract import dataset_for, frozen_features
-    from finetune.training.fitted_splits import split_records, with_fitted_split
+    from finetune.training.fitted_splits import (
+        out_of_fold_answers,
+        split_records,
+        with_fitted_split,
+    )
 
     path = checkpoint_file(checkpoints[0])
     classifier = runtime.place(ImageClassifier.from_checkpoint(path))
@@ -62,4 +70,32 @@ def heads_on_one_backbone(
     features = frozen_features(classifier, images, num_workers=workers).tensor()
     labels = classifier.task.collate([image.label for image in datamodule.images("train")])
     fitted = bootstrap_heads(features, labels, len(classifier.class_names), heads=heads, seed=seed)
-    return ensemble_of_heads(classifier, fitted)
+    kept = []
+    if out_of_fold_answers(classifier.details):  # what was held out has learnt as well
+        kept = _kept_answers(datamodule, features, labels, fitted, seed)
+    return ensemble_of_heads(classifier, fitted, kept)
+
+
+def _kept_answers(
+    datamodule: ImageFolderDataModule,
+    features: Tensor,
+    labels: Tensor,
+    heads: Sequence[Probe],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """What a checkpoint keeps of each head's answers to images that it was fitted without."""
+    from finetune.combining.bootstrap_heads import answers_without
+    from finetune.training.penalty_search import FOLDS, stratified_parts
+    from finetune.training.phases.probe import group_numbers
+
+    images, names = datamodule.images("train"), datamodule.names("train")
+    fold_of = stratified_parts(labels, group_numbers(datamodule.together(images)), FOLDS, seed)
+    rows = (fold_of >= 0).nonzero()[:, 0].tolist()
+    common = {
+        "labels": labels[rows],
+        "paths": [names[row] for row in rows],
+        "ids": [images[row].id for row in rows],
+        "out_of_fold": True,
+    }
+    answers = answers_without(features, labels, heads, fold_of, seed=seed)
+    return [{**common, "logits": logits[rows]} for logits in answers]

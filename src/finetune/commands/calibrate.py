@@ -135,9 +135,11 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
         )
     if calibration.out_of_fold:
         lines.append(
-            "each image was answered by the folds that were not trained on it: the whole "
-            "ensemble is usually a little better than these figures"
+            "each image was answered by a fit without it: what has learnt from all of them is "
+            "usually a little better than these figures"
         )
+        if calibration.conformal is not None:
+            lines.append("the share that sets of such answers hold is usual, not proven")
     if calibration.chosen_by and calibration.conformal is not None:
         lines.append(
             "by these images the fit itself had chosen its epoch, phase or confidence, so sets of "

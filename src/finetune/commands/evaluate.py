@@ -131,6 +131,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     assert cli.checkpoint is not None
     cli.model.load_weights(cli.checkpoint.state_dict, source=str(cli.checkpoint.path))
     cli.model.see_as(cli.checkpoint)
+    if verb == "validate" and (kept := _out_of_fold(cli)) is not None:
+        return kept
     cli.datamodule.setup(verb)
     if cli.runtime.is_main:
         say_differences(cli.datamodule, cli.record)
@@ -154,6 +156,34 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         seconds,
         features,
         thresholds_of(cli.model.task, cli.checkpoint.details),
+    )
+
+
+def _out_of_fold(cli: FinetuneCLI) -> Judged | None:
+    """Where nothing is held out because all have learnt, the answers of fits without each image."""
+    import torch
+
+    from finetune.training.fitted_splits import out_of_fold_answers
+    from finetune.training.thresholds import thresholds_of
+
+    assert cli.checkpoint is not None
+    task, answers = cli.model.task, out_of_fold_answers(cli.checkpoint.details)
+    images = [image for image in cli.datamodule.images("train") if image.id in answers]
+    if cli.datamodule.images("val") or not images:
+        return None
+    return Judged(
+        task,
+        torch.stack([answers[image.id] for image in images]),
+        task.collate([image.label for image in images]),
+        cli.model.class_names,
+        [image.path for image in images],
+        cli.checkpoint.path,
+        cli.config.runs,
+        cli.config.name or "validate",
+        cli.datamodule.root,
+        0.0,
+        [],
+        thresholds_of(task, cli.checkpoint.details),
     )
 
 

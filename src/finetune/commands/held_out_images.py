@@ -78,7 +78,7 @@ def build_held_out(
     """
     from finetune.combining.folds import common_folds
 
-    records, names = ensemble.fitted_on, ensemble.class_names
+    records, names = ensemble.judged_on, ensemble.class_names
     if "manifest" in held_out or len({record.fold for record in records}) < 2:
         return build_datamodule(data, held_out, records, names)
     of_fold = {

@@ -48,7 +48,8 @@ def write_figures(folder: Path, best: Candidate | None) -> None:
             best.task.losses(*best.outputs).numpy(), best.entry["val"]["paths"]
         ):
             print(dominant, flush=True)
-        write_metrics(folder, "val", figures)
+        out_of_fold = {"answers": "out of fold"} if "refitted" in best.facts else {}
+        write_metrics(folder, "val", {**figures, **out_of_fold})
 
 
 def say_what_lies_where(folder: Path) -> None:

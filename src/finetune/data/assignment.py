@@ -60,7 +60,8 @@ def assign_splits(
     Raises:
         ImageFolderError: there are val or test images of a class without training images.
     """
-    check_classes_in_train(folder)
+    if not only_new:  # what a fit has learnt, its own folder has told
+        check_classes_in_train(folder)
     images = list(folder.images)
     groups = [image.group for image in images] if together is None else list(together)
     has_folds = settings.folds is not None or settings.fold is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ from finetune.data.assignment import SplitSettings, check_classes_in_train, name
 from finetune.data.findings import Finding
 from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
 from finetune.data.found_images import FoundImages
+from finetune.data.groups import groups_with_duplicates
 from finetune.data.label_cells import check_labels_had
 from finetune.data.sides import Sides, none_on_side
 from finetune.errors import UsageError
@@ -48,6 +50,11 @@ class LabelledFolder(LightningDataModule):
     def split_settings(self) -> SplitSettings:
         """How much is held out, and how."""
         return self._sides.settings
+
+    @property
+    def val_is_given(self) -> bool:
+        """Whether folder or manifest say which images are val, which then were not dealt out."""
+        return "val" in self._found_images.found.splits
 
     @property
     def split_record(self) -> SplitRecord:
@@ -94,6 +101,10 @@ class LabelledFolder(LightningDataModule):
         """The images of a split, in the order of its unshuffled loader."""
         check_choice("split", split, get_args(Split))
         return self._sides.of_split(self.folder, split)
+
+    def together(self, images: Sequence[LabelledImage]) -> list[Hashable | None]:
+        """What keeps each image with others on one side of any split; None: nothing does."""
+        return groups_with_duplicates(images)
 
     def names(self, split: Split) -> list[str]:
         """The paths of a split's images below the root, as a checkpoint keeps them."""

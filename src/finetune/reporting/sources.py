@@ -30,6 +30,7 @@ from finetune.training.checkpoints import (
     read_checkpoint,
     read_content,
 )
+from finetune.training.fitted_splits import out_of_fold_answers
 from finetune.training.metrics_file import read_metrics
 
 TEST_ANSWERS = ("report/predictions.csv", "predictions.csv")
@@ -42,7 +43,7 @@ class Source:
     """An evaluation with all that its place tells about it.
 
     Attributes:
-        stage: "test", "val", or "" if a CSV of somewhere does not tell.
+        stage: "test", "val", "val, out of fold", or "" if a CSV of somewhere does not tell.
         columns: for a leaderboard: parameters, size, ...
         weights: the checkpoint that gave the answers, where it is known.
     """
@@ -202,7 +203,7 @@ def _from_run(folder: Path, root: Path | None) -> Source:
     if answers is not None:
         stage, evaluation = "test", read_evaluation(answers)
     elif checkpoint is not None:
-        stage, evaluation = "val", _of_checkpoint(checkpoint)
+        stage, evaluation = _stage(checkpoint), _of_checkpoint(checkpoint)
     else:
         raise DataError(
             f"Expected a run with predictions.csv or checkpoints/ in {folder}, found neither; "
@@ -226,7 +227,9 @@ def _held_out(path: Path, root: Path | None) -> Source:
     settings = path.absolute().parent.parent / "config.yaml"
     if root is None and path.parent.name == "checkpoints":
         root = _root(_settings(settings))
-    return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
+    return Source(
+        path.stem, _stage(checkpoint), evaluation, ReportDetails(root=root), columns, path
+    )
 
 
 def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
@@ -269,6 +272,10 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
     temperature = Calibration.from_dict(calibration).temperature if calibration else 1.0
     logits = val["logits"].double().numpy() / temperature
     return evaluate_logits(val["labels"].numpy(), logits, checkpoint.class_names, val["paths"])
+
+
+def _stage(checkpoint: Checkpoint) -> str:
+    return "val, out of fold" if out_of_fold_answers(checkpoint.details) else "val"
 
 
 def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:

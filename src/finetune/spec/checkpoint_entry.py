@@ -144,6 +144,9 @@ UNKNOWN = record(
 
 ROLES = by_name(several(text(200)))
 
+# Of a member, beside the weights: a checkpoint of its own has them with its val answers.
+OUT_OF_FOLD = record({"ids": several(text(200)), "logits": several(several(number()))})
+
 CLASSIFIER = record(
     {"class_names": CLASS_NAMES, "backbone": text(), "preprocessing": PREPROCESSING},
     network=record({"architecture": text(200, r"[\w.-]+", "a name"), "arguments": _arguments}),
@@ -154,6 +157,7 @@ CLASSIFIER = record(
     thresholds=optional(_THRESHOLDS),
     roles=optional(ROLES),
     unknown=optional(UNKNOWN),
+    out_of_fold=optional(OUT_OF_FOLD),
     provenance=optional(_TABLE),
     licence=text(1000),
 )

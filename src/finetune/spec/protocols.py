@@ -6,7 +6,7 @@ of images need these answers alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -117,6 +117,10 @@ class Seeded(Protocol):
     def seed(self) -> int:
         """Of the split."""
 
+    @property
+    def fold(self) -> int | None:
+        """That is held out, if it is one of a cross-validation."""
+
 
 class FitData(HeldOutData, PhaseData, Protocol):
     """What a whole fit asks of its images.
@@ -140,6 +144,13 @@ class FitData(HeldOutData, PhaseData, Protocol):
     @property
     def split_settings(self) -> Seeded:
         """How much is held out, and how."""
+
+    @property
+    def val_is_given(self) -> bool:
+        """Whether folder or manifest say which images are val, which then were not dealt out."""
+
+    def together(self, images: Sequence[LabelledImage]) -> list[Hashable | None]:
+        """What keeps each image with others on one side of any split; None: nothing does."""
 
     @property
     def draw_weights(self) -> Tensor | None:

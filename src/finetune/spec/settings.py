@@ -43,13 +43,19 @@ MODEL: Mapping[str, Check] = {
     "mixup_alpha": _STRENGTH,
     "cutmix_alpha": _STRENGTH,
     "l2_sp": _STRENGTH,
+    "refit": optional(truth),
     "views": whole(1, 10**6),
     "teacher_share": SHARE,
     "teacher_temperature": _FACTOR,
 }
 
 # What counts where nothing is given and no recipe has chosen: fitting from Python without phases.
-_WITHOUT_A_RECIPE = {"lr": 1e-3, "backbone_lr_factor": 0.1, "label_smoothing": 0.1}
+_WITHOUT_A_RECIPE: Mapping[str, Any] = {
+    "lr": 1e-3,
+    "backbone_lr_factor": 0.1,
+    "label_smoothing": 0.1,
+    "refit": False,
+}
 
 DATA: Mapping[str, Check] = {
     "balanced": truth,

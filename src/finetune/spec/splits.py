@@ -8,8 +8,8 @@ before val before test.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -65,6 +65,22 @@ class SplitRecord:
     def standing(self, image_id: str, path: str) -> Standing | None:
         """Where an image stood, by its content or else by its path; None if it is new."""
         return self._by_id.get(image_id) or self._by_path.get(path)
+
+    def with_val_trained(self) -> SplitRecord:
+        """The same of a fit whose val images have trained in the end."""
+        standings = [replace(at, side="train") if at.side == "val" else at for at in self.standings]
+        return replace(self, standings=tuple(standings))
+
+    def with_val(self, ids: Collection[str]) -> SplitRecord:
+        """The same for whoever has answers of those who did not see these contents: they are val.
+
+        Where one of them stood on the test side it stays there.
+        """
+        standings = [
+            replace(at, side="val") if at.side == "train" and image.id in ids else at
+            for image, at in zip(self.images, self.standings, strict=True)
+        ]
+        return replace(self, standings=tuple(standings))
 
     def knows_id(self, image_id: str) -> bool:
         """Whether the fit had an image of this content."""

@@ -21,7 +21,7 @@ from finetune.spec.checkpoint_entry import (
     HYPER_PARAMETERS,
     matching_channels,
 )
-from finetune.spec.schema import UnexpectedValue, by_name, record, several, text
+from finetune.spec.schema import UnexpectedValue, by_name, record, several, text, truth
 from finetune.tasks.known import task_of
 from finetune.tasks.task import Task
 
@@ -152,10 +152,13 @@ def _answers(val: Any, task: Task, outputs: int) -> None:
     """The last validation: ``logits (N, K)``, the task's targets as ``labels``, and N paths."""
     if val is None:
         return
-    record({"logits": _tensor, "labels": _tensor, "paths": several(text())})(val)
+    kept = {"logits": _tensor, "labels": _tensor, "paths": several(text())}
+    record(kept, ids=several(text(200)), out_of_fold=truth)(val)
     logits, labels, images = val["logits"], val["labels"], len(val["paths"])
     if logits.dtype not in FLOATS or tuple(logits.shape) != (images, outputs):
         raise UnexpectedValue(f"({images}, {outputs}) numbers", _says(logits), ("val", "logits"))
+    if val.get("out_of_fold") and len(val.get("ids", ())) != images:
+        raise UnexpectedValue("an id of each image", val.get("ids"), ("val", "ids"))
     if not bool(logits.isfinite().all()):
         raise UnexpectedValue("finite", "NaN or infinity", ("val", "logits"))
     if (odd := task.unexpected(labels, images, outputs)) is not None:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+import torch
+from torch import Tensor
+
 from finetune.csv_table import read_csv_table
 from finetune.errors import CheckpointError, UsageError
 from finetune.spec.images import ImageRef
@@ -28,6 +31,22 @@ def split_records(details: Mapping[str, Any]) -> tuple[SplitRecord, ...]:
     """
     further = tuple(SplitRecord(data) for data in details.get("further_data", ()))
     return (SplitRecord.from_entry(details), *further) if details.get("data") else further
+
+
+def out_of_fold_answers(details: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Logits ``(C,)`` by the id of an image that has trained, of a fit that had not seen it.
+
+    Empty but for a final layer that was fitted again to all labelled images, which keeps them.
+    """
+    val = details.get("val") or {}
+    kept = details.get("out_of_fold") or (val if val.get("out_of_fold") else None)
+    return (
+        {}
+        if kept is None
+        else dict(
+            zip(kept["ids"], torch.as_tensor(kept["logits"], dtype=torch.float32), strict=True)
+        )
+    )
 
 
 def split_entries(records: Iterable[SplitRecord]) -> dict[str, Any]:

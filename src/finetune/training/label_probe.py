@@ -25,7 +25,7 @@ from finetune.training.linear_probe import (
     principal_axes,
 )
 from finetune.training.logistic_regression import logistic_problem, solve_logistic
-from finetune.training.penalty_search import FOLDS, L2_GRID, stratified_parts
+from finetune.training.penalty_search import FOLDS, L2_GRID, all_dealt, stratified_parts
 
 # A yes and a no share the weight of a binary problem between them, half each with its own sign:
 # the sum of their squares is half of its square.
@@ -96,7 +96,7 @@ def fit_label_probe(
     else:
         own = torch.arange(len(rows)) if groups is None else groups
         fold_of = stratified_parts(torch.tensor(MULTILABEL.strata(truth)), own, FOLDS, seed)
-        search = _Search(problems, _all_dealt(fold_of, own), tell)
+        search = _Search(problems, all_dealt(fold_of, own), tell)
         chosen, scores = search.chosen(L2_GRID if l2 is None else l2, refine=l2 is None)
     weight = torch.zeros(num_labels, rows.shape[1], dtype=torch.float64)
     bias = torch.zeros(num_labels, dtype=torch.float64)
@@ -161,15 +161,6 @@ class _Search:
         excess.index_add_(0, image, weights * (losses - mean))
         self.scores[l2], self.errors[l2] = mean, float(excess.norm())
         self.tell(f"penalty {l2:.3g}, held-out NLL {mean:.3f}")
-
-
-def _all_dealt(fold_of: Tensor, groups: Tensor) -> Tensor:
-    """Folds of all rows: of label sets that are there once the groups are dealt out in turn."""
-    waiting = fold_of < 0
-    numbers = torch.unique(groups[waiting], return_inverse=True)[1]
-    dealt = fold_of.clone()
-    dealt[waiting] = (numbers % FOLDS).to(dealt)
-    return dealt
 
 
 def _constant(targets: Tensor) -> float:

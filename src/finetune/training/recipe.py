@@ -31,6 +31,7 @@ EPOCHS_AT_LEAST, EPOCHS_AT_MOST = 3, 50
 PATIENCE_AT_LEAST = 3
 MANY_IMAGES = 20_000
 SIZE_STEP = 32  # pixels; what networks usually shrink an image by
+MOST_REFITTED = 2000  # images; five more fits of the final layer take their time
 IMBALANCE = 5  # images of the most frequent class to one of the rarest
 
 
@@ -51,6 +52,9 @@ class Facts:
         seconds: the time limit; None: there is none.
         images: in training, where they may have several labels; None: each is of one class.
         processes: one a device, to which each batch is dealt out.
+        held_out: images of val.
+        val_is_given: whether somebody has said which these are: they may be of another kind.
+        is_fold: whether these are a fold of a cross-validation.
     """
 
     class_counts: Sequence[int]
@@ -64,6 +68,9 @@ class Facts:
     seconds: float | None = None
     images: int | None = None
     processes: int = 1
+    held_out: int = 0
+    val_is_given: bool = False
+    is_fold: bool = False
 
     @property
     def train_images(self) -> int:
@@ -138,6 +145,21 @@ def _strategy(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
         number = max(1, round((len(facts.stages) - 1) / 3))
         return f"partial:{number}", "the upper third; on a CPU all below runs once an image"
     return "head-then-all", "linear probing, then fine-tuning"
+
+
+def _refit(facts: Facts, earlier: Mapping[str, Any]) -> tuple[bool, str]:
+    labelled = facts.train_images + facts.held_out
+    if earlier["strategy"] == "all" or not facts.closed_form:
+        return False, "no closed form is fitted that could be fitted again"
+    if facts.is_fold:
+        return False, "a fold has to stay held out"
+    if not facts.held_out:
+        return False, "no image is held out that could learn as well"
+    if facts.val_is_given:
+        return False, "val images that are given stay held out"
+    if labelled > MOST_REFITTED:
+        return False, f"of {labelled} images those held out are not missed"
+    return True, "a closed form learns from val images too; each is answered out of fold"
 
 
 def _batch_size(facts: Facts, earlier: Mapping[str, Any]) -> tuple[int, str]:
@@ -237,6 +259,7 @@ AS_GIVEN = "as given"
 # In this order: a rule sees what was chosen before it.
 RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
     "strategy": _strategy,
+    "refit": _refit,
     "batch_size": _batch_size,
     "epochs": _epochs,
     "patience": _patience,
@@ -247,7 +270,7 @@ RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
     "class_weights": _class_weights,
     "precision": _precision,
 }
-OF_CLOSED_FORM = {"strategy", "epochs", "augmentation", "class_weights"}
+OF_CLOSED_FORM = {"strategy", "refit", "epochs", "augmentation", "class_weights"}
 
 
 def facts_about(
@@ -280,4 +303,7 @@ def facts_about(
         seconds=seconds,
         images=len(datamodule.images("train")),
         processes=processes,
+        held_out=len(datamodule.images("val")),
+        val_is_given=datamodule.val_is_given,
+        is_fold=datamodule.split_settings.fold is not None,
     )

@@ -179,7 +179,7 @@ class GradientPhases:
                 self._watched,
                 higher_is_better=self.classifier.task.higher_is_better(self.monitor),
                 patience=self.patience,
-                best=None if earlier is None else earlier.figure(self.monitor),
+                best=None if earlier is None else earlier.figure(self._watched),
             )
         ]
 

@@ -31,6 +31,7 @@ from finetune.training.interpolation import answers_by_shares, best_between
 from finetune.training.model_selection import Candidate, clearly_better
 from finetune.training.phases.gradient import GradientPhases, TrainerSettings
 from finetune.training.phases.probe import fit_final_layer, linear_head
+from finetune.training.phases.refit import refit_on_all
 from finetune.training.resume import START, ResumePoint, phase_file, resume_point_of
 from finetune.training.snapshots import whole_cycles
 from finetune.training.strategies import Phase, epochs_of, phases_of
@@ -97,7 +98,7 @@ class PhasedFit:
         """Run the phases, all of them or those after a checkpoint, and load the best weights."""
         network = self.classifier.network
         phases = self._feasible(phases_of(self.strategy, list(network_stages(network))))
-        place = START if resume is None else self._go_on_from(resume)
+        place = START if resume is None else self._go_on_from(resume, len(phases))
         counts = epochs_of(phases, self.epochs)
         for index in range(place.phase, len(phases)):
             if index > 0 and Runtime().agree(lambda: self._remaining() == 0):
@@ -115,10 +116,12 @@ class PhasedFit:
         freeze(network, (), batch_norm=self.classifier.hparams["batchnorm"])
         if self.found is not None:
             self.classifier.load_weights(dict(self.found.state_dict), source=str(self.best))
+            if phases[0].kind == "probe" and self.classifier.setting("refit"):
+                self._refit(self.found)
             if self.found.outputs is not None:
                 self.classifier.answers["val"] = self.found.outputs
 
-    def _go_on_from(self, path: Path) -> ResumePoint:
+    def _go_on_from(self, path: Path, phases: int) -> ResumePoint:
         content = read_content(path)
         place = resume_point_of(
             path, content, strategy=self.strategy, monitor=self.monitor, folder=self.folder
@@ -133,6 +136,11 @@ class PhasedFit:
                     f"--model.pretrained {path}."
                 )
             self.found = Candidate.read(self.best)
+            if place.phase < phases and "refitted" in self.found.facts:
+                raise TrainingError(
+                    f"Expected a fit that has phases left in {path}, found that its final layer "
+                    "has learnt from the val images that would compare them; start a new fit."
+                )
             if self.found.facts.get("phase", 0) > 0 and Runtime().is_main:
                 # A fit that was killed in between has written the best, but not removed this.
                 phase_file(self.folder, self.found.facts["phase"]).unlink(missing_ok=True)
@@ -162,6 +170,21 @@ class PhasedFit:
             self.found.write(self.best)
             self.found.write(self.folder / "last.ckpt")
         self.say(f"phase {index + 1}: {fitted}")
+
+    def _refit(self, found: Candidate) -> None:
+        """Where the closed form is what is delivered, let it learn from val images as well."""
+        if found.facts["phase"] > 0 or "refitted" in found.facts:
+            return
+        if Runtime().agree(lambda: self._remaining() == 0):
+            self.say("time is up: the final layer has not learnt from the val images")
+            return
+        refitted = refit_on_all(self._kept, found)
+        if refitted is None:
+            return
+        self.found, fitted = refitted
+        if Runtime().is_main:
+            self.found.write(self.best)
+        self.say(f"all labelled images learn, and val is out of fold: {fitted}")
 
     def _in_cycles(self, epochs: int) -> int:
         """The last phase's epochs, in equal cycles where snapshots are asked for."""
@@ -230,7 +253,9 @@ class PhasedFit:
         if self.found is not None:
             found = self._look_between(self.found, found, data, head)
         found = found.but(done=True)
-        if self.found is None or clearly_better(found, self.found, self.monitor):
+        # Like with like: a temperature fitted to the images that compare is worth something too.
+        earlier = self.found.rescaled(head) if self.found is not None and head else self.found
+        if earlier is None or clearly_better(found, earlier, self.monitor):
             self.found = found
             if writes:
                 found.write(self.best)

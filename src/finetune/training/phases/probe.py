@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from finetune.errors import NetworkError
 from finetune.networks.freezing import split_at
 from finetune.networks.image_network import ImageNetwork
-from finetune.spec.images import LabelledImage
+from finetune.spec.images import LabelledImage, Split
 from finetune.spec.protocols import FitData
+from finetune.tasks.losses import ClassWeights
+from finetune.tasks.task import Task
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
 from finetune.training.label_probe import fit_label_probe
@@ -74,57 +76,103 @@ def linear_head(network: ImageNetwork) -> nn.Linear | None:
     return layer
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a final layer is fitted to: N images in V views, one view after the other.
+
+    Attributes:
+        features: ``(V * N, D)``, the plain images first.
+        targets, groups, weights: of each row; weights None: all count alike.
+        images: N.
+        views: V.
+    """
+
+    features: Tensor
+    targets: Tensor
+    groups: Tensor
+    weights: Tensor | None
+    images: int
+    views: int
+
+
 def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     """Fit the classifier's final layer to the training images, in place.
 
     The classifier's held-out answers are those of the fitted layer afterwards.
     """
     started = time.monotonic()
+    rows = rows_of(kept, ("train",))
+    probe, layer = fit_in_place(kept, rows)
+    figures = _judge(kept, layer)
+    return FittedLayer(probe, rows.images, rows.views, figures, time.monotonic() - started)
+
+
+def rows_of(kept: CachedActivations, sides: Sequence[Split]) -> Rows:
+    """The rows of some sides' images, in random views too where these are few."""
     classifier, datamodule = kept.classifier, kept.datamodule
+    sides = [side for side in sides if datamodule.images(side)]
+    images = [image for side in sides for image in datamodule.images(side)]
+    views = views_of_few(len(images) / len(classifier.class_names), classifier.hparams["views"])
+    seen = (None, *kept.views(views))
+    features = [kept.at("head", side, view).tensor() for view in seen for side in sides]
+    targets, count = _targets(classifier, images), len(seen)
+    weights = sample_weights(classifier, datamodule, targets, sides)
+    return Rows(
+        torch.cat(features),
+        torch.cat([targets] * count),
+        group_numbers(datamodule.together(images)).repeat(count),
+        None if weights is None else weights.repeat(count),
+        len(images),
+        count,
+    )
+
+
+def fit_in_place(kept: CachedActivations, rows: Rows) -> tuple[Probe, nn.Linear]:
+    """The fit to these rows, and the classifier's final layer, which has its weights now."""
+    classifier = kept.classifier
     layer = linear_head(classifier.network)
     assert layer is not None
-    images_a_class = len(datamodule.images("train")) / len(classifier.class_names)
-    views = (None, *kept.views(views_of_few(images_a_class, classifier.hparams["views"])))
-    features = [kept.at("head", "train", view).tensor() for view in views]
-    images = datamodule.images("train")
-    labels, count = _targets(classifier, images), len(views)
-    weights = sample_weights(classifier, datamodule, labels)
-    probe = _solver(classifier.task.closed_form)(
-        torch.cat(features),
-        torch.cat([labels] * count),
+    probe = solver_of(classifier.task)(
+        rows.features,
+        rows.targets,
         len(classifier.class_names),
-        sample_weights=None if weights is None else weights.repeat(count),
-        groups=_group_numbers(images).repeat(count),
-        seed=datamodule.seed,
+        sample_weights=rows.weights,
+        groups=rows.groups,
+        seed=kept.datamodule.seed,
         say=kept.say,
     )
     with torch.no_grad():
         layer.weight.copy_(probe.weight)
         layer.bias.copy_(probe.bias)
-    figures = _judge(kept, layer)
-    return FittedLayer(probe, len(labels), count, figures, time.monotonic() - started)
+    return probe, layer
 
 
-def _solver(closed_form: Literal["multinomial", "binary"]) -> Callable[..., Probe]:
-    match closed_form:
+def solver_of(task: Task) -> Callable[..., Probe]:
+    """How a final layer is solved for."""
+    match task.closed_form:
         case "multinomial":
             return fit_probe
         case "binary":
             return fit_label_probe
         case _:
-            assert_never(closed_form)
+            assert_never(task.closed_form)
 
 
 def sample_weights(
-    classifier: ImageClassifier, datamodule: FitData, labels: Tensor
+    classifier: ImageClassifier,
+    datamodule: FitData,
+    targets: Tensor,
+    sides: Sequence[Split] = ("train",),
 ) -> Tensor | None:
-    """The weight of each training image ``(N,)``, by draws or class; None: all count alike."""
-    drawn = datamodule.draw_weights
-    if drawn is not None:
-        return drawn * len(drawn) / drawn.sum()
-    counts = list(datamodule.class_counts("train").values())
-    by_class = classifier.task.class_weights(classifier.hparams["class_weights"], counts)
-    return None if by_class is None else by_class[labels]
+    """The weight of each of these sides' images ``(N,)``; None: all count alike.
+
+    Where classes are drawn equally often, they weigh alike.
+    """
+    given: ClassWeights = classifier.hparams["class_weights"]
+    each = [datamodule.class_counts(side).values() for side in sides]
+    counts = [sum(numbers) for numbers in zip(*each, strict=True)]
+    by_class = classifier.task.class_weights("balanced" if datamodule.balanced else given, counts)
+    return None if by_class is None else by_class[targets]
 
 
 def views_of_few(images_a_class: float, views: int) -> int:
@@ -159,8 +207,8 @@ def _targets(classifier: ImageClassifier, images: Sequence[LabelledImage]) -> Te
     return classifier.task.collate([image.label for image in images])
 
 
-def _group_numbers(images: Sequence[LabelledImage]) -> Tensor:
+def group_numbers(together: Sequence[Hashable | None]) -> Tensor:
     """One number a group; an image without one is a group of its own."""
-    names = [image.group or f"\0{number}" for number, image in enumerate(images)]
+    names = [(number,) if name is None else name for number, name in enumerate(together)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([numbers[name] for name in names])
