@@ -20,6 +20,7 @@ FLOOR = {
     "long_steps",
     "runtime",
     "spec",
+    "storage",
     "tasks",
 }
 ALLOWED = {
@@ -30,6 +31,7 @@ ALLOWED = {
     "extras": {"distribution", "errors"},
     "files": {"errors"},
     "processes": {"errors"},
+    "storage": {"errors", "extras", "files"},
     "runtime": {"errors", "processes"},
     "long_steps": {"processes"},
     "spec": {"errors"},

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from finetune.commands.average import average as average
     from finetune.commands.calibrate import calibrate as calibrate
     from finetune.commands.check import check as check
+    from finetune.commands.choose import choose as choose
     from finetune.commands.compare import compare as compare
     from finetune.commands.embed import embed as embed
     from finetune.commands.ensemble import ensemble as ensemble
@@ -59,6 +60,7 @@ _HOMES = {
     "average_checkpoints": "finetune.combining.soups",
     "calibrate": "finetune.commands.calibrate",
     "check": "finetune.commands.check",
+    "choose": "finetune.commands.choose",
     "compare": "finetune.commands.compare",
     "create_network": "finetune.networks.factory",
     "embed": "finetune.commands.embed",

@@ -22,6 +22,7 @@ VERBS = {
     "validate": "judge a checkpoint on the validation images",
     "test": "judge a checkpoint on the test images, with a report",
     "predict": "name the class of images, into CSV, Parquet or JSON lines",
+    "choose": "name the right backbone for a folder of images, by measuring",
     "models": "list the backbones and baselines that can be named",
     "check": "find what is wrong with a folder of images",
     "split": "write a split of a folder, or folds, into a CSV manifest",

@@ -11,6 +11,8 @@ from finetune.errors import MissingPackageError
 EXTRAS = {
     "export": ("onnx", "onnxscript"),  # onnxruntime compares the answers where it is there
     "parquet": ("pyarrow",),
+    "ray": ("ray",),
+    "remote": ("s3fs",),  # fsspec itself comes with every installation
     "report": ("matplotlib", "jinja2"),
     "serve": ("starlette", "uvicorn", "python_multipart"),
     "track": ("wandb",),

@@ -102,6 +102,12 @@ def write_text(path: str | Path, text: str, *, exclusive: bool = False) -> None:
     write_bytes(path, text.encode("utf-8", errors="surrogateescape"), exclusive=exclusive)
 
 
+def write_copy(path: str | Path, source: str | Path) -> None:
+    """Write a whole file, as another one is; see :func:`atomic_write`."""
+    with atomic_write(path) as beside:
+        shutil.copyfile(source, beside)
+
+
 def write_link(path: str | Path, target: str) -> None:
     """Make a link to a folder, or have the one that is there lead to it.
 

@@ -48,11 +48,11 @@ def told(items: Iterable[T], what: str, total: int) -> Iterator[T]:
 
 
 @contextmanager
-def told_steps(what: str, total: float, *, bar: bool = True) -> Iterator[Callable[[], None]]:
+def told_steps(what: str, total: float | None, *, bar: bool = True) -> Iterator[Callable[[], None]]:
     """The same for a loop that is somebody else's: call what is given after each item.
 
     Args:
-        what, total: as above.
+        what, total: as above; None where nobody knows how many there are.
         bar: False speaks in lines on a terminal too.
     """
     if not _allowed.get() or own_place().rank > 0:
@@ -65,7 +65,7 @@ def told_steps(what: str, total: float, *, bar: bool = True) -> Iterator[Callabl
 class _Told:
     """Counts, and decides when to speak."""
 
-    def __init__(self, what: str, total: float, open_bars: ExitStack, *, bar: bool) -> None:
+    def __init__(self, what: str, total: float | None, open_bars: ExitStack, *, bar: bool) -> None:
         self._what, self._total, self._open_bars = what, total, open_bars
         self._begun = self._spoke = time.monotonic()
         self._done = 0
@@ -82,12 +82,17 @@ class _Told:
             self._advance = self._bar()
         elif not self._with_bar and now - self._spoke > LINE_SECONDS:
             self._spoke = now
-            share = min(1.0, self._done / max(1, self._total))
             print(
-                f"{self._what}: {share:.0%} after {now - self._begun:.0f} s",
+                f"{self._what}: {self._how_far} after {now - self._begun:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
+
+    @property
+    def _how_far(self) -> str:
+        if self._total is None:
+            return f"{self._done:,} done"
+        return f"{min(1.0, self._done / max(1, self._total)):.0%}"
 
     def _bar(self) -> Callable[[], None]:
         from rich.console import Console

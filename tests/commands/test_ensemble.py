@@ -8,7 +8,9 @@ from PIL import Image
 
 from finetune import cli
 from finetune.combining.ensemble import Ensemble
+from finetune.commands import joined_backbones
 from finetune.prediction import predict
+from finetune.training.linear_probe import Probe
 
 WriteCheckpoint = Callable[..., Path]
 
@@ -126,3 +128,46 @@ def test_what_cannot_be_done_is_one_line(
         assert message in error
         assert error.count("\n") == 1
     assert not Path(new).exists()
+
+
+def test_a_joint_final_layer_is_taken_where_it_is_best_and_only_there(
+    write_probe: WriteCheckpoint,
+    colour_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Backbones that are alright, with final layers that are not.
+    paths = [
+        str(write_probe("j0", noise=3.0)),
+        str(write_probe("j1", backbone="test_efficientnet", size=48, noise=3.0)),
+    ]
+    output = tmp_path / "joint.ckpt"
+    call = ["ensemble", *paths, "--joint", "--data.root", str(colour_folder)]
+    call += ["--data.cache", "off", "--calibrate", "--output", str(output)]
+    assert cli.main(call) == 0
+    shown = capsys.readouterr().out
+    (taken,) = re.findall(r"  (.*?)\s+(\d\.\d+)  <- taken", shown)
+    assert taken[0] == "one final layer on all features"
+    assert float(taken[1]) == min(map(float, re.findall(r"  \S.* (\d\.\d{4})(?:  <-|\n)", shown)))
+    joint = Ensemble.from_file(output)
+    assert joint.pooling == "geometric"
+    assert joint.roles["pick"]
+    assert not set(joint.roles["pick"]) & set(joint.roles["calibrate"])
+    nothing = [Probe(torch.zeros(3, width), torch.zeros(3), 1.0) for width in (96, 256)]
+    monkeypatch.setattr(joined_backbones, "fit_joint_probe", lambda *a, **k: nothing)
+    assert cli.main([*call, "--overwrite"]) == 0
+    assert "one final layer on all features 1.0986\n" in capsys.readouterr().out
+    assert Ensemble.from_file(output).pooling == "mean"
+
+
+@pytest.mark.parametrize(
+    "beside", [["--select", "greedy"], ["--heads", "2"], ["--pooling", "vote"]]
+)
+def test_joint_decides_alone(
+    write_probe: WriteCheckpoint, colour_folder: Path, tmp_path: Path, beside: list[str]
+) -> None:
+    call = ["ensemble", str(write_probe("j0", noise=3.0)), "--joint", "--output", "joint.ckpt"]
+    assert cli.main([*call, "--data.root", str(colour_folder), *beside]) == 2
+    assert cli.main([*call, "--data.root", str(colour_folder)]) == 2  # one member
+    assert cli.main(call) == 2  # no images

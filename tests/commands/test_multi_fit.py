@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from finetune.cli import main
+from finetune.commands.config_files import read_settings
+from finetune.networks import defaults
 from finetune.training.checkpoints import read_checkpoint
+from finetune.training.classifier import ImageClassifier
 
 SMALL = (
     "--model.backbone=test_resnet",
@@ -29,6 +32,25 @@ def test_seeds_share_the_split_and_differ_in_their_weights(colour_folder: Path, 
     assert (first / "split.csv").read_bytes() == (second / "split.csv").read_bytes()
     assert not torch.equal(weights(first), weights(second))
     assert "2 of 2 members" in capsys.readouterr().out
+
+
+def test_where_no_backbone_is_named_one_is_found_once_and_recorded(
+    colour_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, asked = defaults.default_backbone, list[object]()
+    monkeypatch.setattr(defaults, "ON_CPU", "test_resnet")
+    monkeypatch.setattr(
+        defaults, "default_backbone", lambda *a, **k: (asked.append(a), rule(*a, **k))[1]
+    )
+    assert main(["fit", f"--data.root={colour_folder}", *SMALL[1:], "--seeds=2"]) == 0
+    assert len(asked) == 1  # the hub may answer one member and not the other
+    for seed in range(2):
+        run = Path(f"runs/test_resnet-1/seed-{seed}-1")
+        assert read_settings(str(run / "config.yaml"))["model"]["backbone"] == "test_resnet"
+    assert read_checkpoint(run / "checkpoints/best.ckpt").hyper_parameters["backbone"] != "auto"
+    monkeypatch.setattr(defaults, "ON_ACCELERATOR", "test_resnet")
+    classifier = ImageClassifier(("a", "b"), pretrained=False, image_size=32)
+    assert classifier.hparams["backbone"] == classifier.backbone == "test_resnet"
 
 
 def test_folds_validate_on_different_images(colour_folder: Path) -> None:

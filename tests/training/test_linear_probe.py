@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from finetune.errors import TrainingError
+from finetune.tasks import categorical
 from finetune.training import linear_probe as probe_module
 from finetune.training import penalty_search
 from finetune.training.linear_probe import Probe, fit_probe
@@ -225,6 +226,18 @@ def test_held_out_nll_is_that_of_a_plain_cross_validation():
             probabilities = model.predict_proba(rows[out].numpy())
             losses.append(-np.log(probabilities[np.arange(int(out.sum())), labels[out].numpy()]))
         assert found == pytest.approx(np.concatenate(losses).mean(), rel=1e-3)
+
+
+def test_held_out_answers_are_those_that_the_penalty_was_chosen_by():
+    features, labels = blobs(151, 8, 3)
+    labels[150] = 3  # the only one of its class: never left out
+    probe = fit_probe(features, labels, 4, held_out=True)
+    answers = probe.held_out_logits
+    assert answers is not None
+    assert answers[150].isnan().all()
+    losses = categorical.losses(answers[:150], labels[:150])
+    assert float(losses.mean()) == pytest.approx(probe.held_out_nll[probe.l2], rel=1e-9)
+    assert fit_probe(features, labels, 4).held_out_logits is None
 
 
 def test_views_of_one_image_are_not_split_between_folds():

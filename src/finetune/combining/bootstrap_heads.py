@@ -104,17 +104,27 @@ def ensemble_of_heads(
     """
     members = []
     for number, head in enumerate(heads):
-        own = deepcopy(classifier)
-        layer = own.network.get_classifier()
-        if not isinstance(layer, torch.nn.Linear):
-            raise UsageError(
-                f"Expected a linear final layer in {classifier.backbone}, found "
-                f"{type(layer).__name__}; fit the heads one by one."
-            )
-        with torch.no_grad():
-            layer.weight.copy_(head.weight.to(layer.weight.dtype))
-            layer.bias.copy_(head.bias.to(layer.bias.dtype))
+        own = with_final_layer(classifier, head)
         if kept:
             own.details = {**own.details, "val": kept[number]}
         members.append(ClassifierMember(own, f"head {number}"))
     return Ensemble(members)
+
+
+def with_final_layer(classifier: ImageClassifier, head: Probe) -> ImageClassifier:
+    """A copy of the classifier with another final layer.
+
+    Raises:
+        UsageError: the network's final layer is not one linear layer.
+    """
+    own = deepcopy(classifier)
+    layer = own.network.get_classifier()
+    if not isinstance(layer, torch.nn.Linear):
+        raise UsageError(
+            f"Expected a linear final layer in {classifier.backbone}, found "
+            f"{type(layer).__name__}; fit the heads one by one."
+        )
+    with torch.no_grad():
+        layer.weight.copy_(head.weight.to(layer.weight.dtype))
+        layer.bias.copy_(head.bias.to(layer.bias.dtype))
+    return own

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.runtime import Runtime
     from finetune.training.recipe import Choice
 
 # Where a setting stands in the configuration, unless below ``model``.
@@ -20,6 +21,21 @@ SECTIONS = {
     "patience": "patience",
     "precision": "trainer.precision",
 }
+
+
+def name_backbone(config: Namespace, runtime: Runtime) -> Choice | None:
+    """Where none was named, the backbone by rule, written into the configuration; else None."""
+    from finetune.networks.defaults import AUTO, default_backbone
+    from finetune.training.recipe import Choice
+
+    model = config.model
+    if model.backbone != AUTO:
+        return None
+    on_accelerator = runtime.device.type != "cpu"
+    model.backbone, reason = runtime.agree(
+        lambda: default_backbone(model.pretrained, on_accelerator=on_accelerator)
+    )
+    return Choice("backbone", model.backbone, reason)
 
 
 def choose_size_from_scratch(config: Namespace) -> Choice | None:
@@ -84,7 +100,8 @@ def apply_recipe(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Cho
     )
     ours = {name: value for name, value in chosen.items() if name not in SECTIONS}
     cli.model.apply_recipe(**ours)
-    return (*recipe, *_on_device(cli))
+    named = [] if cli.backbone is None else [cli.backbone]
+    return (*named, *recipe, *_on_device(cli))
 
 
 def licence_of_weights(cli: FinetuneCLI) -> list[str]:

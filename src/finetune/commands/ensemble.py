@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.held_out import HeldOut as Answers
     from finetune.combining.member_outputs import DataModules
+    from finetune.data.datamodule import ImageFolderDataModule
 
 
 @verb
@@ -35,6 +36,7 @@ def ensemble(
     coefficients: Annotated[Sequence[float] | None, Typed(metavar="C")] = None,
     metric: Metric = "nll",
     heads: Annotated[int | None, Typed(metavar="N")] = None,
+    joint: bool = False,
     max_members: Annotated[int | None, Typed(metavar="N")] = None,
     min_gain: float = 0.0,
     figure: Annotated[Where | None, Typed(metavar="FILE.png")] = None,
@@ -60,6 +62,8 @@ def ensemble(
         coefficients: one a member.
         metric: what greedy lowers.
         heads: of one checkpoint: N final layers on its backbone, each fitted on a bootstrap sample.
+        joint: one final layer fitted to the features of all, taken where it answers the picking
+            half of the val images better than the members together or those that are selected.
         max_members: keep at most so many; the folds of one recipe count as one.
         min_gain: least rise of the metric, on leaving out a member of average time, that keeps it.
         figure: draw how much the members differ, pair by pair.
@@ -86,7 +90,12 @@ def ensemble(
     drawn = wanted_output(figure, endings=FIGURES, option="--figure", **rule)
     calibrates = calibrate or reject_risk is not None or conformal is not None
     if data is None:
-        _refuse_without_images(drawn, judged=calibrates or select != "all")
+        _refuse_without_images(drawn, judged=calibrates or joint or select != "all")
+    if joint and (heads or coefficients or max_members or (select, pooling) != ("all", "mean")):
+        raise UsageError(
+            "Expected --joint alone to decide how members answer together, found --heads, "
+            "--coefficients, --max-members, --select or --pooling beside it; leave these out."
+        )
 
     from finetune.combining.ensemble import Ensemble
     from finetune.commands.bootstrap_heads import heads_on_one_backbone
@@ -109,7 +118,10 @@ def ensemble(
         images = build_held_out(data, held_out, runtime.place(members))
         share = held_out.get("share", "half")
         choice = {"method": select, "metric": metric, "max_members": max_members, "seed": seed}
-        chosen = _select_and_show(members, images, choice, min_gain=min_gain, share=share)
+        if joint:
+            chosen = _joined(members, images, held_out, share=share, seed=seed)
+        else:
+            chosen = _select_and_show(members, images, choice, min_gain=min_gain, share=share)
         if drawn is not None:
             write_diversity(drawn, members, members.held_out(images))
         if calibrates:
@@ -139,6 +151,26 @@ def _refuse_without_images(figure: Output | None, *, judged: bool) -> None:
             "Expected held-out images to select or calibrate on, found none; "
             "add --data.root DIR, or take --select all."
         )
+
+
+def _joined(
+    members: Ensemble,
+    images: ImageFolderDataModule | dict[int, ImageFolderDataModule],
+    held_out: HeldOut,
+    *,
+    share: Share,
+    seed: int,
+) -> Ensemble:
+    """The joint probe, unless the members answer better, and how good that is."""
+    from finetune.commands.joined_backbones import joined_or_better
+    from finetune.commands.member_worth import honest_accuracy
+    from finetune.training.features.store import FeatureStore
+
+    store = FeatureStore.wanted(held_out.get("cache", "auto"), held_out.get("cache_dir"))
+    chosen = joined_or_better(members, images, store, share=share, seed=seed)
+    of_all: dict[str, Any] = {"method": "all", "metric": "nll", "max_members": None, "seed": seed}
+    print(honest_accuracy(chosen, chosen.held_out(images), **of_all))
+    return chosen
 
 
 def _select_and_show(

@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> int:
         cli = FinetuneCLI("fit", several.shared, joins=False)
         cli.datamodule.setup("fit")
         check_figures(cli)
+        if cli.backbone is not None:  # one for all members, whatever the hub answers later
+            several.shared.append(f"--model.backbone={cli.backbone.value}")
         return fit_many(several, _new_folder(cli))
     fit_one(arguments, started=started)
     return 0

@@ -38,12 +38,11 @@ def models(
     Raises:
         UsageError: no network of that pattern, or none under that licence.
     """
-    from finetune.networks.catalogue import COMMERCIAL, listed
+    from finetune.networks.catalogue import listed, under_licence
 
     found = listed(pattern, tags=pretrained or licence is not None)
     if licence is not None:
-        wanted = {licence.lower()} if licence != "commercial" else COMMERCIAL
-        found = [each for each in found if each.licence in wanted]
+        found = [each for each in found if each.licence in under_licence(licence)]
     if not found:
         under = f" under the licence {licence}" if licence else ""
         raise UsageError(

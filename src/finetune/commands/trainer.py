@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from finetune.commands.apply_recipe import choose_size_from_scratch
+from finetune.commands.apply_recipe import choose_size_from_scratch, name_backbone
 from finetune.commands.config_files import checkpoint_option, option_value
 from finetune.commands.held_out_images import label_columns_of, split_settings
 from finetune.commands.parsing import explain, take_all
@@ -96,6 +96,7 @@ class FinetuneCLI(LightningCLI):
         self.checkpoint: Checkpoint | None = None
         self.as_given: Namespace | None = None  # before a fit's checkpoint has decided
         self.record: SplitRecord | None = None  # how the checkpoint's fit split its images
+        self.backbone: Choice | None = None  # where none was named
         self.image_size: Choice | None = None  # where it had to be chosen before the build
         arguments, self.named_entities = take_all(arguments, "--track-to")
         arguments, imports = take_all(arguments, "--imports")
@@ -242,6 +243,7 @@ class FinetuneCLI(LightningCLI):
             self.as_given = self.config.clone()
             keep_settings(self.config, self.checkpoint)
         elif self.verb == "fit":
+            self.backbone = name_backbone(self.config, self.runtime)
             self.image_size = choose_size_from_scratch(self.config)
 
     @override

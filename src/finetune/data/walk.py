@@ -140,7 +140,7 @@ class Walk:
             self.unlisted.append(UnusedFile(Path(folder), f"cannot be listed: {error.strerror}"))
             return folders, files
         for entry in entries:
-            if reason := _why_hidden(entry.name):
+            if reason := why_hidden(entry.name):
                 self.leave_out(entry.path, reason)
                 continue
             kind = _kind(entry)
@@ -173,7 +173,8 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "neither"]:
         return "neither"
 
 
-def _why_hidden(name: str) -> str | None:
+def why_hidden(name: str) -> str | None:
+    """The reason why a file or folder of this name is passed over; None where it is not."""
     if name.startswith("._"):
         return "AppleDouble file: macOS's attributes of another file"
     if name.startswith("."):

@@ -131,6 +131,11 @@ def licence_of(name: str) -> str:
     return "" if licence in (None, "unknown") else str(licence)
 
 
+def under_licence(wanted: str) -> set[str]:
+    """The licences that are meant by one, or by ``commercial``: those that allow any use."""
+    return COMMERCIAL if wanted.lower() == "commercial" else {wanted.lower()}
+
+
 def forbids_business(licences: str) -> bool:
     """Whether one of several licences, divided by commas, is for other than commercial use."""
     return bool(NON_COMMERCIAL & set(licences.split(", ")))

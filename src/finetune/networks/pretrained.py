@@ -79,6 +79,27 @@ def weights_licence(name: str, pretrained: bool | str | Path) -> str:
     return str(entry.get("licence", "")) if isinstance(entry, dict) else ""
 
 
+def needs_no_hub(name: str) -> bool:
+    """Whether a network's own weights are installed, or an earlier download left them here."""
+    if name.split(".")[0] in offline_backbones() or name.startswith("local-dir:"):
+        return True
+    config = None if ":" in name else timm.models.get_pretrained_cfg(name)
+    return config is not None and _cached_file(config.hf_hub_id) is not None
+
+
+def hub_refusal() -> Exception | None:
+    """Why the hub cannot be reached, found out within seconds; None: it answers."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    except Exception as error:  # httpx, requests and socket errors share no other base
+        return error
+    return None
+
+
 def _from_file(name: str, path: Path) -> PretrainedWeights:
     if not path.is_file():
         raise PretrainedWeightsError(
@@ -180,13 +201,8 @@ def _cached_file(repository: str | None) -> str | None:
 
 def _require_network(name: str) -> None:
     """Ask once whether the hub answers: its own retries would take most of a minute."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        if constants.HF_HUB_OFFLINE:
-            raise ConnectionError("HF_HUB_OFFLINE is set")
-        get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
-    except Exception as error:  # httpx, requests and socket errors share no other base
+    error = hub_refusal()
+    if error is not None:
         raise PretrainedWeightsError(
             f"Expected to download the pretrained weights of {name}, found no connection "
             f"({str(error)[:80] or type(error).__name__}). {WAYS_OUT}."

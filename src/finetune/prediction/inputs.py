@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
@@ -107,12 +108,20 @@ class ImageViews(Dataset[tuple[int, list[Tensor] | str]]):
 
     def __getitem__(self, index: int) -> tuple[int, list[Tensor] | str]:
         """The image's index with its views ``(C, S, S)``, or with the reader's message."""
+        return index, self.of(partial(self._read, index))
+
+    def of(self, read: Callable[[ImageReader], Tensor]) -> list[Tensor] | str:
+        """An image's views ``(C, S, S)``, or why it cannot be read.
+
+        Args:
+            read: decodes the image as a reader does.
+        """
         try:
-            decoded = {chans: self._read(index, reader) for chans, reader in self.readers.items()}
+            decoded = {chans: read(reader) for chans, reader in self.readers.items()}
         except ImageError as error:
             # Not raised here: from another process it would arrive with that one's traceback.
-            return index, str(error)
-        return index, [transform(decoded[p.in_chans]) for p, transform in self.views]
+            return str(error)
+        return [transform(decoded[p.in_chans]) for p, transform in self.views]
 
     def _read(self, index: int, reader: ImageReader) -> Tensor:
         path, held = self.paths[index], self.held[index]

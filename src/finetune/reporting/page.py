@@ -74,6 +74,17 @@ def render_page(
     title: str, sections: Sequence[PageSection], *, board: PageBoard | None = None
 ) -> str:
     """The whole page as text; thumbnails of all sections share one budget."""
+    budget = IMAGE_BUDGET // max(1, len(sections))
+    return render(
+        "page.html.j2",
+        title,
+        sections=[_section(section, budget) for section in sections],
+        board=None if board is None else _board(board),
+    )
+
+
+def render(template: str, title: str, **values: Any) -> str:
+    """A page of a template that fills :file:`frame.html.j2`, which loads nothing."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -81,16 +92,14 @@ def render_page(
     )
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    budget = IMAGE_BUDGET // max(1, len(sections))
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(template).render(
         title=title,
         policy=content_policy(css, script),
         css=Markup(css),
         script=Markup(script),
         drawn=_drawn,
         readable=readable,
-        sections=[_section(section, budget) for section in sections],
-        board=None if board is None else _board(board),
+        **values,
     )
 
 

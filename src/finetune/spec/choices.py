@@ -15,6 +15,7 @@ Share = Literal["half", "all"]
 TaskName = Literal["multiclass", "multilabel"]
 TaskOfData = Literal["auto", "multiclass", "multilabel"]  # auto: as the manifest has it
 Strangeness = Literal["mahalanobis", "neighbours", "doubt"]
+Engine = Literal["local", "ray"]
 OnBadImage = Literal["error", "skip"]
 Precision = Literal[
     "32-true",

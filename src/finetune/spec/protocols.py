@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from finetune.spec.images import LabelledImage, Split
 from finetune.spec.preprocessing import Preprocessing
@@ -30,6 +30,38 @@ class Batches(Protocol[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         """They, in order."""
+
+
+class StreamedImage(NamedTuple):
+    """One image of a stream.
+
+    Attributes:
+        name: under which it is answered.
+        read: gives the file's bytes, from any thread, or raises an ``ImageError``.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+class ImageBlock(Protocol):
+    """Some images that are read together, as a plain value that other processes can be sent."""
+
+    @property
+    def identity(self) -> str:
+        """Equal where the same images lie in the same order, as far as a listing tells."""
+
+    @property
+    def first(self) -> str:
+        """The name of the first image, or of the file that holds all, for messages."""
+
+    def images(self) -> Iterator[StreamedImage]:
+        """Each image, in order.
+
+        Raises:
+            ImageError: the rest of them cannot be read, for the file that holds them is damaged.
+            DataError: no image of the block can be read now.
+        """
 
 
 class ImageSource(Protocol):

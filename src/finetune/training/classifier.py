@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finetune.errors import UsageError
 from finetune.networks.compiling import compiled
+from finetune.networks.defaults import AUTO, named_or_default
 from finetune.networks.factory import build_network, network_spec, preprocessing_of
 from finetune.networks.freezing import apply_modes, freeze
 from finetune.networks.normalising import normalised, register_statistics, unit_floats
@@ -53,7 +54,7 @@ class ImageClassifier(LightningModule):
 
     Args:
         class_names: one name a class, in the order of the logits; at least two, all different.
-        backbone: any timm classifier, or a ``baseline_*`` to train from scratch.
+        backbone: any timm classifier, a ``baseline_*`` to train from scratch, or auto: by rule.
         pretrained: true for the backbone's ImageNet weights, false for random ones, or the path of
             a ``.safetensors``, ``.pth`` or ``.ckpt`` file with weights of this backbone.
         image_size: side in pixels; the backbone's own where it is not given.
@@ -98,7 +99,7 @@ class ImageClassifier(LightningModule):
     def __init__(
         self,
         class_names: Sequence[str],
-        backbone: str = "resnet50",
+        backbone: str = AUTO,
         pretrained: bool | str = True,
         image_size: int | None = None,
         in_chans: int = 3,
@@ -132,6 +133,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         parse_strategy(strategy)  # before weights are looked for, which may take a while
+        backbone = named_or_default(str(backbone), pretrained)
         if batchnorm == "auto":
             batchnorm = "eval" if pretrained else "train"
         # Needed only at birth, so no hyperparameter: a reloaded checkpoint fetches nothing.
@@ -145,11 +147,10 @@ class ImageClassifier(LightningModule):
         check_settings({"task": task}, {"task": one_of(*TASKS)}, option="model.")
         self.task: Task = TASKS[task] if _like is None else _like.task
         self.class_names = self.task.checked_names(class_names)
-        self.backbone = str(backbone)
-        options = plain(network_options or {})
+        self.backbone = backbone
         if _like is None:
             seen: dict[str, Any] = {"in_chans": in_chans, "image_size": image_size}
-            self.spec = network_spec(self.backbone, **seen, **options)
+            self.spec = network_spec(self.backbone, **seen, **plain(network_options or {}))
             self._see_by(preprocessing_of(self.backbone, **seen))
         else:
             self.spec = _like.network
@@ -210,8 +211,7 @@ class ImageClassifier(LightningModule):
     @classmethod
     def like(cls, described: Described) -> ImageClassifier:
         """The classifier of a description with random weights, in ``eval`` mode; asks nobody."""
-        settings = {**described.hyper_parameters, "pretrained": False}
-        return cls(**settings, _like=described).eval()
+        return cls(**{**described.hyper_parameters, "pretrained": False}, _like=described).eval()
 
     def see_as(self, checkpoint: Checkpoint) -> None:
         """Prepare images as a checkpoint did, whatever timm says today, under its licence."""

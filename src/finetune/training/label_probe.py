@@ -116,7 +116,7 @@ def fit_label_probe(
             coefficients = found[1] - found[0]
             weight[label] = (axes @ coefficients[:-1]) / spread
             bias[label] = coefficients[-1] - weight[label] @ mean
-    return Probe(weight, bias, chosen, scores, of_label)
+    return Probe(weight, bias, chosen, scores, l2_of_labels=of_label)
 
 
 class _Search:

@@ -40,6 +40,8 @@ class Probe:
         held_out_nll: mean negative log-likelihood over the held-out folds for each penalty tried;
             empty where the penalty was given.
         l2_of_labels: of several labels an image, one each, where that is better; else None.
+        held_out_logits: ``(N, C)`` in float64 where they were asked for: of each row by a fit with
+            this penalty that saw nothing of its group; NaN where there is none.
     """
 
     weight: Tensor
@@ -47,6 +49,7 @@ class Probe:
     l2: float
     held_out_nll: dict[float, float] = field(default_factory=dict)
     l2_of_labels: tuple[float, ...] | None = None
+    held_out_logits: Tensor | None = None
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits ``(N, C)`` in float64 for raw features ``(N, D)``."""
@@ -62,6 +65,8 @@ def fit_probe(
     groups: Tensor | None = None,
     l2: float | Sequence[float] | None = None,
     seed: int = 0,
+    held_out: bool = False,
+    spreads: Tensor | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Probe:
     """Fit the final layer on ``features (N, D)`` and ``labels (N,)``.
@@ -83,6 +88,10 @@ def fit_probe(
             :mod:`finetune.training.penalty_search`). Default: the decades of its ``L2_GRID``, then
             the half decades around the best.
         seed: of the assignment to folds, the only random thing here.
+        held_out: keep the held-out answers too, where penalties are chosen from and every class has
+            an image.
+        spreads: ``(D,)``, above 0, what each feature is divided by, and so how much the penalty
+            holds it down; :func:`mixed_spreads` for None.
         say: gets a line for each penalty once the fit has taken a few seconds.
 
     Raises:
@@ -95,10 +104,11 @@ def fit_probe(
     present = torch.unique(labels)
     dense = torch.searchsorted(present, labels)
     weights = mean_one(sample_weights, len(rows))
-    mean, spread = rows.mean(dim=0), mixed_spreads(rows)
+    mean, spread = rows.mean(dim=0), mixed_spreads(rows) if spreads is None else spreads
     projected, axes = principal_axes((rows - mean) / spread)
 
     held_out_nll: dict[float, float] = {}
+    answers: Tensor | None = None
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
@@ -106,13 +116,14 @@ def fit_probe(
         search = PenaltySearch(projected, dense, weights, own, len(present), seed=seed, tell=tell)
         search.search(L2_GRID if l2 is None else l2, refine=l2 is None)
         held_out_nll, chosen = search.scores, search.strongest_within_one_standard_error()
+        answers = search.held_out_logits(chosen) if held_out else None
         tell(f"penalty {chosen:.3g} is taken; fitting {len(rows)} rows, {len(present)} classes")
     problem = logistic_problem(projected, dense, weights, len(present))
     coefficients = solve_logistic(problem, chosen)
     weight = coefficients[:, :-1] @ axes.T / spread
     bias = coefficients[:, -1] - weight @ mean
     weight, bias = _with_absent_classes(weight, bias, rows, present, num_classes)
-    return Probe(weight, bias, chosen, held_out_nll)
+    return Probe(weight, bias, chosen, held_out_nll, held_out_logits=answers)
 
 
 def out_of_fold(

@@ -60,7 +60,8 @@ class PenaltySearch:
         images = len(torch.unique(groups))
         enough = max(MAX_IMAGES, MAX_IMAGES_A_CLASS * num_classes)
         part_of = stratified_parts(labels, groups, FOLDS * math.ceil(images / enough), seed)
-        used = part_of < FOLDS
+        self.used = used = part_of < FOLDS
+        self.num_classes = num_classes
         self.rows, self.labels, self.weights = rows[used], labels[used], weights[used]
         self.fold_of, self.tell = part_of[used], tell
         self.much = FOLDS * self.rows.numel() * num_classes > MAX_WORK
@@ -105,6 +106,22 @@ class PenaltySearch:
         bound = self.scores[best] + self.standard_errors[best]
         return max(l2 for l2, nll in self.scores.items() if nll <= bound)
 
+    def held_out_logits(self, l2: float) -> Tensor:
+        """Logits ``(N, C)`` of a penalty that was tried, of each row by the fold that left it out.
+
+        NaN where none did: of a class with one group, or where the choice was made on fewer folds.
+        """
+        logits = self.rows.new_full((len(self.used), self.num_classes), math.nan)
+        own = logits[self.used]
+        for fold, solution in self.solutions[l2].items():
+            out = self.fold_of == fold
+            own[out] = self._answers(out, solution)
+        logits[self.used] = own
+        return logits
+
+    def _answers(self, out: Tensor, solution: Tensor) -> Tensor:
+        return self.rows[out] @ solution[:, :-1].T + solution[:, -1]
+
     def _best(self) -> float:
         return min(self.scores, key=lambda l2: self.scores[l2])
 
@@ -124,8 +141,7 @@ class PenaltySearch:
             # a solution that stays near a stronger penalty's makes a weak one look good.
             solved[fold] = solve_logistic(problem, l2, tolerance=3e-3, start=near.get(fold))
             out = self.fold_of == fold
-            logits = self.rows[out] @ solved[fold][:, :-1].T + solved[fold][:, -1]
-            losses[out] = categorical.losses(logits, self.labels[out])
+            losses[out] = categorical.losses(self._answers(out, solved[fold]), self.labels[out])
             judged |= out
         self.solutions[l2] = solved
         weights = self.weights[judged] / self.weights[judged].sum()

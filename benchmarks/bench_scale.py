@@ -1,0 +1,164 @@
+"""How `finetune predict` grows with the images: peak memory, images a second, a killed node.
+
+    python benchmarks/bench_scale.py --images 10000 100000
+    python benchmarks/bench_scale.py --images 10000 --engines local ray
+    python benchmarks/bench_scale.py --rates PHOTOGRAPH.jpg
+    python benchmarks/bench_scale.py --kill-a-node
+
+Images are hard links of one small PNG, 1,000 a folder, so that nothing but the work itself is
+measured. Processor time is told beside the clock's, for a machine that is shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import torch
+from PIL import Image
+
+from finetune.data.decoding import ImageReader
+from finetune.data.transforms import evaluation_transform
+from finetune.spec.preprocessing import Preprocessing
+from finetune.tables.writing import open_table
+from finetune.training.checkpoints import describe, plain, write_checkpoint
+from finetune.training.classifier import ImageClassifier
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, nargs="*", default=[])
+    parser.add_argument("--engines", nargs="+", default=["local"])
+    parser.add_argument("--rates", type=Path, default=None)
+    parser.add_argument("--kill-a-node", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-scale-") as name:
+        folder = Path(name)
+        checkpoint = tiny_checkpoint(folder / "tiny.ckpt")
+        if given.images:
+            print(
+                "| engine | images | seconds | processor's | images a second | of it | peak, MiB |"
+            )
+        for number in given.images:
+            images = linked(folder / f"{number}", number)
+            for engine in given.engines:
+                measure(checkpoint, images, number, engine, folder / f"{engine}-{number}")
+        if given.rates is not None:
+            rates(given.rates)
+        if given.kill_a_node:
+            kill_a_node(checkpoint, linked(folder / "killed", 2000), folder)
+
+
+def tiny_checkpoint(path: Path) -> Path:
+    torch.manual_seed(0)
+    names = ("a", "b", "c")
+    classifier = ImageClassifier(names, "test_resnet", pretrained=False, image_size=32)
+    entry = describe(
+        names, "test_resnet", classifier.preprocessing, network=classifier.spec, data={}
+    )
+    write_checkpoint(
+        path,
+        state_dict=classifier.state_dict(),
+        hyper_parameters=plain(dict(classifier.hparams)),
+        entry=entry,
+    )
+    return path
+
+
+def linked(root: Path, number: int) -> Path:
+    """So many images of 64 x 64 pixels; of each folder's 1,000 one is a file of its own."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    first = root
+    for index in range(number):
+        folder = root / f"{index // 1000:05d}"
+        if index % 1000 == 0:
+            folder.mkdir(parents=True)
+            first = folder / "000.png"
+            Image.fromarray(pixels).save(first)
+        else:
+            os.link(first, folder / f"{index % 1000:03d}.png")
+    return root
+
+
+def measure(checkpoint: Path, images: Path, number: int, engine: str, output: Path) -> None:
+    command = [sys.executable, "-m", "finetune", "predict", str(checkpoint), str(images)]
+    command += [f"--output={output}/", f"--engine={engine}", "--accelerator=cpu", "--devices=1"]
+    began = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    seconds = time.monotonic() - began
+    assert status == 0
+    busy = used.ru_utime + used.ru_stime
+    rows = sum(pyarrow.parquet.read_metadata(p).num_rows for p in output.glob("part-*.parquet"))
+    assert rows == number
+    print(
+        f"| {engine} | {number:,} | {seconds:.0f} | {busy:.0f} | {number / seconds:.0f} "
+        f"| {number / busy:.0f} | {used.ru_maxrss / 1024:.0f} |",
+        flush=True,
+    )
+
+
+def rates(photograph: Path) -> None:
+    """Images that one core decodes and transforms a second, and bytes that the disk is read."""
+    preprocessing = Preprocessing()
+    reader, transform = ImageReader.of([preprocessing]), evaluation_transform(preprocessing)
+    content = photograph.read_bytes()
+    torch.set_num_threads(1)
+    began, count = time.process_time(), 0
+    while time.process_time() - began < 5:
+        transform(reader.decode(content, name="photograph"))
+        count += 1
+    each = (time.process_time() - began) / count
+    print(f"decode: {1 / each:.0f} a core and second, of {len(content) / 1000:.0f} kB each")
+    for classes in (10, 1000):
+        logs = torch.randn(4096, classes).log_softmax(-1).tolist()
+        began = time.process_time()
+        with tempfile.TemporaryDirectory() as name:
+            part = Path(name, "part.parquet")
+            with open_table(part, [str(each) for each in range(classes)]) as write:
+                for number, row in enumerate(logs):
+                    write({"path": f"s3://bucket/images/{number:09d}.jpg", "label": ""}, row)
+            size = part.stat().st_size
+        each = (time.process_time() - began) / 4096
+        rate, share = f"{1 / each:.0f} a core and second", f"{size / 4096:.0f} bytes each"
+        print(f"write, {classes} classes: {rate}, {share}")
+
+
+def kill_a_node(checkpoint: Path, images: Path, folder: Path) -> None:
+    """Of three nodes of a cluster one is killed in the middle; the answers are as without."""
+    from ray.cluster_utils import Cluster
+
+    from finetune.cli import main as finetune
+
+    call = ["predict", str(checkpoint), str(images), "--accelerator=cpu", "--part-size=50"]
+    assert finetune([*call, f"--output={folder}/whole/"]) == 0
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+    output = folder / "survived"
+
+    def kill() -> None:
+        while len(list(output.glob("part-*.parquet"))) < 5:
+            time.sleep(0.1)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        print(f"killed a node after {len(list(output.glob('part-*.parquet')))} parts", flush=True)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    on_ray = ["--engine=ray", f"--address={cluster.address}", "--devices=3"]
+    assert finetune([*call, f"--output={output}/", *on_ray]) == 0
+    thread.join()
+    cluster.shutdown()
+    whole, survived = (pyarrow.parquet.read_table(folder / n) for n in ("whole", "survived"))
+    print(f"{len(whole)} answers, equal bit for bit: {whole.equals(survived)}")
+
+
+if __name__ == "__main__":
+    main()
