@@ -17,8 +17,10 @@ from finetune.combining.calibration import (
     fit_temperature,
 )
 from finetune.combining.conformal import ConformalRule, fit_conformal
+from finetune.combining.number_intervals import IntervalRule, fit_intervals
 from finetune.combining.pooling import Coefficients
 from finetune.combining.uncertainty import Uncertainty, uncertainty
+from finetune.errors import UsageError
 from finetune.spec.choices import SetScore as Score
 from finetune.tasks import categorical
 from finetune.tasks.one_class import only_one_class
@@ -33,10 +35,11 @@ class Calibration:
     calibration image, and their coverage is exact although all images serve both.
 
     Attributes:
-        fit: the temperature, and the NLL before and after.
+        fit: the temperature, and the NLL before and after; None of numbers, which have none.
         reject: when to abstain, or None.
         conformal: how to build sets, or None.
         thresholds: of several labels an image, from which calibrated probability on each is named.
+        interval: of numbers, how wide an interval about each is; or None.
         reused: whether images were used that had picked members: figures flatter then.
         out_of_fold: whether each image was answered by a fold that was not trained on it: the
             whole ensemble is usually better than that, so its figures are on the safe side.
@@ -44,10 +47,11 @@ class Calibration:
             the answers suit them a little better than others, and sets may cover a little less.
     """
 
-    fit: TemperatureFit
+    fit: TemperatureFit | None
     reject: RejectRule | None = None
     conformal: ConformalRule | None = None
     thresholds: tuple[float, ...] | None = None
+    interval: IntervalRule | None = None
     reused: bool = False
     out_of_fold: bool = False
     chosen_by: bool = False
@@ -55,11 +59,11 @@ class Calibration:
     @property
     def temperature(self) -> float:
         """T; above 1 the uncalibrated answers were too sure."""
-        return self.fit.temperature
+        return 1.0 if self.fit is None else self.fit.temperature
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Calibrated logits ``(N, C)`` of pooled ones; the order of the classes stays."""
-        return apply_temperature(pooled, self.temperature)
+        return pooled if self.fit is None else apply_temperature(pooled, self.temperature)
 
     def rejected(self, task: Task, pooled: Tensor) -> Tensor | None:
         """Which of the images ``(N, C)`` to leave to a human, ``(N,)`` bool; None: no rule."""
@@ -78,13 +82,15 @@ class Calibration:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         """The inverse of :meth:`to_dict`."""
+        fit, interval = values["fit"], values.get("interval")
         reject, conformal = values.get("reject"), values.get("conformal")
         thresholds = values.get("thresholds")
         return cls(
-            fit=TemperatureFit(**values["fit"]),
+            fit=None if fit is None else TemperatureFit(**fit),
             reject=None if reject is None else RejectRule(**reject),
             conformal=None if conformal is None else ConformalRule(**conformal),
             thresholds=None if thresholds is None else tuple(thresholds),
+            interval=None if interval is None else IntervalRule(**interval),
             reused=bool(values.get("reused", False)),
             out_of_fold=bool(values.get("out_of_fold", False)),
             chosen_by=bool(values.get("chosen_by", False)),
@@ -99,19 +105,28 @@ class Answer:
         logits: ``(N, C)``, pooled and calibrated; of a classifier alone its own.
         probabilities: ``(N, C)``, what they say.
         member_probabilities: ``(M, N, C)``, not calibrated.
-        uncertainty: entropies, disagreement, variation ratio, each ``(N,)``.
+        uncertainty: entropies, disagreement, variation ratio, each ``(N,)``; None of numbers.
         rejected: ``(N,)`` bool, or None without a reject rule.
         prediction_sets: ``(N, C)`` bool, or None without a conformal rule.
         thresholds: of several labels an image, from which probability on each is named.
+        half_width: of the interval about each number, in its unit; None without a rule.
     """
 
     logits: Tensor
     probabilities: Tensor
     member_probabilities: Tensor
-    uncertainty: Uncertainty
+    uncertainty: Uncertainty | None
     rejected: Tensor | None
     prediction_sets: Tensor | None
     thresholds: tuple[float, ...] | None = None
+    half_width: float | None = None
+
+    @property
+    def disagreement(self) -> Tensor:
+        """Of the members, ``(N,)``: pairs that name different things, or numbers' deviation."""
+        if self.uncertainty is not None:
+            return self.uncertainty.disagreement
+        return self.member_probabilities.double().std(dim=0, correction=0).mean(dim=-1)
 
 
 def decide(
@@ -134,10 +149,15 @@ def decide(
         member_probabilities=member_probabilities,
         uncertainty=uncertainty(
             categorical.probabilities(task.choices(member_logits)), coefficients
-        ),
+        )
+        if task.has_choices
+        else None,
         rejected=None if calibration is None else calibration.rejected(task, pooled),
         prediction_sets=None if calibration is None else calibration.prediction_sets(task, pooled),
         thresholds=thresholds if calibration is None else calibration.thresholds,
+        half_width=None
+        if calibration is None or calibration.interval is None
+        else calibration.interval.half_width,
     )
 
 
@@ -154,7 +174,16 @@ def fit_calibration(
 
     Raises:
         CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
+        UsageError: what is not there for the task.
     """
+    if not task.has_choices:
+        if reject_risk is not None or conformal_alpha is None:
+            raise UsageError(
+                f"Expected --conformal A alone for the task {task.name}, whose intervals are all "
+                "there is to calibrate; give --conformal 0.1."
+            )
+        rule = fit_intervals(task.losses(pooled, labels), alpha=conformal_alpha)
+        return Calibration(None, interval=rule)
     if reject_risk is not None or conformal_alpha is not None:
         rules = "a reject rule or prediction sets"
         only_one_class(task, rules, instead="leave --reject-risk and --conformal out")

@@ -48,7 +48,8 @@ def grouped_logits(group: Sequence[ClassifierMember], views: Views) -> list[Tens
     images = first.normalised(views[first.preprocessing])
     features = split_at_parameters(first.network, "head", ()).bottom(images)
     tops = [split_at_parameters(member.classifier.network, "head", ()).top for member in group]
-    return [top(features).float() for top in tops]
+    units = [member.classifier.unit for member in group]
+    return [unit(top(features)).float() for unit, top in zip(units, tops, strict=True)]
 
 
 def _same_backbone(first: Member, second: Member) -> bool:

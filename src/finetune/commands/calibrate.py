@@ -42,7 +42,7 @@ def calibrate(
         checkpoint: a checkpoint, an average, an ensemble or a run folder.
         data: the folder of images that the fits were made with; what they held out calibrates.
         reject_risk: wanted share of wrong accepted answers.
-        conformal: accepted share of sets without the truth.
+        conformal: accepted share of sets, or of intervals about numbers, without the truth.
         unknown: accepted share of known images that are called unknown.
         score: how sets are built: thr smallest, aps and raps sized to the image.
         split: whose images calibrate; test images chose nothing, but then cannot test any more.
@@ -103,11 +103,18 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
     """What was fitted, in words."""
     if calibration is None:
         return []
-    fit = calibration.fit
-    lines = [
-        f"temperature {fit.temperature:.3f} on {fit.images} images: "
-        f"nll {fit.nll_before:.4f} before, {fit.nll_after:.4f} after"
-    ]
+    lines = []
+    if (fit := calibration.fit) is not None:
+        lines.append(
+            f"temperature {fit.temperature:.3f} on {fit.images} images: "
+            f"nll {fit.nll_before:.4f} before, {fit.nll_after:.4f} after"
+        )
+    if (rule_of_numbers := calibration.interval) is not None:
+        lines.append(
+            f"intervals of plus and minus {rule_of_numbers.half_width:.4g} hold the true number in "
+            f"at least {1 - rule_of_numbers.alpha:.0%} of images like these "
+            f"{rule_of_numbers.images}"
+        )
     if calibration.reject is not None:
         rule = calibration.reject
         lines.append(
@@ -125,10 +132,13 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
             "each image was answered by the folds that were not trained on it: the whole "
             "ensemble is usually a little better than these figures"
         )
-    if calibration.chosen_by and calibration.conformal is not None:
+    if calibration.chosen_by and (calibration.conformal or calibration.interval):
+        what = "sets of others may hold the true class"
+        if calibration.interval:
+            what = "intervals of others may hold the true number"
         lines.append(
-            "by these images the fit itself had chosen its epoch, phase or confidence, so sets of "
-            "others may hold the true class a little less often; `finetune calibrate --split test` "
+            "by these images the fit itself had chosen its epoch, phase or confidence, so "
+            f"{what} a little less often; `finetune calibrate --split test` "
             "takes images that chose nothing (folds do not help: each chose by its own)"
         )
     if calibration.reused:

@@ -72,6 +72,7 @@ def predict(
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_images
     from finetune.prediction import predict as answers_to
+    from finetune.prediction.predictions import columns_of
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.training.progress import PassLine
 
@@ -98,7 +99,7 @@ def predict(
     with ExitStack() as stack:
         write: Write = _print
         if written is not None and trainer.is_global_zero:
-            opened = _table(written, model.class_names, safe=safe_csv)
+            opened = _table(written, columns_of(model.task, model.class_names), safe=safe_csv)
             write = stack.enter_context(opened)
 
         def on_answer(path: Path, answer: Predictions) -> None:
@@ -161,6 +162,10 @@ def _from_standard_input(images: list[str]) -> list[str]:
 
 
 def _print(row: Row, log_probabilities: Sequence[float]) -> None:
+    if "confidence" not in row:
+        between = f"  {row['lower']:.6g} to {row['upper']:.6g}" if "lower" in row else ""
+        print(f"{row['path']}  {row['prediction']:.6g}{between}", flush=True)
+        return
     ranks = [""] + [f"_{rank}" for rank in range(2, len(row))]
     named = [
         f"{row[f'prediction{rank}']} {row[f'confidence{rank}']:.3f}"

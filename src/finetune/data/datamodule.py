@@ -56,8 +56,8 @@ class ImageFolderDataModule(LabelledFolder):
 
     Batches are ``images`` ``uint8 (B, C, S, S)``, which a classifier converts and normalises, and
     ``labels`` int64 ``(B,)``, or of several labels an image float ``(B, K)`` with 1, 0 and NaN
-    for not known. The same seed gives the same splits, order and random views,
-    whatever the number of workers.
+    for not known, or numbers float ``(B, 1)``. The same seed gives the same splits, order and
+    random views, whatever the number of workers.
 
     Args:
         root: the folder.
@@ -88,7 +88,8 @@ class ImageFolderDataModule(LabelledFolder):
         group_by: regular expression; images whose paths match alike stay on one side.
         allow_outside: accept files of the manifest that are not below the root.
         task: what is predicted: multiclass, one class an image; multilabel, several labels an
-            image, with ``|`` between them in the manifest; auto: as the manifest has it.
+            image, with ``|`` between them in the manifest; regression, a number an image; auto: one
+            of the first two, as the manifest has it.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ class ImageFolderDataModule(LabelledFolder):
         silence_worker_advice()
         if stage == "fit":
             self._require("train")
-            if self.num_classes < 2:
+            if self.num_classes < 2 and not self._found_images.found.has_numbers:
                 raise one_class_only(self.root, self.class_names[0])
         elif stage in ("validate", "test"):
             self._require("val" if stage == "validate" else "test")

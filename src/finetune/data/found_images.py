@@ -17,6 +17,7 @@ from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_cells import refuse_classes
 from finetune.data.manifest import read_manifest
+from finetune.data.number_cells import refuse_folders
 from finetune.spec.choices import TaskOfData
 from finetune.spec.splits import SplitRecord
 
@@ -32,7 +33,7 @@ class FoundImages:
             :class:`finetune.data.datamodule.ImageFolderDataModule`.
         cache_dir: where what was found out about a file is remembered.
         remember: whether it is.
-        task: whether an image has one class or several labels.
+        task: whether an image has one class, several labels or a number.
         listed: a fit by manifest, whose images and labels count where no manifest is given.
     """
 
@@ -59,6 +60,7 @@ class FoundImages:
         else:
             found = listed or scan_folder(self.root)
             refuse_classes(found, self.task)
+            refuse_folders(found, self.task)
         return groups_by_pattern(found, self.group_by) if self.group_by else found
 
     @property

@@ -1,14 +1,15 @@
 """CSV manifests: which file has which label, and on which side it stands.
 
 Columns ``path`` and ``label``, and optionally ``split``, ``fold``, ``group`` and ``hash``, in any
-order; other columns are not read. ``split.csv`` in a run folder is one.
+order; other columns are not read, but that of the numbers where a number is predicted.
+``split.csv`` in a run folder is one.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from finetune.csv_table import CsvTable, read_csv_table
 from finetune.data.assignment import image_keys, relative_names
 from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
 from finetune.data.label_cells import read_cells
+from finetune.data.number_cells import LABEL, NUMBERS, number_column, read_numbers
 from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
 from finetune.files import write_text
@@ -54,14 +56,19 @@ def read_manifest(
         root: the folder of images.
         allow_outside: accept files that are not below ``root``.
         group_column: whose equal values keep images on one side.
-        task: whether a cell is one class or several labels, see :mod:`finetune.data.label_cells`;
-            by default several wherever one of the cells has the sign between labels.
+        task: whether a cell is one class or several labels, see :mod:`finetune.data.label_cells`,
+            or a number, see :mod:`finetune.data.number_cells`; by default several labels wherever
+            one of the cells has the sign between them.
 
     Raises:
         ManifestError: a missing column or file, an unknown split, a file with two labels, ...
     """
     path, root = Path(path), Path(root)
-    rows = list(_read_rows(path, root, group_column))
+    table = _table(path, required=("path",) if task == NUMBERS else ("path", LABEL))
+    column = LABEL
+    if task == NUMBERS:
+        column = number_column(table.columns, (*COLUMNS, group_column), str(path))
+    rows = list(_read_rows(table, root, group_column, column))
     if not rows:
         raise ManifestError(f"Expected images in {path}, found only a header.")
     if not allow_outside:
@@ -73,7 +80,10 @@ def read_manifest(
             f"Expected all files of {path} to exist, found {len(missing)} missing, the first "
             f"{missing[0]}; correct the paths or remove these rows."
         )
-    class_names, labels = read_cells([(row.label, row.place) for row in rows], task)
+    cells = [(row.label, row.place) for row in rows]
+    class_names, labels = (
+        ((column,), read_numbers(cells)) if task == NUMBERS else read_cells(cells, task)
+    )
     images = [
         LabelledImage(row.path, label, row.group, row.split, row.fold, row.hash)
         for row, label in zip(rows, labels, strict=True)
@@ -98,7 +108,8 @@ def write_manifest(path: str | os.PathLike[str], folder: ImageFolder) -> None:
     names = relative_names(folder.root, folder.images)
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    column = folder.class_names[0] if folder.has_numbers else LABEL
+    writer.writerow(column if name == LABEL else name for name in COLUMNS)
     for name, image in zip(names, folder.images, strict=True):
         label = cell(image.label, folder.class_names)
         fold = "" if image.fold is None else image.fold
@@ -133,25 +144,28 @@ def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ManifestError: it cannot be read.
     """
-    return list(_table(Path(path)).columns)
+    return list(_table(Path(path), required=("path",)).columns)
 
 
-def _table(path: Path) -> CsvTable:
-    return read_csv_table(path, known=COLUMNS, required=("path", "label"), error=ManifestError)
+def _table(path: Path, *, required: Sequence[str]) -> CsvTable:
+    return read_csv_table(path, known=COLUMNS, required=required, error=ManifestError)
 
 
-def _read_rows(path: Path, root: Path, group_column: str) -> Iterator[_Row]:
-    table = _table(path)
+def _read_rows(table: CsvTable, root: Path, group_column: str, label: str) -> Iterator[_Row]:
+    path = table.path
     base: Path | None = None
     for line, row in table.rows:
         if not row["path"]:
             raise ManifestError(f"Expected a path in line {line} of {path}, found none.")
         if base is None and not os.path.isabs(row["path"]):
             base = path.parent if (path.parent / row["path"]).exists() else root
-        yield _parse_row(row, base or root, group_column, f"line {line} of {path}")
+        place = f"line {line} of {path}"
+        yield _parse_row(row, base or root, group_column, label, place)
 
 
-def _parse_row(row: Mapping[str, str], base: Path, group_column: str, place: str) -> _Row:
+def _parse_row(
+    row: Mapping[str, str], base: Path, group_column: str, label: str, place: str
+) -> _Row:
     """One line; names are exact, blanks at either end included."""
     split_name = row.get("split", "").strip()
     split = SPLIT_FOLDERS.get(split_name.casefold())
@@ -164,7 +178,7 @@ def _parse_row(row: Mapping[str, str], base: Path, group_column: str, place: str
         raise ManifestError(f"Expected fold to be 0, 1, 2, ... in {place}, found {fold[:20]!r}.")
     return _Row(
         path=base / row["path"],
-        label=normal_name(row["label"]),
+        label=normal_name(row[label]),
         split=split,
         fold=int(fold) if fold else None,
         group=row.get(group_column) or None,

@@ -216,10 +216,11 @@ class _Collector(Callback):
             logits=answer.logits,
             class_names=tuple(self.model.class_names),
             member_probabilities=answer.member_probabilities,
-            disagreement=answer.uncertainty.disagreement,
+            disagreement=answer.disagreement,
             rejected=answer.rejected,
             prediction_sets=answer.prediction_sets,
             thresholds=answer.thresholds,
+            half_width=answer.half_width,
             strangeness=None if self.model.unknown is None else torch.cat(strangeness),
         )
 

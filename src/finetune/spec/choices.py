@@ -11,8 +11,10 @@ Pooling = Literal["mean", "geometric", "vote"]
 Selecting = Literal["all", "greedy", "learned"]
 SetScore = Literal["thr", "aps", "raps"]
 Share = Literal["half", "all"]
-TaskName = Literal["multiclass", "multilabel"]
-TaskOfData = Literal["auto", "multiclass", "multilabel"]  # auto: as the manifest has it
+TaskName = Literal["multiclass", "multilabel", "regression"]
+TaskOfData = Literal[
+    "auto", "multiclass", "multilabel", "regression"
+]  # auto: as the manifest has it
 Strangeness = Literal["mahalanobis", "neighbours", "doubt"]
 OnBadImage = Literal["error", "skip"]
 Precision = Literal[

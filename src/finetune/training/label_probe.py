@@ -96,7 +96,7 @@ def fit_label_probe(
     else:
         own = torch.arange(len(rows)) if groups is None else groups
         fold_of = stratified_parts(torch.tensor(MULTILABEL.strata(truth)), own, FOLDS, seed)
-        search = _Search(problems, _all_dealt(fold_of, own), tell)
+        search = _Search(problems, all_dealt(fold_of, own), tell)
         chosen, scores = search.chosen(L2_GRID if l2 is None else l2, refine=l2 is None)
     weight = torch.zeros(num_labels, rows.shape[1], dtype=torch.float64)
     bias = torch.zeros(num_labels, dtype=torch.float64)
@@ -163,7 +163,7 @@ class _Search:
         self.tell(f"penalty {l2:.3g}, held-out NLL {mean:.3f}")
 
 
-def _all_dealt(fold_of: Tensor, groups: Tensor) -> Tensor:
+def all_dealt(fold_of: Tensor, groups: Tensor) -> Tensor:
     """Folds of all rows: of label sets that are there once the groups are dealt out in turn."""
     waiting = fold_of < 0
     numbers = torch.unique(groups[waiting], return_inverse=True)[1]

@@ -51,6 +51,7 @@ class Facts:
         seconds: the time limit; None: there is none.
         images: in training, where they may have several labels; None: each is of one class.
         processes: one a device, to which each batch is dealt out.
+        has_choices: whether names are predicted; numbers need nothing in :data:`OF_NAMES`.
     """
 
     class_counts: Sequence[int]
@@ -64,6 +65,7 @@ class Facts:
     seconds: float | None = None
     images: int | None = None
     processes: int = 1
+    has_choices: bool = True
 
     @property
     def train_images(self) -> int:
@@ -97,6 +99,8 @@ def choose_recipe(facts: Facts, given: Mapping[str, Any]) -> tuple[Choice, ...]:
     for name, rule in RULES.items():
         in_closed_form = bool(chosen) and chosen["strategy"].value == "head" and facts.closed_form
         if in_closed_form and name not in OF_CLOSED_FORM:
+            continue
+        if name in OF_NAMES and not facts.has_choices:
             continue
         value = given.get(name)
         if value is None or value == "auto":
@@ -248,6 +252,7 @@ RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
     "precision": _precision,
 }
 OF_CLOSED_FORM = {"strategy", "epochs", "augmentation", "class_weights"}
+OF_NAMES = {"label_smoothing", "class_weights"}
 
 
 def facts_about(
@@ -280,4 +285,5 @@ def facts_about(
         seconds=seconds,
         images=len(datamodule.images("train")),
         processes=processes,
+        has_choices=classifier.task.has_choices,
     )

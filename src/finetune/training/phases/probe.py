@@ -19,6 +19,7 @@ from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
 from finetune.training.label_probe import fit_label_probe
 from finetune.training.linear_probe import Probe, fit_probe
+from finetune.training.ridge_probe import fit_ridge_probe
 
 FEW_A_CLASS = 20  # images; below, the final layer is fitted on random views as well
 # So many images and views of them a class are enough, and more views of one image too many.
@@ -56,7 +57,7 @@ class FittedLayer:
         if self.figures is not None:
             text += "".join(
                 f", val {name} {self.figures[name]:.3f}"
-                for name in ("accuracy", "map", "nll")
+                for name in ("accuracy", "map", "nll", "mae", "r2")
                 if name in self.figures
             )
         return text
@@ -87,7 +88,7 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     views = (None, *kept.views(views_of_few(images_a_class, classifier.hparams["views"])))
     features = [kept.at("head", "train", view).tensor() for view in views]
     images = datamodule.images("train")
-    labels, count = _targets(classifier, images), len(views)
+    labels, count = classifier.unit.standardised(_targets(classifier, images)), len(views)
     weights = sample_weights(classifier, datamodule, labels)
     probe = _solver(classifier.task.closed_form)(
         torch.cat(features),
@@ -105,12 +106,14 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     return FittedLayer(probe, len(labels), count, figures, time.monotonic() - started)
 
 
-def _solver(closed_form: Literal["multinomial", "binary"]) -> Callable[..., Probe]:
+def _solver(closed_form: Literal["multinomial", "binary", "ridge"]) -> Callable[..., Probe]:
     match closed_form:
         case "multinomial":
             return fit_probe
         case "binary":
             return fit_label_probe
+        case "ridge":
+            return fit_ridge_probe
         case _:
             assert_never(closed_form)
 
@@ -149,7 +152,7 @@ def _judge(kept: CachedActivations, layer: nn.Linear) -> dict[str, float] | None
         return None
     features = kept.at("head", "val").tensor()
     with torch.no_grad():
-        logits = layer(features.to(layer.weight.device)).float().cpu()
+        logits = kept.classifier.unit(layer(features.to(layer.weight.device))).float().cpu()
     labels = _targets(kept.classifier, images)
     kept.classifier.answers["val"] = logits, labels
     return kept.classifier.task.figures(logits, labels)
