@@ -20,22 +20,29 @@ FIT = [
     *("--data.batch_size=6", "--data.num_workers=0", "--data.val_fraction=0.33"),
     *("--data.test_fraction=0", "--data.augmentation=none", "--trainer.accelerator=cpu"),
 ]
-# What each process runs forward for the cache is counted.
+# What each process opens, and runs forward for the cache, is counted.
 COUNTING = """
 import os, sys
 from pathlib import Path
 from finetune.cli import main
+from finetune.data import inspection
 from finetune.training.features import extract
 
+opened, inspect_file = [], inspection.inspect_file
 seen, forward = [], extract._forward
+
+def noted(path, **limits):
+    opened.append(path)
+    return inspect_file(path, **limits)
 
 def counted(classifier, dataset, draws, *others):
     seen.extend(draws)
     return forward(classifier, dataset, draws, *others)
 
+inspection.inspect_file = noted
 extract._forward = counted
 code = main(sys.argv[1:])
-Path("seen" + os.environ["RANK"]).write_text(str(len(seen)))
+Path("counts" + os.environ["RANK"]).write_text(f"{len(opened)} {len(seen)}")
 sys.exit(code)
 """
 # A callback of the user's, by which one of two processes fails in its second epoch.
@@ -121,8 +128,8 @@ def test_two_processes_of_torchrun_fit_what_one_does(
             two.details["val"]["logits"], one.details["val"]["logits"], atol=1e-4, rtol=1e-4
         )
         assert two.details["val"]["paths"] == one.details["val"]["paths"]
-    shares = [int((tmp_path / f"seen{rank}").read_text()) for rank in (0, 1)]
-    assert shares == [18, 18]  # every image once, in all
+    shares = [(tmp_path / f"counts{rank}").read_text() for rank in (0, 1)]
+    assert shares == ["18 18", "18 18"]  # every image once, in all
 
 
 @pytest.mark.slow

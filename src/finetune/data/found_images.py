@@ -18,6 +18,7 @@ from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_cells import refuse_classes
 from finetune.data.manifest import read_manifest
 from finetune.data.number_cells import refuse_folders
+from finetune.runtime import Runtime
 from finetune.spec.choices import TaskOfData
 from finetune.spec.splits import SplitRecord
 
@@ -70,15 +71,18 @@ class FoundImages:
 
     @cached_property
     def inspections(self) -> list[Inspection]:
-        """What each file turned out to be, in the same order."""
-        return inspect_files(
-            self.paths,
+        """What each file turned out to be, in the same order; each process opens its share."""
+        runtime = Runtime()
+        own = inspect_files(
+            runtime.share(self.paths),
             root=self.root,
             max_pixels=self.max_pixels,
             max_decoding_mb=self.max_decoding_mb,
             cache_dir=self.cache_dir,
             remember=self.remember,
         )
+        seen = {each.path: each for share in runtime.gather(own) for each in share}
+        return [seen[path] for path in self.paths]
 
     def readable(self) -> ImageFolder:
         """Those without the broken ones, with every content's hash.
