@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from finetune.data.datamodule import ImageFolderDataModule
+from finetune.data.dataset import balancing_weights
 from finetune.data.manifest import read_manifest, write_manifest
+from finetune.data.preview import batch_image
 from finetune.data.splits import fold_labels, split_labels
-from finetune.errors import ManifestError
+from finetune.errors import ManifestError, UsageError
 from finetune.spec.labels import cell, from_text, indexes, moved, order, text
 from finetune.spec.numbers import number, quantile_bins
 
@@ -110,6 +114,24 @@ def test_a_file_with_two_numbers_is_refused(root: Path) -> None:
     path.write_text("path,age\n0.png,3\n0.png,4\n")
     with pytest.raises(ManifestError, match="as '3' and as '4'"):
         read_manifest(path, root, task="regression")
+
+
+def test_batches_hold_the_numbers_and_nothing_is_said_of_classes(root: Path) -> None:
+    path = manifest(root, "age", *(str(10 * index) for index in range(6)))
+    data = ImageFolderDataModule(
+        root, manifest=path, task="regression", num_workers=0, cache="off", batch_size=2
+    )
+    data.setup("fit")
+    images, numbers = next(iter(data.train_dataloader()))
+    assert (numbers.shape, numbers.dtype) == ((2, 1), torch.float32)
+    assert {image.label for image in data.images("train")} >= {*numbers[:, 0].tolist()}
+    assert data.class_counts("train") == {"age": len(data.images("train"))}
+    assert "a number each (age: regression" in data.summary()
+    kinds = {finding.kind for finding in data.findings}
+    assert not kinds & {"one_class", "imbalance", "class_missing_from_train"}
+    batch_image(images, numbers, data.class_names)
+    with pytest.raises(UsageError, match="there are no classes"):
+        balancing_weights([1.5, 2.5])
 
 
 @given(st.lists(FLOATS, max_size=200))
