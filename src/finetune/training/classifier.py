@@ -142,14 +142,13 @@ class ImageClassifier(LightningModule):
             check_settings(self.hparams, MODEL, option="model.")
         check_settings({"task": task}, {"task": one_of(*TASKS)}, option="model.")
         self.task: Task = TASKS[task] if _like is None else _like.task
-        if label_smoothing is None and not self.task.has_choices:
-            self.hparams["label_smoothing"] = 0.0
+        if not self.task.has_choices:
+            self.hparams["label_smoothing"] = label_smoothing or 0.0
         self.class_names = self.task.checked_names(class_names)
         self.backbone = str(backbone)
-        options = plain(network_options or {})
         if _like is None:
             seen: dict[str, Any] = {"in_chans": in_chans, "image_size": image_size}
-            self.spec = network_spec(self.backbone, **seen, **options)
+            self.spec = network_spec(self.backbone, **seen, **plain(network_options or {}))
             self._see_by(preprocessing_of(self.backbone, **seen))
         else:
             self.spec = _like.network
@@ -236,8 +235,7 @@ class ImageClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)``, or numbers, of images, bytes or floats in ``[0, 1]``."""
-        logits, _ = self._logits(images)
-        return self.unit(logits)
+        return self.unit(self._logits(images)[0])
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (numbers standardised), and those of an auxiliary head that is switched on."""
