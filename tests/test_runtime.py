@@ -61,6 +61,14 @@ def test_an_accelerator_that_is_not_there_is_refused(accelerators, accelerator: 
         Runtime.chosen(accelerator)
 
 
+@pytest.mark.parametrize("cuda", [0, 2])
+@pytest.mark.parametrize("devices", [None, [], "", {}, "nan", "x", "1e9", 0, -3, 1.5, [7], [0, 0]])
+def test_devices_that_make_no_sense_are_refused(accelerators, cuda: int, devices: object) -> None:
+    accelerators(cuda)
+    with pytest.raises(UsageError, match="Expected devices to be auto"):
+        Runtime.joined("auto", devices)
+
+
 # Also where no Trainer is ever built, which would refuse it: a head in closed form.
 FITS = [
     ["fit", "--model.strategy=head", "--trainer.accelerator=gpu"],

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -222,10 +224,8 @@ def device_memory(device: torch.device) -> int | None:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's tensors live; the CPU where it has none."""
-    for tensors in (module.parameters(), module.buffers()):
-        for tensor in tensors:
-            return tensor.device
-    return CPU
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), CPU)
 
 
 _FAILED = "finetune/failed"
@@ -299,9 +299,24 @@ def _store() -> Any:
 
 def _count(accelerator: object, devices: Any) -> int:
     """How many processes a machine needs, one a device."""
-    if _devices(accelerator, "auto") == [CPU]:
-        return 1 if devices == "auto" else max(1, int(devices))
-    return len(_devices(accelerator, devices))
+    from lightning.fabric.accelerators.cpu import CPUAccelerator
+
+    if _devices(accelerator, "auto") != [CPU]:
+        return len(_devices(accelerator, devices))
+    return 1 if devices == "auto" else _parsed(CPUAccelerator.parse_devices, devices)
+
+
+def _parsed(parse: Callable[[Any], Value], devices: Any) -> Value:
+    """What Lightning makes of ``--trainer.devices``, which it refuses in several ways."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    with suppress(MisconfigurationException, TypeError, ValueError):
+        if parsed := parse(devices):
+            return parsed
+    raise UsageError(
+        f"Expected devices to be auto, a number from 1 or numbers of devices that are here, "
+        f"found {devices!r}."
+    )
 
 
 def _devices(accelerator: object, devices: Any) -> list[torch.device]:
@@ -318,13 +333,14 @@ def _devices(accelerator: object, devices: Any) -> list[torch.device]:
         case "mps" | "cuda":
             wanted = [str(accelerator)]
         case _:
+            kinds_known = "auto, cpu, gpu, cuda and mps"
             raise UsageError(
-                f"Expected an accelerator out of auto, cpu, gpu, cuda and mps, "
-                f"found {accelerator!r}."
+                f"Expected an accelerator out of {kinds_known}, found {accelerator!r}."
             )
     for name in wanted:
         if kinds[name].is_available():
-            numbers = kinds[name].parse_devices(-1 if devices == "auto" else devices) or [0]
+            wished = -1 if devices == "auto" else devices
+            numbers = _parsed(kinds[name].parse_devices, wished)
             return [torch.device(name, number) for number in numbers]
     if accelerator == "auto":
         return [CPU]

@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,17 @@ from finetune.errors import ImageError, UsageError
 from finetune.spec.images import content_id, file_id
 
 Painter = Callable[..., Path]
+
+
+def tiff_with_tags() -> bytes:
+    content = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(content, "TIFF", compression="tiff_lzw", description="d" * 40, software="s" * 40)
+    return content.getvalue()
+
+
+TIFF_WITH_TAGS = tiff_with_tags()
 
 
 def photograph(width: int = 96, height: int = 64) -> Image.Image:
@@ -416,3 +428,15 @@ def test_reading_the_orientation_decodes_nothing(format: str) -> None:
         image.load = lambda: (loaded.append(1), real(image))[1]  # type: ignore[method-assign]
         assert orientation_of(image) == 1
         assert not loaded
+
+
+@pytest.mark.parametrize("odd", [0, 128, 255])
+def test_odd_tags_of_a_tiff_are_told_to_nobody(odd: int) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for at in range(len(TIFF_WITH_TAGS) - 240, len(TIFF_WITH_TAGS)):  # they stand at the end
+            content = bytearray(TIFF_WITH_TAGS)
+            content[at] = odd
+            with suppress(ImageError):
+                decode_bytes(bytes(content), name="tags.tif")
+    assert [str(each.message) for each in told] == []

@@ -225,6 +225,8 @@ def _decode(image: Image.Image, mode: str, reduction: int) -> Tensor:
     if reduction > 1:
         # draft() takes the largest reduction that keeps both sides at least this long.
         image.draft(None, (image.width // reduction, image.height // reduction))
+    if image.format == "TIFF":
+        orientation_of(image)  # or load() would ask for it, and warn of every odd tag
     with _strict_about_truncation():
         image.load()
     return _to_tensor(_as_mode(image, mode), orientation_of(image))

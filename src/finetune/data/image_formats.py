@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -21,12 +22,13 @@ def readable_formats() -> tuple[str, ...]:
         import_module(f"PIL.{plugin}ImagePlugin")
     if find_spec("pillow_heif"):
         import_module("pillow_heif").register_heif_opener()
-    _hush_libtiff()
+    _hush_decoders()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _hush_libtiff() -> None:
-    """Pillow says in an exception what is wrong; libtiff prints it on standard error beside."""
+def _hush_decoders() -> None:
+    """Pillow raises what is wrong; it and libtiff print it on standard error as well."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     with suppress(OSError, AttributeError):  # where Pillow was built without, or hides it
         pillow = ctypes.CDLL(_imaging.__file__)
         pillow.TIFFSetErrorHandler(None)
