@@ -30,6 +30,7 @@ ALPHA = 0.1
 def make(data: Path, folder: Path, most: int) -> int:
     """Write turned crops and a manifest for each number; how many images."""
     generator = np.random.default_rng(0)
+    (folder / "images").mkdir()
     files = sorted(path for path in data.rglob("*") if path.suffix.lower() in ENDINGS)
     rows = []
     for index, file in enumerate(files[:: max(1, len(files) // most)]):
@@ -38,7 +39,7 @@ def make(data: Path, folder: Path, most: int) -> int:
             square = ImageOps.fit(image.convert("RGB"), (2 * SIDE, 2 * SIDE))
         turned = square.rotate(angle, Image.Resampling.BICUBIC)
         inner = turned.crop((SIDE // 2, SIDE // 2, SIDE // 2 * 3, SIDE // 2 * 3))
-        inner.save(folder / f"{index:04}.png")
+        inner.save(folder / "images" / f"{index:04}.png")
         rows.append((f"{index:04}.png", angle, float(np.asarray(inner.convert("L")).mean())))
     for column, name in enumerate(("angle", "brightness"), start=1):
         with (folder / f"{name}.csv").open("w", newline="") as file_of_numbers:
@@ -50,8 +51,9 @@ def make(data: Path, folder: Path, most: int) -> int:
 
 def measured(folder: Path, name: str, backbone: str) -> str:
     """A row of the table: errors of the head and of the mean, R2, width and coverage."""
+    images = folder / "images"
     run = finetune.fit(
-        folder,
+        images,
         manifest=str(folder / f"{name}.csv"),
         task="regression",
         backbone=backbone,
@@ -60,7 +62,7 @@ def measured(folder: Path, name: str, backbone: str) -> str:
         quiet=True,
     )
     figures = run.test(quiet=True)
-    model = finetune.calibrate(run.best, folder, conformal=ALPHA, quiet=True)
+    model = finetune.calibrate(run.best, images, conformal=ALPHA, quiet=True)
     assert model.calibration is not None
     assert model.calibration.interval is not None
     width = model.calibration.interval.half_width
@@ -69,7 +71,7 @@ def measured(folder: Path, name: str, backbone: str) -> str:
     train = np.array([float(row[name]) for row in sides if row["split"] == "train"])
     test = [row for row in sides if row["split"] == "test"]
     truth = np.array([float(row[name]) for row in test])
-    answers = run.predictor()([folder / row["path"] for row in test]).logits[:, 0].numpy()
+    answers = run.predictor()([images / row["path"] for row in test]).logits[:, 0].numpy()
     held = int((np.abs(answers - truth) <= width).sum())
     low, high = wilson_interval(held, len(test))
     return (
