@@ -66,7 +66,7 @@ def measured(folder: Path, name: str, backbone: str) -> str:
     assert model.calibration is not None
     assert model.calibration.interval is not None
     width = model.calibration.interval.half_width
-    with (run.path / "split.csv").open(newline="") as file:
+    with (run.folder / "split.csv").open(newline="") as file:
         sides = list(csv.DictReader(file))
     train = np.array([float(row[name]) for row in sides if row["split"] == "train"])
     test = [row for row in sides if row["split"] == "test"]
