@@ -12,6 +12,7 @@ EXTRAS = {
     "export": ("onnx", "onnxscript"),  # onnxruntime compares the answers where it is there
     "parquet": ("pyarrow",),
     "report": ("matplotlib", "jinja2"),
+    "serve": ("starlette", "uvicorn", "python_multipart"),
     "track": ("wandb",),
 }
 

@@ -236,6 +236,7 @@ def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Pa
         ["ensemble", *both, "--pooling=geometric"],
         ["average", *both, "--method=greedy", "--metric=brier"],
         ["calibrate", best(run), *data, f"--output={tmp_path / 'a.ckpt'}"],
+        ["serve", best(run)],
     ]
     of_labels = [
         ["calibrate", best(run), *data, "--conformal=0.1", f"--output={tmp_path / 'a.ckpt'}"]

@@ -1,5 +1,6 @@
 """Each option that ``fit --help`` shows works, or is refused in one line before the first epoch."""
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from lightning import Trainer
 from timm.optim import list_optimizers
 
 from finetune.cli import main
-from finetune.commands.trainer_options import check_amounts
+from finetune.commands.trainer_options import check_amounts, check_no_null
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.documents import read_yaml, yaml_of
 from finetune.errors import UsageError
@@ -208,3 +209,28 @@ def test_a_trainer_may_validate_before_it_fits(colour_folder: Path, tmp_path: Pa
     after = trainer.validate(classifier, data, verbose=False)
     assert before[0].keys() == after[0].keys()
     assert before != after
+
+
+@pytest.mark.parametrize("owner", [ImageClassifier, ImageFolderDataModule, Trainer])
+def test_null_is_refused_wherever_something_counts_in_its_place(owner: type) -> None:
+    counting = {
+        name: parameter.default
+        for name, parameter in signature(owner).parameters.items()
+        if parameter.default not in (None, parameter.empty)
+    }
+    check_no_null(counting, owner, option="--x.")
+    for name in counting:
+        with pytest.raises(UsageError, match=f"Expected --x.{name} to have a value"):
+            check_no_null({**counting, name: None}, owner, option="--x.")
+
+
+@pytest.mark.parametrize("option", ["model.optimizer", "data.cache", "trainer.num_nodes"])
+def test_null_in_a_file_is_one_line(
+    option: str, colour_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, name = option.split(".")
+    Path("null.yaml").write_text(f"{group}: {{{name}: null}}")
+    call = [*KINDS["head"], *SMALL, f"--data.root={colour_folder}", "--config=null.yaml"]
+    assert main(["fit", *call]) == 2
+    assert f"Expected --{option} to have a value" in capsys.readouterr().err
+    assert not Path("runs").exists()

@@ -19,7 +19,8 @@ from finetune.errors import UsageError
 from finetune.spec.schema import whole
 
 BY_LIGHTNING = {"fit", "validate", "test"}
-OF_THE_COMMAND_ALONE = {"predict", "export"}  # in Python they are functions of classifiers
+# In Python the first two are functions of classifiers; a server takes the whole process.
+OF_THE_COMMAND_ALONE = {"predict", "export", "serve"}
 NAMES = sorted(set(VERBS) - BY_LIGHTNING)
 
 

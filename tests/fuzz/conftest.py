@@ -57,12 +57,12 @@ class Fuzzing:
         self._capfd = capfd
         self.random = random.Random(0)
 
-    def call(self, *arguments: str | Path, about: object = "") -> int:
+    def call(self, *arguments: str | Path, about: object = "", seconds: int = MOST_SECONDS) -> int:
         """A verb's exit code: it has answered, or said in one clear line why it does not."""
         global _listening
         self._capfd.readouterr()
         _heard.clear()
-        with _bounded(), warnings.catch_warnings(record=True) as warned:
+        with _bounded(seconds), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("default")
             _listening = True
             try:
@@ -127,16 +127,16 @@ def places(values: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @contextmanager
-def _bounded() -> Iterator[None]:
+def _bounded(seconds: int) -> Iterator[None]:
     """An end to what takes too long or too much."""
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"more than {MOST_SECONDS} s")
+        raise TimeoutError(f"more than {seconds} s")
 
     limits = resource.getrlimit(resource.RLIMIT_AS)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(MOST_SECONDS)
+    signal.alarm(seconds)
     resource.setrlimit(resource.RLIMIT_AS, (now + MOST_BYTES, limits[1]))
     try:
         yield

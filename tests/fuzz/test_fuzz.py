@@ -68,13 +68,16 @@ def test_changed_images(fuzzing: Any, run: Path, tmp_path: Path) -> None:
         for number, content in enumerate(fuzzing.damaged(encoded(mode, format, **options), 12)):
             (folder / f"{number}.jpg").write_bytes(content)
     root = tmp_path / "images"
-    fuzzing.call("check", root, "--cache-dir=c")
-    fuzzing.call("check", root, "--duplicates=near", "--cache-dir=d", "--json")
-    assert fuzzing.call("predict", best, root, "--on-bad-image=skip", "--output=p.csv") == 0
+    long = 20 * fuzzing.times  # seconds for all of them
+    fuzzing.call("check", root, "--cache-dir=c", seconds=long)
+    fuzzing.call("check", root, "--duplicates=near", "--cache-dir=d", "--json", seconds=long)
+    answer = ["predict", best, root, "--on-bad-image=skip", "--output=p.csv"]
+    assert fuzzing.call(*answer, seconds=long) == 0
     for path in fuzzing.random.sample(sorted(root.rglob("*.jpg")), 20 * fuzzing.times):
         fuzzing.call("predict", best, path, about=path)
     data = (f"--data.root={root}", "--data.on_bad_image=skip", "--data.cache_dir=e")
-    assert fuzzing.call("fit", f"--config={run / 'config.yaml'}", "--runs=runs", *data) == 0
+    fit = ["fit", f"--config={run / 'config.yaml'}", "--runs=runs", *data]
+    assert fuzzing.call(*fit, seconds=long) == 0
 
 
 def readers_of(checkpoint: Path, images: Path) -> list[list[str | Path]]:

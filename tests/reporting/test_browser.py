@@ -1,8 +1,6 @@
 """The page in a real browser: nothing runs that should not, everything works that should."""
 
 import itertools
-import shutil
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,44 +13,12 @@ from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
 from finetune.reporting.report import ReportDetails, write_page
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="no chromium with chromedriver here: apt-get install chromium chromium-driver",
-)
-OPTIONS = (
-    "--headless",
-    "--no-sandbox",  # chromium refuses to run as root with it, as in a container
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1200,900",
-)
 EVIL = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
     "</script><script>alert(3)//",
     "ordinary",
 ]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

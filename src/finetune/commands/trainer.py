@@ -19,7 +19,12 @@ from finetune.commands.config_files import checkpoint_option, option_value
 from finetune.commands.held_out_images import split_settings
 from finetune.commands.parsing import explain, take_all
 from finetune.commands.resume import keep_settings
-from finetune.commands.trainer_options import check_each, check_strategy, check_together
+from finetune.commands.trainer_options import (
+    check_each,
+    check_no_null,
+    check_strategy,
+    check_together,
+)
 from finetune.commands.trusted_imports import denied_import, trust
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.documents import yaml_of
@@ -207,6 +212,9 @@ class FinetuneCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
+        owners = {"model": ImageClassifier, "data": ImageFolderDataModule, "trainer": Trainer}
+        for group, owner in owners.items():
+            check_no_null(self.config[group], owner, option=f"--{group}.")
         check_each(trainer, fits=self.verb == "fit")
         check_strategy(trainer.strategy, trainer.num_nodes)
         found = Runtime.joined if self._joins else Runtime.chosen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from finetune.errors import FinetuneError, UsageError
@@ -70,6 +71,26 @@ FIT: Mapping[str, Check] = {
     "max_time": optional(_some_time),
     "log_every_n_steps": optional(whole(0)),
 }
+
+
+def check_no_null(settings: Mapping[str, Any], owner: type, *, option: str) -> None:
+    """Refuse null for what has a value of its own; jsonargparse takes it whatever the type.
+
+    Args:
+        settings: of a class, by name.
+        owner: the class.
+        option: what stands before a name on the command line.
+
+    Raises:
+        UsageError: it names the option and what it would be.
+    """
+    for name, parameter in signature(owner).parameters.items():
+        without = parameter.default
+        if without not in (None, parameter.empty) and settings.get(name, without) is None:
+            raise UsageError(
+                f"Expected {option}{name} to have a value, such as {without} as it has where it is "
+                "not given, found null; leave it out."
+            )
 
 
 def check_each(settings: Mapping[str, Any], *, fits: bool) -> None:

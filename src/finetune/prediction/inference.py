@@ -16,11 +16,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finetune.combining.test_time_augmentation import View, chosen_views, mean_over_views
+from finetune.combining.test_time_augmentation import View, chosen_views
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
-from finetune.errors import CheckpointMismatchError, ImageError, UsageError
+from finetune.errors import ImageError, UsageError
+from finetune.prediction.answering import outputs_of, predictions_of
 from finetune.prediction.inputs import (
     Collated,
     ImageInput,
@@ -33,7 +34,6 @@ from finetune.prediction.predictions import Predictions
 from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
 from finetune.runtime import Runtime, can_pin_memory
 from finetune.training.classifier import ImageClassifier
-from finetune.training.features.recorded import recorded_features
 
 
 def predict(
@@ -130,24 +130,9 @@ class _Answering(LightningModule):
         indexes, views, _ = batch
         if not indexes:
             return torch.empty(0), torch.empty(0)
-        paths = [str(self.trainer.predict_dataloaders.dataset.paths[i]) for i in indexes]  # type: ignore[union-attr]
-        by_preprocessing = dict(zip(self.model.preprocessings, views, strict=True))
-        rule = self.model.unknown
-        with recorded_features(self.model.first_classifier if rule else None) as features:
-            outputs = mean_over_views(
-                self.model.task,
-                lambda images: self.model.member_logits(images, paths),
-                by_preprocessing,
-                self.views,
-            )
-        if rule is None:
-            return outputs, torch.empty(0)
-        if not features:
-            raise CheckpointMismatchError(
-                "Expected a classifier with a final layer beside the rule for unknown images, "
-                "found none; calibrate without --unknown."
-            )
-        return outputs, rule.strangeness(features[0])
+        dataset = self.trainer.predict_dataloaders.dataset  # type: ignore[union-attr]
+        paths = [dataset.paths[index] for index in indexes]
+        return outputs_of(self.model, views, paths, self.views)
 
 
 class _Collector(Callback):
@@ -208,21 +193,8 @@ class _Collector(Callback):
 
     def _answered(self, indexes: Sequence[int]) -> Predictions:
         outputs, strangeness = zip(*(self.answers[index] for index in indexes), strict=True)
-        answer = self.model.answer(torch.cat(outputs, dim=1))
-        return Predictions(
-            task=self.model.task,
-            paths=tuple(self.paths[index] for index in indexes),
-            probabilities=answer.probabilities,
-            logits=answer.logits,
-            class_names=tuple(self.model.class_names),
-            member_probabilities=answer.member_probabilities,
-            disagreement=answer.disagreement,
-            rejected=answer.rejected,
-            prediction_sets=answer.prediction_sets,
-            thresholds=answer.thresholds,
-            half_width=answer.half_width,
-            strangeness=None if self.model.unknown is None else torch.cat(strangeness),
-        )
+        together = torch.cat(outputs, dim=1), torch.cat(strangeness)
+        return predictions_of(self.model, together, [self.paths[index] for index in indexes])
 
 
 @contextmanager

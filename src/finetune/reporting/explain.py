@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember, Member
-from finetune.data.decoding import MAX_PIXELS, decode_image
+from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
 from finetune.spec.preprocessing import Preprocessing
@@ -75,7 +75,7 @@ def grad_cam(network: nn.Module, images: Tensor, target: int | Sequence[int]) ->
 
 def explain(
     model: ImageClassifier | Member,
-    image: str | Path,
+    image: str | Path | bytes,
     class_names: Iterable[str | None] = (None,),
     *,
     max_pixels: int = MAX_PIXELS,
@@ -85,7 +85,7 @@ def explain(
     Args:
         model: an :class:`ImageClassifier`, or an ensemble, whose members' maps are averaged
             with the ensemble's coefficients.
-        image: its file.
+        image: its file, or what a file holds.
         class_names: what to explain.
         max_pixels: more is refused as a decompression bomb.
 
@@ -100,9 +100,11 @@ def explain(
             f"{type(model).__name__}; answers from files cannot be explained."
         )
     needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
+    path = Path("image") if isinstance(image, bytes) else Path(image)
+    readers = {in_chans: ImageReader(in_chans, max_pixels=max_pixels) for in_chans in needed}
     pixels = {
-        in_chans: decode_image(image, in_chans=in_chans, max_pixels=max_pixels)
-        for in_chans in needed
+        in_chans: read.decode(image, name=str(path)) if isinstance(image, bytes) else read(path)
+        for in_chans, read in readers.items()
     }
     names = tuple(model.class_names)
     answers = []
@@ -121,7 +123,7 @@ def explain(
         heat, seen = _joint_heat(members, pixels, wanted)
         explained.append(
             Explanation(
-                path=Path(image),
+                path=path,
                 image=pixels[3].permute(1, 2, 0).numpy(),
                 heat=heat,
                 seen=seen,

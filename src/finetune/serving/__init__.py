@@ -1,0 +1,1 @@
+"""A checkpoint as a server: one page to try it on, and answers in JSON."""
