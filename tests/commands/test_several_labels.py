@@ -16,7 +16,10 @@ import finetune
 from finetune.cli import main
 from finetune.combining.ensemble import Ensemble
 from finetune.prediction.predictor import load
+from finetune.reporting.csv_files import write_predictions
+from finetune.reporting.sources import load_source
 from finetune.spec.choices import TaskName
+from finetune.tables.reading import read_table
 from finetune.tasks.multilabel import offsets
 from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content
 
@@ -156,7 +159,13 @@ def test_members_are_combined_calibrated_and_exported(run: Path, tmp_path: Path,
         options, rule = ["--conformal=0.3"], ["--conformal=0.3"]
     assert main(["ensemble", *others, *data, *options, "--output", all_of]) == 0
     calibrated = str(tmp_path / "calibrated.ckpt")
+    several = name_of(run) == "multilabel"
+    if several:
+        rule = ["--scaling=label", "--wanted-precision=0.8", "--conformal=0.2"]
     assert main(["calibrate", one, *data, *rule, "--output", calibrated]) == 0
+    kept = Ensemble.from_file(calibrated).calibration
+    assert kept is not None
+    assert (kept.scaling is None, kept.conformal is None) == (not several, not several)
     for path in (one, all_of, calibrated):
         model = Ensemble.from_file(path)
         assert model.task.name == name_of(run)
@@ -178,6 +187,69 @@ def test_members_are_combined_calibrated_and_exported(run: Path, tmp_path: Path,
             rows = [{name: float(row[name]) for name in kept} for row in csv.DictReader(file)]
         assert len({round(row["upper"] - row["lower"], 2) for row in rows}) == 1
         assert all(row["lower"] < row["prediction"] < row["upper"] for row in rows)
+
+
+def test_a_report_has_the_figures_of_its_task_and_runs_are_compared(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [f"--data.root={images(run)}", "--trainer.accelerator=cpu", "--data.num_workers=0"]
+    if not (run / "report").is_dir():
+        assert main(["test", "--ckpt_path", best(run), *data]) == 0
+    if name_of(run) == "regression":
+        return
+    several = name_of(run) == "multilabel"
+    drawn = {path.stem for path in (run / "report" / "figures").iterdir()}
+    assert ("co_occurrence" in drawn, "confusion" in drawn) == (several, not several)
+    told = json.loads((run / "report" / "metrics.json").read_text())
+    kept = json.loads((run / "metrics.json").read_text())["test"]
+    for figure in read_checkpoint(best(run)).task.figure_names(3):
+        if figure in told:
+            assert told[figure] == pytest.approx(kept[figure], abs=1e-12), figure
+    again = load_source(run)
+    assert again.stage == "test"
+    lead = again.evaluation.leading[0]
+    assert lead.value == pytest.approx(kept["map" if several else "accuracy"])
+    page = tmp_path / "page.html"
+    table = str(tmp_path / "other.csv")
+    write_predictions(Path(table), again.evaluation)
+    capsys.readouterr()
+    assert main(["compare", str(run), table, "--output", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "not distinguishable: 0.0 points" in said
+    assert ("of mAP" in said) == several
+    assert main(["report", best(run), "--output", str(tmp_path / "val.html")]) == 0
+    text = (tmp_path / "val.html").read_text()
+    assert ("thresholds were chosen on these images" in text) == several
+
+
+def test_what_is_named_is_explained(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    if name_of(run) == "regression":
+        return
+    image, output = f"{images(run)}/00.png", tmp_path / "e.png"
+    capsys.readouterr()
+    arguments = ["explain", best(run), image, "--label", "striped", "--output", str(output)]
+    assert main(arguments) == (0 if name_of(run) == "multilabel" else 2)
+    if name_of(run) == "multilabel":
+        line = capsys.readouterr().out.splitlines()[0]
+        named = load(best(run))([image], num_workers=0).labels[0]
+        assert {*named.split("|"), "striped"} - {""} <= set(line.replace(",", "").split())
+
+
+def test_the_likeliest_are_named_on_request(run: Path, tmp_path: Path) -> None:
+    if name_of(run) == "regression":
+        return
+    table = tmp_path / "t.csv"
+    assert main(["predict", best(run), images(run), "--topk=2", "--output", str(table)]) == 0
+    with table.open(newline="") as file:
+        (row, *_) = csv.DictReader(file)
+    if name_of(run) == "multilabel":
+        first, second = (float(row[f"top_{rank}_probability"]) for rank in (1, 2))
+        assert first >= second
+        assert float(row[f"p:{row['top_1']}"]) == pytest.approx(first)
+        assert row["label"] == "?"
+        assert not read_table(table).labelled.any()
+    else:
+        assert row["prediction_2"]
 
 
 def test_thresholds_belong_to_the_calibrated_answer(folder: Path, run: Path) -> None:
@@ -236,23 +308,20 @@ def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Pa
         ["ensemble", *both, "--pooling=geometric"],
         ["average", *both, "--method=greedy", "--metric=brier"],
         ["calibrate", best(run), *data, f"--output={tmp_path / 'a.ckpt'}"],
+        ["explain", best(run), images(run), f"--output={tmp_path / 'e.png'}"],
+        ["report", best(run), f"--output={tmp_path / 'p.html'}"],
+        ["compare", *both[:2], f"--output={tmp_path / 'p.html'}"],
+        ["predict", best(run), images(run), "--topk=2"],
         ["serve", best(run)],
     ]
-    of_labels = [
-        ["calibrate", best(run), *data, "--conformal=0.1", f"--output={tmp_path / 'a.ckpt'}"]
-    ]
     for arguments in (
-        *(of_numbers if name_of(run) == "regression" else of_labels),
-        ["explain", best(run), images(run)],
-        ["report", best(run)],
-        ["compare", best(run), str(run / "checkpoints" / "last.ckpt")],
+        *(of_numbers if name_of(run) == "regression" else []),
         ["ensemble", best(run), *data, "--heads=3", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--reject-risk=0.1", f"--output={tmp_path / 'a.ckpt'}"],
         [
             *("calibrate", best(run), *data, "--unknown=0.1", f"--output={tmp_path / 'a.ckpt'}"),
             *(["--conformal=0.3"] if name_of(run) == "regression" else []),
         ],
-        ["predict", best(run), images(run), "--topk=2"],
     ):
         capsys.readouterr()
         assert main(arguments) in REFUSED, arguments
@@ -309,10 +378,29 @@ def test_a_label_that_is_not_known_to_the_fit_is_refused(run: Path, tmp_path: Pa
     assert "'green'" in said or "'red|green'" in said
 
 
-@pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_class_folders_are_no_labels_and_no_numbers(colour_folder: Path, capsys, task: str) -> None:  # type: ignore[no-untyped-def]
-    assert main(["fit", f"--data.root={colour_folder}", f"--data.task={task}", *SMALL]) in REFUSED
-    assert "give --data.manifest" in capsys.readouterr().err
+def test_label_columns_are_known_to_the_verbs_after_the_fit(folder: Path, tmp_path: Path) -> None:
+    with (folder / "multilabel.csv").open(newline="") as file:
+        rows = [(row["path"], row["label"].split("|")) for row in csv.DictReader(file)]
+    columns = tmp_path / "columns.csv"
+    with columns.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "split", *NAMES))
+        for index, (path, has) in enumerate(rows):
+            marks = ["" if f"?{name}" in has else int(name in has) for name in NAMES]
+            writer.writerow((path, ("train", "train", "val", "test")[index % 4], *marks))
+    data = [f"--data.root={folder / 'images'}", f"--data.manifest={columns}"]
+    named = '--data.label_columns=["blue", "red", "striped"]'
+    quick = [*(each for each in SMALL if "strategy" not in each and "fraction" not in each)]
+    runs = [f"--runs={tmp_path}", "--name=c"]
+    options = [*data, named, *quick, "--model.strategy=head", "--model.negative_gamma=2"]
+    assert main(["fit", *options, *runs]) == 0
+    best = str(tmp_path / "c-1" / "checkpoints" / "best.ckpt")
+    checkpoint = read_checkpoint(best)
+    assert (checkpoint.task.name, checkpoint.class_names) == ("multilabel", NAMES)
+    assert main(["test", "--ckpt_path", best, *data, "--trainer.accelerator=cpu"]) == 0
+    assert len(read_table(tmp_path / "c-1" / "report" / "predictions.csv").paths) == 10
+    again = str(tmp_path / "again.ckpt")
+    assert main(["calibrate", best, *data, "--share=all", "--output", again]) == 0
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -12,9 +12,9 @@ from finetune.evaluation.comparison import (
     compare_all,
     compare_pair,
     holm_correction,
-    mcnemar_p_value,
 )
 from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.paired import accuracy_difference, mcnemar_p_value
 from finetune.evaluation.result import Evaluation
 
 
@@ -51,19 +51,19 @@ def test_holm_keeps_the_order_and_never_helps(p_values: list[float]) -> None:
 def test_a_clear_difference_is_told_with_its_interval() -> None:
     rng = np.random.default_rng(0)
     good, poor = rng.random(300) < 0.95, rng.random(300) < 0.7
-    pair = compare_pair(("good", good), ("poor", poor))
+    pair = compare_pair(("good", answers(good)), ("poor", answers(poor)))
     assert pair.is_real()
     low, high = pair.interval
     assert 0 < low < pair.difference < high
     assert pair.verdict().startswith("good is better than poor by ")
-    turned = compare_pair(("poor", poor), ("good", good))
+    turned = compare_pair(("poor", answers(poor)), ("good", answers(good)))
     assert turned.difference == -pair.difference
     assert turned.verdict().split("[")[0] == pair.verdict().split("[")[0]
 
 
 def test_twins_cannot_be_told_apart() -> None:
     correct = np.array([True, False, True])
-    pair = compare_pair(("a", correct), ("b", correct))
+    pair = compare_pair(("a", answers(correct)), ("b", answers(correct)))
     assert pair.p_value == 1
     assert not pair.is_real()
     assert "not distinguishable" in pair.verdict()
@@ -72,7 +72,7 @@ def test_twins_cannot_be_told_apart() -> None:
 def test_chance_alone_is_rarely_called_real() -> None:
     rng = np.random.default_rng(1)
     called = [
-        compare_pair(("a", rng.random(80) < 0.8), ("b", rng.random(80) < 0.8)).is_real()
+        accuracy_difference(rng.random(80) < 0.8, rng.random(80) < 0.8).p_value < 0.05
         for _ in range(300)
     ]
     assert np.mean(called) <= 0.06
@@ -120,4 +120,4 @@ def test_predictions_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(UsageError, match="one label for 1"):
         compare_all({"a": a, "b": other})
     with pytest.raises(UsageError, match="same images"):
-        compare_pair(("a", np.array([True])), ("b", np.array([True, False])))
+        compare_pair(("a", a), ("b", answers(np.array([True]))))

@@ -51,7 +51,7 @@ def test_no_foreign_script_runs_and_none_of_ours_is_refused(
     assert opened.title == EVIL[0]
     assert len(opened.find_elements(By.TAG_NAME, "script")) == 1
     assert opened.find_elements(By.CSS_SELECTOR, "img[src=x]") == []
-    shown = {cell.text for cell in opened.find_elements(By.CSS_SELECTOR, "#per-class-1 tbody bdi")}
+    shown = {cell.text for cell in opened.find_elements(By.CSS_SELECTOR, "#classes-1 tbody bdi")}
     assert shown == set(EVIL)
     # An alert would make every one of these commands fail; a refused style or script is logged.
     assert opened.get_log("browser") == []
@@ -65,12 +65,12 @@ def test_nothing_is_loaded_from_anywhere(opened: webdriver.Chrome) -> None:
 
 
 def column(opened: webdriver.Chrome, number: int) -> list[str]:
-    cells = opened.find_elements(By.CSS_SELECTOR, f"#per-class-1 tbody tr > :nth-child({number})")
+    cells = opened.find_elements(By.CSS_SELECTOR, f"#classes-1 tbody tr > :nth-child({number})")
     return [cell.get_attribute("data-value") for cell in cells]
 
 
 def test_the_table_sorts_by_mouse_and_by_keyboard(opened: webdriver.Chrome) -> None:
-    button = opened.find_elements(By.CSS_SELECTOR, "#per-class-1 th button")[3]  # recall
+    button = opened.find_elements(By.CSS_SELECTOR, "#classes-1 th button")[3]  # recall
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
     header = button.find_element(By.XPATH, "..")
     button.click()

@@ -8,7 +8,7 @@ import pytest
 
 from finetune.evaluation.evaluate import evaluate, evaluate_logits
 from finetune.evaluation.result import Evaluation
-from finetune.reporting.csv_files import write_per_class, write_predictions
+from finetune.reporting.csv_files import write_parts, write_predictions
 from finetune.reporting.sources import read_evaluation
 from finetune.tables.reading import read_table
 
@@ -29,7 +29,7 @@ def test_predictions_survive_the_journey(tmp_path: Path) -> None:
     assert table.class_names == evaluation.class_names
     assert table.paths == evaluation.paths
     np.testing.assert_array_equal(table.labels, evaluation.labels)
-    np.testing.assert_allclose(table.log_probabilities, evaluation.log_probabilities, atol=1e-8)
+    np.testing.assert_allclose(table.logits, evaluation.log_probabilities, atol=1e-8)
     with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
         row = next(csv.DictReader(file))
     assert row["prediction"] == AWKWARD[evaluation.predictions[0]]
@@ -38,7 +38,7 @@ def test_predictions_survive_the_journey(tmp_path: Path) -> None:
 
 def test_per_class_leaves_undefined_figures_empty(tmp_path: Path) -> None:
     evaluation = evaluate([0, 0], [[0.9, 0.1], [0.6, 0.4]], ["a", "b"])
-    write_per_class(tmp_path / "c.csv", evaluation.per_class)
+    write_parts(tmp_path / "c.csv", evaluation.parts[1])
     with (tmp_path / "c.csv").open(encoding="utf-8", newline="") as file:
         a, b = csv.DictReader(file)
     assert (a["class"], a["recall"], a["support"]) == ("a", "1.0", "2")

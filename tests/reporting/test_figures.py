@@ -143,7 +143,7 @@ def test_galleries_choose_the_worst(
     evaluation = make_evaluation(30, ["a", "b", "c"], paths)
     of_label = evaluation.probabilities[np.arange(30), evaluation.labels]
     np.testing.assert_allclose(of_label[galleries.top_losses(evaluation, 5)], np.sort(of_label)[:5])
-    errors = galleries.most_confident_errors(evaluation)
+    errors = evaluation.errors()
     assert set(errors) == set(np.flatnonzero(evaluation.predictions != evaluation.labels))
     assert np.all(np.diff(evaluation.confidences[errors]) <= 0)
     figure = galleries.top_losses_figure(evaluation, root=image_folder, limit=30)

@@ -16,8 +16,9 @@ from finetune.evaluation.comparison import compare_all
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
 from finetune.reporting import page as page_module
+from finetune.reporting.drawings import NAMES
 from finetune.reporting.page import TEMPLATES, PageSection, flatten, render_page
-from finetune.reporting.report import FIGURES, ReportDetails, report_files, write_page, write_report
+from finetune.reporting.report import ReportDetails, report_files, write_page, write_report
 from finetune.reporting.thumbnails import read_thumbnail, thumbnail_uris
 from finetune.tables.reading import read_table
 
@@ -91,7 +92,7 @@ def test_a_report_folder_is_complete(
         "figures", "index.html", "metrics.json", "per_class.csv", "predictions.csv", "suspects.csv",
     ]  # fmt: skip
     drawn = {path.stem for path in (folder / "figures").iterdir()}
-    assert drawn == set(FIGURES)
+    assert drawn == set(NAMES) - {"per_label", "most_missed", "co_occurrence"}
     (folder / "mine.png").touch()
     assert sorted(report_files(folder)) == sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name != "mine.png"
@@ -124,7 +125,7 @@ def test_a_report_replaces_the_older_one_alone_and_leaves_nothing_beside(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("finetune.reporting.report.write_per_class", fail)
+    monkeypatch.setattr("finetune.reporting.report.write_parts", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(tmp_path / "report", evaluation)
     assert (tmp_path / "report" / "index.html").exists()

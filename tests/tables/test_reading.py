@@ -69,8 +69,8 @@ def test_a_table_survives_the_journey(tmp_path: Path, ending: str, safe: bool) -
     assert table.class_names == tuple(AWKWARD)
     assert table.paths == tuple(paths)
     np.testing.assert_array_equal(table.labels, labels)
-    np.testing.assert_allclose(table.log_probabilities, logs, atol=1e-8)
-    np.testing.assert_array_equal(table.log_probabilities.argmax(1), logs.argmax(1))
+    np.testing.assert_allclose(table.logits, logs, atol=1e-8)
+    np.testing.assert_array_equal(table.logits.argmax(1), logs.argmax(1))
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -78,13 +78,13 @@ def test_answers_too_sure_for_a_float_survive(tmp_path: Path, ending: str) -> No
     file = tmp_path / f"a.{ending}"
     with open_table(file, ["a", "b"]) as write:
         write({"path": "x"}, [0.0, -4000.123])
-    assert read_table(file).log_probabilities[0].tolist() == pytest.approx([0, -4000.123])
+    assert read_table(file).logits[0].tolist() == pytest.approx([0, -4000.123])
 
 
 def test_parquet_holds_no_less_than_the_smallest_float(tmp_path: Path) -> None:
     with open_table(tmp_path / "a.parquet", ["a", "b"]) as write:
         write({"path": "x"}, [0.0, -4000.0])
-    found = read_table(tmp_path / "a.parquet").log_probabilities[0, 1]
+    found = read_table(tmp_path / "a.parquet").logits[0, 1]
     assert found == pytest.approx(SMALLEST_LOG, abs=0.1)
 
 
@@ -99,7 +99,7 @@ def test_a_missing_label_is_minus_one_and_a_byte_order_mark_is_no_letter(tmp_pat
 def test_a_table_of_few_digits_as_older_versions_wrote_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text("path,label,prediction,confidence,p:a,p:b,p:c\nx,a,a,.981,.981,.0187,5.1e-9\n")
-    found = np.exp(read_table(path).log_probabilities[0])
+    found = np.exp(read_table(path).logits[0])
     np.testing.assert_allclose(found, [0.981, 0.0187, 5.1e-9], rtol=1e-3)
     assert found.sum() == pytest.approx(1)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from finetune.errors import TrainingError, UsageError
 from finetune.tasks.label_scores import SHRINKAGE, best_thresholds
-from finetune.tasks.multilabel import MULTILABEL, BinaryLoss, offsets
+from finetune.tasks.losses import ClassificationLoss
+from finetune.tasks.multilabel import MULTILABEL, BinaryLoss, asymmetric, offsets
 from finetune.tasks.task import Task
 
 TASK: Task = MULTILABEL
@@ -42,6 +43,25 @@ def test_focal_loss_is_torchvisions() -> None:
     outputs, targets = answers(unknown=0)
     expected = sigmoid_focal_loss(outputs, targets, alpha=-1, gamma=2, reduction="mean")
     torch.testing.assert_close(BinaryLoss(focal_gamma=2)(outputs, targets), expected)
+
+
+def test_asymmetric_loss_is_timms() -> None:
+    from timm.loss import AsymmetricLossMultiLabel
+
+    outputs, targets = answers(unknown=0)
+    outputs = outputs.clone().requires_grad_()
+    reference = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=0.05)
+    expected = reference(outputs, targets) / targets.shape[1]  # a mean over images alone
+    found = asymmetric(BinaryLoss(focal_gamma=1), 4.0)(outputs, targets)
+    torch.testing.assert_close(found, expected)
+    slopes = [
+        torch.autograd.grad(each, outputs, retain_graph=True)[0] for each in (found, expected)
+    ]
+    torch.testing.assert_close(*slopes)
+    plain = BinaryLoss()
+    assert asymmetric(plain, 0.0) is plain
+    with pytest.raises(UsageError, match="negative_gamma"):
+        asymmetric(ClassificationLoss(), 4.0)
 
 
 def test_what_is_not_known_has_no_gradient() -> None:

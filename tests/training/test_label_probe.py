@@ -78,3 +78,24 @@ def test_features_that_are_not_finite_are_refused() -> None:
     features[0, 0] = NAN
     with pytest.raises(TrainingError, match="finite features"):
         fit_label_probe(features, targets, 3)
+
+
+@pytest.mark.parametrize("differ", [True, False])
+def test_labels_have_penalties_of_their_own_where_that_is_better(differ: bool) -> None:
+    def made(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(images, 30, generator=generator, dtype=torch.float64)
+        weight = torch.linspace(-1, 1, 120, dtype=torch.float64).reshape(30, 4).sin()
+        noise = torch.randn(images, 4, generator=generator, dtype=torch.float64)
+        strength = torch.tensor([0.1, 0.1, 100, 100]) if differ else torch.full((4,), 3.0)
+        return features, ((features @ weight + strength * noise) > 0).float()
+
+    probe = fit_label_probe(*made(200, 0), 4)
+    assert (probe.l2_of_labels is not None) == differ
+    if probe.l2_of_labels is None:
+        return
+    assert max(probe.l2_of_labels[:2]) < min(probe.l2_of_labels[2:])
+    common = fit_label_probe(*made(200, 0), 4, l2=probe.l2)
+    features, truth = made(2000, 1)
+    nll = [MULTILABEL.figures(each.logits(features), truth)["nll"] for each in (probe, common)]
+    assert nll[0] < nll[1]

@@ -16,7 +16,12 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from finetune import ImageClassifier, ImageFolderDataModule
 from finetune.cli import main
 from finetune.training.phases.phased_fit import PhasedFit
-from finetune.training.tracking import configured_loggers, finish_tracking, track_best
+from finetune.training.tracking import (
+    configured_loggers,
+    finish_tracking,
+    track_best,
+    worst_predictions,
+)
 
 BLOCK = 32 * 1024
 
@@ -202,3 +207,28 @@ def test_without_an_account_the_run_stays_here(
     configured_loggers(logger, tmp_path)
     assert logger._wandb_init["mode"] == "offline"
     assert "logging offline" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*protobuf.*", "ignore::DeprecationWarning")
+def test_several_labels_have_the_same_tables(tmp_path: Path, colour_folder: Path) -> None:
+    from finetune.evaluation.label_evaluation import evaluate_labels
+    from finetune.reporting.report import write_report
+    from finetune.reporting.wandb_report import _tables
+    from finetune.tasks.multilabel import MULTILABEL
+
+    paths = sorted(str(path) for path in colour_folder.rglob("*.png"))[:6]
+    targets = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0], [float("nan"), 1], [1, 0]])
+    outputs = torch.tensor([[2.0, -1], [1, 1], [2, -2], [-1, -1], [1, 1], [-3, 0.5]])
+    names = ["red", "round"]
+    evaluation = evaluate_labels(targets.numpy(), outputs.numpy(), names, paths)
+    tables = _tables(write_report(tmp_path / "report", evaluation).parent, evaluation)
+    assert set(tables) == {"labels", "errors", "suspects"}
+    assert [row[0] for row in tables["labels"].data] == names
+    assert [row[2:4] for row in tables["errors"].data] == [
+        ["red", "round"], ["red|round", "red"], ["round", "red|round"],
+    ]  # fmt: skip
+    worst = worst_predictions(
+        MULTILABEL, outputs, targets, paths, names, Path(), answers=MULTILABEL.named(outputs, names)
+    )
+    assert worst.data[0][2:4] == ["red", "round"]
+    assert worst.data[0][0] is not None

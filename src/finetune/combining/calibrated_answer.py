@@ -16,13 +16,16 @@ from finetune.combining.calibration import (
     fit_reject_rule,
     fit_temperature,
 )
-from finetune.combining.conformal import ConformalRule, fit_conformal
+from finetune.combining.conformal import ConformalRule, fit_conformal, fit_label_sets
+from finetune.combining.label_scaling import LabelScaling, fit_label_scaling
 from finetune.combining.number_intervals import IntervalRule, fit_intervals
 from finetune.combining.pooling import Coefficients
 from finetune.combining.uncertainty import Uncertainty, uncertainty
 from finetune.errors import UsageError
+from finetune.spec.choices import Scaling
 from finetune.spec.choices import SetScore as Score
 from finetune.tasks import categorical
+from finetune.tasks.multilabel import MULTILABEL
 from finetune.tasks.one_class import only_one_class
 from finetune.tasks.task import Task
 
@@ -40,6 +43,9 @@ class Calibration:
         conformal: how to build sets, or None.
         thresholds: of several labels an image, from which calibrated probability on each is named.
         interval: of numbers, how wide an interval about each is; or None.
+        scaling: of several labels an image, a factor and a shift for each in the temperature's
+            place, or None.
+        precision: that the thresholds were chosen for; None: for F1.
         reused: whether images were used that had picked members: figures flatter then.
         out_of_fold: whether each image was answered by a fold that was not trained on it: the
             whole ensemble is usually better than that, so its figures are on the safe side.
@@ -52,6 +58,8 @@ class Calibration:
     conformal: ConformalRule | None = None
     thresholds: tuple[float, ...] | None = None
     interval: IntervalRule | None = None
+    scaling: LabelScaling | None = None
+    precision: float | None = None
     reused: bool = False
     out_of_fold: bool = False
     chosen_by: bool = False
@@ -62,7 +70,12 @@ class Calibration:
         return 1.0 if self.fit is None else self.fit.temperature
 
     def logits(self, pooled: Tensor) -> Tensor:
-        """Calibrated logits ``(N, C)`` of pooled ones; the order of the classes stays."""
+        """Calibrated logits ``(N, C)`` of pooled ones; the order of the classes stays.
+
+        Where each label is scaled by itself, the order of the images of each.
+        """
+        if self.scaling is not None:
+            return self.scaling.apply(pooled)
         return pooled if self.fit is None else apply_temperature(pooled, self.temperature)
 
     def rejected(self, task: Task, pooled: Tensor) -> Tensor | None:
@@ -84,13 +97,15 @@ class Calibration:
         """The inverse of :meth:`to_dict`."""
         fit, interval = values["fit"], values.get("interval")
         reject, conformal = values.get("reject"), values.get("conformal")
-        thresholds = values.get("thresholds")
+        thresholds, scaling = values.get("thresholds"), values.get("scaling")
         return cls(
             fit=None if fit is None else TemperatureFit(**fit),
             reject=None if reject is None else RejectRule(**reject),
             conformal=None if conformal is None else ConformalRule(**conformal),
             thresholds=None if thresholds is None else tuple(thresholds),
             interval=None if interval is None else IntervalRule(**interval),
+            scaling=None if scaling is None else LabelScaling.from_dict(scaling),
+            precision=values.get("precision"),
             reused=bool(values.get("reused", False)),
             out_of_fold=bool(values.get("out_of_fold", False)),
             chosen_by=bool(values.get("chosen_by", False)),
@@ -169,26 +184,35 @@ def fit_calibration(
     reject_risk: float | None = None,
     conformal_alpha: float | None = None,
     score: Score = "thr",
+    scaling: Scaling = "common",
+    wanted_precision: float | None = None,
 ) -> Calibration:
-    """Calibrate pooled logits ``(N, C)`` of held-out images with labels ``(N,)``.
+    """Calibrate pooled logits ``(N, C)`` of held-out images with labels ``(N,)`` or ``(N, C)``.
 
     Raises:
         CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
-        UsageError: what is not there for the task.
+        UsageError: a rule that the task does not have.
     """
     if not task.has_choices:
-        if reject_risk is not None or conformal_alpha is None:
+        others = reject_risk is not None or scaling != "common" or wanted_precision is not None
+        if others or conformal_alpha is None:
             raise UsageError(
                 f"Expected --conformal A alone for the task {task.name}, whose intervals are all "
                 "there is to calibrate; give --conformal 0.1."
             )
         rule = fit_intervals(task.losses(pooled, labels), alpha=conformal_alpha)
         return Calibration(None, interval=rule)
-    if reject_risk is not None or conformal_alpha is not None:
-        rules = "a reject rule or prediction sets"
-        only_one_class(task, rules, instead="leave --reject-risk and --conformal out")
+    if reject_risk is not None:
+        only_one_class(task, "a reject rule", instead="leave --reject-risk out")
     rows = task.rows(pooled, labels)
     fit = fit_temperature(*rows, prior=USUAL_PRIOR, images=len(labels))
+    if task == MULTILABEL:
+        return _of_labels(pooled, labels, fit, conformal_alpha, scaling, wanted_precision)
+    if scaling != "common" or wanted_precision is not None:
+        raise UsageError(
+            "Expected several labels an image for --scaling label and --wanted-precision, found "
+            f"the task {task.name}; leave them out."
+        )
     chosen = task.thresholds(apply_temperature(pooled, fit.temperature), labels)
     reject = None
     if reject_risk is not None:
@@ -196,6 +220,28 @@ def fit_calibration(
         reject = fit_reject_rule(calibrated, labels, risk=reject_risk)
     conformal = None
     if conformal_alpha is not None:
+        only_one_class(task, "prediction sets", instead="leave --conformal out")
         probabilities = task.probabilities(pooled)
         conformal = fit_conformal(probabilities, labels, alpha=conformal_alpha, score=score)
     return Calibration(fit, reject, conformal, None if chosen is None else tuple(chosen))
+
+
+def _of_labels(
+    pooled: Tensor,
+    targets: Tensor,
+    fit: TemperatureFit,
+    alpha: float | None,
+    scaling: Scaling,
+    precision: float | None,
+) -> Calibration:
+    """Of several labels an image: thresholds of the scaled answer, sets of the answer before."""
+    each = None
+    if scaling == "label":
+        each = fit_label_scaling(pooled, targets, temperature=fit.temperature)
+    scaled = Calibration(fit, scaling=each).logits(pooled)
+    sets = None
+    if alpha is not None:
+        sets = fit_label_sets(MULTILABEL.probabilities(pooled), targets, alpha=alpha)
+    thresholds = MULTILABEL.thresholds(scaled, targets, precision=precision)
+    chosen = tuple(thresholds)
+    return Calibration(fit, None, sets, chosen, scaling=each, precision=precision)

@@ -6,7 +6,8 @@ the new image is exchangeable with those n, the set misses the truth with probab
 
 Sources: Sadinle et al., Least ambiguous set-valued classifiers, 2019 (THR); Romano et al.,
 Classification with valid and adaptive coverage, 2020 (APS); Angelopoulos et al., Uncertainty sets
-for image classifiers using conformal prediction, 2021 (RAPS).
+for image classifiers using conformal prediction, 2021 (RAPS); Angelopoulos et al., Conformal risk
+control, 2022 (several labels an image).
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class ConformalRule:
         images: n.
         penalty, free_classes: of ``raps``: what each class after the first few adds to a score.
         always_top: put the likeliest class into a set that would be empty.
+        of_labels: of several labels an image, alpha is the accepted share of true labels that a
+            set lacks, on average over images.
     """
 
     score: Score
@@ -45,6 +48,7 @@ class ConformalRule:
     penalty: float = 0.01
     free_classes: int = 2
     always_top: bool = False
+    of_labels: bool = False
 
     def sets(self, probabilities: Tensor) -> Tensor:
         """Membership ``(N, C)`` (bool) for probabilities ``(N, C)``."""
@@ -94,21 +98,62 @@ def fit_conformal(
     )
 
 
+def fit_label_sets(probabilities: Tensor, targets: Tensor, *, alpha: float) -> ConformalRule:
+    """The highest threshold at which at most a share alpha of the true labels is missed.
+
+    An image's loss is the share of its known true labels that its set lacks; 0 without one. It
+    rises with the threshold and is at most 1. So with n held-out images of mean loss R(t), the
+    highest t with ``(n R(t) + 1) / (n + 1) <= alpha`` keeps the expected loss of a new image at
+    alpha or below, if it is exchangeable with those n. Where n is too small, sets hold all labels.
+
+    Source: Angelopoulos et al., Conformal risk control, 2022, theorem 1.
+
+    Args:
+        probabilities: ``(N, K)``.
+        targets: ``(N, K)``: 1, 0, or NaN where it is not known.
+        alpha: in (0, 1).
+
+    Raises:
+        CalibrationError: alpha outside (0, 1), or no images.
+    """
+    _check_alpha(alpha)
+    if len(targets) == 0:
+        raise CalibrationError("Expected labelled held-out images, found none; hold out some.")
+    has = targets == 1
+    share = has.double() / has.sum(dim=-1, keepdim=True).clamp_min(1)
+    scores, order = (1 - probabilities.detach().double())[has].sort(descending=True)
+    # Loss of all images when this label is missed with all that score more.
+    lost = share[has][order].cumsum(dim=0)
+    allowed = alpha * (len(targets) + 1) - 1 + 1e-9
+    if allowed < 0:
+        threshold = math.inf
+    else:
+        missed = int((lost <= allowed).sum())
+        while 0 < missed < len(scores) and scores[missed - 1] == scores[missed]:
+            missed -= 1  # equals are missed together
+        threshold = float(scores[missed]) if missed < len(scores) else -1.0
+    return ConformalRule("thr", alpha, threshold, images=len(targets), of_labels=True)
+
+
 def conformal_quantile(scores: Tensor, alpha: float) -> float:
     """The ``ceil((n + 1) (1 - alpha))``-th smallest of ``(n,)`` scores, infinite beyond n.
 
     Raises:
         CalibrationError: alpha outside (0, 1).
     """
+    _check_alpha(alpha)
+    count = len(scores)
+    # Rounded first: (9 + 1) * (1 - 0.1) is 9.000000000000002 in floating point.
+    rank = math.ceil(round((count + 1) * (1 - alpha), 9))
+    return math.inf if rank > count else float(scores.double().sort().values[rank - 1])
+
+
+def _check_alpha(alpha: float) -> None:
     if not 0 < alpha < 1:
         raise CalibrationError(
             f"Expected alpha in (0, 1), found {alpha}; 0.1 asks for sets that hold the truth in "
             "nine of ten images."
         )
-    count = len(scores)
-    # Rounded first: (9 + 1) * (1 - 0.1) is 9.000000000000002 in floating point.
-    rank = math.ceil(round((count + 1) * (1 - alpha), 9))
-    return math.inf if rank > count else float(scores.double().sort().values[rank - 1])
 
 
 def conformal_scores(

@@ -21,7 +21,7 @@ from finetune.combining.pooling import pool
 from finetune.combining.selection import choose_coefficients
 from finetune.combining.unknown import UnknownRule
 from finetune.combining.unknown_images import rule_for
-from finetune.spec.choices import Metric, Pooling, Selecting, Share
+from finetune.spec.choices import Metric, Pooling, Scaling, Selecting, Share
 from finetune.spec.choices import SetScore as Score
 from finetune.spec.images import Split
 from finetune.training.features.store import FeatureStore
@@ -237,6 +237,8 @@ class Ensemble(MemberOutputs):
         conformal: float | None = None,
         unknown: float | None = None,
         score: Score = "thr",
+        scaling: Scaling = "common",
+        wanted_precision: float | None = None,
         share: Share = "half",
         split: Split = "val",
         allow_reuse: bool = False,
@@ -247,10 +249,14 @@ class Ensemble(MemberOutputs):
         Args:
             datamodule: whose held-out images calibrate, or one a fold as for :meth:`select`.
             reject_risk: wanted share of wrong answers among the accepted.
-            conformal: accepted share of prediction sets without the true class.
+            conformal: accepted share of prediction sets without the true class; of several labels
+                an image, of true labels that a set lacks.
             unknown: accepted share of known images that are called unknown; see
                 :mod:`finetune.combining.unknown`.
             score: how sets are built: ``thr``, ``aps`` or ``raps``.
+            scaling: of several labels an image, one temperature for all, or for each ``label`` a
+                factor and a shift.
+            wanted_precision: of several labels an image, that thresholds are chosen for.
             share: the calibrating ``half`` of the split, or ``all`` of it.
             split: ``val``, unless there is reason for another.
             allow_reuse: accept images that have picked members, with a warning.
@@ -271,6 +277,8 @@ class Ensemble(MemberOutputs):
             reject_risk=reject_risk,
             conformal_alpha=conformal,
             score=score,
+            scaling=scaling,
+            wanted_precision=wanted_precision,
         )
         calibration = replace(
             calibration,

@@ -15,6 +15,7 @@ from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
 from finetune.tables.reading import read_table
 from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.one_class import only_one_class
 from finetune.tasks.task import Task
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
@@ -163,9 +164,11 @@ class TableMember(nn.Module):
 
         Raises:
             DataError: a table that is not as it should be; see :func:`read_table`.
+            UsageError: one of several labels an image.
         """
         table = read_table(path)
-        logits = torch.from_numpy(table.log_probabilities)
+        only_one_class(table.task, f"a member from {path}", instead="give its checkpoint")
+        logits = torch.from_numpy(table.logits)
         return cls(str(path), table.class_names, table.resolved_paths(), logits)
 
     @property

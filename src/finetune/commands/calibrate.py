@@ -9,7 +9,7 @@ from finetune.commands.guest import Where
 from finetune.commands.held_out_images import OF_FITS, HeldOut, build_held_out
 from finetune.commands.outputs import CHECKPOINTS, CheckpointFile, wanted_output
 from finetune.commands.verb import Typed, verb
-from finetune.spec.choices import SetScore
+from finetune.spec.choices import Scaling, SetScore
 from finetune.spec.settings import OPEN_SHARE
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def calibrate(
     conformal: Annotated[float | None, Typed(metavar="A")] = None,
     unknown: Annotated[float | None, OPEN_SHARE, Typed(metavar="A")] = None,
     score: SetScore = "thr",
+    scaling: Scaling = "common",
+    wanted_precision: Annotated[float | None, OPEN_SHARE, Typed(metavar="P")] = None,
     split: Literal["val", "test"] = "val",
     output: CheckpointFile = None,
     overwrite: bool = False,
@@ -42,9 +44,14 @@ def calibrate(
         checkpoint: a checkpoint, an average, an ensemble or a run folder.
         data: the folder of images that the fits were made with; what they held out calibrates.
         reject_risk: wanted share of wrong accepted answers.
-        conformal: accepted share of sets, or of intervals about numbers, without the truth.
+        conformal: accepted share of sets, or of intervals about numbers, without the truth; of
+            several labels an image, accepted share of true labels that its set lacks.
         unknown: accepted share of known images that are called unknown.
         score: how sets are built: thr smallest, aps and raps sized to the image.
+        scaling: of several labels an image: one temperature for all, or a factor and a shift for
+            each label.
+        wanted_precision: of several labels an image: thresholds with this precision, instead of
+            those with the best F1.
         split: whose images calibrate; test images chose nothing, but then cannot test any more.
         output: the file to write.
         overwrite: replace what is there.
@@ -84,6 +91,8 @@ def calibrate(
         conformal=conformal,
         unknown=unknown,
         score=score,
+        scaling=scaling,
+        wanted_precision=wanted_precision,
         share=held_out.get("share", "half"),
         split=split,
         allow_reuse=held_out.get("allow_reuse", False),
@@ -121,7 +130,23 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
             f"reject below {rule.threshold:.4f}: {rule.coverage:.1%} accepted with "
             f"{rule.risk:.1%} wrong (at most {rule.risk_bound:.1%} with 95 % confidence)"
         )
-    if calibration.conformal is not None:
+    if calibration.scaling is not None:
+        after = calibration.scaling.nll_after
+        lines.append(
+            f"each label by a factor and a shift of its own instead: nll {after:.4f} after"
+        )
+    if calibration.precision is not None:
+        lines.append(
+            f"thresholds for a precision of {calibration.precision:g} on these images; "
+            "`finetune test` tells what it is on others"
+        )
+    if calibration.conformal is not None and calibration.conformal.of_labels:
+        sets = calibration.conformal
+        lines.append(
+            f"prediction sets miss at most {sets.alpha:.0%} of an image's true labels, on average "
+            f"over images like these {sets.images}"
+        )
+    elif calibration.conformal is not None:
         sets = calibration.conformal
         lines.append(
             f"prediction sets ({sets.score}) hold the true class in at least "

@@ -37,6 +37,7 @@ def check(
     manifest: options.Manifest = None,
     allow_outside: options.AllowOutside = False,
     task: options.Task = "auto",
+    label_columns: options.LabelColumns = None,
     duplicates: Literal["exact", "near"] = "exact",
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
@@ -56,6 +57,8 @@ def check(
         allow_outside: accept files of the manifest outside DIR.
         task: whether a cell of the manifest is one class, several labels or a number; auto: one of
             the first two, as it has it.
+        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known); or
+            the one of numbers.
         duplicates: equal files only, or also images that look the same.
         max_pixels: refuse images with more pixels, at least 1.
         max_decoding_mb: refuse images that take more memory to decode, in MiB.
@@ -71,16 +74,16 @@ def check(
     Raises:
         DataError: no folder of images.
     """
-    from finetune.data.folder import scan_folder
+    from finetune.data.found_images import read_images
     from finetune.data.health import check_folder
     from finetune.data.inspection import inspect_files
-    from finetune.data.manifest import read_manifest, unlisted_images
+    from finetune.data.label_folders import with_labels_of_copies
+    from finetune.data.manifest import unlisted_images
 
-    if manifest is None:
-        folder = scan_folder(Path(data))
-    else:
-        outside = allow_outside
-        folder = read_manifest(Path(manifest), Path(data), allow_outside=outside, task=task)
+    folder = read_images(
+        Path(data), manifest, allow_outside=allow_outside, task=task, label_columns=label_columns
+    )
+    if manifest is not None:
         folder = replace(folder, unused=(*folder.unused, *unlisted_images(folder)))
     inspections = inspect_files(
         [image.path for image in folder.images],
@@ -90,6 +93,8 @@ def check(
         perceptual=duplicates == "near",
         cache_dir=cache_dir,
     )
+    if task == "multilabel" and manifest is None:
+        folder = with_labels_of_copies(folder, inspections)
     findings = check_folder(folder, inspections, duplicates=duplicates)
     if json:
         print(dumps(_as_values(folder, inspections, findings), ensure_ascii=True, indent=2))

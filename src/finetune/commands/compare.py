@@ -72,19 +72,19 @@ def leaderboard_lines(
 ) -> list[str]:
     """The leaderboard as aligned text, then one verdict a pair, the real differences first."""
     best = next(iter(board.evaluations))
-    images = len(board.evaluations[best].labels)
-    header = ["", "accuracy", "95 % interval", "macro F1", "NLL", *EXTRA]
+    images = len(board.evaluations[best].paths)
+    lead, *others = board.evaluations[best].leading
+    header = ["", lead.name, "95 % interval", *(score.name for score in others), *EXTRA]
     rows = [header]
     for name, e in board.evaluations.items():
-        low, high = e.accuracy_wilson
+        lead, *others = e.leading
         known = columns.get(name, {})
         rows.append(
             [
                 name + (" *" if name in board.as_good_as_the_best else ""),
-                f"{100 * e.accuracy:.1f} %",
-                f"[{100 * low:.1f}, {100 * high:.1f}]",
-                f"{100 * e.macro_f1:.1f} %",
-                f"{e.nll:.4f}",
+                lead.shown,
+                lead.shown_interval,
+                *(score.shown for score in others),
                 *(format(known[t], form) if t in known else "" for t, form in EXTRA.items()),
             ]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.evaluation.result import Evaluation
-    from finetune.spec.images import LabelledImage
+    from finetune.evaluation.judgement import Judgement
     from finetune.tasks.task import Task
     from finetune.training.thresholds import Thresholds
 
@@ -37,6 +36,7 @@ class Judged(NamedTuple):
     it where the checkpoint lies in no run folder.
 
     ``features`` is what entered the final layer, ``(B, D)`` a batch; empty where it is not known.
+    ``groups`` keeps images together, by what the data say or because their contents are equal.
     """
 
     task: Task
@@ -51,7 +51,7 @@ class Judged(NamedTuple):
     seconds: float
     features: list[Tensor]
     thresholds: Thresholds | None
-    groups: list[Hashable]
+    groups: list[Hashable | None]
 
     @property
     def ms_per_image(self) -> float:
@@ -73,9 +73,9 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     """
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
+    from finetune.evaluation.judge import JUDGES
     from finetune.evaluation.scores import dominant_image
     from finetune.runtime import process_rank
-    from finetune.tasks.multiclass import MULTICLASS
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
@@ -105,7 +105,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     key = free_stage(folder, stage, images)
     write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
-    if stage == "test" and judged.task != MULTICLASS:
+    if stage == "test" and judged.task.name not in JUDGES:
         print(f"report    none: there is no page yet for the task {judged.task.name}")
     elif stage == "test" and missing("report"):
         print(f"report    none: {remedy('report')}")
@@ -128,6 +128,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
     from finetune.commands.held_out_images import say_differences
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.data.groups import groups_with_duplicates
     from finetune.reporting.embeddings import listened_to
     from finetune.training.features.recorded import recorded_features
     from finetune.training.thresholds import thresholds_of
@@ -145,13 +146,14 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     seconds = time.perf_counter() - started
     stage: Stage = "val" if verb == "validate" else "test"
     logits, labels = cli.model.answers[stage]
+    # Fewer answers than images where the trainer limits its batches.
+    images = cli.datamodule.images(stage)[: len(labels)]
     return Judged(
         cli.model.task,
         logits,
         labels,
         cli.model.class_names,
-        # Fewer answers than images where the trainer limits its batches.
-        [image.path for image in cli.datamodule.images(stage)[: len(labels)]],
+        [image.path for image in images],
         cli.checkpoint.path,
         cli.config.runs,
         cli.config.name or verb,
@@ -159,7 +161,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         seconds,
         features,
         thresholds_of(cli.model.task, cli.checkpoint.details),
-        groups_of(cli.datamodule.images(stage)[: len(labels)]),
+        groups_with_duplicates(images),
     )
 
 
@@ -210,6 +212,7 @@ def _answers_of_members(
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.holdout_roles import in_whole_ids, refuse_reuse
     from finetune.commands.held_out_images import build_held_out
+    from finetune.data.groups import groups_with_duplicates
     from finetune.reporting.embeddings import listened_to
     from finetune.runtime import Runtime
     from finetune.training.features.recorded import recorded_features
@@ -225,6 +228,11 @@ def _answers_of_members(
     with recorded_features(listened_to(ensemble)) as features:
         answers = ensemble.held_out(datamodule, stage)
     seconds = time.perf_counter() - started
+    of_image = {
+        str(image.path): group
+        for images in (module.images(stage) for module in modules)
+        for image, group in zip(images, groups_with_duplicates(images), strict=True)
+    }
     roles = in_whole_ids(ensemble.roles, answers.paths, answers.ids)
     refuse_reuse(roles, answers.ids, verb, allow_reuse=held_out.get("allow_reuse", False))
     return Judged(
@@ -240,7 +248,7 @@ def _answers_of_members(
         seconds,
         features,
         ensemble.thresholds,
-        groups_of([image for module in modules for image in module.images(stage)]),
+        [of_image.get(str(path)) for path in answers.paths],
     )
 
 
@@ -252,14 +260,23 @@ def _folder_for(judged: Judged) -> Path:
     return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
 
 
-def _write_report(judged: Judged, folder: Path, name: str) -> tuple[Evaluation, Path]:
-    from finetune.evaluation.evaluate import evaluate_logits
+def _write_report(judged: Judged, folder: Path, name: str) -> tuple[Judgement, Path]:
+    from finetune.evaluation.judge import judge as all_figures
+    from finetune.evaluation.judge import numbered
     from finetune.reporting.report import describe_environment, write_report
     from finetune.reporting.sources import read_details
 
-    evaluation = evaluate_logits(judged.labels, judged.logits, judged.class_names, judged.paths)
+    evaluation = all_figures(
+        judged.task,
+        judged.labels.numpy(),
+        judged.logits.numpy(),
+        judged.class_names,
+        judged.paths,
+        thresholds=judged.thresholds,
+        groups=numbered(judged.groups),
+    )
     details = replace(
-        read_details(folder),
+        read_details(folder, judged.task),
         root=judged.root,
         embeddings=_embeddings(judged),
         environment=describe_environment(),
@@ -276,7 +293,7 @@ def _embeddings(judged: Judged) -> NDArray[np.float32] | None:
     return torch.cat(judged.features).numpy() if complete else None
 
 
-def _track(run_folder: Path, report: Path, evaluation: Evaluation, named: list[str]) -> None:
+def _track(run_folder: Path, report: Path, evaluation: Judgement, named: list[str]) -> None:
     """Add the report to the Weights & Biases run of the fit, where there is one of the user's."""
     from finetune.reporting.wandb_report import own_destination, track_report
 
@@ -290,20 +307,16 @@ def _track(run_folder: Path, report: Path, evaluation: Evaluation, named: list[s
         track_report(target, run_folder, report, evaluation)
 
 
-def groups_of(images: Sequence[LabelledImage]) -> list[Hashable]:
-    """What each image is drawn together with: its group, or itself."""
-    return [image.group or index for index, image in enumerate(images)]
-
-
 def intervals_of_numbers(judged: Judged) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each figure of numbers, groups drawn as wholes; of other tasks none."""
+    from finetune.evaluation.judge import numbered
     from finetune.tasks.number_scores import score_intervals
 
     if judged.task.has_choices:
         return {}
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(judged.groups))}
+    groups = numbered(judged.groups)
     answers, truth = (each.double().numpy()[:, 0] for each in (judged.logits, judged.labels))
-    return score_intervals(answers, truth, [numbers[group] for group in judged.groups])
+    return score_intervals(answers, truth, range(len(truth)) if groups is None else groups.tolist())
 
 
 def summary(

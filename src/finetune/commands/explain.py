@@ -25,7 +25,7 @@ def explain(
     images: Where | Sequence[Where],
     *,
     class_names: Annotated[
-        Sequence[str] | None, Typed(("--class",), metavar="NAME", repeated=True)
+        Sequence[str] | None, Typed(("--class", "--label"), metavar="NAME", repeated=True)
     ] = None,
     output: Annotated[Where | None, Typed(metavar="FILE.png")] = None,
     overwrite: bool = False,
@@ -39,7 +39,7 @@ def explain(
     Args:
         checkpoint: a .ckpt file: classifier, average or ensemble.
         images: files, folders or glob patterns.
-        class_names: a class to explain beside the predicted one; may be repeated.
+        class_names: a class or label to explain beside those predicted; may be repeated.
         output: the image to write; by default explained.png, or the next free name.
         overwrite: replace what is there.
         on_bad_image: stop at files that cannot be read, or leave them out and say which.
@@ -48,7 +48,7 @@ def explain(
         quiet: print nothing.
 
     Returns:
-        For each image what speaks for the predicted class, then for the others that were named.
+        For each image what speaks for the predicted class or labels, then for those asked for.
 
     Raises:
         UsageError: an unknown class, or an output that must not be written.
@@ -76,7 +76,7 @@ def explain(
     rows = []
     for file in files:
         try:
-            predicted, *others = explain_image(
+            explained = explain_image(
                 model, file, [None, *(class_names or [])], max_pixels=max_pixels
             )
         except ImageError as error:
@@ -84,7 +84,7 @@ def explain(
                 raise
             print(f"left out {file}: {error}", file=sys.stderr)
             continue
-        rows.append([predicted, *(e for e in others if e.class_name != predicted.class_name)])
+        rows.append(explained)
         answers = ", ".join(f"{e.class_name} {e.probability:.3f}" for e in rows[-1])
         print(f"{file}  {answers}", flush=True)
     if not rows:

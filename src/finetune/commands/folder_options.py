@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from finetune.commands.guest import Where
@@ -27,6 +28,7 @@ BatchSize = Annotated[int, whole(1), in_both("batch_size")]
 CacheDir = Annotated[Where | None, in_both("cache_dir")]
 Folds = Annotated[int | None, DATA["folds"], in_both("folds")]
 GroupBy = Annotated[str | None, in_both("group_by")]
+LabelColumns = Annotated[Sequence[str] | None, in_both("label_columns")]
 Manifest = Annotated[Where | None, in_both("manifest")]
 MaxDecodingMb = Annotated[int, whole(1), in_both("max_decoding_mb")]
 MaxPixels = Annotated[int, whole(1), in_both("max_pixels")]

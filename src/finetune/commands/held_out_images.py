@@ -115,6 +115,7 @@ def build_datamodule(
     settings["task"] = records[0].settings.get("task", "multiclass") if records else "auto"
     if manifest:
         settings["manifest"] = manifest
+        settings |= label_columns_of(records[0] if records else None, manifest)
     given = {name: value for name, value in held_out.items() if name not in NOT_OF_THE_IMAGES}
     if "split_seed" in held_out:
         given["seed"] = held_out["split_seed"]
@@ -126,6 +127,16 @@ def build_datamodule(
         datamodule.follow(record, allow_reuse=held_out.get("allow_reuse", False))
         say_differences(datamodule, record)
     return datamodule
+
+
+def label_columns_of(record: SplitRecord | None, manifest: Where) -> dict[str, Any]:
+    """The label columns of the fit, where this manifest has them and no column ``label``."""
+    from finetune.data.manifest import manifest_columns
+
+    names = None if record is None else record.settings.get("label_columns")
+    if not names or "label" in manifest_columns(manifest):
+        return {}
+    return {"label_columns": list(names)}
 
 
 def refuse_another_split(given: Mapping[str, Any], fitted: Mapping[str, Any]) -> None:

@@ -172,6 +172,8 @@ def _print(row: Row, log_probabilities: Sequence[float]) -> None:
         for rank in ranks
         if f"prediction{rank}" in row
     ]
+    likeliest = [name for name in row if name.startswith("top_") and name.count("_") == 1]
+    named += [f"{row[name]} {row[f'{name}_probability']:.3f}" for name in likeliest]
     if row.get("unknown") == "true":
         named.append("unknown")
     print(f"{row['path']}  {'  '.join(named)}", flush=True)

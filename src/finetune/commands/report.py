@@ -100,14 +100,13 @@ def report(
             columns={name: source.columns for name, source in found.items()},
         )
     for source in found.values():
-        e = source.evaluation
-        low, high = e.accuracy_wilson
-        print(
-            f"{source.title}: accuracy {e.accuracy:.3f} [{low:.3f}, {high:.3f}] "
-            f"on {len(e.labels)} images"
-        )
-        if e.dominant is not None:
-            print(e.dominant)
+        lead = source.evaluation.leading[0]
+        told = f"{lead.name} {lead.value:.3f}"
+        if lead.interval is not None:
+            told += " [" + ", ".join(f"{end:.3f}" for end in lead.interval) + "]"
+        print(f"{source.title}: {told} on {len(source.evaluation.paths)} images")
+        if source.evaluation.dominant is not None:
+            print(source.evaluation.dominant)
     print(f"report in {page.path}")
     return page.path
 

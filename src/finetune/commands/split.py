@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands import folder_options as options
@@ -23,6 +25,7 @@ def split(
     manifest: options.Manifest = None,
     allow_outside: options.AllowOutside = False,
     task: options.Task = "auto",
+    label_columns: options.LabelColumns = None,
     previous: Where | None = None,
     val_fraction: options.ValFraction = 0.2,
     test_fraction: options.TestFraction = 0.2,
@@ -45,6 +48,8 @@ def split(
         allow_outside: accept files of the manifest outside DIR.
         task: whether a cell of the manifest is one class, several labels or a number; auto: one of
             the first two, as it has it.
+        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known); or
+            the one of numbers.
         previous: an earlier CSV: its images keep their sides, new ones are added.
         val_fraction, test_fraction: share held out where nothing says which, at least 0 and below
             1.
@@ -75,12 +80,21 @@ def split(
     from finetune.data.groups import groups_with_duplicates
     from finetune.data.health import readable_folder
     from finetune.data.inspection import inspect_files
+    from finetune.data.label_folders import with_labels_of_copies, without_copies
     from finetune.data.manifest import write_manifest
 
     settings = SplitSettings(
         val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, folds=folds
     )
-    folder = _found(data, manifest, previous, group_by, outside=allow_outside, task=task)
+    folder = _found(
+        data,
+        manifest,
+        previous,
+        group_by,
+        outside=allow_outside,
+        task=task,
+        label_columns=label_columns,
+    )
     if written is not None:
         written.keep_off(inputs=(image.path for image in folder.images))
     inspections = inspect_files(
@@ -88,7 +102,11 @@ def split(
         root=folder.root,
         cache_dir=cache_dir,
     )
+    copies = task == "multilabel" and manifest is None
+    if copies:
+        folder = with_labels_of_copies(folder, inspections)
     folder = readable_folder(folder, inspections, on_bad_image=on_bad_image)
+    folder = without_copies(folder) if copies else folder
     folder = assign_splits(folder, settings, together=groups_with_duplicates(folder.images))
     if written is not None:
         with written.writing() as beside:
@@ -107,26 +125,33 @@ def _found(
     *,
     outside: bool,
     task: TaskOfData,
+    label_columns: Sequence[str] | None,
 ) -> ImageFolder:
     """The images, each with its group and the side that it had."""
-    from finetune.data.folder import scan_folder
+    from finetune.data.found_images import read_images
     from finetune.data.groups import groups_by_pattern
     from finetune.data.manifest import manifest_columns, read_manifest, with_previous
 
     columns = [] if manifest is None else manifest_columns(manifest)
-    if manifest is None:
-        folder = scan_folder(data)
-    elif group_by in columns:
-        folder = read_manifest(
-            manifest, data, allow_outside=outside, group_column=group_by, task=task
-        )
-    else:
-        folder = read_manifest(manifest, data, allow_outside=outside, task=task)
+    folder = read_images(
+        Path(data),
+        manifest,
+        allow_outside=outside,
+        group_column=group_by if group_by is not None and group_by in columns else "group",
+        task=task,
+        label_columns=label_columns,
+    )
     if group_by is not None and group_by not in columns:
         folder = groups_by_pattern(folder, group_by)
     if previous is not None:
         folder = with_previous(
-            folder, read_manifest(previous, data, allow_outside=outside, task=task)
+            folder,
+            read_manifest(
+                previous,
+                data,
+                allow_outside=outside,
+                task="multilabel" if folder.has_label_sets else task,
+            ),
         )
     return folder
 

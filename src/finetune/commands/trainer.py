@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from finetune.commands.apply_recipe import choose_size_from_scratch
 from finetune.commands.config_files import checkpoint_option, option_value
-from finetune.commands.held_out_images import split_settings
+from finetune.commands.held_out_images import label_columns_of, split_settings
 from finetune.commands.parsing import explain, take_all
 from finetune.commands.resume import keep_settings
 from finetune.commands.trainer_options import (
@@ -200,6 +200,8 @@ class FinetuneCLI(LightningCLI):
             return defaults
         # A fit says itself which images it takes; the others are about those of the fit.
         dealing = split_settings(self.record, "given" if self.verb == "fit" else manifest)
+        if self.verb != "fit" and manifest is not None:
+            dealing |= label_columns_of(self.record, manifest)
         return defaults | {f"data.{key}": value for key, value in dealing.items()}
 
     @override
@@ -283,7 +285,9 @@ def build_as_kept(model: Namespace, checkpoint: Checkpoint) -> None:
 def fitted_data(checkpoint: Checkpoint) -> dict[str, Any]:
     """How a fit was given its images, but not where, as defaults of a fit that is resumed."""
     data = checkpoint.details.get("data", {})
-    known = set(signature(ImageFolderDataModule).parameters) - {"root", "manifest", "training_seed"}
+    known = set(signature(ImageFolderDataModule).parameters) - {
+        *("root", "manifest", "label_columns", "training_seed")
+    }
     defaults = {f"data.{name}": data[name] for name in known if name in data}
     if data.get("training_seed") is not None:
         defaults["seed_everything"] = data["training_seed"]

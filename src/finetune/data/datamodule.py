@@ -88,8 +88,11 @@ class ImageFolderDataModule(LabelledFolder):
         group_by: regular expression; images whose paths match alike stay on one side.
         allow_outside: accept files of the manifest that are not below the root.
         task: what is predicted: multiclass, one class an image; multilabel, several labels an
-            image, with ``|`` between them in the manifest; regression, a number an image; auto: one
-            of the first two, as the manifest has it.
+            image, with ``|`` between them in the manifest, or because the image lies in several
+            class folders; regression, a number an image; auto: one of the first two, as the
+            manifest has it, and class folders are one class each.
+        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known); or
+            the one of numbers.
     """
 
     def __init__(
@@ -118,12 +121,18 @@ class ImageFolderDataModule(LabelledFolder):
         group_by: str | None = None,
         allow_outside: bool = False,
         task: TaskOfData = "auto",
+        label_columns: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         root, manifest, cache_dir = str(root), _text(manifest), _text(cache_dir)
         # The two left out are the model's: Lightning refuses to log one key with two values.
         self.save_hyperparameters(ignore=["class_names", "preprocessing"])
         check_settings(self.hparams, DATA, option="data.")
+        if label_columns and (manifest is None or task == "multiclass"):
+            raise UsageError(
+                "Expected label_columns of a manifest with several labels an image, found "
+                f"{'no manifest' if manifest is None else 'task multiclass'}; leave it out."
+            )
         if folds is not None and fold is None:
             raise UsageError(f"Expected fold, 0 ... {folds - 1}, together with folds={folds}.")
         self.root = Path(root)
@@ -150,6 +159,7 @@ class ImageFolderDataModule(LabelledFolder):
             cache_dir=cache_dir,
             remember=cache != "off",
             task=task,
+            label_columns=tuple(label_columns or ()),
         )
         settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
         self._sides = Sides(found_images, settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +17,42 @@ from finetune.data.following import listed_folder
 from finetune.data.groups import groups_by_pattern
 from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
-from finetune.data.label_cells import refuse_classes
+from finetune.data.label_folders import as_label_sets, with_labels_of_copies, without_copies
 from finetune.data.manifest import read_manifest
 from finetune.data.number_cells import refuse_folders
+from finetune.errors import ImageFolderError
 from finetune.runtime import Runtime
 from finetune.spec.choices import TaskOfData
 from finetune.spec.splits import SplitRecord
 
 OnBadImage = Literal["error", "skip"]
+
+
+def read_images(
+    root: Path,
+    manifest: str | os.PathLike[str] | None,
+    *,
+    allow_outside: bool = False,
+    group_column: str = "group",
+    task: TaskOfData = "auto",
+    label_columns: Sequence[str] | None = None,
+) -> ImageFolder:
+    """The images of a manifest, or of class folders, which are labels where several are asked for.
+
+    See :func:`finetune.data.manifest.read_manifest`.
+    """
+    if manifest is None:
+        found = scan_folder(root)
+        refuse_folders(found, task)
+        return as_label_sets(found) if task == "multilabel" else found
+    return read_manifest(
+        manifest,
+        root,
+        allow_outside=allow_outside,
+        group_column=group_column,
+        task=task,
+        label_columns=label_columns or (),
+    )
 
 
 @dataclass(frozen=True)
@@ -35,6 +65,7 @@ class FoundImages:
         cache_dir: where what was found out about a file is remembered.
         remember: whether it is.
         task: whether an image has one class, several labels or a number.
+        label_columns: of the manifest, one a label; see :mod:`finetune.data.label_cells`.
         listed: a fit by manifest, whose images and labels count where no manifest is given.
     """
 
@@ -49,19 +80,30 @@ class FoundImages:
     remember: bool = True
     listed: SplitRecord | None = None
     task: TaskOfData = "auto"
+    label_columns: tuple[str, ...] = ()
+
+    @property
+    def folders_are_labels(self) -> bool:
+        """Whether an image may lie in several class folders, and then has their labels."""
+        return self.task == "multilabel" and self.manifest is None and self.listed is None
 
     @cached_property
     def found(self) -> ImageFolder:
         """All of them, readable or not."""
-        listed = listed_folder(self.root, self.listed) if self.listed else None
-        if self.manifest is not None:
-            found = read_manifest(
-                self.manifest, self.root, allow_outside=self.allow_outside, task=self.task
+        followed = self.listed if self.manifest is None else None
+        listed = listed_folder(self.root, followed) if followed else None
+        if followed and listed is None and self.task == "multilabel":
+            raise ImageFolderError(
+                f"Expected images of a fit, which was by manifest, in {self.root}, found none; "
+                "give --data.manifest, for class folders do not say all labels of an image."
             )
-        else:
-            found = listed or scan_folder(self.root)
-            refuse_classes(found, self.task)
-            refuse_folders(found, self.task)
+        found = listed or read_images(
+            self.root,
+            self.manifest,
+            allow_outside=self.allow_outside,
+            task=self.task,
+            label_columns=self.label_columns,
+        )
         return groups_by_pattern(found, self.group_by) if self.group_by else found
 
     @property
@@ -90,7 +132,15 @@ class FoundImages:
         Raises:
             ImageError: some are broken, and ``on_bad_image`` is ``error``.
         """
-        return readable_folder(self.found, self.inspections, on_bad_image=self.on_bad_image)
+        folder = readable_folder(self._united, self.inspections, on_bad_image=self.on_bad_image)
+        return without_copies(folder) if self.folders_are_labels else folder
+
+    @cached_property
+    def _united(self) -> ImageFolder:
+        """All of them, with the labels of every folder that an image lies in."""
+        if not self.folders_are_labels:
+            return self.found
+        return with_labels_of_copies(self.found, self.inspections)
 
     @property
     def median_short_side(self) -> int:
@@ -101,7 +151,7 @@ class FoundImages:
     @property
     def findings(self) -> list[Finding]:
         """What :mod:`finetune.data.health` has to say about the folder, errors first."""
-        return check_folder(self.found, self.inspections)
+        return check_folder(self._united, self.inspections)
 
     @property
     def bad_images(self) -> list[Finding]:

@@ -150,6 +150,8 @@ def _duplicate_finding(folder: ImageFolder, group: Sequence[int], relation: str)
         )
         severity: Severity = "warning" if near else "error"
         remedy = "keep the right label only"
+        if not folder.has_label_sets:
+            remedy += "; has the image both, say --data.task multilabel"
         return Finding(
             images[0].path,
             f"{near}contradiction",

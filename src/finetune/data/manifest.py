@@ -1,8 +1,8 @@
 """CSV manifests: which file has which label, and on which side it stands.
 
-Columns ``path`` and ``label``, and optionally ``split``, ``fold``, ``group`` and ``hash``, in any
-order; other columns are not read, but that of the numbers where a number is predicted.
-``split.csv`` in a run folder is one.
+Columns ``path`` and ``label`` (or one for each label), and optionally ``split``, ``fold``,
+``group`` and ``hash``, in any order; other columns are not read, but that of the numbers where a
+number is predicted. ``split.csv`` in a run folder is one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.data.assignment import image_keys, relative_names
 from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
-from finetune.data.label_cells import read_cells
+from finetune.data.label_cells import cell_of_columns, checked_columns, read_cells
 from finetune.data.number_cells import LABEL, NUMBERS, number_column, read_numbers
 from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
@@ -46,6 +46,7 @@ def read_manifest(
     allow_outside: bool = False,
     group_column: str = "group",
     task: TaskOfData = "auto",
+    label_columns: Sequence[str] = (),
 ) -> ImageFolder:
     """The images that a manifest lists, as :func:`finetune.data.folder.scan_folder` gives them.
 
@@ -59,16 +60,18 @@ def read_manifest(
         task: whether a cell is one class or several labels, see :mod:`finetune.data.label_cells`,
             or a number, see :mod:`finetune.data.number_cells`; by default several labels wherever
             one of the cells has the sign between them.
+        label_columns: one column a label, with 1, 0 or nothing (not known), instead of ``label``;
+            or the one of numbers.
 
     Raises:
         ManifestError: a missing column or file, an unknown split, a file with two labels, ...
     """
     path, root = Path(path), Path(root)
-    table = _table(path, required=("path",) if task == NUMBERS else ("path", LABEL))
-    column = LABEL
+    labels_in = checked_columns(label_columns, COLUMNS)
     if task == NUMBERS:
-        column = number_column(table.columns, (*COLUMNS, group_column), str(path))
-    rows = list(_read_rows(table, root, group_column, column))
+        found = labels_in or manifest_columns(path)
+        labels_in = (number_column(found, (*COLUMNS, group_column), str(path)),)
+    rows = list(_read_rows(path, root, group_column, labels_in, numbers=task == NUMBERS))
     if not rows:
         raise ManifestError(f"Expected images in {path}, found only a header.")
     if not allow_outside:
@@ -82,7 +85,7 @@ def read_manifest(
         )
     cells = [(row.label, row.place) for row in rows]
     class_names, labels = (
-        ((column,), read_numbers(cells)) if task == NUMBERS else read_cells(cells, task)
+        (labels_in, read_numbers(cells)) if task == NUMBERS else read_cells(cells, task, labels_in)
     )
     images = [
         LabelledImage(row.path, label, row.group, row.split, row.fold, row.hash)
@@ -144,15 +147,20 @@ def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ManifestError: it cannot be read.
     """
-    return list(_table(Path(path), required=("path",)).columns)
+    table = read_csv_table(path, known=COLUMNS, required=("path",), error=ManifestError)
+    return list(table.columns)
 
 
-def _table(path: Path, *, required: Sequence[str]) -> CsvTable:
-    return read_csv_table(path, known=COLUMNS, required=required, error=ManifestError)
+def _table(path: Path, labels_in: Sequence[str]) -> CsvTable:
+    """The file; labels are in these columns, or where there are none in the one of that name."""
+    known, needed = (*COLUMNS, *labels_in), labels_in or (LABEL,)
+    return read_csv_table(path, known=known, required=("path", *needed), error=ManifestError)
 
 
-def _read_rows(table: CsvTable, root: Path, group_column: str, label: str) -> Iterator[_Row]:
-    path = table.path
+def _read_rows(
+    path: Path, root: Path, group_column: str, labels_in: Sequence[str], *, numbers: bool
+) -> Iterator[_Row]:
+    table = _table(path, labels_in)
     base: Path | None = None
     for line, row in table.rows:
         if not row["path"]:
@@ -160,11 +168,15 @@ def _read_rows(table: CsvTable, root: Path, group_column: str, label: str) -> It
         if base is None and not os.path.isabs(row["path"]):
             base = path.parent if (path.parent / row["path"]).exists() else root
         place = f"line {line} of {path}"
-        yield _parse_row(row, base or root, group_column, label, place)
+        if numbers or not labels_in:
+            label = normal_name(row[labels_in[0] if labels_in else LABEL])
+        else:
+            label = cell_of_columns(row, labels_in, place)
+        yield _parse_row(row, label, base or root, group_column, place)
 
 
 def _parse_row(
-    row: Mapping[str, str], base: Path, group_column: str, label: str, place: str
+    row: Mapping[str, str], label: str, base: Path, group_column: str, place: str
 ) -> _Row:
     """One line; names are exact, blanks at either end included."""
     split_name = row.get("split", "").strip()
@@ -178,7 +190,7 @@ def _parse_row(
         raise ManifestError(f"Expected fold to be 0, 1, 2, ... in {place}, found {fold[:20]!r}.")
     return _Row(
         path=base / row["path"],
-        label=normal_name(row[label]),
+        label=label,
         split=split,
         fold=int(fold) if fold else None,
         group=row.get(group_column) or None,

@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from finetune.errors import UsageError
-from finetune.evaluation.evaluate import evaluate_logits
-from finetune.evaluation.intervals import bootstrap_interval
-from finetune.evaluation.result import Evaluation
+from finetune.evaluation.judge import subset, with_names
+from finetune.evaluation.judgement import Judgement, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +19,11 @@ class PairedComparison:
 
     Attributes:
         first_only, second_only: images that only one of the two gets right.
-        difference: accuracy of the first minus that of the second, in ``[-1, 1]``.
+        difference: figure of the first minus that of the second; of accuracies in ``[-1, 1]``.
         interval: paired bootstrap interval of the difference.
-        p_value: exact McNemar test of "both are equally often right".
+        p_value: of "both are equally good": of accuracies McNemar's exact test, else by bootstrap.
         adjusted_p_value: the same, after Holm's correction for all pairs that were looked at.
+        figure: of the first, that is compared.
     """
 
     first: str
@@ -37,6 +35,7 @@ class PairedComparison:
     interval: tuple[float, float]
     p_value: float
     adjusted_p_value: float
+    figure: Score
 
     def is_real(self, level: float = 0.05) -> bool:
         """Whether chance alone would make such a difference in less than ``level`` of all cases."""
@@ -44,20 +43,31 @@ class PairedComparison:
 
     def verdict(self, level: float = 0.05) -> str:
         """One sentence for people."""
-        forward = self.difference >= 0
+        forward = (self.difference >= 0) == self.figure.rises
         better, worse = (self.first, self.second) if forward else (self.second, self.first)
-        low, high = self.interval if forward else (-self.interval[1], -self.interval[0])
-        figures = f"{100 * abs(self.difference):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+        low, high = self.interval if self.difference >= 0 else _turned(self.interval)
+        share = self.figure.kind == "share"
+        apart, *ends = (
+            f"{100 * value:.1f}" if share else f"{value:.4g}"
+            for value in (abs(self.difference), low, high)
+        )
+        unit = " points" if share else ""
+        name = "" if self.figure.name == "accuracy" else f" of {self.figure.name}"
+        figures = f"{apart}{unit}{name} [{', '.join(ends)}]"
         if self.is_real(level):
             return f"{better} is better than {worse} by {figures}."
         return f"{self.first} and {self.second} are not distinguishable: {figures} apart."
+
+
+def _turned(interval: tuple[float, float]) -> tuple[float, float]:
+    return -interval[1], -interval[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
     """Evaluations on the images that all have in common, best first, and every pair of them."""
 
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, Judgement]
     pairs: tuple[PairedComparison, ...]
     left_out: int
 
@@ -73,12 +83,6 @@ class Leaderboard:
         return frozenset(self.evaluations) - worse
 
 
-def mcnemar_p_value(first_only: int, second_only: int) -> float:
-    """Exact two-sided McNemar test from the numbers of images that only one side gets right."""
-    discordant = first_only + second_only
-    return 1.0 if discordant == 0 else float(binomtest(first_only, discordant, 0.5).pvalue)
-
-
 def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Holm's (1979) step-down p-values, in the order given: valid however the tests depend."""
     order = np.argsort(p_values, kind="stable")
@@ -89,53 +93,51 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def compare_pair(
-    first: tuple[str, NDArray[np.bool_]],
-    second: tuple[str, NDArray[np.bool_]],
-    *,
-    confidence_level: float = 0.95,
-    seed: int = 0,
-) -> PairedComparison:
-    """Compare two names with their right answers ``(N,)`` to the same images in the same order."""
-    (first_name, first_correct), (second_name, second_correct) = first, second
-    if first_correct.shape != second_correct.shape or len(first_correct) == 0:
+def compare_pair(first: tuple[str, Judgement], second: tuple[str, Judgement]) -> PairedComparison:
+    """Compare two names with their answers to the same images in the same order."""
+    (name, ours), (other_name, theirs) = first, second
+    if len(ours.paths) != len(theirs.paths):
         raise UsageError(
-            f"Expected answers to the same images, found {len(first_correct)} of {first_name} and "
-            f"{len(second_correct)} of {second_name}."
+            f"Expected answers to the same images, found {len(ours.paths)} of {name} and "
+            f"{len(theirs.paths)} of {other_name}."
         )
-    difference = first_correct.astype(np.int64) - second_correct.astype(np.int64)
-    first_only, second_only = int((difference > 0).sum()), int((difference < 0).sum())
-    p_value = mcnemar_p_value(first_only, second_only)
+    found = ours.against(theirs)
     return PairedComparison(
-        first=first_name,
-        second=second_name,
-        images=len(difference),
-        first_only=first_only,
-        second_only=second_only,
-        difference=float(difference.mean()),
-        interval=bootstrap_interval(difference, confidence_level=confidence_level, seed=seed),
-        p_value=p_value,
-        adjusted_p_value=p_value,
+        first=name,
+        second=other_name,
+        images=len(ours.paths),
+        first_only=found.first_only,
+        second_only=found.second_only,
+        difference=found.value,
+        interval=found.interval,
+        p_value=found.p_value,
+        adjusted_p_value=found.p_value,
+        figure=ours.leading[0],
     )
 
 
-def compare_all(evaluations: Mapping[str, Evaluation], *, seed: int = 0) -> Leaderboard:
-    """Rank evaluations by accuracy on their common images and compare each with each.
+def compare_all(evaluations: Mapping[str, Judgement]) -> Leaderboard:
+    """Rank evaluations by their leading figure on their common images and compare each with each.
 
     Images are matched by path. Images that not all evaluations know are left out and counted.
 
     Raises:
-        UsageError: fewer than two evaluations, no image in common, or labels that disagree.
+        UsageError: fewer than two evaluations, of different tasks, no image in common, or labels
+            that disagree.
     """
     if len(evaluations) < 2:
         raise UsageError(f"Expected at least two sets of predictions, found {len(evaluations)}.")
+    tasks = {evaluation.task.name for evaluation in evaluations.values()}
+    if len(tasks) > 1:
+        raise UsageError(
+            f"Expected answers of one task to compare, found {' and '.join(sorted(tasks))}; "
+            "compare those of one task."
+        )
     common, left_out = _on_common_images(evaluations)
-    ranked = dict(sorted(common.items(), key=lambda item: -item[1].accuracy))
-    correct = {name: e.predictions == e.labels for name, e in ranked.items()}
-    pairs = [
-        compare_pair((a, correct[a]), (b, correct[b]), seed=seed)
-        for a, b in combinations(ranked, 2)
-    ]
+    leads = {name: evaluation.leading[0] for name, evaluation in common.items()}
+    order = sorted(leads, key=lambda n: -leads[n].value if leads[n].rises else leads[n].value)
+    ranked = {name: common[name] for name in order}
+    pairs = [compare_pair((a, ranked[a]), (b, ranked[b])) for a, b in combinations(ranked, 2)]
     adjusted = holm_correction([pair.p_value for pair in pairs])
     return Leaderboard(
         ranked,
@@ -145,8 +147,13 @@ def compare_all(evaluations: Mapping[str, Evaluation], *, seed: int = 0) -> Lead
 
 
 def _on_common_images(
-    evaluations: Mapping[str, Evaluation],
-) -> tuple[dict[str, Evaluation], int]:
+    evaluations: Mapping[str, Judgement],
+) -> tuple[dict[str, Judgement], int]:
+    names = next(iter(evaluations.values())).class_names
+    evaluations = {
+        name: with_names(e, names) if sorted(e.class_names) == sorted(names) else e
+        for name, e in evaluations.items()
+    }
     positions = {name: dict(_numbered_paths(name, e)) for name, e in evaluations.items()}
     first, *others = positions.values()
     paths = [path for path in first if all(path in other for other in others)]
@@ -156,10 +163,10 @@ def _on_common_images(
             f"{', '.join(evaluations)}; test all of them on one folder."
         )
     common = {
-        name: _subset(evaluation, [positions[name][path] for path in paths])
+        name: subset(evaluation, [positions[name][path] for path in paths])
         for name, evaluation in evaluations.items()
     }
-    label_names = [[e.class_names[i] for i in e.labels] for e in common.values()]
+    label_names = [[e.shown(i).label for i in range(len(paths))] for e in common.values()]
     for path, *labels in zip(paths, *label_names, strict=True):
         if len(set(labels)) > 1:
             raise UsageError(
@@ -170,17 +177,7 @@ def _on_common_images(
     return common, len(every) - len(paths)
 
 
-def _numbered_paths(name: str, evaluation: Evaluation) -> Iterator[tuple[str, int]]:
+def _numbered_paths(name: str, evaluation: Judgement) -> Iterator[tuple[str, int]]:
     if len(set(evaluation.paths)) != len(evaluation.paths):
         raise UsageError(f"Expected each image once in {name}, found some paths twice.")
     return zip(evaluation.paths, range(len(evaluation.paths)), strict=True)
-
-
-def _subset(evaluation: Evaluation, index: list[int]) -> Evaluation:
-    return evaluate_logits(
-        evaluation.labels[index],
-        evaluation.log_probabilities[index],
-        evaluation.class_names,
-        [evaluation.paths[i] for i in index],
-        confidence_level=evaluation.confidence_level,
-    )

@@ -54,6 +54,23 @@ def bootstrap_interval(
     return percentile_interval(draws @ distinct / total, confidence_level=confidence_level)
 
 
+def resampled_counts(
+    groups: NDArray[np.int64] | None, images: int, *, resamples: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """How often each image is drawn ``(R, N)``: groups ``(N,)`` are drawn with replacement, whole.
+
+    Images of one patient or burst are not independent, so an interval of single images would be
+    too narrow (Field and Welsh 2007, cluster bootstrap).
+    """
+    own = np.arange(images) if groups is None else groups
+    _, first, of = np.unique(own, return_index=True, return_inverse=True)
+    in_order = np.argsort(np.argsort(first))  # what a group is called makes no difference
+    count = len(first)
+    chance = np.full(count, 1 / count)
+    draws = np.random.default_rng(seed).multinomial(count, chance, size=resamples)
+    return draws[:, in_order[of.reshape(-1)]].astype(np.float64)
+
+
 def percentile_interval(
     resampled: NDArray[np.float64], *, confidence_level: float = 0.95
 ) -> tuple[float, float]:

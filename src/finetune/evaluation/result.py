@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from finetune.evaluation.judgement import (
+    FEW_IMAGES,
+    Interval,
+    Part,
+    Question,
+    Score,
+    Shown,
+    Table,
+    few_note,
+    finite,
+    fold_score,
+    fold_summary,
+)
+from finetune.evaluation.paired import Difference, accuracy_difference
 from finetune.evaluation.scores import DominantImage, dominant_image
 from finetune.tasks.class_scores import ConfidenceBins, Floats, Integers, losses_of
-
-FEW_IMAGES = 5  # below this many test images a class's own figures mean little
-
-Interval = tuple[float, float]
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +50,12 @@ class ClassScores:
         return {
             "class": self.name,
             "support": self.support,
-            "precision": _finite(self.precision),
-            "recall": _finite(self.recall),
+            "precision": finite(self.precision),
+            "recall": finite(self.recall),
             "recall_low": self.recall_interval[0],
             "recall_high": self.recall_interval[1],
-            "f1": _finite(self.f1),
-            "auroc": _finite(self.auroc),
+            "f1": finite(self.f1),
+            "auroc": finite(self.auroc),
             "few_images": self.few_images,
         }
 
@@ -105,6 +117,34 @@ class Evaluation:
     fold_accuracies: tuple[float, ...] = ()
 
     @property
+    def task(self) -> Task:
+        """One class an image."""
+        return MULTICLASS
+
+    @property
+    def targets(self) -> Integers:
+        """The labels."""
+        return self.labels
+
+    @property
+    def outputs(self) -> Floats:
+        """The log probabilities: they are logits too."""
+        return self.log_probabilities
+
+    @property
+    def thresholds(self) -> None:
+        """None: the likeliest class is named."""
+
+    @property
+    def chosen_here(self) -> bool:
+        """False: there are none."""
+        return False
+
+    @property
+    def groups(self) -> None:
+        """None: each image is drawn alone."""
+
+    @property
     def losses(self) -> Floats:
         """``-log p(label)`` of each image, ``(N,)``, in nats; ``nll`` is their mean."""
         return losses_of(self.labels, self.log_probabilities)
@@ -147,6 +187,119 @@ class Evaluation:
             if errors[row, column]
         )
 
+    @property
+    def leading(self) -> tuple[Score, ...]:
+        """Accuracy decides."""
+        return (
+            Score("accuracy", self.accuracy, self.accuracy_wilson),
+            Score("macro F1", self.macro_f1),
+            Score("NLL", self.nll, kind="number", rises=False),
+            Score("calibration error", self.calibration_error, rises=False),
+        )
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Those of the whole, top-k accuracies and the mean over folds included."""
+        return (
+            Score("accuracy", self.accuracy, self.accuracy_wilson),
+            Score("balanced accuracy", self.balanced_accuracy, self.balanced_accuracy_interval),
+            Score("macro F1", self.macro_f1, self.macro_f1_interval),
+            Score("mean AUROC", self.macro_auroc, kind="number"),
+            Score("negative log-likelihood", self.nll, kind="number", rises=False),
+            Score("Brier score", self.brier, kind="number", rises=False),
+            Score("calibration error", self.calibration_error, rises=False),
+            Score("risk-coverage area", self.aurc, kind="number", rises=False),
+            *(Score(f"top-{k} accuracy", share) for k, share in self.top_k.items()),
+            *fold_score(self.fold_accuracies),
+        )
+
+    @property
+    def about(self) -> str:
+        """How many classes."""
+        return f"{len(self.class_names)} classes"
+
+    @property
+    def notes(self) -> list[str]:
+        """One image that decides the likelihood; classes with few images."""
+        alone = [] if self.dominant is None else [f"Of the likelihood: {self.dominant}."]
+        return alone + few_note(self.classes_with_few_images)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The classes, and what is most confused."""
+        of_class = Table(
+            "classes",
+            "Classes",
+            (
+                ("class", "text"),
+                ("images", "count"),
+                *((each, "share") for each in ("precision", "recall", "recall from", "recall to")),
+                ("F1", "share"),
+                ("AUROC", "share"),
+            ),
+            [
+                (c.name, c.support, c.precision, c.recall, *c.recall_interval, c.f1, c.auroc)
+                for c in self.per_class
+            ],
+            [c.few_images for c in self.per_class],
+        )
+        confused = Table(
+            "confused",
+            "Most confused",
+            (
+                ("label", "text"),
+                ("taken for", "text"),
+                ("images", "count"),
+                ("share of the label", "share"),
+            ),
+            [(p.label, p.prediction, p.count, p.share) for p in self.confused_pairs()],
+        )
+        return (of_class, confused) if confused.rows else (of_class,)
+
+    @property
+    def parts(self) -> tuple[str, list[dict[str, Any]]]:
+        """A row a class."""
+        return "per_class", [scores.to_dict() for scores in self.per_class]
+
+    @property
+    def error_kinds(self) -> tuple[str, str]:
+        """By the class that is right, or by the one that was named."""
+        return "label", "prediction"
+
+    def shown(self, index: int) -> Shown:
+        """One of the images."""
+        label, answer = int(self.labels[index]), int(self.predictions[index])
+        names = self.class_names
+        return Shown(
+            label=names[label],
+            answer=names[answer],
+            wrong=label != answer,
+            sure=float(self.confidences[index]),
+            of_label=(Part(label, names[label]),),
+            of_answer=(Part(answer, names[answer]),),
+        )
+
+    def errors(self) -> Integers:
+        """Indexes of the wrong answers, the surest first."""
+        wrong = np.flatnonzero(self.predictions != self.labels)
+        return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
+
+    def questions(self) -> Iterator[Question]:
+        """One: of which class is it?"""
+        images = np.arange(len(self.labels))
+        yield Question(images, self.labels, self.probabilities, self.class_names)
+
+    def row(self, index: int) -> tuple[dict[str, Any], list[float]]:
+        """A line of a table of predictions."""
+        shown = self.shown(index)
+        columns = {"path": self.paths[index], "label": shown.label, "prediction": shown.answer}
+        return {**columns, "confidence": shown.sure}, self.log_probabilities[index].tolist()
+
+    def against(self, other: Evaluation) -> Difference:
+        """Of the accuracies, by McNemar's exact test."""
+        rights = (each.predictions == each.labels for each in (self, other))
+        return accuracy_difference(*rights, confidence_level=self.confidence_level)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``metrics.json``; None where a figure is undefined."""
         folds, dominant = self.fold_accuracies, self.dominant
@@ -161,14 +314,14 @@ class Evaluation:
             "balanced_accuracy_interval": list(self.balanced_accuracy_interval),
             "macro_f1": self.macro_f1,
             "macro_f1_interval": list(self.macro_f1_interval),
-            "macro_auroc": _finite(self.macro_auroc),
+            "macro_auroc": finite(self.macro_auroc),
             "nll": self.nll,
             **({} if dominant is None else {"dominant_image": asdict(dominant)}),
             "brier": self.brier,
             "calibration_error": self.calibration_error,
             "aurc": self.aurc,
             **{f"top_{k}_accuracy": share for k, share in self.top_k.items()},
-            **({"folds": _fold_summary(folds)} if folds else {}),
+            **({"folds": fold_summary(folds, "accuracies")} if folds else {}),
             "classes_with_few_images": list(self.classes_with_few_images),
             "most_confused": [
                 {"label": p.label, "prediction": p.prediction, "count": p.count, "share": p.share}
@@ -177,16 +330,3 @@ class Evaluation:
             "class_names": list(self.class_names),
             "confusion_matrix": self.confusion.tolist(),
         }
-
-
-def _fold_summary(accuracies: tuple[float, ...]) -> dict[str, Any]:
-    deviation = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
-    return {
-        "accuracies": list(accuracies),
-        "mean": float(np.mean(accuracies)),
-        "standard_deviation": deviation,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value

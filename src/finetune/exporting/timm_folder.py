@@ -42,6 +42,11 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
         )
     network = deepcopy(classifier.network)
     if ensemble.calibration is not None and ensemble.calibration.fit is not None:
+        if ensemble.calibration.scaling is not None:
+            raise ExportError(
+                "Expected one temperature for the format timm, found a factor and a shift for each "
+                "label; use the format onnx, torch or safetensors."
+            )
         _cool(network, ensemble.calibration.temperature)
     if isinstance(classifier.unit, Unit):
         _give_unit(network, classifier.unit)

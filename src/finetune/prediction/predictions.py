@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune.errors import UsageError
+from finetune.spec.labels import NOT_KNOWN, THRESHOLD
 from finetune.tables.cells import PREFIX
 from finetune.tables.writing import Write, open_table
 from finetune.tasks.multiclass import MULTICLASS
@@ -106,8 +107,10 @@ class Predictions:
         Then come further ranks (``prediction_2``, ...), ``disagreement`` where there are several
         members, ``rejected`` (true or false), ``prediction_set`` (names joined by ``|``),
         ``strangeness`` and ``unknown`` (true or false) where there are such rules, and
-        ``p:<class>``. Of numbers ``prediction`` is the number, and beside it stand ``lower`` and
-        ``upper`` where they are calibrated, and no confidence.
+        ``p:<class>``. Of several labels an image the label is ``?``, further ranks are ``top_1``,
+        ``top_1_probability``, ..., and ``t:<label>`` are the thresholds. Of numbers ``prediction``
+        is the number, ``lower`` and ``upper`` stand beside it where they are calibrated, and there
+        is no confidence.
 
         Args:
             write: of :func:`finetune.tables.writing.open_table`, for :attr:`columns`.
@@ -165,14 +168,20 @@ class Predictions:
             yield row
 
     def _sets(self, top_k: int) -> Iterator[dict[str, Any]]:
-        """The labels of each image, and how sure the least sure of all answers is."""
-        if top_k > 1:
-            raise UsageError(
-                f"Expected --topk 1 for several labels an image, found {top_k}; leave it out: the "
-                "table holds the probability of each label."
-            )
-        for named, confidence in zip(self.labels, self.confidences.tolist(), strict=True):
-            yield {"prediction": named, "confidence": confidence}
+        """The labels of each image, how sure the least sure answer is, the likeliest, thresholds.
+
+        No true labels are known, which an empty cell would not say: it is an image without any.
+        """
+        names = self.class_names
+        bounds = dict(zip(names, self.thresholds or (0.5,) * len(names), strict=True))
+        ranked = self.logits.topk(min(top_k, len(names)), dim=-1).indices.tolist()
+        named = zip(self.labels, self.confidences.tolist(), ranked, strict=True)
+        for index, (labels, confidence, likeliest) in enumerate(named):
+            row = {"label": NOT_KNOWN, "prediction": labels, "confidence": confidence}
+            for rank, label in enumerate(likeliest if top_k > 1 else (), start=1):
+                row[f"top_{rank}"] = names[label]
+                row[f"top_{rank}_probability"] = float(self.probabilities[index, label])
+            yield row | {f"{THRESHOLD}{name}": bound for name, bound in bounds.items()}
 
     def _numbers(self, top_k: int) -> Iterator[dict[str, Any]]:
         """Each image's number, and the interval about it where there is one."""

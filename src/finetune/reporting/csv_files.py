@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluation.result import ClassScores, Evaluation
+from finetune.evaluation.judgement import Judgement
 from finetune.files import atomic_write
 from finetune.tables.writing import open_table
 
 
-def write_predictions(path: Path, evaluation: Evaluation) -> None:
+def write_predictions(path: Path, evaluation: Judgement) -> None:
     """``path, label, prediction, confidence`` and one column ``p:<class>`` for each class."""
-    names = evaluation.class_names
-    rows = zip(
-        evaluation.paths,
-        evaluation.labels.tolist(),
-        evaluation.predictions.tolist(),
-        evaluation.confidences.tolist(),
-        evaluation.log_probabilities.tolist(),
-        strict=True,
-    )
-    with open_table(path, names) as write:
-        for image, label, prediction, confidence, log_probabilities in rows:
-            row = {"path": image, "label": names[label], "prediction": names[prediction]}
-            write({**row, "confidence": confidence}, log_probabilities)
+    with open_table(path, evaluation.class_names) as write:
+        for index in range(len(evaluation.paths)):
+            write(*evaluation.row(index))
 
 
-def write_per_class(path: Path, scores: Sequence[ClassScores]) -> None:
-    """One row a class; an undefined figure is an empty field."""
-    rows = [{name: _rounded(value) for name, value in s.to_dict().items()} for s in scores]
+def write_parts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One row a class or a label; an undefined figure is an empty field."""
+    rounded = [{name: _rounded(value) for name, value in row.items()} for row in rows]
     with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rounded[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rounded)
 
 
 def _rounded(value: Any) -> Any:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +27,12 @@ from finetune.combining.members import ClassifierMember, Member
 from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
+from finetune.prediction.probability_model import SingleClassifier
 from finetune.spec.preprocessing import Preprocessing
-from finetune.tasks.one_class import only_one_class
+from finetune.tasks.multilabel import offsets
+from finetune.tasks.task import Task
 from finetune.training.classifier import ImageClassifier
+from finetune.training.thresholds import Thresholds
 
 Pixels = dict[int, Tensor]  # one image by its number of channels
 
@@ -80,7 +84,9 @@ def explain(
     *,
     max_pixels: int = MAX_PIXELS,
 ) -> list[Explanation]:
-    """Explain an answer for an image, once for each class name; None is the predicted class.
+    """Explain an answer for an image, once for each class name; None is what was predicted.
+
+    Of several labels an image these are all that were named, or the likeliest where none was.
 
     Args:
         model: an :class:`ImageClassifier`, or an ensemble, whose members' maps are averaged
@@ -112,26 +118,54 @@ def explain(
         order = [classifier.class_names.index(name) for name in names]
         answers.append(_logits(classifier, pixels).cpu()[:, order])
     task = members[0][0].task
-    only_one_class(task, "an explanation", instead="ask for the probabilities by predict")
-    pooled = task.mixture(torch.stack(answers), [share for _, share in members])
-    probabilities = task.probabilities(pooled)[0]
-    explained = []
+    if not task.has_choices:
+        raise UsageError(
+            f"Expected names to explain, found the task {task.name}, for which there is no "
+            "explanation yet; ask for the number by predict."
+        )
+    answer = _answer(model, task.mixture(torch.stack(answers), [share for _, share in members]))
+    probabilities = task.probabilities(answer.logits)[0]
+    wanted: list[str] = []
     for name in class_names:
         if name is not None and name not in names:
             raise UsageError(f"Expected a class among {', '.join(names[:20])}, found {name!r}.")
-        wanted = task.named(pooled, names)[0] if name is None else name
-        heat, seen = _joint_heat(members, pixels, wanted)
+        wanted += _named(task, answer, names) if name is None else [name]
+    explained = []
+    for name in dict.fromkeys(wanted):
+        heat, seen = _joint_heat(members, pixels, name)
         explained.append(
             Explanation(
                 path=path,
                 image=pixels[3].permute(1, 2, 0).numpy(),
                 heat=heat,
                 seen=seen,
-                class_name=wanted,
-                probability=float(probabilities[names.index(wanted)]),
+                class_name=name,
+                probability=float(probabilities[names.index(name)]),
             )
         )
     return explained
+
+
+class _Answered(NamedTuple):
+    """Calibrated logits ``(1, C)``, and the thresholds that belong to them."""
+
+    logits: Tensor
+    thresholds: Thresholds | None
+
+
+def _answer(model: ImageClassifier | Member, pooled: Tensor) -> _Answered:
+    if isinstance(model, ImageClassifier):
+        answer = SingleClassifier(model).answer(pooled.unsqueeze(0))
+        return _Answered(answer.logits, answer.thresholds)
+    calibrated = model.calibrated(pooled) if isinstance(model, Ensemble) else pooled
+    return _Answered(calibrated, model.thresholds)
+
+
+def _named(task: Task, answer: _Answered, names: Sequence[str]) -> list[str]:
+    """What the answer names: a class, or labels; the likeliest label where it names none."""
+    margins = answer.logits.double() - offsets(answer.thresholds, len(names))
+    (named,) = task.named(margins, names)
+    return task.names_in(named) or [names[int(answer.logits[0].topk(1).indices)]]
 
 
 def weighted_classifiers(model: ImageClassifier | Member) -> list[tuple[ImageClassifier, float]]:

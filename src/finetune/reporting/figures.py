@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
 from finetune.evaluation.intervals import wilson_interval
+from finetune.evaluation.judgement import Judgement
 from finetune.evaluation.result import ClassScores, Evaluation
 from finetune.reporting.style import (
     MANY,
@@ -113,7 +115,20 @@ def _circle_confusions(ax: Axes, evaluation: Evaluation, theme: ThemeName) -> No
     ax.set_xlabel(text, fontsize=8.5, loc="left", multialignment="left")
 
 
-def reliability_figure(evaluation: Evaluation, *, theme: ThemeName = "light") -> Figure:
+class HasBins(Protocol):
+    """Answers that are as sure as they say, or not."""
+
+    @property
+    def calibration(self) -> ConfidenceBins:
+        """By how sure they are."""
+
+
+def reliability_figure(
+    evaluation: HasBins,
+    *,
+    axes: tuple[str, str, str] = ("confidence", "accuracy", "images"),
+    theme: ThemeName = "light",
+) -> Figure:
     """How often the classifier is right when it is so sure; below, how often it is so sure."""
     figure, (ax, below) = new_axes(
         theme, 5, 5.4, rows=2, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
@@ -132,17 +147,17 @@ def reliability_figure(evaluation: Evaluation, *, theme: ThemeName = "light") ->
         s=22,
         color=colours.orange,
         zorder=3,
-        label="mean confidence of the bin",
+        label=f"mean {axes[0]} of the bin",
     )
     below.bar(centres, bins.counts, width * 0.94, color=colours.muted)
     ax.set(
         xlim=(0, 1),
         ylim=(0, 1.03),
-        ylabel="accuracy",
+        ylabel=axes[1],
         title=f"Reliability: calibration error {100 * bins.error:.1f} %",
     )
-    below.set(xlabel="confidence", ylabel="images")
-    _legend_below(figure, theme)
+    below.set(xlabel=axes[0], ylabel=axes[2])
+    legend_below(figure, theme)
     return figure
 
 
@@ -200,11 +215,12 @@ def per_class_figure(evaluation: Evaluation, *, theme: ThemeName = "light") -> F
     which = count if len(worst) < len(with_images) else "by class"
     set_title(figure, theme, f"Recall and precision, {which} (with its images)")
     ax.grid(axis="x", color=THEMES[theme].grid, linewidth=0.7)
-    _legend_below(figure, theme)
+    legend_below(figure, theme)
     return figure
 
 
-def _legend_below(figure: Figure, theme: ThemeName) -> None:
+def legend_below(figure: Figure, theme: ThemeName) -> None:
+    """A legend under the axes."""
     figure.legend(loc="outside lower center", ncols=4, frameon=False, labelcolor=THEMES[theme].text)
 
 
@@ -235,11 +251,11 @@ def _class_row(ax: Axes, row: int, scores: ClassScores, theme: ThemeName, *, lab
 
 
 def class_balance_figure(
-    counts: Mapping[str, Mapping[str, int]], *, theme: ThemeName = "light"
+    counts: Mapping[str, Mapping[str, int]], *, what: str = "class", theme: ThemeName = "light"
 ) -> Figure:
-    """Images of each class by split, ``{split: {class: images}}``, largest class first.
+    """Images of each class or label by split, ``{split: {class: images}}``, largest class first.
 
-    More than 40 classes are drawn as a curve over their rank.
+    More than 40 are drawn as a curve over their rank.
     """
     totals: dict[str, int] = {}
     for images in counts.values():
@@ -258,31 +274,33 @@ def class_balance_figure(
             ax.barh(positions, values, left=start, color=colour, label=split, height=0.75)
         start += values
     if len(order) > MANY:
-        ax.set(xlim=(0, len(order) - 1), xlabel=f"{len(order)} classes, largest first")
+        ax.set(xlim=(0, len(order) - 1), xlabel=f"{len(order)} names, largest first")
         ax.set_ylabel("images")
     else:
         set_names(ax.yaxis, positions.tolist(), display_names(order))
         ax.set_ylim(len(order) - 0.4, -0.6)
         ax.set_xlabel("images")
-    set_title(figure, theme, f"Class balance ({', '.join(counts)})")
+    set_title(figure, theme, f"{what.capitalize()} balance ({', '.join(counts)})")
     if len(counts) > 1:
-        _legend_below(figure, theme)
+        legend_below(figure, theme)
     return figure
 
 
 def leaderboard_figure(
-    evaluations: Mapping[str, Evaluation], *, theme: ThemeName = "light"
+    evaluations: Mapping[str, Judgement], *, theme: ThemeName = "light"
 ) -> Figure:
-    """Accuracy of several classifiers with its 95 % interval, in the order given."""
+    """The leading figure of several classifiers with its 95 % interval, in the order given."""
     figure, (ax,) = new_axes(theme, 6.4, 1.3 + 0.34 * len(evaluations))
     colours = THEMES[theme]
-    for row, evaluation in enumerate(evaluations.values()):
-        low, high = evaluation.accuracy_wilson
-        ax.plot([100 * low, 100 * high], [row, row], color=colours.blue, linewidth=2.6, alpha=0.5)
-        ax.scatter(100 * evaluation.accuracy, row, s=40, color=colours.blue, zorder=3)
+    leads = [evaluation.leading[0] for evaluation in evaluations.values()]
+    scale = 100 if leads[0].kind == "share" else 1
+    for row, lead in enumerate(leads):
+        ends = scale * np.array(lead.interval or (lead.value, lead.value))
+        ax.plot(ends, [row, row], color=colours.blue, linewidth=2.6, alpha=0.5)
+        ax.scatter(scale * lead.value, row, s=40, color=colours.blue, zorder=3)
     set_names(ax.yaxis, range(len(evaluations)), display_names(list(evaluations), limit=36))
     ax.set_ylim(len(evaluations) - 0.4, -0.6)
-    ax.set(xlabel="%")
-    set_title(figure, theme, "Accuracy with 95 % interval")
+    ax.set(xlabel="%" if leads[0].kind == "share" else leads[0].name)
+    set_title(figure, theme, f"95 % interval of the {leads[0].name}")
     ax.grid(axis="x", color=colours.grid, linewidth=0.7)
     return figure

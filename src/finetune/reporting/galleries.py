@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from finetune.errors import UsageError
-from finetune.evaluation.result import Evaluation
+from finetune.evaluation.judgement import Judgement
 from finetune.reporting.style import THEMES, ThemeName, display_names, font_families, new_axes
 from finetune.reporting.thumbnails import locate, read_thumbnail
 from finetune.tasks.class_scores import Floats, Integers
@@ -25,19 +25,13 @@ Projection = Literal["pca", "tsne"]
 MARKERS = "osD^vP*X<>"
 
 
-def top_losses(evaluation: Evaluation, limit: int) -> NDArray[np.int64]:
-    """Indexes of the images whose label got the least probability, the least first."""
-    return np.argsort(_label_probabilities(evaluation), kind="stable")[:limit]
-
-
-def most_confident_errors(evaluation: Evaluation, limit: int | None = None) -> NDArray[np.int64]:
-    """Indexes of the wrong answers, the surest first."""
-    wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
-    return wrong[np.argsort(-evaluation.confidences[wrong], kind="stable")][:limit]
+def top_losses(evaluation: Judgement, limit: int) -> NDArray[np.int64]:
+    """Indexes of the images with the highest loss, the highest first."""
+    return np.argsort(-evaluation.losses, kind="stable")[:limit]
 
 
 def top_losses_figure(
-    evaluation: Evaluation,
+    evaluation: Judgement,
     *,
     root: Path | None = None,
     limit: int = 18,
@@ -49,19 +43,19 @@ def top_losses_figure(
 
 
 def confident_errors_figure(
-    evaluation: Evaluation,
+    evaluation: Judgement,
     *,
     root: Path | None = None,
     limit: int = 18,
     theme: ThemeName = "light",
 ) -> Figure:
     """The wrong answers that the classifier was surest of: often the label is what is wrong."""
-    chosen = most_confident_errors(evaluation, limit)
+    chosen = evaluation.errors()[:limit]
     return _image_figure(evaluation, chosen, "Most confident errors", root, theme)
 
 
 def embedding_figure(
-    embeddings: Floats,
+    embeddings: NDArray[np.floating],
     labels: Integers,
     class_names: Sequence[str],
     *,
@@ -107,7 +101,9 @@ def embedding_figure(
     return figure
 
 
-def project(embeddings: Floats, projection: Projection, *, seed: int = 0) -> tuple[Floats, str]:
+def project(
+    embeddings: NDArray[np.floating], projection: Projection, *, seed: int = 0
+) -> tuple[Floats, str]:
     """Embeddings ``(N, D)`` as points ``(N, 2)``, and a title that says how.
 
     Raises:
@@ -131,12 +127,8 @@ def project(embeddings: Floats, projection: Projection, *, seed: int = 0) -> tup
             assert_never(projection)
 
 
-def _label_probabilities(evaluation: Evaluation) -> Floats:
-    return evaluation.probabilities[np.arange(len(evaluation.labels)), evaluation.labels]
-
-
 def _image_figure(
-    evaluation: Evaluation,
+    evaluation: Judgement,
     chosen: NDArray[np.int64],
     title: str,
     root: Path | None,
@@ -146,12 +138,11 @@ def _image_figure(
     rows = max(1, math.ceil(len(chosen) / columns))
     figure, axes = new_axes(theme, 1.75 * columns, 0.5 + 2.2 * rows, rows=rows, columns=columns)
     figure.suptitle(title, color=THEMES[theme].text, fontsize=12)
-    names = display_names(evaluation.class_names, limit=16)
     for ax in axes:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     for ax, index in zip(axes, chosen, strict=False):
-        _image(ax, evaluation, int(index), names, root, theme)
+        _image(ax, evaluation, int(index), root, theme)
     if len(chosen) == 0:
         axes[0].text(0.5, 0.5, "none", ha="center", color=THEMES[theme].text)
     return figure
@@ -159,9 +150,8 @@ def _image_figure(
 
 def _image(
     ax: Axes,
-    evaluation: Evaluation,
+    evaluation: Judgement,
     index: int,
-    names: list[str],
     root: Path | None,
     theme: ThemeName,
 ) -> None:
@@ -172,12 +162,14 @@ def _image(
         ax.text(0.5, 0.5, "no image", ha="center", va="center", color=colours.muted, fontsize=8)
     else:
         ax.imshow(pixels)
-    label, prediction = evaluation.labels[index], evaluation.predictions[index]
+    shown = evaluation.shown(index)
+    sure = "" if shown.sure is None else f"\n{100 * shown.sure:.0f} % sure"
+    told = (f"label: {shown.label}", shown.remark or f"answer: {shown.answer}")
+    label, answer = (display_names([line], limit=24)[0] for line in told)
     ax.set_title(
-        f"label: {names[label]}\nanswer: {names[prediction]}\n"
-        f"{100 * evaluation.confidences[index]:.0f} % sure",
+        f"{label}\n{answer}{sure}",
         fontsize=7.5,
-        color=colours.text if label == prediction else colours.orange,
+        color=colours.orange if shown.wrong else colours.text,
         fontfamily=font_families(),
     )
 

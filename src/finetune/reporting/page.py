@@ -18,8 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from finetune.evaluation.comparison import Leaderboard
-from finetune.evaluation.result import Evaluation, Interval
-from finetune.reporting.galleries import most_confident_errors
+from finetune.evaluation.judgement import Judgement, readable
 from finetune.reporting.thumbnails import thumbnail_uris
 from finetune.reporting.triage import LabelSuspect
 
@@ -53,7 +52,7 @@ class PageSection:
     """
 
     title: str
-    evaluation: Evaluation
+    evaluation: Judgement
     figures: Sequence[PageFigure] = ()
     root: Path | None = None
     suspects: Sequence[LabelSuspect] = ()
@@ -89,14 +88,10 @@ def render_page(
         css=Markup(css),
         script=Markup(script),
         drawn=_drawn,
+        readable=readable,
         sections=[_section(section, budget) for section in sections],
         board=None if board is None else _board(board),
     )
-
-
-def percentage(value: float, digits: int = 1) -> str:
-    """``0.914`` as ``91.4 %``."""
-    return f"{100 * value:.{digits}f} %"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -139,21 +134,23 @@ def _png_uri(content: bytes) -> str:
 def _section(section: PageSection, budget: int) -> dict[str, Any]:
     evaluation = section.evaluation
     suspects = [s for s in section.suspects[:MAX_SUSPECTS] if s.suspected]
-    chosen = most_confident_errors(evaluation, MAX_ERRORS).tolist()
+    wrong = evaluation.errors().tolist()
+    chosen = wrong[:MAX_ERRORS]
     wanted = [*(s.path for s in suspects), *(evaluation.paths[i] for i in chosen)]
     uris = thumbnail_uris(wanted, root=section.root, budget=budget)
-    errors = [_error(evaluation, index, uris, section.root) for index in chosen]
+    errors = [
+        (evaluation.shown(i), _shown_path(path, section.root), uris.get(path))
+        for i, path in ((i, evaluation.paths[i]) for i in chosen)
+    ]
     return {
         "title": section.title,
+        "images": len(evaluation.paths),
         "evaluation": evaluation,
-        "scores": _scores(evaluation),
-        "notes": _notes(evaluation),
         "figures": section.figures,
-        "confused": evaluation.confused_pairs(),
         "errors": errors,
-        "n_errors": int((evaluation.predictions != evaluation.labels).sum()),
-        "error_labels": _choices(errors, "label"),
-        "error_predictions": _choices(errors, "prediction"),
+        "n_errors": len(wrong),
+        "error_labels": sorted({part for shown, *_ in errors for part in shown.of_label}),
+        "error_answers": sorted({part for shown, *_ in errors for part in shown.of_answer}),
         "suspects": [(s, _shown_path(s.path, section.root), uris.get(s.path)) for s in suspects],
         "findings": section.findings,
         "settings": list(flatten(section.settings or {})),
@@ -161,75 +158,15 @@ def _section(section: PageSection, budget: int) -> dict[str, Any]:
     }
 
 
-def _error(
-    evaluation: Evaluation, index: int, uris: Mapping[str, str], root: Path | None
-) -> dict[str, Any]:
-    label, prediction = int(evaluation.labels[index]), int(evaluation.predictions[index])
-    path = evaluation.paths[index]
-    return {
-        "path": _shown_path(path, root),
-        "uri": uris.get(path),
-        "label_index": label,
-        "label": evaluation.class_names[label],
-        "prediction_index": prediction,
-        "prediction": evaluation.class_names[prediction],
-        "confidence": float(evaluation.confidences[index]),
-    }
-
-
-def _choices(errors: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[int, str]]:
-    return sorted({(error[f"{kind}_index"], error[kind]) for error in errors})
-
-
-def _scores(evaluation: Evaluation) -> list[dict[str, str]]:
-    e = evaluation
-    scores = [
-        _score("accuracy", percentage(e.accuracy), e.accuracy_wilson),
-        _score("balanced accuracy", percentage(e.balanced_accuracy), e.balanced_accuracy_interval),
-        _score("macro F1", percentage(e.macro_f1), e.macro_f1_interval),
-        _score("mean AUROC", "–" if e.macro_auroc != e.macro_auroc else f"{e.macro_auroc:.4f}"),
-        _score("negative log-likelihood", f"{e.nll:.4f}"),
-        _score("Brier score", f"{e.brier:.4f}"),
-        _score("calibration error", percentage(e.calibration_error)),
-        _score("risk-coverage area", f"{e.aurc:.4f}"),
-        *(_score(f"top-{k} accuracy", percentage(share)) for k, share in e.top_k.items()),
-    ]
-    if e.fold_accuracies:
-        folds = e.to_dict()["folds"]
-        spread = folds["standard_deviation"]
-        value = percentage(folds["mean"]) + (f" ± {percentage(spread)}" if spread else "")
-        scores.append(_score(f"mean of {len(e.fold_accuracies)} folds", value))
-    return scores
-
-
-def _score(name: str, value: str, interval: Interval | None = None) -> dict[str, str]:
-    # A bootstrap of right answers alone has no width; that is no certainty, so it is not shown.
-    known = interval is not None and interval[0] < interval[1]
-    ends = (
-        ""
-        if interval is None or not known
-        else f"[{percentage(interval[0])}, {percentage(interval[1])}]"
-    )
-    return {"name": name, "value": value, "interval": ends}
-
-
-def _notes(evaluation: Evaluation) -> list[str]:
-    notes = [] if evaluation.dominant is None else [f"Of the likelihood: {evaluation.dominant}."]
-    few = evaluation.classes_with_few_images
-    if not few:
-        return notes
-    names = ", ".join(few[:10]) + (f" and {len(few) - 10} more" if len(few) > 10 else "")
-    return [*notes, f"Fewer than five test images, so figures of their own mean little: {names}."]
-
-
 def _board(board: PageBoard) -> dict[str, Any]:
     leaderboard = board.leaderboard
     first = next(iter(leaderboard.evaluations.values()))
     extra = list(dict.fromkeys(column for row in board.details.values() for column in row))
-    numbers = ["accuracy", "from", "to", "macro F1", "NLL", "calibration error"]
+    lead, *others = first.leading
     columns = [
         {"title": "name", "kind": "text"},
-        *({"title": title, "kind": "number"} for title in numbers),
+        *({"title": t, "kind": "number"} for t in (lead.name, "from", "to")),
+        *({"title": score.name, "kind": "number"} for score in others),
         {"title": "against the best", "kind": "text"},
         *({"title": title, "kind": "number"} for title in extra),
     ]
@@ -238,7 +175,8 @@ def _board(board: PageBoard) -> dict[str, Any]:
         for name, e in leaderboard.evaluations.items()
     ]
     return {
-        "images": len(first.labels),
+        "images": len(first.paths),
+        "test": "McNemar's exact test" if lead.name == "accuracy" else "a paired bootstrap",
         "left_out": leaderboard.left_out,
         "columns": columns,
         "rows": rows,
@@ -248,18 +186,17 @@ def _board(board: PageBoard) -> dict[str, Any]:
 
 
 def _board_row(
-    name: str, evaluation: Evaluation, leaderboard: Leaderboard
+    name: str, evaluation: Judgement, leaderboard: Leaderboard
 ) -> list[tuple[str | float, str]]:
-    low, high = evaluation.accuracy_wilson
-    shares = [evaluation.accuracy, low, high, evaluation.macro_f1]
+    lead, *others = evaluation.leading
     verdict = "not distinguishable" if name in leaderboard.as_good_as_the_best else "worse"
     if name == next(iter(leaderboard.evaluations)):
         verdict = "best"
     return [
         (name, name),
-        *((share, percentage(share)) for share in shares),
-        (evaluation.nll, f"{evaluation.nll:.4f}"),
-        (evaluation.calibration_error, percentage(evaluation.calibration_error)),
+        (lead.value, lead.shown),
+        *((end, readable(end, lead.kind)) for end in lead.interval or (lead.value, lead.value)),
+        *((score.value, score.shown) for score in others),
         (verdict, verdict),
     ]
 

@@ -3,7 +3,7 @@
 report/
 ├── index.html        everything at a glance, self-contained
 ├── metrics.json      the figures, with their intervals
-├── per_class.csv
+├── per_class.csv    of several labels an image, per_label.csv
 ├── predictions.csv   path, label, prediction, confidence, p:<class>, ...
 ├── suspects.csv      images whose label should be looked at
 └── figures/*.png
@@ -13,81 +13,35 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from typing import Any
 
 from finetune.distribution import own_version
 from finetune.evaluation.comparison import Leaderboard
-from finetune.evaluation.result import Evaluation
+from finetune.evaluation.judgement import Judgement
 from finetune.files import atomic_folder, write_bytes, write_text
-from finetune.reporting import curves as curve_figures
-from finetune.reporting import figures, galleries
-from finetune.reporting.csv_files import write_per_class, write_predictions
-from finetune.reporting.curves import Curve
-from finetune.reporting.figures import NUMBERS_IN_CELLS
+from finetune.reporting import figures
+from finetune.reporting.csv_files import write_parts, write_predictions
+from finetune.reporting.details import ReportDetails as ReportDetails
+from finetune.reporting.drawings import GALLERIES, NAMES, Drawing, drawings_of, drawings_of_fit
 from finetune.reporting.page import PageBoard, PageFigure, PageSection, render_page
-from finetune.reporting.style import MANY, ThemeName, to_png
+from finetune.reporting.style import to_png
 from finetune.reporting.triage import rank_suspects, write_suspects
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")
 MAX_SUSPECT_ROWS = 500
-TABLES = ("index.html", "metrics.json", "per_class.csv", "predictions.csv", "suspects.csv")
-FIGURES = (
-    *("confusion", "confusion_normalised", "per_class", "reliability", "coverage_risk"),
-    *("class_balance", "learning_curves", "learning_rate", "embedding"),
-    *("top_losses", "confident_errors"),
+TABLES = (
+    *("index.html", "metrics.json", "per_class.csv", "per_label.csv"),
+    *("predictions.csv", "suspects.csv"),
 )
-
-Draw = Callable[[ThemeName], Figure]
-
-
-class DataFinding(Protocol):
-    """What is wrong with one file, and what to do about it."""
-
-    @property
-    def path(self) -> object:
-        """The file."""
-
-    @property
-    def problem(self) -> str:
-        """What is wrong."""
-
-    @property
-    def remedy(self) -> str:
-        """What to do."""
-
-
-@dataclass(frozen=True, eq=False)
-class ReportDetails:
-    """What a report can tell beside the evaluation; all of it may be missing.
-
-    Attributes:
-        root: folder that relative paths of images start from, for thumbnails.
-        learning_curves: ``{"train/loss": [(epoch, value), ...], "lr-AdamW": ...}``.
-        class_counts: images by split and class, for the class balance.
-        embeddings: pooled features of the images ``(N, D)``, for a map and for label triage.
-        settings, environment: nested mappings of plain values.
-    """
-
-    root: Path | None = None
-    learning_curves: Mapping[str, Curve] | None = None
-    class_counts: Mapping[str, Mapping[str, int]] | None = None
-    embeddings: NDArray[np.floating] | None = None
-    settings: Mapping[str, Any] | None = None
-    findings: Sequence[DataFinding] | None = None
-    environment: Mapping[str, Any] | None = None
 
 
 def write_report(
     folder: Path | str,
-    evaluation: Evaluation,
+    evaluation: Judgement,
     details: ReportDetails | None = None,
     *,
     title: str = "Test report",
@@ -116,13 +70,13 @@ def write_report(
 
 def report_files(folder: Path) -> list[Path]:
     """The files of a report folder that are ours; what else lies there is its owner's alone."""
-    names = [*TABLES, *(f"figures/{name}.png" for name in FIGURES)]
+    names = [*TABLES, *(f"figures/{name}.png" for name in NAMES)]
     return [folder / name for name in names if (folder / name).is_file()]
 
 
 def write_page(
     path: Path | str,
-    evaluations: Mapping[str, tuple[Evaluation, ReportDetails]],
+    evaluations: Mapping[str, tuple[Judgement, ReportDetails]],
     *,
     title: str = "Report",
     leaderboard: Leaderboard | None = None,
@@ -156,34 +110,24 @@ def describe_environment() -> dict[str, str]:
     }
 
 
-def draw_all(evaluation: Evaluation, details: ReportDetails) -> list[PageFigure]:
+def draw_all(evaluation: Judgement, details: ReportDetails) -> list[PageFigure]:
     """Every figure that the data allows, in both themes."""
-    return [
-        _drawn(name, caption, draw, wide=_is_wide(name, evaluation))
-        for name, caption, draw in _drawings(evaluation, details)
-    ]
+    drawings = (*drawings_of(evaluation, details), *drawings_of_fit(details))
+    return [_drawn(drawing) for drawing in drawings]
 
 
-def _is_wide(name: str, evaluation: Evaluation) -> bool:
-    """Whether a figure needs the page's whole width to be read."""
-    many = len(evaluation.class_names) > NUMBERS_IN_CELLS
-    return name == "learning_curves" or (many and name.startswith("confusion"))
-
-
-def _write_into(folder: Path, evaluation: Evaluation, details: ReportDetails, title: str) -> None:
+def _write_into(folder: Path, evaluation: Judgement, details: ReportDetails, title: str) -> None:
     drawn = draw_all(evaluation, details)
     (folder / "figures").mkdir()
     for figure in drawn:
         write_bytes(folder / "figures" / f"{figure.name}.png", figure.light)
-    for name, draw in (
-        ("top_losses", galleries.top_losses_figure),
-        ("confident_errors", galleries.confident_errors_figure),
-    ):
+    for name, draw in GALLERIES.items():
         content = to_png(draw(evaluation, root=details.root))
         write_bytes(folder / "figures" / f"{name}.png", content)
     section = _page_section(title, evaluation, details, drawn)
     write_suspects(folder / "suspects.csv", section.suspects)
-    write_per_class(folder / "per_class.csv", evaluation.per_class)
+    name, parts = evaluation.parts
+    write_parts(folder / f"{name}.csv", parts)
     write_predictions(folder / "predictions.csv", evaluation)
     metrics = json.dumps(evaluation.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
     write_text(folder / "metrics.json", metrics + "\n")
@@ -191,7 +135,7 @@ def _write_into(folder: Path, evaluation: Evaluation, details: ReportDetails, ti
 
 
 def _page_section(
-    title: str, evaluation: Evaluation, details: ReportDetails, drawn: Sequence[PageFigure]
+    title: str, evaluation: Judgement, details: ReportDetails, drawn: Sequence[PageFigure]
 ) -> PageSection:
     return PageSection(
         title=title,
@@ -208,49 +152,15 @@ def _page_section(
 def _page_board(
     leaderboard: Leaderboard, columns: Mapping[str, Mapping[str, str | float]]
 ) -> PageBoard:
-    def draw(theme: ThemeName) -> Figure:
-        return figures.leaderboard_figure(leaderboard.evaluations, theme=theme)
-
-    figure = _drawn("leaderboard", "Accuracy on the common images with 95 % intervals.", draw)
-    return PageBoard(leaderboard, (figure,), columns)
-
-
-def _drawings(evaluation: Evaluation, details: ReportDetails) -> list[tuple[str, str, Draw]]:
-    drawings: list[tuple[str, str, Draw]] = []
-
-    def add(name: str, caption: str, draw: Callable[..., Figure], *args: Any, **kw: Any) -> None:
-        drawings.append((name, caption, lambda theme: draw(*args, theme=theme, **kw)))
-
-    add("confusion", "Confusion matrix in counts.", figures.confusion_figure, evaluation)
-    if len(evaluation.class_names) <= MANY:
-        caption = "Confusion matrix, each row adds up to 100 %; the class table has its diagonal."
-        add("confusion_normalised", caption, figures.confusion_figure, evaluation, normalise=True)
-    caption = "Recall with its interval and precision by class; the class table has the numbers."
-    add("per_class", caption, figures.per_class_figure, evaluation)
-    caption = "Reliability diagram: bars on the dashed line mean that confidence can be trusted."
-    add("reliability", caption, figures.reliability_figure, evaluation)
-    caption = "The error rate that is left when only the surest answers are kept."
-    add("coverage_risk", caption, figures.coverage_risk_figure, evaluation)
-    counts = details.class_counts or {"judged": {s.name: s.support for s in evaluation.per_class}}
-    add("class_balance", "Images of each class.", figures.class_balance_figure, counts)
-    learned = details.learning_curves
-    if learned:
-        caption = "Learning curves of the fit."
-        add("learning_curves", caption, curve_figures.learning_curves_figure, learned)
-    if learned and curve_figures.has_learning_rates(learned):
-        caption = "Learning rates over the fit."
-        add("learning_rate", caption, curve_figures.learning_rate_figure, learned)
-    if details.embeddings is not None and len(details.embeddings) > 1:
-        map_of = (details.embeddings, evaluation.labels, evaluation.class_names)
-        caption = "Map of the images by their features; close means alike to the network."
-        add("embedding", caption, galleries.embedding_figure, *map_of)
-    return drawings
+    lead = next(iter(leaderboard.evaluations.values())).leading[0]
+    caption = f"The {lead.name} on the common images with 95 % intervals."
+    draw = partial(figures.leaderboard_figure, leaderboard.evaluations)
+    return PageBoard(leaderboard, (_drawn(Drawing("leaderboard", caption, draw)),), columns)
 
 
-def _drawn(name: str, caption: str, draw: Draw, *, wide: bool = False) -> PageFigure:
-    return PageFigure(
-        name, caption, to_png(draw("light"), dpi=110), to_png(draw("dark"), dpi=110), wide
-    )
+def _drawn(drawing: Drawing) -> PageFigure:
+    light, dark = (to_png(drawing.draw(theme=theme), dpi=110) for theme in ("light", "dark"))
+    return PageFigure(drawing.name, drawing.caption, light, dark, drawing.wide)
 
 
 def _version(package: str) -> str:

@@ -15,14 +15,14 @@ import numpy as np
 from finetune.combining.calibrated_answer import Calibration
 from finetune.documents import read_yaml
 from finetune.errors import DataError, UsageError
-from finetune.evaluation.evaluate import evaluate_logits
-from finetune.evaluation.result import Evaluation
+from finetune.evaluation.judge import judge, numbered, with_names, with_paths
+from finetune.evaluation.judgement import Judgement
 from finetune.reporting.curves import read_curves
-from finetune.reporting.report import ReportDetails
+from finetune.reporting.details import ReportDetails
 from finetune.reporting.thumbnails import locate
 from finetune.tables.reading import read_table
 from finetune.tables.writing import ENDINGS
-from finetune.tasks.one_class import only_one_class
+from finetune.tasks.task import Task
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -31,6 +31,7 @@ from finetune.training.checkpoints import (
     read_content,
 )
 from finetune.training.metrics_file import read_metrics
+from finetune.training.thresholds import mean_thresholds, thresholds_of
 
 TEST_ANSWERS = ("report/predictions.csv", "predictions.csv")
 FOLDS = "fold-*/checkpoints/best.ckpt"  # below a group that `fit --folds` has made
@@ -49,7 +50,7 @@ class Source:
 
     name: str
     stage: str
-    evaluation: Evaluation
+    evaluation: Judgement
     details: ReportDetails = field(default_factory=ReportDetails)
     columns: Mapping[str, str | float] = field(default_factory=dict)
     weights: Path | None = None
@@ -117,18 +118,18 @@ def load_sources(paths: list[str], *, root: Path | None = None) -> dict[str, Sou
     return dict(zip(names, sources, strict=True))
 
 
-def comparable(sources: Mapping[str, Source]) -> dict[str, Evaluation]:
+def comparable(sources: Mapping[str, Source]) -> dict[str, Judgement]:
     """The evaluations, with one spelling for each image where they name their roots differently."""
     evaluations = {name: source.evaluation for name, source in sources.items()}
     if len(evaluations) < 2 or in_common(evaluations):
         return evaluations
     return {
-        name: replace(evaluation, paths=_one_spelling(evaluation.paths, sources[name].details.root))
+        name: with_paths(evaluation, _one_spelling(evaluation.paths, sources[name].details.root))
         for name, evaluation in evaluations.items()
     }
 
 
-def in_common(evaluations: Mapping[str, Evaluation]) -> bool:
+def in_common(evaluations: Mapping[str, Judgement]) -> bool:
     """Whether there are images that all have answered."""
     return bool(set[str].intersection(*(set(e.paths) for e in evaluations.values())))
 
@@ -150,6 +151,8 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
     first = next(iter(sources.values()))
     names = first.evaluation.class_names
     for name, source in sources.items():
+        if source.evaluation.task != first.evaluation.task:
+            raise UsageError(f"Expected folds of one task, found another in {name}.")
         if sorted(source.evaluation.class_names) != sorted(names):
             raise UsageError(f"Expected folds of the same classes, found others in {name}.")
     paths = [path for source in sources.values() for path in source.evaluation.paths]
@@ -158,39 +161,45 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
             "Expected folds that hold out different images, found some held out twice; "
             "give each fit another data.fold."
         )
-    orders = [[s.evaluation.class_names.index(n) for n in names] for s in sources.values()]
-    evaluations = [source.evaluation for source in sources.values()]
-    pairs = list(zip(orders, evaluations, strict=True))
-    evaluation = evaluate_logits(
-        np.concatenate([np.argsort(order)[e.labels] for order, e in pairs]),
-        np.concatenate([e.log_probabilities[:, order] for order, e in pairs]),
+    evaluations = [with_names(source.evaluation, names) for source in sources.values()]
+    thresholds = [evaluation.thresholds for evaluation in evaluations]
+    evaluation = judge(
+        first.evaluation.task,
+        np.concatenate([e.targets for e in evaluations]),
+        np.concatenate([e.outputs for e in evaluations]),
         names,
         paths,
-        folds=np.repeat(np.arange(len(evaluations)), [len(e.labels) for e in evaluations]),
+        thresholds=mean_thresholds(thresholds, [1 / len(thresholds)] * len(thresholds)),
+        chosen_here=any(evaluation.chosen_here for evaluation in evaluations),
+        folds=np.repeat(np.arange(len(evaluations)), [len(e.paths) for e in evaluations]),
     )
     details = replace(first.details, learning_curves=None, class_counts=None)
     name = f"{len(sources)} folds: {', '.join(sources)}"
     return Source(name, "", evaluation, details, weights=first.weights)
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path) -> Judgement:
     """Judge a table of predictions; images without a label are left out.
 
     Raises:
         DataError: no image has a label.
     """
     table = read_table(path)
-    known = table.labels >= 0
+    known = table.labelled
     if not known.any():
         raise DataError(
             f"{path}: expected labels to judge the answers by, found none; fill the column "
             "'label', or run `finetune test` on labelled images."
         )
-    return evaluate_logits(
+    groups = numbered([group or None for group in table.groups])  # an empty cell stands alone
+    return judge(
+        table.task,
         table.labels[known],
-        table.log_probabilities[known],
+        table.logits[known],
         table.class_names,
         [image for image, has_label in zip(table.paths, known, strict=True) if has_label],
+        thresholds=table.thresholds,
+        groups=None if groups is None else groups[known],
     )
 
 
@@ -209,7 +218,9 @@ def _from_run(folder: Path, root: Path | None) -> Source:
             "give a folder that `finetune fit` or `finetune test` wrote."
         )
     columns = {} if checkpoint is None else {**_columns(checkpoint), **_times(folder)}
-    return Source(name, stage, evaluation, read_details(folder, root), columns, weights)
+    return Source(
+        name, stage, evaluation, read_details(folder, evaluation.task, root), columns, weights
+    )
 
 
 def _held_out(path: Path, root: Path | None) -> Source:
@@ -229,7 +240,7 @@ def _held_out(path: Path, root: Path | None) -> Source:
     return Source(path.stem, "val", evaluation, ReportDetails(root=root), columns, path)
 
 
-def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
+def read_details(folder: Path, task: Task, root: Path | None = None) -> ReportDetails:
     """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
     settings = _settings(folder / "config.yaml")
     root = _root(settings) if root is None else root
@@ -237,7 +248,7 @@ def read_details(folder: Path, root: Path | None = None) -> ReportDetails:
     return ReportDetails(
         root=root,
         learning_curves=read_curves(metrics) if metrics.is_file() else None,
-        class_counts=_class_counts(folder / "split.csv"),
+        class_counts=_class_counts(folder / "split.csv", task),
         settings=settings,
         findings=[
             BadImage(row.get("path", ""), row.get("problem", ""), row.get("remedy", ""))
@@ -253,22 +264,27 @@ def _root(settings: Mapping[str, Any]) -> Path | None:
     return Path(str(root)) if root else None
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> Evaluation:
-    only_one_class(
-        checkpoint.task,
-        f"a report of {checkpoint.path}",
-        instead="metrics.json of its run has its figures",
-    )
+def _of_checkpoint(checkpoint: Checkpoint) -> Judgement:
     val = checkpoint.details.get("val")
     if not val or len(val["labels"]) == 0:
         raise DataError(
             f"Expected {checkpoint.path} to keep validation answers, found none; run "
             f"`finetune test --ckpt_path {checkpoint.path} --data.root DIR` and report on its run."
         )
-    calibration = checkpoint.details.get("calibration")
-    temperature = Calibration.from_dict(calibration).temperature if calibration else 1.0
-    logits = val["logits"].double().numpy() / temperature
-    return evaluate_logits(val["labels"].numpy(), logits, checkpoint.class_names, val["paths"])
+    noted = checkpoint.details.get("calibration")
+    calibration = Calibration.from_dict(noted) if noted else None
+    logits = val["logits"].double()
+    thresholds = thresholds_of(checkpoint.task, checkpoint.details)
+    return judge(
+        checkpoint.task,
+        val["labels"].numpy(),
+        (logits if calibration is None else calibration.logits(logits)).numpy(),
+        checkpoint.class_names,
+        val["paths"],
+        thresholds=thresholds if calibration is None else calibration.thresholds,
+        chosen_here=checkpoint.details.get("thresholds") is None,
+        groups=np.unique(val["ids"], return_inverse=True)[1] if val.get("ids") else None,
+    )
 
 
 def _columns(checkpoint: Checkpoint) -> dict[str, str | float]:
@@ -299,12 +315,12 @@ def _settings(path: Path) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
-def _class_counts(path: Path) -> dict[str, dict[str, int]] | None:
+def _class_counts(path: Path, task: Task) -> dict[str, dict[str, int]] | None:
     counts: dict[str, dict[str, int]] = {}
     for row in _rows(path):
         of_split = counts.setdefault(row.get("split") or "unsplit", {})
-        label = row.get("label", "")
-        of_split[label] = of_split.get(label, 0) + 1
+        for name in task.names_in(row.get("label", "")):
+            of_split[name] = of_split.get(name, 0) + 1
     return {s: counts[s] for s in ("train", "val", "test", "unsplit") if s in counts} or None
 
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from finetune.evaluation.result import Evaluation
+from finetune.evaluation.judgement import Judgement, Question
 from finetune.files import atomic_write
 from finetune.tasks.class_scores import Floats, Integers
 from finetune.tasks.multiclass import MULTICLASS
@@ -112,50 +113,89 @@ def far_out(values: Floats) -> NDArray[np.bool_]:
 
 
 def rank_suspects(
-    evaluation: Evaluation,
+    evaluation: Judgement,
     limit: int | None = None,
     *,
     embeddings: NDArray[np.floating] | None = None,
 ) -> tuple[LabelSuspect, ...]:
-    """All images, those whose label is most probably wrong first.
+    """All answers on file, those that are most probably wrong first: one an image, or one a label.
 
     With ``embeddings (N, D)``, pooled features of the images, the ranking by probabilities and the
     ranking by strangeness are merged in turns; without them placeholders can hide in the middle.
     """
-    labels, probabilities = evaluation.labels, evaluation.probabilities
-    quality = label_quality(labels, probabilities)
-    wrong = wrong_labels(labels, probabilities)
-    others = probabilities.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    suggested = _likeliest(others)
-    by_label = np.lexsort((quality, ~wrong))
-    ranked: list[tuple[int, Reason]] = [(int(i), "another class") for i in by_label]
-    strange = np.zeros(len(labels), dtype=bool)
-    if embeddings is not None:
-        distances = strangeness(embeddings)
-        strange = far_out(distances)
-        ranked = _in_turns(by_label, np.argsort(-distances, kind="stable"))
-    return tuple(
+    by_label = _by_label(evaluation)
+    if embeddings is None:
+        return tuple(by_label[:limit])
+    distances = strangeness(embeddings)
+    strange = far_out(distances)
+    by_distance = [
         LabelSuspect(
-            index=i,
-            path=evaluation.paths[i],
-            label=evaluation.class_names[labels[i]],
-            reason=reason,
-            suggested=evaluation.class_names[suggested[i]] if reason == "another class" else "",
-            quality=float(quality[i]),
-            suspected=bool(wrong[i] if reason == "another class" else strange[i]),
+            index=index,
+            path=evaluation.paths[index],
+            label=evaluation.shown(index).label,
+            reason="no class",
+            suggested="",
+            quality=1.0,
+            suspected=bool(strange[index]),
         )
-        for i, reason in ranked[:limit]
-    )
+        for index in np.argsort(-distances, kind="stable").tolist()
+    ]
+    return tuple(_in_turns(by_label, by_distance)[:limit])
 
 
-def _in_turns(by_label: Integers, by_distance: Integers) -> list[tuple[int, Reason]]:
-    """Each image once, with the list that names it first."""
-    reasons: dict[int, Reason] = {}
-    for one, other in zip(by_label.tolist(), by_distance.tolist(), strict=True):
-        reasons.setdefault(one, "another class")
-        reasons.setdefault(other, "no class")
-    return list(reasons.items())
+def _by_label(evaluation: Judgement) -> list[LabelSuspect]:
+    found = [_of_question(evaluation, question) for question in evaluation.questions()]
+    both = chain.from_iterable(found)
+    return sorted(both, key=lambda each: (not each.suspected, each.quality))
+
+
+def _of_question(evaluation: Judgement, question: Question) -> list[LabelSuspect]:
+    images, answers, probabilities, alternatives = question
+    if not len(images):
+        return []
+    wrong = wrong_labels(answers, probabilities)
+    others = probabilities.copy()
+    others[np.arange(len(answers)), answers] = -np.inf
+    quality = label_quality(answers, probabilities)
+    return [
+        LabelSuspect(
+            index=image,
+            path=evaluation.paths[image],
+            label=alternatives[answer],
+            reason="another class",
+            suggested=alternatives[other],
+            quality=float(how_good),
+            suspected=bool(suspected),
+        )
+        for image, answer, other, how_good, suspected in zip(
+            images.tolist(),
+            answers.tolist(),
+            _likeliest(others).tolist(),
+            quality,
+            wrong,
+            strict=True,
+        )
+    ]
+
+
+def _in_turns(
+    by_label: Sequence[LabelSuspect], by_distance: Sequence[LabelSuspect]
+) -> list[LabelSuspect]:
+    """What the answers and what the features put first, one by one; each image once.
+
+    An image that both name keeps its quality by the answers.
+    """
+    of_image: dict[int, LabelSuspect] = {}
+    for each in by_label:
+        of_image.setdefault(each.index, each)
+    found: dict[int, LabelSuspect] = {}
+    for one, other in zip_longest(of_image.values(), by_distance):
+        if one is not None:
+            found.setdefault(one.index, one)
+        if other is not None:
+            known = of_image.get(other.index, other)
+            found.setdefault(other.index, replace(other, quality=known.quality))
+    return list(found.values())
 
 
 def write_suspects(path: Path, suspects: Sequence[LabelSuspect]) -> None:

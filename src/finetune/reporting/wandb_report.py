@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UsageError
-from finetune.evaluation.result import Evaluation
-from finetune.reporting.galleries import most_confident_errors
+from finetune.evaluation.judgement import Judgement
 from finetune.reporting.report import report_files
 from finetune.reporting.thumbnails import read_thumbnail
 from finetune.training.tracking import tracked_run
@@ -41,7 +40,7 @@ def own_destination(run_folder: Path, named_entities: Collection[str] = ()) -> D
 
 
 def track_report(
-    target: Destination, run_folder: Path, report: Path, evaluation: Evaluation
+    target: Destination, run_folder: Path, report: Path, evaluation: Judgement
 ) -> None:
     """Add a report to the run that tracked the fit.
 
@@ -77,7 +76,7 @@ def track_report(
     run.finish()
 
 
-def _tables(report: Path, evaluation: Evaluation) -> dict[str, Any]:
+def _tables(report: Path, evaluation: Judgement) -> dict[str, Any]:
     """The page's tables, as Weights & Biases shows them."""
     import wandb
 
@@ -88,24 +87,19 @@ def _tables(report: Path, evaluation: Evaluation) -> dict[str, Any]:
         pixels = read_thumbnail(path)
         return None if pixels is None else wandb.Image(pixels)
 
-    names, classes = evaluation.class_names, [c.to_dict() for c in evaluation.per_class]
-    pairs = [(p.label, p.prediction, p.count, p.share) for p in evaluation.confused_pairs()]
-    errors = [
-        (
-            image(evaluation.paths[i]),
-            evaluation.paths[i],
-            names[evaluation.labels[i]],
-            names[evaluation.predictions[i]],
-            float(evaluation.confidences[i]),
-        )
-        for i in most_confident_errors(evaluation, IMAGES).tolist()
-    ]
+    _, parts = evaluation.parts
+    first, *others = evaluation.tables
+    chosen = evaluation.errors()[:IMAGES].tolist()
+    errors = [(evaluation.paths[i], evaluation.shown(i)) for i in chosen]
     with (report / "suspects.csv").open(encoding="utf-8", newline="") as file:
         suspects = list(csv.DictReader(file))[:IMAGES]
     return {
-        "classes": table(list(classes[0]), [list(c.values()) for c in classes]),
-        "confused": table(["label", "prediction", "images", "share"], pairs),
-        "errors": table(["image", "path", "label", "prediction", "confidence"], errors),
+        first.name: table(list(parts[0]), [list(part.values()) for part in parts]),
+        **{each.name: table([title for title, _ in each.columns], each.rows) for each in others},
+        "errors": table(
+            ["image", "path", "label", "prediction", "confidence"],
+            [(image(path), path, s.label, s.answer, s.sure) for path, s in errors],
+        ),
         "suspects": table(
             ["image", *suspects[0]], [(image(s["path"]), *s.values()) for s in suspects]
         ),

@@ -26,7 +26,7 @@ from finetune.spec.schema import (
     whole,
 )
 from finetune.spec.settings import DATA as RANGES_OF_DATA
-from finetune.spec.settings import MODEL, POSITIVE, SHARE, SIDE
+from finetune.spec.settings import MODEL, OPEN_SHARE, POSITIVE, SHARE, SIDE
 
 MOST_CLASSES = 100_000
 MOST_NESTED = 8  # ensembles within ensembles
@@ -125,12 +125,24 @@ CALIBRATION = record(
             penalty=number(),
             free_classes=whole(0),
             always_top=truth,
+            of_labels=truth,
         )
     ),
     thresholds=optional(_THRESHOLDS),
     interval=optional(
         record({"alpha": SHARE, "half_width": number(0), "images": whole(0)}, closed=True)
     ),
+    scaling=optional(
+        record(
+            {
+                "factors": several(POSITIVE, 2, MOST_CLASSES),
+                "shifts": several(number(), 2, MOST_CLASSES),
+                "nll_after": number(),
+            },
+            closed=True,
+        )
+    ),
+    precision=optional(OPEN_SHARE),
     reused=truth,
     out_of_fold=truth,
 )

@@ -8,6 +8,9 @@ from finetune.spec.numbers import number
 
 SEPARATOR = "|"
 NOT_KNOWN = "?"  # before a label, in a cell
+THRESHOLD = (
+    "t:"  # before a label, the column of a table that says from which probability it is named
+)
 
 # An index into the class names; or, of several labels an image, 1, 0 or -1 (not known) for each;
 # or a number, in the user's unit, of the one column that the names then are.

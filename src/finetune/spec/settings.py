@@ -11,7 +11,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from finetune.errors import UsageError
-from finetune.spec.schema import Check, UnexpectedValue, number, one_of, optional, truth, whole
+from finetune.spec.schema import (
+    Check,
+    UnexpectedValue,
+    number,
+    one_of,
+    optional,
+    several,
+    text,
+    truth,
+    whole,
+)
 
 Augmentation = Literal["none", "light", "medium", "strong"]
 
@@ -40,6 +50,7 @@ MODEL: Mapping[str, Check] = {
     "label_smoothing": optional(BELOW_ONE),
     "class_weights": one_of("auto", "none", "balanced", "effective"),
     "focal_gamma": _STRENGTH,
+    "negative_gamma": _STRENGTH,
     "mixup_alpha": _STRENGTH,
     "cutmix_alpha": _STRENGTH,
     "l2_sp": _STRENGTH,
@@ -67,6 +78,7 @@ DATA: Mapping[str, Check] = {
     "max_pixels": whole(1),
     "max_decoding_mb": whole(1),
     "allow_outside": truth,
+    "label_columns": optional(several(text(), 2, 10**5)),
 }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,14 @@ from numpy.typing import NDArray
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.errors import DataError
 from finetune.extras import need
+from finetune.spec.labels import NOT_KNOWN, SEPARATOR, THRESHOLD
 from finetune.tables.cells import PREFIX, log_probability, unescaped
 from finetune.tables.writing import format_of
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.multilabel import MULTILABEL
+from finetune.tasks.task import Task
 
+LARGEST_LOG = math.log1p(-(2.0**-53))  # of a probability that is not 1
 ROUNDING = 1e-2  # how far a row of few digits may be from a sum of 1
 
 
@@ -27,15 +33,29 @@ class PredictionTable:
     Attributes:
         file: where it lies.
         paths: ``N`` names of images, as written.
-        labels: ``(N,)`` indexes into ``class_names``; -1 where the table tells no label.
-        log_probabilities: ``(N, C)`` in nats; each row's probabilities sum to 1.
+        task: several labels an image where there are columns ``t:<label>``, else one class.
+        labels: of one class an image ``(N,)`` indexes into ``class_names``, -1 where the table
+            tells no label; of several labels ``(N, K)`` with 1, 0, and NaN where it is not known.
+        logits: ``(N, C)``; of one class an image log probabilities, whose exponents sum to 1.
+        thresholds: of several labels ``(K,)``, probabilities above which each is named.
+        groups: ``(N,)`` what the column ``group`` has; empty where there is none.
     """
 
     file: Path
     paths: tuple[str, ...] = field(repr=False)
-    labels: NDArray[np.int64] = field(repr=False)
-    log_probabilities: NDArray[np.float64] = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
+    logits: NDArray[np.float64] = field(repr=False)
     class_names: tuple[str, ...]
+    task: Task = MULTICLASS
+    thresholds: tuple[float, ...] | None = None
+    groups: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Which images have a label to judge the answer by, ``(N,)``."""
+        if self.labels.ndim == 1:
+            return self.labels >= 0
+        return ~np.isnan(self.labels).all(axis=1)
 
     def resolved_paths(self) -> tuple[str, ...]:
         """Absolute paths: relative ones start at the table's folder.
@@ -75,13 +95,11 @@ def read_table(path: str | Path) -> PredictionTable:
     if len(set(table.columns)) != len(table.columns):
         raise DataError(f"{path}: expected each column once, found one twice; rename it.")
     class_names = tuple(name.removeprefix(PREFIX) for name in columns)
-    return PredictionTable(
-        file=path,
-        paths=_paths(table),
-        labels=_labels(table, class_names),
-        log_probabilities=_log_probabilities(table, columns),
-        class_names=class_names,
-    )
+    paths = _paths(table)
+    if all(THRESHOLD + name in table.columns for name in class_names):
+        return _of_several_labels(path, table, paths, class_names)
+    labels = _labels(table, class_names)
+    return PredictionTable(path, paths, labels, _log_probabilities(table, columns), class_names)
 
 
 def _csv(path: Path) -> CsvTable:
@@ -146,19 +164,63 @@ def _labels(table: CsvTable, class_names: Sequence[str]) -> NDArray[np.int64]:
     return labels
 
 
+def _of_several_labels(
+    path: Path, table: CsvTable, paths: tuple[str, ...], names: tuple[str, ...]
+) -> PredictionTable:
+    """A logit from each probability: one of 1 counts as 1 less the least that a float can lose."""
+    logs = np.minimum(_logarithms(table, [PREFIX + name for name in names]), LARGEST_LOG)
+    labels = np.empty(logs.shape)
+    index = {name: position for position, name in enumerate(names)}
+    for position, (number, row) in enumerate(table.rows):
+        labels[position] = _marks(table, number, row.get("label", NOT_KNOWN), index)
+    bounds = np.exp(_logarithms(table, [THRESHOLD + name for name in names]))
+    if len(bounds) and not ((bounds == bounds[0]).all() and (bounds[0] > 0).all()):
+        expected = f"one threshold above 0 in each column '{THRESHOLD}'"
+        raise _wrong(table.path, table.rows[0][0], expected, "several, or 0")
+    return PredictionTable(
+        path,
+        paths,
+        labels,
+        logs - np.log(-np.expm1(logs)),
+        names,
+        MULTILABEL,
+        tuple(np.minimum(bounds[0], math.exp(LARGEST_LOG)).tolist()) if len(bounds) else None,
+        tuple(row["group"] for _, row in table.rows) if "group" in table.columns else (),
+    )
+
+
+def _marks(table: CsvTable, number: int, text: str, index: Mapping[str, int]) -> list[float]:
+    """1, 0 or NaN for each label; a cell of ``?`` alone says that nothing is known."""
+    marks = [math.nan if text == NOT_KNOWN else 0.0] * len(index)
+    for part in text.split(SEPARATOR) if text not in ("", NOT_KNOWN) else ():
+        name = part.removeprefix(NOT_KNOWN) if part not in index else part
+        if name not in index:
+            expected = f"labels among the {len(index)} of the '{PREFIX}' columns"
+            raise _wrong(table.path, number, expected, repr(part))
+        marks[index[name]] = math.nan if name != part else 1.0
+    return marks
+
+
 def _log_probabilities(table: CsvTable, columns: Sequence[str]) -> NDArray[np.float64]:
+    values = _logarithms(table, columns)
+    for (number, _), row in zip(table.rows, values, strict=True):
+        total = math.fsum(np.exp(row))
+        if abs(total - 1) > ROUNDING:
+            expected = "probabilities that sum to 1"
+            raise _wrong(table.path, number, expected, f"{total:.4g}")
+    normalised: NDArray[np.float64] = values - np.logaddexp.reduce(values, axis=1, keepdims=True)
+    return normalised
+
+
+def _logarithms(table: CsvTable, columns: Sequence[str]) -> NDArray[np.float64]:
     values = np.empty((len(table.rows), len(columns)))
     for position, (number, row) in enumerate(table.rows):
         try:
             values[position] = [log_probability(row[name]) for name in columns]
         except (ValueError, OverflowError) as error:
-            expected = f"a probability in every '{PREFIX}' column"
+            expected = f"a probability in every column such as {columns[0]!r}"
             raise _wrong(table.path, number, expected, str(error)) from error
-        total = math.fsum(np.exp(values[position]))
-        if abs(total - 1) > ROUNDING:
-            raise _wrong(table.path, number, "probabilities that sum to 1", f"{total:.4g}")
-    normalised: NDArray[np.float64] = values - np.logaddexp.reduce(values, axis=1, keepdims=True)
-    return normalised
+    return values
 
 
 def _wrong(path: Path, line: int, expected: str, found: str) -> DataError:

@@ -32,6 +32,7 @@ ENDINGS: dict[str, Format] = {
 Row = Mapping[str, Any]
 Write = Callable[[Row, Sequence[float]], None]
 ROWS_A_GROUP = 4096
+HALF = math.log(0.5)
 CLOSE = 0.1  # nats below the likeliest class: rounded, these could overtake it
 
 
@@ -162,7 +163,8 @@ def _parquet(beside: Path, columns: Sequence[str]) -> Iterator[Write]:
 
 
 def _numbers(log_probabilities: Sequence[float]) -> list[str]:
-    close = max(log_probabilities, default=0.0) - CLOSE
+    # Of several labels each alone could be named, and what is left to 1 has to be told.
+    close = min(max(log_probabilities, default=0.0) - CLOSE, HALF)
     return [probability_text(log, exact=log > close) for log in log_probabilities]
 
 

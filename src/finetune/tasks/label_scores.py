@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from finetune.tasks.class_scores import Floats
 
 # So many images with a label weigh as much as what all labels together say of its threshold.
 SHRINKAGE = 10.0
+# Far from everything nothing is known; beyond it a threshold is 0 or 1 in single precision.
+FAR = 20.0
+
+
+FIGURES = ("ap", "auroc", "f1", "precision", "recall")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +47,44 @@ def label_scores(outputs: Floats, targets: Floats, offsets: Floats) -> list[Labe
         outputs, targets: ``(N, K)``.
         offsets: logits of the thresholds, ``(K,)``.
     """
+    once = weighted_scores(outputs, targets, offsets, np.ones((1, len(outputs))))[0]
+    known = ~np.isnan(targets)
     return [
-        _scores_of(outputs[known, label], targets[known, label] == 1, offsets[label])
-        for label, known in enumerate(~np.isnan(targets.T))
+        LabelScores(int((targets[:, label] == 1).sum()), int(known[:, label].sum()), *values)
+        for label, values in enumerate(once.tolist())
     ]
 
 
-def _scores_of(outputs: Floats, truth: np.ndarray, offset: float) -> LabelScores:
-    named, support = outputs > offset, int(truth.sum())
-    hits = int((named & truth).sum())
-    both = 0 < support < len(truth)
-    return LabelScores(
-        support=support,
-        known=len(truth),
-        ap=float(average_precision_score(truth, outputs)) if support else math.nan,
-        auroc=float(roc_auc_score(truth, outputs)) if both else math.nan,
-        f1=float(f1_score(truth, named, zero_division=0.0)) if support else math.nan,
-        precision=hits / int(named.sum()) if named.any() else math.nan,
-        recall=hits / support if support else math.nan,
-    )
+def weighted_scores(outputs: Floats, targets: Floats, offsets: Floats, weights: Floats) -> Floats:
+    """:data:`FIGURES` of each label, ``(R, K, 5)``, for R weightings of the images ``(R, N)``.
+
+    As scikit-learn's with ``sample_weight``; NaN where one is undefined. A bootstrap draws an
+    image so and so often.
+    """
+    found = np.empty((len(weights), outputs.shape[1], len(FIGURES)))
+    for label, known in enumerate(~np.isnan(targets.T)):
+        given, truth = outputs[known, label], targets[known, label] == 1
+        found[:, label] = _scores_of(given, truth, given > offsets[label], weights[:, known])
+    return found
+
+
+def _scores_of(outputs: Floats, truth: np.ndarray, named: np.ndarray, weights: Floats) -> Floats:
+    order = np.argsort(-outputs, kind="stable")
+    last_of_equals = np.append(np.diff(outputs[order]) < 0, True)[: len(order)]
+    ordered = weights[:, order]
+    # Images that have the label, and that lack it, down to each different answer.
+    having = (ordered * truth[order]).cumsum(axis=1)[:, last_of_equals]
+    lacking = (ordered * ~truth[order]).cumsum(axis=1)[:, last_of_equals]
+    support, others = weights @ truth, weights @ ~truth
+    hits, answered = weights @ (named & truth), weights @ named
+    more = np.diff(having, axis=1, prepend=0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.nan_to_num(having / (having + lacking))
+        ap = (more * share).sum(axis=1) / support
+        below = (having - more / 2) * np.diff(lacking, axis=1, prepend=0.0)
+        auroc = below.sum(axis=1) / (support * others)
+        f1 = np.where(support > 0, 2 * hits / (support + answered), np.nan)
+        return np.stack([ap, auroc, f1, hits / answered, hits / support], axis=1)
 
 
 def mean_of(values: Sequence[float]) -> float:
@@ -70,34 +93,48 @@ def mean_of(values: Sequence[float]) -> float:
     return float(np.mean(defined)) if defined else 0.0
 
 
-def best_thresholds(outputs: Floats, targets: Floats) -> list[float]:
+def best_thresholds(
+    outputs: Floats, targets: Floats, precision: float | None = None
+) -> list[float]:
     """Probabilities ``(K,)`` above which a label is named, for the best F1 on these images.
 
     On a few images with a label the best threshold is chance. So its logit is drawn towards the
     one that is best for all labels together, and that one towards 0.5: each counts with the images
     that have the label against :data:`SHRINKAGE`.
+
+    Args:
+        outputs, targets: ``(N, K)``.
+        precision: thresholds that find most with this precision are wanted instead; where none
+            has it, the label is not named.
     """
     known = ~np.isnan(targets)
-    common, having = _best_offset(outputs[known], targets[known] == 1)
+    common, having = _best_offset(outputs[known], targets[known] == 1, precision)
     common *= having / (having + SHRINKAGE)
     found = []
     for label, where in enumerate(known.T):
-        own, having = _best_offset(outputs[where, label], targets[where, label] == 1)
+        own, having = _best_offset(outputs[where, label], targets[where, label] == 1, precision)
         drawn = (having * own + SHRINKAGE * common) / (having + SHRINKAGE)
         found.append(1 / (1 + math.exp(-drawn)))
     return found
 
 
-def _best_offset(outputs: Floats, truth: np.ndarray) -> tuple[float, int]:
-    """The logit with the best F1, halfway between two answers, and the images that count for it."""
+def _best_offset(outputs: Floats, truth: np.ndarray, precision: float | None) -> tuple[float, int]:
+    """The best logit, halfway between two answers, and the images that count for it."""
     having = int(truth.sum())
     if not 0 < having < len(truth):
         return 0.0, 0
     order = np.argsort(-outputs, kind="stable")
     values, hits = outputs[order], np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(values) + 1) + having)
+    named = np.arange(1, len(values) + 1)
+    merit = (
+        2 * hits / (named + having)
+        if precision is None
+        else np.where(hits >= precision * named, hits, -1.0)
+    )
     last_of_equals = np.append(values[1:] < values[:-1], True)
-    best = int(np.argmax(np.where(last_of_equals, f1, -1.0)))
+    merit = np.where(last_of_equals, merit, -1.0)
+    best = int(np.argmax(merit))
+    if merit[best] < 0:
+        return FAR, having
     below = values[best + 1] if best + 1 < len(values) else values[best] - 1
-    # Far from everything nothing is known; beyond 20 a threshold is 0 or 1 in single precision.
-    return float(np.clip((values[best] + below) / 2, -20, 20)), having
+    return float(np.clip((values[best] + below) / 2, -FAR, FAR)), having

@@ -70,6 +70,14 @@ class MultiClass:
             return f"others than 0 to {outputs - 1}"
         return None
 
+    def worded(self, targets: Tensor, names: Sequence[str]) -> list[str]:
+        """The names of the classes."""
+        return [names[index] for index in targets.tolist()]
+
+    def names_in(self, cell: str) -> list[str]:
+        """The class."""
+        return [cell]
+
     def strata(self, targets: Tensor) -> list[int]:
         """The class itself."""
         numbers: list[int] = targets.tolist()
@@ -95,7 +103,7 @@ class MultiClass:
 
     def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
         """The likeliest class of each image."""
-        return [names[index] for index in self.decide(outputs).tolist()]
+        return self.worded(self.decide(outputs), names)
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Probability of the likeliest class, ``(...)``."""

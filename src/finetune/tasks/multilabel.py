@@ -17,29 +17,42 @@ from torch.nn.functional import logsigmoid
 
 from finetune.errors import TrainingError, UsageError
 from finetune.spec.choices import Metric
-from finetune.spec.labels import SEPARATOR
+from finetune.spec.labels import NOT_KNOWN, SEPARATOR, cell
 from finetune.tasks import categorical
 from finetune.tasks.distillation import distillation_loss
 from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.label_scores import best_thresholds, label_scores, mean_of
 from finetune.tasks.losses import ClassWeights, batch_mixing
-from finetune.tasks.task import Mixing
+from finetune.tasks.task import Loss, Mixing
 from finetune.tasks.units import AsTheyAre
 
 HIGHER_IS_BETTER = {"map", "macro_auroc", "macro_f1", "exact_set_accuracy"}
 
 
+ABSENT_ENOUGH = 0.05  # probability below which an absent label costs nothing: the paper's margin
+
+
 class BinaryLoss(nn.Module):
-    """Binary cross-entropy, or focal loss (Lin et al. 2017), averaged over what is known.
+    """Binary cross-entropy, focal (Lin et al. 2017) or asymmetric loss (Ridnik et al. 2021).
+
+    Averaged over what is known.
 
     Args:
         label_smoothing: probability taken from the answer; half of it goes to yes, half to no.
-        focal_gamma: how much less well answered labels count, >= 0.
+        focal_gamma: how much less well answered labels count, >= 0; with ``negative_gamma`` those
+            that an image has.
+        negative_gamma: above 0, how much less well answered labels count that an image has not.
     """
 
     weight: Tensor | None = None
 
-    def __init__(self, *, label_smoothing: float = 0.0, focal_gamma: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        negative_gamma: float = 0.0,
+    ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1 or focal_gamma < 0:
             raise UsageError(
@@ -48,6 +61,7 @@ class BinaryLoss(nn.Module):
             )
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma
+        self.negative_gamma = negative_gamma
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of logits ``(B, K)`` for targets in ``[0, 1]``; NaN is not known."""
@@ -55,8 +69,13 @@ class BinaryLoss(nn.Module):
         smoothed = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         wanted = torch.where(known, smoothed, 0.0).to(outputs.dtype)
         losses = nn.functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
-        if self.focal_gamma:
-            answered = outputs.sigmoid()
+        answered = outputs.sigmoid()
+        if self.negative_gamma:
+            named = (answered - ABSENT_ENOUGH).clamp_min(0)
+            present = (1 - answered).pow(self.focal_gamma) * logsigmoid(outputs)
+            absent = named.pow(self.negative_gamma) * (-named).log1p()
+            losses = -(wanted * present + (1 - wanted) * absent)
+        elif self.focal_gamma:
             missed = wanted * (1 - answered) + (1 - wanted) * answered
             losses = losses * missed.pow(self.focal_gamma)
         return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
@@ -107,6 +126,15 @@ class MultiLabel:
             return "others than 0, 1 and not known"
         return None
 
+    def worded(self, targets: Tensor, names: Sequence[str]) -> list[str]:
+        """Labels with ``|`` between them, ``?`` before those that are not known."""
+        rows = targets.nan_to_num(nan=-1).long().tolist()
+        return [cell(tuple(row), names) for row in rows]
+
+    def names_in(self, cell: str) -> list[str]:
+        """The labels that it has; not those that are not known."""
+        return [name for name in cell.split(SEPARATOR) if name and not name.startswith(NOT_KNOWN)]
+
     def strata(self, targets: Tensor) -> list[int]:
         """A number for each set of labels."""
         if not len(targets):
@@ -154,19 +182,18 @@ class MultiLabel:
 
     def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
         """The labels of each image, joined by ``|``; empty for none."""
-        rows = self.decide(outputs).bool().tolist()
-        return [
-            SEPARATOR.join(name for name, has in zip(names, row, strict=True) if has)
-            for row in rows
-        ]
+        return self.worded(self.decide(outputs), names)
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Probability of the least sure of the K answers, ``(...)``."""
         return outputs.abs().sigmoid().amin(dim=-1)
 
-    def thresholds(self, outputs: Tensor, targets: Tensor) -> list[float]:
-        """Probabilities above which each label is named, for F1; see :func:`best_thresholds`."""
-        return best_thresholds(outputs.detach().cpu().double().numpy(), _floats(targets))
+    def thresholds(
+        self, outputs: Tensor, targets: Tensor, *, precision: float | None = None
+    ) -> list[float]:
+        """For F1, or for a wanted precision; see :func:`best_thresholds`."""
+        given = outputs.detach().cpu().double().numpy()
+        return best_thresholds(given, _floats(targets), precision)
 
     def figure_names(self, outputs: int) -> list[str]:
         """Ranking, decisions, likelihood."""
@@ -240,6 +267,26 @@ class MultiLabel:
         """A row for each label of an image that is known."""
         known = ~targets.isnan()
         return self.choices(outputs)[..., known, :], targets[known].long()
+
+
+def asymmetric(loss: Loss, negative_gamma: float) -> Loss:
+    """A criterion of labels made asymmetric; 0: as it is.
+
+    Raises:
+        UsageError: one of another task.
+    """
+    if not negative_gamma:
+        return loss
+    if not isinstance(loss, BinaryLoss):
+        raise UsageError(
+            "Expected several labels an image for --model.negative_gamma, found another task; "
+            "leave it out."
+        )
+    return BinaryLoss(
+        label_smoothing=loss.label_smoothing,
+        focal_gamma=loss.focal_gamma,
+        negative_gamma=negative_gamma,
+    )
 
 
 def offsets(thresholds: Sequence[float] | None, outputs: int) -> Tensor:

@@ -83,6 +83,14 @@ class Regression:
             return f"{tuple(targets.shape)} of {targets.dtype} instead of ({images}, {outputs})"
         return None if bool((targets.abs() <= LARGEST).all()) else "NaN or infinity"
 
+    def worded(self, targets: Tensor, names: Sequence[str]) -> list[str]:
+        """Each number with six digits."""
+        return [f"{value:.6g}" for value in targets[:, 0].tolist()]
+
+    def names_in(self, cell: str) -> list[str]:
+        """None."""
+        return []
+
     def strata(self, targets: Tensor) -> list[int]:
         """Bins by quantiles."""
         return quantile_bins(targets[:, 0].tolist())
@@ -133,7 +141,7 @@ class Regression:
 
     def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
         """The number of each image with six digits."""
-        return [f"{value:.6g}" for value in outputs[:, 0].tolist()]
+        return self.worded(outputs, names)
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Refused: an interval says how sure a number is."""

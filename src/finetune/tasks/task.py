@@ -73,6 +73,12 @@ class Task(Protocol):
     def unexpected(self, targets: Tensor, images: int, outputs: int) -> str | None:
         """What is wrong with a file's targets for so many images; None: they are as they should."""
 
+    def worded(self, targets: Tensor, names: Sequence[str]) -> list[str]:
+        """Each of N targets as a manifest's cell has it."""
+
+    def names_in(self, cell: str) -> list[str]:
+        """The names that an image of such a cell counts for; empty where there are none."""
+
     def strata(self, targets: Tensor) -> list[int]:
         """A number for each of N targets; a split shares out evenly those of one number."""
 

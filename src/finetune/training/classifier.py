@@ -24,6 +24,7 @@ from finetune.spec.schema import one_of
 from finetune.spec.settings import MODEL, check_settings, or_default
 from finetune.tasks.known import TASKS
 from finetune.tasks.losses import ClassWeights
+from finetune.tasks.multilabel import asymmetric
 from finetune.tasks.task import Task
 from finetune.training.checkpoint_schema import check_tensors, damaged
 from finetune.training.checkpoints import (
@@ -78,8 +79,8 @@ class ImageClassifier(LightningModule):
             "effective" more gently, by their effective number; "auto" is "none" unless a recipe
             chooses.
         focal_gamma: above 0, focal loss: images answered well count less.
-        mixup_alpha, cutmix_alpha: above 0, images of a batch are mixed; metrics stay with the
-            hard labels.
+        negative_gamma: above 0, asymmetric loss: absent labels answered well count less.
+        mixup_alpha, cutmix_alpha: above 0, images of a batch are mixed, but not for metrics.
         l2_sp: strength of the pull back to the pretrained weights, instead of to zero.
         views: random views of an image that are computed once and cached, where stages are frozen.
         teacher: checkpoint, for example of an ensemble, whose probabilities for the training
@@ -117,6 +118,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: float | None = None,
         class_weights: Literal["auto", ClassWeights] = "auto",
         focal_gamma: float = 0.0,
+        negative_gamma: float = 0.0,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         l2_sp: float = 0.0,
@@ -132,7 +134,7 @@ class ImageClassifier(LightningModule):
         parse_strategy(strategy)  # before weights are looked for, which may take a while
         if batchnorm == "auto":
             batchnorm = "eval" if pretrained else "train"
-        # What is needed only at birth is no hyperparameter: a reloaded checkpoint fetches nothing.
+        # Needed only at birth, so no hyperparameter: a reloaded checkpoint fetches nothing.
         birth = ["pretrained", "teacher", "compile_backend", "task", "_like"]
         self.save_hyperparameters(ignore=birth)
         weighing = "none" if class_weights == "auto" else class_weights
@@ -256,10 +258,8 @@ class ImageClassifier(LightningModule):
     def apply_recipe(self, **chosen: Any) -> None:
         """Take over hyperparameters that a recipe has chosen."""
         self.hparams.update(plain(chosen))
-        self.loss = self.task.loss(
-            label_smoothing=self.setting("label_smoothing"),
-            focal_gamma=self.setting("focal_gamma"),
-        )
+        known = {name: self.setting(name) for name in ("label_smoothing", "focal_gamma")}
+        self.loss = asymmetric(self.task.loss(**known), self.setting("negative_gamma"))
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Switch modes as usual, but keep frozen parts and batch norm as they are meant to be."""

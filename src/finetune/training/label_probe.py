@@ -2,7 +2,9 @@
 
 As in :mod:`finetune.training.linear_probe`, whose preparation of the features and whose solver it
 shares: a yes and a no are two classes. Labels have one penalty in common, chosen by
-cross-validation of all of them together: a label's own, on the few images that have it, is chance.
+cross-validation of all of them together: a label's own, on the few images that have it, is often
+chance. Where penalties of their own are better than that, they are taken: each fold is judged by
+what the other folds choose, so that choosing more does not look better by itself.
 """
 
 from __future__ import annotations
@@ -91,34 +93,41 @@ def fit_label_probe(
     projected, axes = principal_axes((rows - mean) / spread)
     problems = _Problems(projected, truth, mean_one(sample_weights, len(rows)))
     scores: dict[float, float] = {}
+    of_label: tuple[float, ...] | None = None
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
         own = torch.arange(len(rows)) if groups is None else groups
         fold_of = stratified_parts(torch.tensor(MULTILABEL.strata(truth)), own, FOLDS, seed)
-        search = _Search(problems, all_dealt(fold_of, own), tell)
+        search = _Search(problems, all_dealt(fold_of, own), own, tell)
         chosen, scores = search.chosen(L2_GRID if l2 is None else l2, refine=l2 is None)
+        of_label = search.of_labels()
     weight = torch.zeros(num_labels, rows.shape[1], dtype=torch.float64)
     bias = torch.zeros(num_labels, dtype=torch.float64)
     everything = torch.ones(len(rows), dtype=torch.bool)
     for label in range(num_labels):
-        found = problems.solved(label, chosen, everything, tolerance=1e-8)
+        penalty = chosen if of_label is None else of_label[label]
+        found = problems.solved(label, penalty, everything, tolerance=1e-8)
         if found is None:
             bias[label] = _constant(truth[:, label])
         else:
             coefficients = found[1] - found[0]
             weight[label] = (axes @ coefficients[:-1]) / spread
             bias[label] = coefficients[-1] - weight[label] @ mean
-    return Probe(weight, bias, chosen, scores)
+    return Probe(weight, bias, chosen, scores, of_label)
 
 
 class _Search:
     """Held-out NLL over all known answers, as a function of the penalty."""
 
-    def __init__(self, problems: _Problems, fold_of: Tensor, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, problems: _Problems, fold_of: Tensor, groups: Tensor, tell: Callable[[str], None]
+    ) -> None:
         self.problems, self.fold_of, self.tell = problems, fold_of, tell
+        self.group_of = torch.unique(groups, return_inverse=True)[1]
         self.scores: dict[float, float] = {}
         self.errors: dict[float, float] = {}
+        self.losses: dict[float, Tensor] = {}  # held out, (N, K); NaN where nothing is known
         self.starts: dict[tuple[int, int], Tensor | None] = {}
 
     def chosen(self, grid: Sequence[float], *, refine: bool) -> tuple[float, dict[float, float]]:
@@ -136,6 +145,27 @@ class _Search:
         bound = self.scores[best] + self.errors[best]
         return max(l2 for l2, nll in self.scores.items() if nll <= bound), self.scores
 
+    def of_labels(self) -> tuple[float, ...] | None:
+        """A penalty for each label, if they are better than a common one; None if not.
+
+        Better: by more than one standard error of the difference, over groups.
+        """
+        penalties = sorted(self.losses, reverse=True)
+        losses = torch.stack([self.losses[l2] for l2 in penalties])
+        known = losses[0].isfinite()
+        losses = losses.nan_to_num() * self.problems.weights[:, None]
+        gain = torch.zeros(len(known), dtype=torch.float64)
+        for fold in torch.unique(self.fold_of).tolist():
+            out = self.fold_of == fold
+            common = _strongest(losses[:, ~out].sum(dim=2), known[~out].any(dim=1))
+            for label, own in enumerate(_own(losses[:, ~out], known[~out])):
+                gain[out] += losses[common, out, label] - losses[own, out, label]
+        gain = torch.zeros_like(gain).index_add_(0, self.group_of, gain)
+        gain = gain[: int(self.group_of.max()) + 1]
+        if not float(gain.sum()) > float((gain - gain.mean()).norm()):
+            return None
+        return tuple(penalties[own] for own in _own(losses, known))
+
     def _try(self, l2: float) -> None:
         rows, targets = self.problems.rows, self.problems.targets
         outputs = torch.zeros_like(targets)
@@ -152,6 +182,8 @@ class _Search:
                     judged[out, label] = True
         known = torch.where(judged, targets, torch.nan)
         losses = categorical.losses(*MULTILABEL.rows(outputs, known))
+        self.losses[l2] = torch.full_like(known, torch.nan)
+        self.losses[l2][known.isfinite()] = losses
         image = known.isfinite().nonzero()[:, 0]
         weights = self.problems.weights[image]
         weights = weights / weights.sum().clamp_min(1e-12)
@@ -161,6 +193,22 @@ class _Search:
         excess.index_add_(0, image, weights * (losses - mean))
         self.scores[l2], self.errors[l2] = mean, float(excess.norm())
         self.tell(f"penalty {l2:.3g}, held-out NLL {mean:.3f}")
+
+
+def _own(losses: Tensor, known: Tensor) -> list[int]:
+    """The penalty of each label, by losses ``(L, n, K)`` where they are known ``(n, K)``."""
+    return [_strongest(losses[..., label], known[:, label]) for label in range(known.shape[1])]
+
+
+def _strongest(losses: Tensor, known: Tensor) -> int:
+    """The first of L penalties within one standard error of the best, by losses ``(L, n)``."""
+    judged = losses[:, known]
+    if not judged.shape[1]:
+        return 0
+    means = judged.mean(dim=1)
+    best = int(means.argsort()[0])
+    error = (judged[best] - means[best]).norm() / judged.shape[1]
+    return int((means <= means[best] + error).nonzero()[0, 0])
 
 
 def all_dealt(fold_of: Tensor, groups: Tensor) -> Tensor:

@@ -39,12 +39,14 @@ class Probe:
             data the curve is flat, and the stronger penalty is the better calibrated.
         held_out_nll: mean negative log-likelihood over the held-out folds for each penalty tried;
             empty where the penalty was given.
+        l2_of_labels: of several labels an image, one each, where that is better; else None.
     """
 
     weight: Tensor
     bias: Tensor
     l2: float
     held_out_nll: dict[float, float] = field(default_factory=dict)
+    l2_of_labels: tuple[float, ...] | None = None
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits ``(N, C)`` in float64 for raw features ``(N, D)``."""

@@ -17,8 +17,10 @@ from finetune.errors import UsageError
 from finetune.files import write_text
 from finetune.spec.run_files import TRACKING
 from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.multilabel import offsets
 from finetune.tasks.task import Task
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
+from finetune.training.thresholds import thresholds_of
 from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
 
 # In a run folder: which Weights & Biases run is about it, so that a resumed fit and a test go on
@@ -161,14 +163,15 @@ def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
     val: Mapping[str, Any] | None = checkpoint.details.get("val")
     if val is None or len(val["labels"]) == 0:
         return
-    answers = checkpoint.task.figures(val["logits"], val["labels"])
+    thresholds = thresholds_of(checkpoint.task, checkpoint.details)
+    answers = checkpoint.task.figures(val["logits"], val["labels"], thresholds)
     figures = {f"best/{name}": value for name, value in answers.items()}
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_metrics(figures)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()  # the trainer has closed its file: this is a new one
-        if isinstance(logger, WandbLogger) and checkpoint.task == MULTICLASS:
+        if isinstance(logger, WandbLogger) and checkpoint.task.has_choices:
             _send_tables(logger, checkpoint, val, root)
 
 
@@ -177,20 +180,20 @@ def _send_tables(
 ) -> None:
     import wandb
 
-    logits, labels = val["logits"], val["labels"]
+    logits, labels, task = val["logits"], val["labels"], checkpoint.task
     names = list(checkpoint.class_names)
-    logger.experiment.log(
-        {
-            "val/confusion_matrix": wandb.plot.confusion_matrix(
-                y_true=labels.tolist(),
-                preds=checkpoint.task.decide(logits).tolist(),
-                class_names=names,
-            ),
-            "val/worst_predictions": worst_predictions(
-                checkpoint.task, logits, labels, val["paths"], names, root
-            ),
-        }
-    )
+    thresholds = thresholds_of(task, checkpoint.details)
+    shifted = logits if thresholds is None else logits.double() - offsets(thresholds, len(names))
+    tables = {
+        "val/worst_predictions": worst_predictions(
+            task, logits, labels, val["paths"], names, root, answers=task.named(shifted, names)
+        )
+    }
+    if task == MULTICLASS:
+        tables["val/confusion_matrix"] = wandb.plot.confusion_matrix(
+            y_true=labels.tolist(), preds=task.decide(logits).tolist(), class_names=names
+        )
+    logger.experiment.log(tables)
 
 
 def worst_predictions(
@@ -200,19 +203,24 @@ def worst_predictions(
     paths: Sequence[str],
     class_names: Sequence[str],
     root: Path,
+    *,
+    answers: Sequence[str],
 ) -> Any:
-    """A table of the images with the highest loss, worst first, with thumbnails."""
+    """A table of the images with the highest loss, worst first, with thumbnails.
+
+    ``answers`` are what was named of each image, in words.
+    """
     import wandb
 
     losses = task.losses(logits, labels)
-    confidences, predictions = task.confidence(logits), task.decide(logits)
+    confidences, truth = task.confidence(logits), task.worded(labels, class_names)
     table = wandb.Table(columns=["image", "path", "label", "prediction", "confidence", "loss"])
     for index in losses.argsort(descending=True)[:WORST_PREDICTIONS].tolist():
         table.add_data(
             _thumbnail(root / paths[index]),
             paths[index],
-            class_names[int(labels[index])],
-            class_names[int(predictions[index])],
+            truth[index],
+            answers[index],
             float(confidences[index]),
             float(losses[index]),
         )

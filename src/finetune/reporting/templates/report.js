@@ -30,8 +30,8 @@ for (const form of document.querySelectorAll("form.filters")) {
     let shown = 0;
     for (const item of items) {
       item.hidden =
-        (label.value !== "" && item.dataset.label !== label.value) ||
-        (prediction.value !== "" && item.dataset.prediction !== prediction.value) ||
+        (label.value !== "" && !item.dataset.label.split(" ").includes(label.value)) ||
+        (prediction.value !== "" && !item.dataset.prediction.split(" ").includes(prediction.value)) ||
         Number(item.dataset.confidence) * 100 < Number(confidence.value) ||
         !item.dataset.path.toLowerCase().includes(wanted);
       shown += item.hidden ? 0 : 1;

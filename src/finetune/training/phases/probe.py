@@ -48,12 +48,16 @@ class FittedLayer:
     def details(self) -> dict[str, Any]:
         """What a checkpoint says of it."""
         nll = {f"{l2:.4g}": value for l2, value in self.probe.held_out_nll.items()}
-        return {"l2": self.probe.l2, "held_out_nll": nll}
+        own = self.probe.l2_of_labels
+        each = {} if own is None else {"l2_of_labels": list(own)}
+        return {"l2": self.probe.l2, "held_out_nll": nll, **each}
 
     def __str__(self) -> str:
         seen = f" in {self.views} views" if self.views > 1 else ""
         text = f"final layer fitted on {self.images} images{seen} in {self.seconds:.1f} s"
-        text += f" (penalty {self.probe.l2:.3g})"
+        own = self.probe.l2_of_labels
+        each = "" if own is None else f", for each label {min(own):.3g} to {max(own):.3g}"
+        text += f" (penalty {self.probe.l2:.3g}{each})"
         if self.figures is not None:
             text += "".join(
                 f", val {name} {self.figures[name]:.3f}"
