@@ -1,4 +1,4 @@
-"""A contract over the tasks: what every command does for one class an image, and for several."""
+"""A contract over the tasks: what every command does for a class, for several labels, a number."""
 
 import csv
 import json
@@ -18,6 +18,7 @@ from finetune.combining.ensemble import Ensemble
 from finetune.prediction.predictor import load
 from finetune.reporting.csv_files import write_predictions
 from finetune.reporting.sources import load_source
+from finetune.spec.choices import TaskName
 from finetune.tables.reading import read_table
 from finetune.tasks.multilabel import offsets
 from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content
@@ -35,12 +36,16 @@ SMALL = (
     "--data.test_fraction=0.2",
 )
 NAMES = ("blue", "red", "striped")
-TASKS = ("multiclass", "multilabel")
+TASKS = ("multiclass", "multilabel", "regression")
+NUMBERS = ("--data.task=regression",)
+ALL = ("--data.val_fraction=0", "--data.test_fraction=0")
+RISING = "".join(f"{{{i}}},{i}\n" for i in range(8))
+SPREAD = "".join(f"{{{i}}},{1e7 + i}\n" for i in range(8))
 REFUSED = (1, 2)  # by what is in a file, or by what was typed
 
 
 def write_images(folder: Path, number: int = 40) -> None:
-    """Noisy images, and two manifests of them; some of the labels are not known."""
+    """Noisy images, and manifests of them; some of the labels are not known, numbers are wide."""
     generator = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     rows = []
@@ -54,11 +59,11 @@ def write_images(folder: Path, number: int = 40) -> None:
         Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / "images" / name)
         marks = [each for each, having in zip(NAMES, has, strict=True) if having]
         marks += ["?striped"] if index % 9 == 4 and not has[2] else []
-        rows.append((name, "|".join(marks), NAMES[int(has[0])]))
-    for task, column in (("multilabel", 1), ("multiclass", 2)):
+        rows.append((name, "|".join(marks), NAMES[int(has[0])], 1e4 + 30 * pixels.mean()))
+    for column, task in enumerate(("multilabel", "multiclass", "regression"), start=1):
         with (folder / f"{task}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(("path", "label"))
+            writer.writerow(("path", "weight" if task == "regression" else "label"))
             writer.writerows((row[0], row[column]) for row in rows)
 
 
@@ -73,9 +78,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(request: pytest.FixtureRequest, folder: Path) -> Path:
     """A fit of two phases by a manifest."""
     task: str = request.param
-    options = (f"--data.root={folder / 'images'}", f"--data.manifest={folder / task}.csv")
+    options = (f"--data.root={folder / 'images'}", *manifest_of(folder, task))
     assert main(["fit", *options, *SMALL, f"--runs={folder / 'runs'}", f"--name={task}"]) == 0
     return folder / "runs" / f"{task}-1"
+
+
+def manifest_of(folder: Path, task: str) -> list[str]:
+    """A number an image has to be asked for."""
+    asked = ["--data.task=regression"] if task == "regression" else []
+    return [f"--data.manifest={folder / task}.csv", *asked]
 
 
 def best(run: Path) -> str:
@@ -96,6 +107,7 @@ def test_a_fit_says_and_keeps_its_task(run: Path) -> None:
     assert checkpoint.details["data"]["task"] == name_of(run)
     figures = json.loads((run / "metrics.json").read_text())["val"]
     assert set(checkpoint.task.figure_names(3)) <= set(figures)
+    assert (checkpoint.class_names == ("weight",)) == (name_of(run) == "regression")
     assert (run / "batch.png").is_file()
     assert {path.name for path in (run / "checkpoints").iterdir()} >= {"best.ckpt", "last.ckpt"}
 
@@ -106,9 +118,12 @@ def test_it_is_tested_and_validated_on_its_own_images(run: Path) -> None:
     for verb, stage in (("validate", "val"), ("test", "test")):
         assert main([verb, "--ckpt_path", best(run), *data]) == 0
         figures = json.loads((run / "metrics.json").read_text())[stage]
-        assert figures["nll"] > 0
+        decides = read_checkpoint(best(run)).task.deciding
+        assert figures[decides] > 0
         if stage == "val":
-            assert figures["nll"] == pytest.approx(kept["nll"], abs=1e-4)
+            assert figures[decides] == pytest.approx(kept[decides], abs=1e-4, rel=1e-5)
+        if name_of(run) == "regression":
+            assert figures["mae_low"] <= figures["mae"] <= figures["mae_high"]
 
 
 def test_predictions_name_what_the_thresholds_say(run: Path, tmp_path: Path) -> None:
@@ -118,6 +133,12 @@ def test_predictions_name_what_the_thresholds_say(run: Path, tmp_path: Path) -> 
         rows = list(csv.DictReader(file))
     assert len(rows) == 40
     predictions = load(best(run))(images(run), num_workers=0)
+    if name_of(run) == "regression":
+        assert rows[0].keys() == {"path", "label", "prediction"}
+        numbers = predictions.logits[:, 0].tolist()
+        assert [float(row["prediction"]) for row in rows] == pytest.approx(numbers, rel=1e-8)
+        assert [float(each) for each in predictions.labels] == pytest.approx(numbers, rel=1e-5)
+        return
     assert [row["prediction"] for row in rows] == predictions.labels
     if name_of(run) == "multiclass":
         return
@@ -134,28 +155,39 @@ def test_members_are_combined_calibrated_and_exported(run: Path, tmp_path: Path,
     data = [f"--data.root={images(run)}", "--data.num_workers=0"]
     one, all_of = str(tmp_path / "average.ckpt"), str(tmp_path / "ensemble.ckpt")
     assert main(["average", *others, "--output", one]) == 0
-    options = ["--select=greedy", "--calibrate", "--output", all_of]
-    assert main(["ensemble", *others, *data, *options]) == 0
+    options, rule = ["--select=greedy", "--calibrate"], []
+    if name_of(run) == "regression":
+        options, rule = ["--conformal=0.3"], ["--conformal=0.3"]
+    assert main(["ensemble", *others, *data, *options, "--output", all_of]) == 0
     calibrated = str(tmp_path / "calibrated.ckpt")
     several = name_of(run) == "multilabel"
-    rules = ["--scaling=label", "--wanted-precision=0.8", "--conformal=0.2"] if several else []
-    assert main(["calibrate", one, *data, *rules, "--output", calibrated]) == 0
+    if several:
+        rule = ["--scaling=label", "--wanted-precision=0.8", "--conformal=0.2"]
+    assert main(["calibrate", one, *data, *rule, "--output", calibrated]) == 0
     kept = Ensemble.from_file(calibrated).calibration
     assert kept is not None
     assert (kept.scaling is None, kept.conformal is None) == (not several, not several)
     for path in (one, all_of, calibrated):
         model = Ensemble.from_file(path)
         assert model.task.name == name_of(run)
-        assert (model.thresholds is None) == (name_of(run) == "multiclass")
+        assert (model.thresholds is None) == (name_of(run) != "multilabel")
         assert main(["test", f"--ckpt_path={path}", *data, "--runs", str(tmp_path / "r")]) == 0
     for form in ("torch", "safetensors"):
         output = tmp_path / ("graph.pt2" if form == "torch" else "folder")
         assert main(["export", all_of, f"--format={form}", "--output", str(output)]) == 0
-    assert capsys.readouterr().out.count("probabilities on random images") == 2
+    assert capsys.readouterr().out.count("s on random images") == 2
     (described,) = (tmp_path / "folder").glob("*.json")
     noted = json.loads(described.read_text()).get("thresholds")
     thresholds = Ensemble.from_file(all_of).thresholds
     assert noted == (None if thresholds is None else pytest.approx(thresholds))
+    if name_of(run) == "regression":
+        table = tmp_path / "a.csv"
+        assert main(["predict", all_of, images(run), "--output", str(table)]) == 0
+        with table.open(newline="") as file:
+            kept = ("lower", "prediction", "upper")
+            rows = [{name: float(row[name]) for name in kept} for row in csv.DictReader(file)]
+        assert len({round(row["upper"] - row["lower"], 2) for row in rows}) == 1
+        assert all(row["lower"] < row["prediction"] < row["upper"] for row in rows)
 
 
 def test_a_report_has_the_figures_of_its_task_and_runs_are_compared(
@@ -164,6 +196,8 @@ def test_a_report_has_the_figures_of_its_task_and_runs_are_compared(
     data = [f"--data.root={images(run)}", "--trainer.accelerator=cpu", "--data.num_workers=0"]
     if not (run / "report").is_dir():
         assert main(["test", "--ckpt_path", best(run), *data]) == 0
+    if name_of(run) == "regression":
+        return
     several = name_of(run) == "multilabel"
     drawn = {path.stem for path in (run / "report" / "figures").iterdir()}
     assert ("co_occurrence" in drawn, "confusion" in drawn) == (several, not several)
@@ -190,6 +224,8 @@ def test_a_report_has_the_figures_of_its_task_and_runs_are_compared(
 
 
 def test_what_is_named_is_explained(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    if name_of(run) == "regression":
+        return
     image, output = f"{images(run)}/00.png", tmp_path / "e.png"
     capsys.readouterr()
     arguments = ["explain", best(run), image, "--label", "striped", "--output", str(output)]
@@ -201,6 +237,8 @@ def test_what_is_named_is_explained(run: Path, tmp_path: Path, capsys) -> None: 
 
 
 def test_the_likeliest_are_named_on_request(run: Path, tmp_path: Path) -> None:
+    if name_of(run) == "regression":
+        return
     table = tmp_path / "t.csv"
     assert main(["predict", best(run), images(run), "--topk=2", "--output", str(table)]) == 0
     with table.open(newline="") as file:
@@ -216,7 +254,7 @@ def test_the_likeliest_are_named_on_request(run: Path, tmp_path: Path) -> None:
 
 
 def test_thresholds_belong_to_the_calibrated_answer(folder: Path, run: Path) -> None:
-    if name_of(run) == "multiclass":
+    if name_of(run) != "multilabel":
         return
     checkpoint = read_checkpoint(best(run))
     val = checkpoint.details["val"]
@@ -245,8 +283,8 @@ def test_a_fit_that_is_killed_ends_as_one_that_was_not(run: Path, tmp_path: Path
         "best_epoch.SECONDS_BETWEEN = 0.0\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    manifest = run.parents[1] / f"{name_of(run)}.csv"
-    options = [f"--data.root={images(run)}", f"--data.manifest={manifest}", *SMALL]
+    manifest = manifest_of(run.parents[1], name_of(run))
+    options = [f"--data.root={images(run)}", *manifest, *SMALL]
     arguments = ["fit", *options, f"--name={name_of(run)}", f"--runs={tmp_path}"]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], check=False, env=os.environ)
     assert killed.returncode == -9
@@ -263,15 +301,36 @@ def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Pa
     if name_of(run) == "multiclass":
         return
     data = [f"--data.root={images(run)}", "--data.num_workers=0"]
+    both = [best(run), str(run / "checkpoints" / "last.ckpt"), *data, f"--output={tmp_path}/b.ckpt"]
+    of_numbers = [
+        ["ensemble", *both, "--select=greedy"],
+        ["ensemble", *both, "--select=learned"],
+        ["ensemble", *both, "--pooling=vote"],
+        ["ensemble", *both, "--pooling=geometric"],
+        ["average", *both, "--method=greedy", "--metric=brier"],
+        ["calibrate", best(run), *data, f"--output={tmp_path / 'a.ckpt'}"],
+        ["explain", best(run), images(run), f"--output={tmp_path / 'e.png'}"],
+        ["report", best(run), f"--output={tmp_path / 'p.html'}"],
+        ["compare", *both[:2], f"--output={tmp_path / 'p.html'}"],
+        ["predict", best(run), images(run), "--topk=2"],
+        ["serve", best(run)],
+    ]
     for arguments in (
+        *(of_numbers if name_of(run) == "regression" else []),
         ["ensemble", best(run), *data, "--heads=3", f"--output={tmp_path / 'a.ckpt'}"],
         ["calibrate", best(run), *data, "--reject-risk=0.1", f"--output={tmp_path / 'a.ckpt'}"],
-        ["calibrate", best(run), *data, "--unknown=0.1", f"--output={tmp_path / 'a.ckpt'}"],
+        [
+            *("calibrate", best(run), *data, "--unknown=0.1", f"--output={tmp_path / 'a.ckpt'}"),
+            *(["--conformal=0.3"] if name_of(run) == "regression" else []),
+        ],
     ):
         capsys.readouterr()
         assert main(arguments) in REFUSED, arguments
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "several labels an image" in said or "the task multilabel" in said
+        words = ("several labels an image", f"the task {name_of(run)}", "for numbers")
+        assert any(each in said for each in words), said
+    assert not (tmp_path / "a.ckpt").exists()
+    assert not (tmp_path / "b.ckpt").exists()
 
 
 @pytest.mark.parametrize(
@@ -286,13 +345,24 @@ def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Pa
             "{0},a|b\n{1},a\n{2},a\n{3},b\n",
             "weights none",
         ),
+        (NUMBERS, "{0},1\n{1},2\n{2},three\n{3},4\n", "a number such as 31.5 in line 4 of"),
+        (NUMBERS, "{0},1\n{1},nan\n{2},3\n{3},4\n", "in line 3 of"),
+        (NUMBERS, "{0},1\n{1},2\n{2},3\n{3},\n", "found an empty cell"),
+        (NUMBERS, "{0},1\n{1},2\n{2},3\n{3},4\n", "at least 5 training images"),
+        ((*NUMBERS, *ALL), "".join(f"{{{i}}},7\n" for i in range(8)), "different numbers"),
+        ((*NUMBERS, *ALL), SPREAD, "take a common amount off"),
+        ((*NUMBERS, *ALL, "--data.balanced=true"), RISING, "there are no classes"),
+        ((*NUMBERS, *ALL, "--model.class_weights=balanced"), RISING, "there are no classes"),
+        ((*NUMBERS, *ALL, "--model.label_smoothing=0.1"), RISING, "leave them out"),
+        ((*NUMBERS, *ALL, "--model.mixup_alpha=0.2"), RISING, "leave them out"),
+        ((*NUMBERS, "--monitor=val/accuracy"), RISING, "one of val/loss, val/mae"),
     ],
 )
 def test_bad_input_is_one_clear_line(  # type: ignore[no-untyped-def]
     folder: Path, tmp_path: Path, capsys, options: tuple[str, ...], rows: str, message: str
 ) -> None:
     manifest = tmp_path / "m.csv"
-    paths = [folder / "images" / f"{index:02}.png" for index in range(4)]
+    paths = [folder / "images" / f"{index:02}.png" for index in range(8)]
     manifest.write_text("path,label\n" + rows.format(*paths))
     data = [f"--data.root={folder / 'images'}", f"--data.manifest={manifest}"]
     assert main(["fit", *data, *SMALL, *options]) in REFUSED
@@ -334,10 +404,12 @@ def test_label_columns_are_known_to_the_verbs_after_the_fit(folder: Path, tmp_pa
     assert main(["calibrate", best, *data, "--share=all", "--output", again]) == 0
 
 
-def test_from_python(folder: Path) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_from_python(folder: Path, task: TaskName) -> None:
     run = finetune.fit(
         folder / "images",
-        manifest=str(folder / "multilabel.csv"),
+        manifest=str(folder / f"{task}.csv"),
+        task="regression" if task == "regression" else "auto",
         backbone="test_resnet",
         pretrained=False,
         image_size=32,
@@ -347,6 +419,9 @@ def test_from_python(folder: Path) -> None:
         accelerator="cpu",
     )
     labels = run.predictor()([folder / "images" / "00.png"]).labels
-    assert set(labels[0].split("|")) <= {*NAMES, ""}
+    if task == "regression":
+        assert 1e4 < float(labels[0]) < 2e4
+    else:
+        assert set(labels[0].split("|")) <= {*NAMES, ""}
     entry = read_content(run.best)[ENTRY]
-    assert entry["task"] == "multilabel"
+    assert entry["task"] == task

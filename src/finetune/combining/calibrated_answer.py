@@ -18,6 +18,7 @@ from finetune.combining.calibration import (
 )
 from finetune.combining.conformal import ConformalRule, fit_conformal, fit_label_sets
 from finetune.combining.label_scaling import LabelScaling, fit_label_scaling
+from finetune.combining.number_intervals import IntervalRule, fit_intervals
 from finetune.combining.pooling import Coefficients
 from finetune.combining.uncertainty import Uncertainty, uncertainty
 from finetune.errors import UsageError
@@ -37,10 +38,11 @@ class Calibration:
     calibration image, and their coverage is exact although all images serve both.
 
     Attributes:
-        fit: the temperature, and the NLL before and after.
+        fit: the temperature, and the NLL before and after; None of numbers, which have none.
         reject: when to abstain, or None.
         conformal: how to build sets, or None.
         thresholds: of several labels an image, from which calibrated probability on each is named.
+        interval: of numbers, how wide an interval about each is; or None.
         scaling: of several labels an image, a factor and a shift for each in the temperature's
             place, or None.
         precision: that the thresholds were chosen for; None: for F1.
@@ -51,10 +53,11 @@ class Calibration:
             the answers suit them a little better than others, and sets may cover a little less.
     """
 
-    fit: TemperatureFit
+    fit: TemperatureFit | None
     reject: RejectRule | None = None
     conformal: ConformalRule | None = None
     thresholds: tuple[float, ...] | None = None
+    interval: IntervalRule | None = None
     scaling: LabelScaling | None = None
     precision: float | None = None
     reused: bool = False
@@ -64,7 +67,7 @@ class Calibration:
     @property
     def temperature(self) -> float:
         """T; above 1 the uncalibrated answers were too sure."""
-        return self.fit.temperature
+        return 1.0 if self.fit is None else self.fit.temperature
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Calibrated logits ``(N, C)`` of pooled ones; the order of the classes stays.
@@ -73,7 +76,7 @@ class Calibration:
         """
         if self.scaling is not None:
             return self.scaling.apply(pooled)
-        return apply_temperature(pooled, self.temperature)
+        return pooled if self.fit is None else apply_temperature(pooled, self.temperature)
 
     def rejected(self, task: Task, pooled: Tensor) -> Tensor | None:
         """Which of the images ``(N, C)`` to leave to a human, ``(N,)`` bool; None: no rule."""
@@ -92,13 +95,15 @@ class Calibration:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         """The inverse of :meth:`to_dict`."""
+        fit, interval = values["fit"], values.get("interval")
         reject, conformal = values.get("reject"), values.get("conformal")
         thresholds, scaling = values.get("thresholds"), values.get("scaling")
         return cls(
-            fit=TemperatureFit(**values["fit"]),
+            fit=None if fit is None else TemperatureFit(**fit),
             reject=None if reject is None else RejectRule(**reject),
             conformal=None if conformal is None else ConformalRule(**conformal),
             thresholds=None if thresholds is None else tuple(thresholds),
+            interval=None if interval is None else IntervalRule(**interval),
             scaling=None if scaling is None else LabelScaling.from_dict(scaling),
             precision=values.get("precision"),
             reused=bool(values.get("reused", False)),
@@ -115,19 +120,28 @@ class Answer:
         logits: ``(N, C)``, pooled and calibrated; of a classifier alone its own.
         probabilities: ``(N, C)``, what they say.
         member_probabilities: ``(M, N, C)``, not calibrated.
-        uncertainty: entropies, disagreement, variation ratio, each ``(N,)``.
+        uncertainty: entropies, disagreement, variation ratio, each ``(N,)``; None of numbers.
         rejected: ``(N,)`` bool, or None without a reject rule.
         prediction_sets: ``(N, C)`` bool, or None without a conformal rule.
         thresholds: of several labels an image, from which probability on each is named.
+        half_width: of the interval about each number, in its unit; None without a rule.
     """
 
     logits: Tensor
     probabilities: Tensor
     member_probabilities: Tensor
-    uncertainty: Uncertainty
+    uncertainty: Uncertainty | None
     rejected: Tensor | None
     prediction_sets: Tensor | None
     thresholds: tuple[float, ...] | None = None
+    half_width: float | None = None
+
+    @property
+    def disagreement(self) -> Tensor:
+        """Of the members, ``(N,)``: pairs that name different things, or numbers' deviation."""
+        if self.uncertainty is not None:
+            return self.uncertainty.disagreement
+        return self.member_probabilities.double().std(dim=0, correction=0).mean(dim=-1)
 
 
 def decide(
@@ -150,10 +164,15 @@ def decide(
         member_probabilities=member_probabilities,
         uncertainty=uncertainty(
             categorical.probabilities(task.choices(member_logits)), coefficients
-        ),
+        )
+        if task.has_choices
+        else None,
         rejected=None if calibration is None else calibration.rejected(task, pooled),
         prediction_sets=None if calibration is None else calibration.prediction_sets(task, pooled),
         thresholds=thresholds if calibration is None else calibration.thresholds,
+        half_width=None
+        if calibration is None or calibration.interval is None
+        else calibration.interval.half_width,
     )
 
 
@@ -174,6 +193,15 @@ def fit_calibration(
         CalibrationError: nothing to calibrate on, or a risk that no threshold reaches.
         UsageError: a rule that the task does not have.
     """
+    if not task.has_choices:
+        others = reject_risk is not None or scaling != "common" or wanted_precision is not None
+        if others or conformal_alpha is None:
+            raise UsageError(
+                f"Expected --conformal A alone for the task {task.name}, whose intervals are all "
+                "there is to calibrate; give --conformal 0.1."
+            )
+        rule = fit_intervals(task.losses(pooled, labels), alpha=conformal_alpha)
+        return Calibration(None, interval=rule)
     if reject_risk is not None:
         only_one_class(task, "a reject rule", instead="leave --reject-risk out")
     rows = task.rows(pooled, labels)
@@ -215,4 +243,5 @@ def _of_labels(
     if alpha is not None:
         sets = fit_label_sets(MULTILABEL.probabilities(pooled), targets, alpha=alpha)
     thresholds = MULTILABEL.thresholds(scaled, targets, precision=precision)
-    return Calibration(fit, None, sets, tuple(thresholds), each, precision)
+    chosen = tuple(thresholds)
+    return Calibration(fit, None, sets, chosen, scaling=each, precision=precision)

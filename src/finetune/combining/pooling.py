@@ -16,6 +16,7 @@ from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
 from finetune.combining.calibration import log_of
+from finetune.errors import UsageError
 from finetune.spec.choices import Pooling
 from finetune.tasks import categorical
 from finetune.tasks.task import Task
@@ -34,6 +35,10 @@ def pool(
     method: Pooling = "mean",
 ) -> Tensor:
     """Combine outputs ``(M, N, K)`` into outputs ``(N, K)`` by the named method."""
+    if method != "mean" and not task.has_choices:
+        raise UsageError(
+            f"Expected pooling mean for the task {task.name}, found {method}; leave it out."
+        )
     values = _values(coefficients, len(member_logits))
     weighted = [index for index, value in enumerate(values) if value > 0]
     if len(weighted) == 1 and method != "vote":

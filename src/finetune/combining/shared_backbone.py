@@ -54,7 +54,7 @@ def grouped_logits(group: Sequence[ClassifierMember], views: Views) -> list[Tens
 def logits_of_features(classifier: ImageClassifier, features: Tensor) -> Tensor:
     """Logits ``(N, C)`` float32 of what enters the final layer, ``(N, ...)``, where that is."""
     top = split_at_parameters(classifier.network, "head", ()).top
-    logits: Tensor = top(features).float()
+    logits: Tensor = classifier.unit(top(features)).float()
     return logits
 
 

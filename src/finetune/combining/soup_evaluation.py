@@ -25,7 +25,8 @@ from finetune.training.classifier import ImageClassifier
 # Decoded images up to this size are cached between one judgement and the next.
 KEPT_BYTES = 2**29
 
-# A loss half-way that is this much above the worse end, in nats, is no common basin.
+# A loss half-way that is this much above the worse end, in nats or of numbers as a share of it, is
+# no common basin.
 BARRIER = 0.1
 
 
@@ -34,14 +35,16 @@ class Score:
     """Figures on the picking images.
 
     Attributes:
-        nll: in nats.
-        accuracy: in [0, 1].
+        nll: in nats; of numbers the mean absolute error.
+        said: the figures in words.
         loss: what decides, lower is better: the NLL, ``1 - accuracy`` or the Brier score.
+        barrier: how much less ``nll`` the worse end of a line may have than the point half-way.
     """
 
     nll: float
-    accuracy: float
+    said: str
     loss: float
+    barrier: float
 
     @property
     def sort_key(self) -> tuple[float, float]:
@@ -91,11 +94,13 @@ class WeightsEvaluator:
     def evaluate(self, state_dict: Mapping[str, Tensor]) -> Score:
         """The score of these weights on the picking images."""
         logits, labels = self._logits(state_dict)[self.rows], self.images.labels[self.rows]
-        judged = self.classifier.task.held_out_loss
+        task = self.classifier.task
+        nll = task.held_out_loss(logits, labels, "nll")
         return Score(
-            nll=judged(logits, labels, "nll"),
-            accuracy=1 - judged(logits, labels, "accuracy"),
-            loss=judged(logits, labels, self.metric),
+            nll=nll,
+            said=task.in_words(logits, labels),
+            loss=task.held_out_loss(logits, labels, self.metric),
+            barrier=BARRIER if task.has_choices else BARRIER * nll,
         )
 
     def answers(self, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def warn_of_barrier(
     if half_way is None:
         return
     worse = max(first.nll, second.nll)
-    if half_way.nll > worse + BARRIER:
+    if half_way.nll > worse + max(first.barrier, second.barrier):
         warnings.warn(
             f"Half-way between {names[0]} and {names[1]} the held-out loss is "
             f"{half_way.nll:.3f}, above {worse:.3f} at the worse end: they do not share a basin; "

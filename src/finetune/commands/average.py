@@ -92,27 +92,25 @@ def average(
 
 def describe_soup(soup: Soup, names: list[str], metric: str) -> list[str]:
     """A row a member, one for the average, and whether it beats the best member."""
+    from finetune.tasks.known import TASKS
+
     width = max(map(len, names))
-    # Of several labels an image, the share of all answers.
-    word = "accuracy" if soup.entry["task"] == "multiclass" else "labels right"
     rows = []
     for index, (name, coefficient) in enumerate(zip(names, soup.coefficients, strict=True)):
         figures = ""
         if soup.member_scores:
-            score = soup.member_scores[index]
-            figures = f"  {word} {score.accuracy:.4f}  nll {score.nll:.4f}"
+            figures = f"  {soup.member_scores[index].said}"
         rows.append(f"{name:<{width}}  coefficient {coefficient:.3f}{figures}")
     for coefficient, score in soup.curve:
-        rows.append(f"at {coefficient:.2f}  {word} {score.accuracy:.4f}  nll {score.nll:.4f}")
+        rows.append(f"at {coefficient:.2f}  {score.said}")
     if soup.score is None:
         return rows
-    rows.append(
-        f"{'average':<{width}}  batch norm {soup.batchnorm}"
-        f"  {word} {soup.score.accuracy:.4f}  nll {soup.score.nll:.4f}"
-    )
+    rows.append(f"{'average':<{width}}  batch norm {soup.batchnorm}  {soup.score.said}")
     best = min(soup.member_scores, key=lambda score: score.sort_key)
     verdict = "better than" if soup.score.loss < best.loss else "equal to"
     if soup.score.loss > best.loss:
         verdict = "worse than"
-    rows.append(f"the average is {verdict} the best member by held-out {metric}")
+    task = TASKS[soup.entry["task"]]
+    word = metric if task.has_choices else task.deciding
+    rows.append(f"the average is {verdict} the best member by held-out {word}")
     return rows

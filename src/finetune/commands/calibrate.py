@@ -48,8 +48,8 @@ def calibrate(
         checkpoint: a checkpoint, an average, an ensemble or a run folder.
         data: the folder of images that the fits were made with; what they held out calibrates.
         reject_risk: wanted share of wrong accepted answers.
-        conformal: accepted share of sets without the truth; of several labels an image, accepted
-            share of true labels that its set lacks.
+        conformal: accepted share of sets, or of intervals about numbers, without the truth; of
+            several labels an image, accepted share of true labels that its set lacks.
         unknown: accepted share of known images that are called unknown.
         unknown_examples: images of other things: it says how many are caught; they decide nothing.
         score: how sets are built: thr smallest, aps and raps sized to the image.
@@ -125,11 +125,18 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
     """What was fitted, in words."""
     if calibration is None:
         return []
-    fit = calibration.fit
-    lines = [
-        f"temperature {fit.temperature:.3f} on {fit.images} images: "
-        f"nll {fit.nll_before:.4f} before, {fit.nll_after:.4f} after"
-    ]
+    lines = []
+    if (fit := calibration.fit) is not None:
+        lines.append(
+            f"temperature {fit.temperature:.3f} on {fit.images} images: "
+            f"nll {fit.nll_before:.4f} before, {fit.nll_after:.4f} after"
+        )
+    if (rule_of_numbers := calibration.interval) is not None:
+        lines.append(
+            f"intervals of plus and minus {rule_of_numbers.half_width:.4g} hold the true number in "
+            f"at least {1 - rule_of_numbers.alpha:.0%} of images like these "
+            f"{rule_of_numbers.images}"
+        )
     if calibration.reject is not None:
         rule = calibration.reject
         lines.append(
@@ -163,12 +170,15 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
             "each image was answered by a fit without it: what has learnt from all of them is "
             "usually a little better than these figures"
         )
-        if calibration.conformal is not None:
+        if calibration.conformal is not None or calibration.interval is not None:
             lines.append("the share that sets of such answers hold is usual, not proven")
-    if calibration.chosen_by and calibration.conformal is not None:
+    if calibration.chosen_by and (calibration.conformal or calibration.interval):
+        what = "sets of others may hold the true class"
+        if calibration.interval:
+            what = "intervals of others may hold the true number"
         lines.append(
-            "by these images the fit itself had chosen its epoch, phase or confidence, so sets of "
-            "others may hold the true class a little less often; `finetune calibrate --split test` "
+            "by these images the fit itself had chosen its epoch, phase or confidence, so "
+            f"{what} a little less often; `finetune calibrate --split test` "
             "takes images that chose nothing (folds do not help: each chose by its own)"
         )
     if calibration.reused:

@@ -55,8 +55,10 @@ def check(
         data: DIR/<class>/... or DIR/train|val|test/<class>/...
         manifest: CSV with path, label and perhaps split and group, which decides instead.
         allow_outside: accept files of the manifest outside DIR.
-        task: whether a cell of the manifest is one class or several labels; auto: as it has it.
-        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known).
+        task: whether a cell of the manifest is one class, several labels or a number; auto: one of
+            the first two, as it has it.
+        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known); or
+            the one of numbers.
         duplicates: equal files only, or also images that look the same.
         max_pixels: refuse images with more pixels, at least 1.
         max_decoding_mb: refuse images that take more memory to decode, in MiB.
@@ -179,6 +181,8 @@ def _headline(folder: ImageFolder, inspections: list[Inspection]) -> str:
     readable = [each for each in inspections if each.problem is None]
     classes = len(folder.class_names)
     text = f"{len(folder.images)} images, {classes} class{'es' * (classes != 1)}"
+    if folder.has_numbers:
+        text = f"{len(folder.images)} images with a number each ({folder.class_names[0]})"
     if readable:
         shortest = sorted(min(each.width, each.height) for each in readable)
         text += (

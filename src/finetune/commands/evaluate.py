@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
@@ -81,19 +81,21 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = judged.task.figures(judged.logits, judged.labels, judged.thresholds)
+    intervals = intervals_of_numbers(judged)
     images = str(judged.root.resolve())
     kept: dict[str, float | str] = {
         **figures,
         "images": images,
         "ms_per_image": judged.ms_per_image,
+        **{f"{name}_low": low for name, (low, _) in intervals.items()},
+        **{f"{name}_high": high for name, (_, high) in intervals.items()},
     }
     if process_rank() > 0:
         return kept  # every process has the answers of all, and the first alone writes
     # Before anything is written: whatever the disk says.
-    print(summary(judged.task, stage, figures, len(judged.labels)), flush=True)
-    if dominant := dominant_image(
-        judged.task.losses(judged.logits, judged.labels).numpy(), judged.paths
-    ):
+    print(summary(judged.task, stage, figures, len(judged.labels), intervals), flush=True)
+    losses = judged.task.losses(judged.logits, judged.labels).numpy()
+    if judged.task.has_choices and (dominant := dominant_image(losses, judged.paths)):
         print(dominant, flush=True)
     folder = _folder_for(judged)
     key = free_stage(folder, stage, images)
@@ -286,17 +288,39 @@ def _folder_for(judged: Judged) -> Path:
     return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
 
 
-def summary(task: Task, stage: str, figures: dict[str, float], images: int) -> str:
+def intervals_of_numbers(judged: Judged) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each figure of numbers, groups drawn as wholes; of other tasks none."""
+    from finetune.evaluation.judge import numbered
+    from finetune.tasks.number_scores import score_intervals
+
+    if judged.task.has_choices:
+        return {}
+    groups = numbered(judged.groups)
+    answers, truth = (each.double().numpy()[:, 0] for each in (judged.logits, judged.labels))
+    return score_intervals(answers, truth, range(len(truth)) if groups is None else groups.tolist())
+
+
+def summary(
+    task: Task,
+    stage: str,
+    figures: Mapping[str, float],
+    images: int,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
     """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error.
 
-    Of another task than one class an image, all of its figures.
+    Of another task than one class an image, all of its figures, with their intervals if given.
     """
     from finetune.evaluation.intervals import wilson_interval
     from finetune.tasks.multiclass import MULTICLASS
 
     if task != MULTICLASS:
-        told = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.3f}" for name in figures)
-        return f"{stage}: {told} ({images} images)"
+        digits = ".3f" if task.has_choices else ".4g"  # numbers have the user's unit
+        told = [f"{name.replace('_', ' ')} {figures[name]:{digits}}" for name in figures]
+        for place, (low, high) in enumerate((intervals or {}).values()):
+            told[place] += f" ({low:.4g} to {high:.4g})"
+        note = "; 95 % intervals" if intervals else ""
+        return f"{stage}: {', '.join(told)} ({images} images{note})"
 
     low, high = wilson_interval(round(figures["accuracy"] * images), images)
     return (

@@ -66,7 +66,7 @@ def describe_graph(exported: Exported) -> list[str]:
     for name, preprocessing in exported.inputs.items():
         side = preprocessing.image_size
         lines.append(f"input   {name} (batch, {preprocessing.in_chans}, {side}, {side}) in [0, 1]")
-    return [*lines, f"output  probabilities (batch, {len(exported.class_names)})"]
+    return [*lines, f"output  {exported.output} (batch, {len(exported.class_names)})"]
 
 
 def describe_parity(exported: Exported) -> str:
@@ -77,7 +77,7 @@ def describe_parity(exported: Exported) -> str:
             f"{remedy('export')}"
         )
     return (
-        "greatest difference to the checkpoint's probabilities on random images: "
+        f"greatest difference to the checkpoint's {exported.output} on random images: "
         f"{exported.greatest_difference:.2g}"
     )
 

@@ -109,7 +109,10 @@ def check_figures(cli: FinetuneCLI) -> None:
 
     task = cli.model.task
     names = task.figure_names(task.number_of_outputs(cli.model.class_names))
-    known = ["val/loss", "val/nll_rescaled", *(f"val/{name}" for name in names)]
+    own = ["val/nll_rescaled"] if task.has_choices else []
+    known = ["val/loss", *own, *(f"val/{name}" for name in names)]
+    if cli.config.monitor == "val/nll":  # the default stands for what decides in the task
+        cli.config.monitor = f"val/{task.deciding}"
     if cli.config.monitor not in known:
         raise UsageError(
             f"Expected --monitor to be one of {', '.join(known)}, found {cli.config.monitor!r}."

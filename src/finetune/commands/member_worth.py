@@ -24,7 +24,6 @@ def describe_ensemble(
         held_out, of_chosen: what they answered to the same images.
     """
     from finetune.combining.diversity import diversity
-    from finetune.tasks.multiclass import MULTICLASS
 
     judged = chosen.task.held_out_loss
     rows = picking_rows(chosen, held_out)
@@ -38,10 +37,9 @@ def describe_ensemble(
     width = max(len("ensemble"), *map(len, names))
 
     def figures(logits: Tensor, votes: bool = False) -> str:
-        word = "accuracy" if chosen.task == MULTICLASS else "labels right"
-        accuracy = f"{word} {1 - judged(logits, labels, 'accuracy'):.4f}"
+        said = chosen.task.in_words(logits, labels)
         # Shares of votes are no probabilities: their likelihood says nothing.
-        return accuracy if votes else f"{accuracy}  nll {judged(logits, labels, 'nll'):.4f}"
+        return said.partition("  nll ")[0] if votes else said
 
     lines = [
         f"{name:<{width}}  {figures(member)}  coefficient {value:.3f}"
@@ -54,22 +52,24 @@ def describe_ensemble(
     metric: Metric = "accuracy" if chosen.pooling == "vote" else "nll"
     lines.append(f"{'ensemble':<{width}}  {figures(pooled, votes=metric == 'accuracy')}")
     answers = of_chosen.member_logits[:, rows]
-    found = diversity(
-        *chosen.task.rows(answers, labels),
-        of_chosen.of_rows(chosen.coefficients),
-        pooling=chosen.pooling,
-        metric=metric,
-    )
-    pairs = max(len(answers) * (len(answers) - 1), 1)
-    lines.append(
-        f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
-        f"one of them right {found.oracle_accuracy:.4f}; "
-        f"pooling gains {found.ambiguity:.4f} {metric}"
-    )
+    if chosen.task.has_choices:
+        found = diversity(
+            *chosen.task.rows(answers, labels),
+            of_chosen.of_rows(chosen.coefficients),
+            pooling=chosen.pooling,
+            metric=metric,
+        )
+        pairs = max(len(answers) * (len(answers) - 1), 1)
+        lines.append(
+            f"disagreement of two members {float(found.disagreement.sum()) / pairs:.3f}; "
+            f"one of them right {found.oracle_accuracy:.4f}; "
+            f"pooling gains {found.ambiguity:.4f} {metric}"
+        )
     best = min(judged(member, labels, metric) for member in members)
     gain = best - judged(pooled, labels, metric)
     verdict = "better than" if gain > 1e-9 else "equal to" if gain > -1e-9 else "worse than"
-    lines.append(f"the ensemble is {verdict} the best member by held-out {metric} ({gain:+.4f})")
+    word = metric if chosen.task.has_choices else chosen.task.deciding
+    lines.append(f"the ensemble is {verdict} the best member by held-out {word} ({gain:+.4f})")
     return lines
 
 
@@ -110,8 +110,8 @@ def honest_accuracy(
             seed=seed,
         )
     if chosen.task != MULTICLASS:
-        nll = chosen.task.held_out_loss(answers, labels, "nll")
-        return f"{kind} nll of the ensemble {nll:.4f} ({len(labels)} images)"
+        loss, word = chosen.task.held_out_loss(answers, labels, "nll"), chosen.task.deciding
+        return f"{kind} {word} of the ensemble {loss:.4f} ({len(labels)} images)"
     right = int((chosen.task.decide(answers) == labels).sum())
     low, high = wilson_interval(right, len(labels))
     source = " out-of-fold answers" if held_out.is_out_of_fold else " images"

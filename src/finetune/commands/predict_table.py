@@ -91,13 +91,15 @@ def _answered(
     safe: bool,
 ) -> Predictions:
     from finetune.prediction import predict
+    from finetune.prediction.predictions import columns_of
 
     trainer = _trainer(settings, shown=written is not None)
     one_process = trainer.world_size == 1
     with ExitStack() as stack:
         write: Write = _print
         if written is not None and trainer.is_global_zero:
-            write = stack.enter_context(_table(written, model.class_names, safe=safe))
+            columns = columns_of(model.task, model.class_names)
+            write = stack.enter_context(_table(written, columns, safe=safe))
 
         def on_answer(path: Path, answer: Predictions) -> None:
             answer.write(write, top_k=settings.top_k)
@@ -173,6 +175,10 @@ def _table(output: Output, class_names: Sequence[str], *, safe: bool) -> Iterato
 
 
 def _print(row: Row, log_probabilities: Sequence[float]) -> None:
+    if "confidence" not in row:
+        between = f"  {row['lower']:.6g} to {row['upper']:.6g}" if "lower" in row else ""
+        print(f"{row['path']}  {row['prediction']:.6g}{between}", flush=True)
+        return
     ranks = [""] + [f"_{rank}" for rank in range(2, len(row))]
     named = [
         f"{row[f'prediction{rank}']} {row[f'confidence{rank}']:.3f}"

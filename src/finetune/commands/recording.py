@@ -44,9 +44,9 @@ def write_figures(folder: Path, best: Candidate | None) -> None:
         print(summary(best.task, "val", figures, len(best.outputs[1])), flush=True)
         if thresholds is not None:
             print("thresholds were chosen on these images: what is decided by them flatters")
-        if dominant := dominant_image(
-            best.task.losses(*best.outputs).numpy(), best.entry["val"]["paths"]
-        ):
+        losses = best.task.losses(*best.outputs).numpy()
+        dominant = dominant_image(losses, best.entry["val"]["paths"])
+        if dominant is not None and best.task.has_choices:
             print(dominant, flush=True)
         out_of_fold = {"answers": "out of fold"} if "refitted" in best.facts else {}
         write_metrics(folder, "val", {**figures, **out_of_fold})

@@ -116,6 +116,11 @@ def _service(
     from finetune.serving.neighbours import Neighbours
     from finetune.training.features.store import FeatureStore
 
+    if not model.task.has_choices:
+        raise UsageError(
+            f"Expected names to serve, found the task {model.task.name}, for which there is no "
+            "page yet; answer by `finetune predict`."
+        )
     if sum(share for _, share in weighted_classifiers(model)) < 0.999:
         raise UsageError(
             "Expected classifiers that can answer new images, found an ensemble with answers from "

@@ -46,8 +46,10 @@ def split(
         overwrite: replace what is there.
         manifest: CSV path,label[,group] to split instead of the folder.
         allow_outside: accept files of the manifest outside DIR.
-        task: whether a cell of the manifest is one class or several labels; auto: as it has it.
-        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known).
+        task: whether a cell of the manifest is one class, several labels or a number; auto: one of
+            the first two, as it has it.
+        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known); or
+            the one of numbers.
         previous: an earlier CSV: its images keep their sides, new ones are added.
         val_fraction, test_fraction: share held out where nothing says which, at least 0 and below
             1.
@@ -161,7 +163,10 @@ def _print_summary(folder: ImageFolder) -> None:
     counts = ", ".join(f"{sides[side]} {side}" for side in ("train", "val", "test") if sides[side])
     folds = Counter(image.fold for image in folder.images if image.fold is not None)
     groups = len({image.group for image in folder.images if image.group is not None})
-    print(f"{len(folder.images)} images of {len(folder.class_names)} classes: {counts}")
+    of_what = f"of {len(folder.class_names)} classes"
+    if folder.has_numbers:
+        of_what = f"with a number each ({folder.class_names[0]})"
+    print(f"{len(folder.images)} images {of_what}: {counts}")
     if folds:
         print(f"folds: {', '.join(str(folds[fold]) for fold in sorted(folds))} images")
     if groups:

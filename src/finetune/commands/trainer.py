@@ -149,7 +149,7 @@ class FinetuneCLI(LightningCLI):
                 "--monitor",
                 type=str,
                 default="val/nll",
-                help="Figure that picks the best epoch: val/nll, val/loss, val/accuracy, ...",
+                help="Figure that picks the best epoch: val/nll (of numbers val/mae), val/loss ...",
             )
             parser.add_argument(
                 "--patience",

@@ -56,8 +56,8 @@ class ImageFolderDataModule(LabelledFolder):
 
     Batches are ``images`` ``uint8 (B, C, S, S)``, which a classifier converts and normalises, and
     ``labels`` int64 ``(B,)``, or of several labels an image float ``(B, K)`` with 1, 0 and NaN
-    for not known. The same seed gives the same splits, order and random views,
-    whatever the number of workers.
+    for not known, or numbers float ``(B, 1)``. The same seed gives the same splits, order and
+    random views, whatever the number of workers.
 
     Args:
         root: the folder.
@@ -91,8 +91,10 @@ class ImageFolderDataModule(LabelledFolder):
         allow_outside: accept files of the manifest that are not below the root.
         task: what is predicted: multiclass, one class an image; multilabel, several labels an
             image, with ``|`` between them in the manifest, or because the image lies in several
-            class folders; auto: as the manifest has it, and class folders are one class each.
-        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known).
+            class folders; regression, a number an image; auto: one of the first two, as the
+            manifest has it, and class folders are one class each.
+        label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known); or
+            the one of numbers.
     """
 
     def __init__(
@@ -224,7 +226,7 @@ class ImageFolderDataModule(LabelledFolder):
         silence_worker_advice()
         if stage == "fit":
             self._require("train")
-            if self.num_classes < 2:
+            if self.num_classes < 2 and not self._found_images.found.has_numbers:
                 raise one_class_only(self.root, self.class_names[0])
         elif stage in ("validate", "test"):
             self._require("val" if stage == "validate" else "test")

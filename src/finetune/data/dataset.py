@@ -98,12 +98,17 @@ def balancing_weights(labels: Sequence[Label]) -> Tensor:
     """A weight an image with which every class is drawn equally often, float64 ``(N,)``.
 
     Raises:
-        UsageError: several labels an image, which no weight of an image balances.
+        UsageError: several labels an image, which no weight of an image balances, or numbers.
     """
     if several(labels):
         raise UsageError(
             "Expected --data.balanced false for several labels an image, found true; leave it out: "
             "thresholds are chosen for each label."
+        )
+    if any(isinstance(label, float) for label in labels):
+        raise UsageError(
+            "Expected --data.balanced false for numbers, found true; leave it out: there are no "
+            "classes."
         )
     classes = torch.tensor([index for label in labels for index in indexes(label)])
     return 1 / classes.bincount().double()[classes]

@@ -69,6 +69,11 @@ class ImageFolder:
         return several(image.label for image in self.images[:1])
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether a number is known of each of its images, instead of a class."""
+        return any(isinstance(image.label, float) for image in self.images[:1])
+
+    @property
     def is_split(self) -> bool:
         """Whether the images already stand on sides."""
         return bool(self.splits)
@@ -155,7 +160,7 @@ def _assemble(root: Path, walk: Walk, found: list[_Found]) -> ImageFolder:
     )
 
 
-def _order(image: LabelledImage) -> tuple[int, tuple[int, ...]]:
+def _order(image: LabelledImage) -> tuple[int, tuple[float, ...]]:
     # Within a class the walk's order (sorted by name) stays, for Python's sort is stable.
     return (SPLITS.index(image.split) if image.split else 0, order(image.label))
 

@@ -19,6 +19,7 @@ from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_folders import as_label_sets, with_labels_of_copies, without_copies
 from finetune.data.manifest import read_manifest, with_more
+from finetune.data.number_cells import refuse_folders
 from finetune.errors import ImageFolderError
 from finetune.runtime import Runtime
 from finetune.spec.choices import TaskOfData
@@ -42,6 +43,7 @@ def read_images(
     """
     if manifest is None:
         found = scan_folder(root)
+        refuse_folders(found, task)
         return as_label_sets(found) if task == "multilabel" else found
     return read_manifest(
         manifest,
@@ -62,7 +64,7 @@ class FoundImages:
             :class:`finetune.data.datamodule.ImageFolderDataModule`.
         cache_dir: where what was found out about a file is remembered.
         remember: whether it is.
-        task: whether an image has one class or several labels.
+        task: whether an image has one class, several labels or a number.
         label_columns: of the manifest, one a label; see :mod:`finetune.data.label_cells`.
         more: a manifest of further images.
         listed: a fit by manifest, whose images and labels count where no manifest is given.

@@ -182,7 +182,7 @@ def _vocabulary_findings(folder: ImageFolder) -> Iterator[Finding]:
     for name in folder.empty_classes:
         problem = f"class folder {name!r} has no images; it is no class"
         yield Finding(root, "empty_class", "warning", problem, "add images or remove the folder")
-    if len(folder.class_names) == 1:
+    if len(folder.class_names) == 1 and not folder.has_numbers:
         problem = f"only one class, {folder.class_names[0]!r}"
         remedy = "put each class's images into a folder of its own"
         yield Finding(root, "one_class", "error", problem, remedy)

@@ -52,5 +52,5 @@ def without_copies(folder: ImageFolder) -> ImageFolder:
 
 
 def _marks(label: Label) -> tuple[int, ...]:
-    assert not isinstance(label, int)
+    assert isinstance(label, tuple)
     return label

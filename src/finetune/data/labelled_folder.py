@@ -18,9 +18,9 @@ from finetune.data.sides import Sides, none_on_side
 from finetune.errors import UsageError
 from finetune.spec.images import label_counts
 from finetune.spec.splits import SplitRecord
-from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.known import task_for
 from finetune.tasks.multilabel import MULTILABEL
-from finetune.tasks.task import Task
+from finetune.tasks.regression import REGRESSION
 
 
 class LabelledFolder(LightningDataModule):
@@ -84,8 +84,7 @@ class LabelledFolder(LightningDataModule):
     @property
     def task_name(self) -> str:
         """What is predicted, as the manifest or the folder has it."""
-        task: Task = MULTILABEL if self._found_images.found.has_label_sets else MULTICLASS
-        return task.name
+        return task_for(image.label for image in self._found_images.found.images[:1]).name
 
     @property
     def num_classes(self) -> int:
@@ -111,7 +110,10 @@ class LabelledFolder(LightningDataModule):
         return names_below(self.root, self.images(split))
 
     def class_counts(self, split: Split) -> dict[str, int]:
-        """Images of each class in a split, zeros included, in the order of the vocabulary."""
+        """Images of each class in a split, zeros included, in the order of the vocabulary.
+
+        Of numbers all images are of the one column.
+        """
         counts = label_counts(self.images(split))
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
@@ -137,6 +139,10 @@ class LabelledFolder(LightningDataModule):
         if self.task_name == MULTILABEL.name:
             text += f" images with several of {self.num_classes} labels each (multilabel; "
             text += "--data.task multiclass takes a cell for one class)"
+        elif self.task_name == REGRESSION.name:
+            numbers = [float(image.label) for image in self.images("train")]  # type: ignore[arg-type]
+            text += f" images with a number each ({self.class_names[0]}: regression"
+            text += f"; train {min(numbers):g} to {max(numbers):g})" if numbers else ")"
         else:
             text += f" images of {self.num_classes} classes"
         bad = len(self.bad_images)

@@ -1,8 +1,8 @@
 """CSV manifests: which file has which label, and on which side it stands.
 
 Columns ``path`` and ``label`` (or one for each label), and optionally ``split``, ``fold``,
-``group`` and ``hash``, in any order; other columns are not read. ``split.csv`` in a run folder is
-one.
+``group`` and ``hash``, in any order; other columns are not read, but that of the numbers where a
+number is predicted. ``split.csv`` in a run folder is one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from finetune.csv_table import CsvTable, read_csv_table
 from finetune.data.assignment import image_keys, relative_names
 from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
 from finetune.data.label_cells import cell_of_columns, checked_columns, read_cells
+from finetune.data.number_cells import LABEL, NUMBERS, number_column, read_numbers
 from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
 from finetune.files import write_text
@@ -56,16 +57,21 @@ def read_manifest(
         root: the folder of images.
         allow_outside: accept files that are not below ``root``.
         group_column: whose equal values keep images on one side.
-        task: whether a cell is one class or several labels, see :mod:`finetune.data.label_cells`;
-            by default several wherever one of the cells has the sign between labels.
-        label_columns: one column a label, with 1, 0 or nothing (not known), instead of ``label``.
+        task: whether a cell is one class or several labels, see :mod:`finetune.data.label_cells`,
+            or a number, see :mod:`finetune.data.number_cells`; by default several labels wherever
+            one of the cells has the sign between them.
+        label_columns: one column a label, with 1, 0 or nothing (not known), instead of ``label``;
+            or the one of numbers.
 
     Raises:
         ManifestError: a missing column or file, an unknown split, a file with two labels, ...
     """
     path, root = Path(path), Path(root)
     labels_in = checked_columns(label_columns, COLUMNS)
-    rows = list(_read_rows(path, root, group_column, labels_in))
+    if task == NUMBERS:
+        found = labels_in or manifest_columns(path)
+        labels_in = (number_column(found, (*COLUMNS, group_column), str(path)),)
+    rows = list(_read_rows(path, root, group_column, labels_in, numbers=task == NUMBERS))
     if not rows:
         raise ManifestError(f"Expected images in {path}, found only a header.")
     if not allow_outside:
@@ -77,7 +83,10 @@ def read_manifest(
             f"Expected all files of {path} to exist, found {len(missing)} missing, the first "
             f"{missing[0]}; correct the paths or remove these rows."
         )
-    class_names, labels = read_cells([(row.label, row.place) for row in rows], task, labels_in)
+    cells = [(row.label, row.place) for row in rows]
+    class_names, labels = (
+        (labels_in, read_numbers(cells)) if task == NUMBERS else read_cells(cells, task, labels_in)
+    )
     images = [
         LabelledImage(row.path, label, row.group, row.split, row.fold, row.hash)
         for row, label in zip(rows, labels, strict=True)
@@ -101,7 +110,8 @@ def write_manifest(path: str | os.PathLike[str], folder: ImageFolder) -> None:
     names = relative_names(folder.root, folder.images)
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    column = folder.class_names[0] if folder.has_numbers else LABEL
+    writer.writerow(column if name == LABEL else name for name in COLUMNS)
     for name, image in zip(names, folder.images, strict=True):
         label = cell(image.label, folder.class_names)
         fold = "" if image.fold is None else image.fold
@@ -159,12 +169,12 @@ def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
 
 def _table(path: Path, labels_in: Sequence[str]) -> CsvTable:
     """The file; labels are in these columns, or where there are none in the one of that name."""
-    known, needed = (*COLUMNS, *labels_in), labels_in or ("label",)
+    known, needed = (*COLUMNS, *labels_in), labels_in or (LABEL,)
     return read_csv_table(path, known=known, required=("path", *needed), error=ManifestError)
 
 
 def _read_rows(
-    path: Path, root: Path, group_column: str, labels_in: Sequence[str]
+    path: Path, root: Path, group_column: str, labels_in: Sequence[str], *, numbers: bool
 ) -> Iterator[_Row]:
     table = _table(path, labels_in)
     base: Path | None = None
@@ -174,7 +184,10 @@ def _read_rows(
         if base is None and not os.path.isabs(row["path"]):
             base = path.parent if (path.parent / row["path"]).exists() else root
         place = f"line {line} of {path}"
-        label = cell_of_columns(row, labels_in, place) if labels_in else normal_name(row["label"])
+        if numbers or not labels_in:
+            label = normal_name(row[labels_in[0] if labels_in else LABEL])
+        else:
+            label = cell_of_columns(row, labels_in, place)
         yield _parse_row(row, label, base or root, group_column, place)
 
 

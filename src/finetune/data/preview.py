@@ -24,7 +24,8 @@ def batch_image(
 
     Args:
         images: ``uint8 (B, C, S, S)``, RGB or grey, as batches hold them.
-        labels: ``(B,)`` class indexes, or ``(B, K)`` probabilities where images were mixed.
+        labels: ``(B,)`` class indexes, ``(B, K)`` probabilities where images were mixed, or
+            ``(B, 1)`` numbers.
         class_names: ``K`` names.
         columns: tiles a row.
     """
@@ -61,6 +62,8 @@ def _tile(image: Tensor) -> Image.Image:
 def _caption(label: Tensor, class_names: Sequence[str]) -> str:
     if label.ndim == 0:
         return class_names[int(label)]
+    if len(class_names) == 1:
+        return f"{float(label):.6g}"
     label = label.nan_to_num()  # of several labels an image some may not be known
     order = label.argsort(descending=True)[:2].tolist()
     parts = [f"{class_names[k]} {float(label[k]):.0%}" for k in order if label[k] > 0]

@@ -17,6 +17,7 @@ from finetune.data.folder import Split
 from finetune.data.label_set_dealer import LabelSetDealer
 from finetune.errors import UsageError
 from finetune.spec.labels import Label, indexes
+from finetune.spec.numbers import quantile_bins
 
 S = TypeVar("S", bound=Hashable)
 
@@ -38,8 +39,8 @@ def split_labels(
     the shares are as near as dealing out whole groups, largest first, allows.
 
     Args:
-        labels: ``(N,)`` class indexes, or several labels an image, which are stratified label by
-            label; see :mod:`finetune.data.label_set_dealer`.
+        labels: ``(N,)`` class indexes; or several labels an image, which are stratified label by
+            label, see :mod:`finetune.data.label_set_dealer`; or numbers, stratified by quantiles.
         keys: ``(N,)`` names that identify the images, unchanged from run to run.
         val_fraction, test_fraction: shares of all images, in ``[0, 1)``, together below 1.
         groups: ``(N,)`` values; images with equal ones stay together.
@@ -102,10 +103,13 @@ def held_out_by(fold: int, fold_of: Sequence[int | None], labels: Sequence[Label
 def _dealer(
     labels: Sequence[Label], shares: Mapping[S, Fraction], must_have: S | None
 ) -> _Dealer[S] | LabelSetDealer[S]:
-    """One for classes, and one for several labels an image."""
+    """One for classes, or bins of numbers, and one for several labels an image."""
     classes = [label for label in labels if isinstance(label, int)]
+    numbers = [label for label in labels if isinstance(label, float)]
     if len(classes) == len(labels):
         return _Dealer(classes, shares, must_have)
+    if len(numbers) == len(labels):
+        return _Dealer(quantile_bins(numbers), shares, must_have)
     return LabelSetDealer(labels, shares, must_have)
 
 

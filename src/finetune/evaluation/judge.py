@@ -65,7 +65,7 @@ def judge(
     """
     if task.name not in JUDGES:
         raise UsageError(
-            f"Expected answers of one of the tasks {', '.join(JUDGES)}, found {task.name}, for "
+            f"Expected answers of {' or '.join(JUDGES)}, found the task {task.name}, for "
             "which there is no page yet; metrics.json of its run has its figures."
         )
     return JUDGES[task.name](

@@ -13,7 +13,6 @@ from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import plain
 
 VERSION = 1
-OUTPUT = "probabilities"
 # Of a classifier's hyperparameters, those that shape its network; the rest is about training.
 NETWORK = ("class_names", "backbone", "image_size", "in_chans", "network_options")
 
@@ -22,6 +21,11 @@ def input_names(ensemble: Ensemble) -> tuple[str, ...]:
     """``images``, or ``images_0``, ``images_1``, ... where members want different preprocessing."""
     count = len(ensemble.preprocessings)
     return ("images",) if count == 1 else tuple(f"images_{index}" for index in range(count))
+
+
+def output_name(ensemble: Ensemble) -> str:
+    """``probabilities``, or ``numbers`` in the user's unit."""
+    return "probabilities" if ensemble.task.has_choices else "numbers"
 
 
 def describe_export(ensemble: Ensemble) -> dict[str, Any]:
@@ -43,7 +47,7 @@ def describe_export(ensemble: Ensemble) -> dict[str, Any]:
                 input_names(ensemble), ensemble.preprocessings, strict=True
             )
         ],
-        "output": OUTPUT,
+        "output": output_name(ensemble),
         **({} if thresholds is None else {"thresholds": list(thresholds)}),
         **entry,
     }

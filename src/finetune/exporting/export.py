@@ -9,7 +9,7 @@ from typing import assert_never
 
 from finetune.combining.ensemble import Ensemble
 from finetune.exporting.copying import exportable_copy
-from finetune.exporting.description import input_names
+from finetune.exporting.description import input_names, output_name
 from finetune.exporting.onnx_file import write_onnx
 from finetune.exporting.parity import Reloaded, check_parity
 from finetune.exporting.safetensors_folder import write_safetensors
@@ -27,6 +27,7 @@ class Exported:
     Attributes:
         path: the file or folder.
         inputs: name and preprocessing of each input, in the order of the graph's arguments.
+        output: its name: ``probabilities``, or ``numbers``.
         class_names: of the output's columns.
         greatest_difference: of a probability, between the file and the classifier on random
             images; None where nothing is installed that runs the file.
@@ -34,6 +35,7 @@ class Exported:
 
     path: Path
     inputs: dict[str, Preprocessing]
+    output: str
     class_names: tuple[str, ...]
     greatest_difference: float | None
 
@@ -47,8 +49,9 @@ def export(
     """Write a file or folder that answers as the classifier does, and compare their answers.
 
     Graphs take images ``(B, C, S, S)`` in ``[0, 1]``, one tensor for each distinct preprocessing
-    of the members, and return probabilities ``(B, classes)``: normalisation, pooling and
-    temperature are inside. Class names, preprocessing and calibration go along as JSON.
+    of the members, and return probabilities ``(B, classes)``, or numbers ``(B, 1)`` in the user's
+    unit: normalisation, pooling and temperature are inside. Class names, preprocessing and
+    calibration go along as JSON.
 
     Args:
         classifier: it stays as it is, wherever it is; or its file, or a run folder.
@@ -71,6 +74,7 @@ def export(
     return Exported(
         path=path,
         inputs=dict(zip(input_names(ensemble), ensemble.preprocessings, strict=True)),
+        output=output_name(ensemble),
         class_names=ensemble.class_names,
         greatest_difference=difference,
     )

@@ -9,7 +9,7 @@ import torch
 
 from finetune.combining.ensemble import Ensemble
 from finetune.errors import ExportError
-from finetune.exporting.description import OUTPUT, as_json, describe_export, input_names
+from finetune.exporting.description import as_json, describe_export, input_names, output_name
 from finetune.exporting.parity import Reloaded
 from finetune.exporting.tracing import BATCH, first_line, trace
 from finetune.extras import need
@@ -36,7 +36,7 @@ def write_onnx(ensemble: Ensemble, beside: Path) -> Reloaded | None:
         translated = torch.onnx.export(
             program,
             input_names=names,
-            output_names=[OUTPUT],
+            output_names=[output_name(ensemble)],
             # Free already; this names the one dimension of all, instead of the tracer's number.
             dynamic_shapes={"views": ({0: BATCH}, *[None] * (len(names) - 1))},
             dynamo=True,
@@ -52,7 +52,7 @@ def write_onnx(ensemble: Ensemble, beside: Path) -> Reloaded | None:
         node.metadata_props.clear()  # traces into the files of this machine
     translated.model.metadata_props[METADATA_KEY] = as_json(describe_export(ensemble))
     translated.save(beside, external_data=False)
-    return _runtime(beside, names)
+    return _runtime(beside, names, output_name(ensemble))
 
 
 def _check_size(ensemble: Ensemble) -> None:
@@ -64,7 +64,7 @@ def _check_size(ensemble: Ensemble) -> None:
         )
 
 
-def _runtime(path: Path, names: tuple[str, ...]) -> Reloaded | None:
+def _runtime(path: Path, names: tuple[str, ...], output: str) -> Reloaded | None:
     if find_spec("onnxruntime") is None:
         return None
     import onnxruntime
@@ -73,6 +73,6 @@ def _runtime(path: Path, names: tuple[str, ...]) -> Reloaded | None:
 
     def answer(views: tuple[torch.Tensor, ...]) -> torch.Tensor:
         inputs = {name: view.numpy() for name, view in zip(names, views, strict=True)}
-        return torch.from_numpy(session.run([OUTPUT], inputs)[0])
+        return torch.from_numpy(session.run([output], inputs)[0])
 
     return answer

@@ -22,7 +22,7 @@ def check_parity(ensemble: Ensemble, reloaded: Reloaded) -> float:
     """Compare the answers of both to random images, in batches of one and of three.
 
     Returns:
-        The greatest difference of a probability.
+        The greatest difference of a probability, or of a number as a share of the largest.
 
     Raises:
         ExportError: it is above 1e-4, or the answers have another shape or are no numbers.
@@ -31,8 +31,8 @@ def check_parity(ensemble: Ensemble, reloaded: Reloaded) -> float:
     greatest = max(differences)
     if not greatest <= TOLERANCE:
         raise ExportError(
-            f"Expected the exported file to answer as the checkpoint does, found probabilities "
-            f"that differ by {greatest:.2g}, more than {TOLERANCE:g}; nothing was written, use "
+            f"Expected the exported file to answer as the checkpoint does, found answers that "
+            f"differ by {greatest:.2g}, more than {TOLERANCE:g}; nothing was written, use "
             "another format."
         )
     return greatest
@@ -46,4 +46,6 @@ def _difference(ensemble: Ensemble, reloaded: Reloaded, batch_size: int) -> floa
     if theirs.shape != ours.shape:
         return float("inf")
     difference = (ours.double() - theirs.double()).abs().max()
+    if not ensemble.task.has_choices:  # of numbers, whatever their unit, a share of the largest
+        difference = difference / ours.double().abs().max().clamp_min(1e-30)
     return float(difference.nan_to_num(float("inf")))

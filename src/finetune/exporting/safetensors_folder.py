@@ -28,11 +28,13 @@ def write_safetensors(ensemble: Ensemble, beside: Path) -> Reloaded:
     """Write ``model.safetensors`` and ``config.json`` into a new folder ``beside`` the target.
 
     A single classifier's tensors are named as in its network, so that timm's loads them; those of
-    an ensemble begin with ``members.<i>.classifier.network.``. Tensors that members share stand in
-    the file once; its metadata maps the other names to the one that is there.
+    an ensemble, and of numbers with their unit beside the network, begin with
+    ``members.<i>.classifier.network.``. Tensors that members share stand in the file once; its
+    metadata maps the other names to the one that is there.
     """
     classifier = only_classifier(ensemble)
-    module = ensemble if classifier is None else classifier.network
+    alone = classifier is not None and not classifier.unit.state_dict()
+    module = classifier.network if classifier is not None and alone else ensemble
     safetensors.torch.save_model(module, str(beside / WEIGHTS))
     write_text(beside / CONFIG, as_json(describe_export(ensemble)))
     graph = ProbabilityGraph(read_safetensors(beside))

@@ -16,13 +16,14 @@ from finetune.exporting.parity import Reloaded
 from finetune.networks.final_layer import output_tensors
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.timm_folder import is_timms, read_timm_folder, write_timm_folder
+from finetune.tasks.units import Unit
 
 
 def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
     """Write weights and configuration into a new folder ``beside`` the target, as timm does.
 
     timm's networks answer with logits; a calibration's temperature is multiplied into the final
-    layer, so that these logits say what our answer says.
+    layer, so that these logits say what our answer says. So is the unit of numbers.
 
     Raises:
         ExportError: several members, a network that timm does not know, or a temperature that has
@@ -40,13 +41,15 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
             "only finetune knows; use the format onnx, torch or safetensors."
         )
     network = deepcopy(classifier.network)
-    if ensemble.calibration is not None:
+    if ensemble.calibration is not None and ensemble.calibration.fit is not None:
         if ensemble.calibration.scaling is not None:
             raise ExportError(
                 "Expected one temperature for the format timm, found a factor and a shift for each "
                 "label; use the format onnx, torch or safetensors."
             )
         _cool(network, ensemble.calibration.temperature)
+    if isinstance(classifier.unit, Unit):
+        _give_unit(network, classifier.unit)
     write_timm_folder(
         network,
         beside,
@@ -62,6 +65,22 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
         return classifier.task.probabilities(logits)
 
     return answer
+
+
+def _give_unit(network: ImageNetwork, unit: Unit) -> None:
+    """Turn what the final layer says into the user's unit."""
+    names = output_tensors(network)
+    biased = [name for name in names if network.get_parameter(name).ndim == 1]
+    if not biased or 2 * len(biased) != len(names):
+        raise ExportError(
+            "Expected a linear final layer with a bias that takes the unit, found none in "
+            f"{type(network).__name__}; use the format onnx, torch or safetensors."
+        )
+    with torch.no_grad():
+        for name in names:
+            tensor = network.get_parameter(name)
+            tensor.mul_(unit.spread if name in biased else unit.spread[:, None])
+            tensor.add_(unit.mean if name in biased else 0)
 
 
 def _cool(network: ImageNetwork, temperature: float) -> None:

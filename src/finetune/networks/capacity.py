@@ -64,9 +64,10 @@ class DataAdvice:
             ratio = f"{self.trainable_parameters / max(self.images, 1):,.0f} weights an image"
         else:
             ratio = f"{self.images_per_weight:,.1f} images a weight"
+        of_classes = f" of {self.classes} classes" if self.classes > 1 else ""  # numbers have none
         return (
-            f"{self.trainable_parameters:,} trainable parameters on {self.images:,} images of "
-            f"{self.classes} classes: {ratio}; from nothing, the lecture's rule of thumb "
+            f"{self.trainable_parameters:,} trainable parameters on {self.images:,} images"
+            f"{of_classes}: {ratio}; from nothing, the lecture's rule of thumb "
             f"(4 images a weight, stricter than practice needs) wants {self.images_wanted:,}."
         )
 

@@ -67,9 +67,10 @@ def predictions_of(model: ProbabilityModel, outputs: Outputs, paths: Sequence[Pa
         logits=answer.logits,
         class_names=tuple(model.class_names),
         member_probabilities=answer.member_probabilities,
-        disagreement=answer.uncertainty.disagreement,
+        disagreement=answer.disagreement,
         rejected=answer.rejected,
         prediction_sets=answer.prediction_sets,
         thresholds=answer.thresholds,
+        half_width=answer.half_width,
         strangeness=None if model.unknown is None else strangeness,
     )

@@ -118,6 +118,11 @@ def explain(
         order = [classifier.class_names.index(name) for name in names]
         answers.append(_logits(classifier, pixels).cpu()[:, order])
     task = members[0][0].task
+    if not task.has_choices:
+        raise UsageError(
+            f"Expected names to explain, found the task {task.name}, for which there is no "
+            "explanation yet; ask for the number by predict."
+        )
     answer = _answer(model, task.mixture(torch.stack(answers), [share for _, share in members]))
     probabilities = task.probabilities(answer.logits)[0]
     wanted: list[str] = []

@@ -52,7 +52,7 @@ def _arguments(value: Any) -> None:
             raise UnexpectedValue("arguments of a network alone", name)
 
 
-CLASS_NAMES = several(text(), 2, MOST_CLASSES)
+CLASS_NAMES = several(text(), 1, MOST_CLASSES)  # how many the task needs, it says itself
 
 # What earlier versions took without a word, and answer the same with it.
 _TAKEN_EARLIER = {"l2_sp": number(), "views": whole(-(10**6), 10**6), "seed": whole(-(2**63))}
@@ -95,14 +95,16 @@ _THRESHOLDS = several(number(1e-12, 1 - 1e-12), 2, MOST_CLASSES)
 
 CALIBRATION = record(
     {
-        "fit": record(
-            {
-                "temperature": POSITIVE,
-                "nll_before": number(),
-                "nll_after": number(),
-                "images": whole(0),
-            },
-            closed=True,
+        "fit": optional(
+            record(
+                {
+                    "temperature": POSITIVE,
+                    "nll_before": number(),
+                    "nll_after": number(),
+                    "images": whole(0),
+                },
+                closed=True,
+            )
         )
     },
     reject=optional(
@@ -127,6 +129,9 @@ CALIBRATION = record(
         )
     ),
     thresholds=optional(_THRESHOLDS),
+    interval=optional(
+        record({"alpha": SHARE, "half_width": number(0), "images": whole(0)}, closed=True)
+    ),
     scaling=optional(
         record(
             {

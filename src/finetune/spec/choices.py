@@ -12,8 +12,10 @@ Selecting = Literal["all", "greedy", "learned"]
 Scaling = Literal["common", "label"]
 SetScore = Literal["thr", "aps", "raps"]
 Share = Literal["half", "all"]
-TaskName = Literal["multiclass", "multilabel"]
-TaskOfData = Literal["auto", "multiclass", "multilabel"]  # auto: as the manifest has it
+TaskName = Literal["multiclass", "multilabel", "regression"]
+TaskOfData = Literal[
+    "auto", "multiclass", "multilabel", "regression"
+]  # auto: as the manifest has it
 Strangeness = Literal["mahalanobis", "neighbours", "doubt"]
 Engine = Literal["local", "ray"]
 OnBadImage = Literal["error", "skip"]

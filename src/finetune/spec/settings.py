@@ -84,7 +84,7 @@ DATA: Mapping[str, Check] = {
     "max_pixels": whole(1),
     "max_decoding_mb": whole(1),
     "allow_outside": truth,
-    "label_columns": optional(several(text(), 2, 10**5)),
+    "label_columns": optional(several(text(), 1, 10**5)),
 }
 
 

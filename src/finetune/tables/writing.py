@@ -64,7 +64,7 @@ def open_table(
 
     Args:
         path: its ending names the format.
-        class_names: each gets a column ``p:<class>``, behind those of the rows.
+        class_names: each gets a column ``p:<class>``, behind those of the rows; none for numbers.
         safe: write names that a spreadsheet would take for formulas behind an apostrophe; the
             reader takes it off again. It concerns CSV alone.
 
@@ -123,9 +123,9 @@ def _json_lines(beside: Path, columns: Sequence[str]) -> Iterator[Write]:
         def write(row: Row, log_probabilities: Sequence[float]) -> None:
             numbers = zip(names, _numbers(log_probabilities), strict=True)
             start = json.dumps(dict(row), ensure_ascii=False).removesuffix("}")
-            pairs = ", ".join(f"{name}: {number}" for name, number in numbers)
+            pairs = "".join(f", {name}: {number}" for name, number in numbers)
             # A lone surrogate becomes the escape that JSON has for it.
-            file.write(f"{start}, {pairs}}}\n".encode(errors="backslashreplace"))
+            file.write(f"{start}{pairs}}}\n".encode(errors="backslashreplace"))
 
         yield write
 
@@ -174,7 +174,7 @@ def _parquet(beside: Path, columns: Sequence[str]) -> Iterator[Write]:
 
 def _numbers(log_probabilities: Sequence[float]) -> list[str]:
     # Of several labels each alone could be named, and what is left to 1 has to be told.
-    close = min(max(log_probabilities) - CLOSE, HALF)
+    close = min(max(log_probabilities, default=0.0) - CLOSE, HALF)
     return [probability_text(log, exact=log > close) for log in log_probabilities]
 
 

@@ -25,6 +25,7 @@ from finetune.tasks.class_scores import (
 from finetune.tasks.distillation import distillation_loss
 from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.losses import ClassificationLoss, batch_mixing, class_weights
+from finetune.tasks.units import AsTheyAre
 
 HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
 TOP_K = 5
@@ -36,7 +37,8 @@ class MultiClass:
 
     name: ClassVar[str] = "multiclass"
     deciding: ClassVar[str] = "nll"
-    closed_form: ClassVar[Literal["multinomial", "binary"]] = "multinomial"
+    closed_form: ClassVar[Literal["multinomial", "binary", "ridge"]] = "multinomial"
+    has_choices: ClassVar[bool] = True
 
     def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
         """At least two classes, all different."""
@@ -51,6 +53,10 @@ class MultiClass:
     def number_of_outputs(self, names: Sequence[str]) -> int:
         """A logit a class."""
         return len(names)
+
+    def unit(self, outputs: int) -> AsTheyAre:
+        """None: outputs are logits."""
+        return AsTheyAre()
 
     def collate(self, targets: Sequence[int]) -> Tensor:
         """Class indexes as int64 ``(N,)``."""
@@ -130,6 +136,11 @@ class MultiClass:
             float((label_ranks(truth, given.numpy()) < TOP_K).mean()),
         ]
         return dict(zip(self.figure_names(classes), values, strict=False))
+
+    def in_words(self, outputs: Tensor, targets: Tensor) -> str:
+        """Accuracy and NLL."""
+        right = 1 - self.held_out_loss(outputs, targets, "accuracy")
+        return f"accuracy {right:.4f}  nll {self.held_out_loss(outputs, targets, 'nll'):.4f}"
 
     def higher_is_better(self, monitor: str) -> bool:
         """Accuracies and F1 are; losses and errors are not."""

@@ -24,6 +24,7 @@ from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.label_scores import best_thresholds, label_scores, mean_of
 from finetune.tasks.losses import ClassWeights, batch_mixing
 from finetune.tasks.task import Loss, Mixing
+from finetune.tasks.units import AsTheyAre
 
 HIGHER_IS_BETTER = {"map", "macro_auroc", "macro_f1", "exact_set_accuracy"}
 
@@ -86,7 +87,8 @@ class MultiLabel:
 
     name: ClassVar[str] = "multilabel"
     deciding: ClassVar[str] = "nll"
-    closed_form: ClassVar[Literal["multinomial", "binary"]] = "binary"
+    closed_form: ClassVar[Literal["multinomial", "binary", "ridge"]] = "binary"
+    has_choices: ClassVar[bool] = True
 
     def checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
         """At least two labels, all different, none with the sign that separates them."""
@@ -106,6 +108,10 @@ class MultiLabel:
     def number_of_outputs(self, names: Sequence[str]) -> int:
         """A logit a label."""
         return len(names)
+
+    def unit(self, outputs: int) -> AsTheyAre:
+        """None: outputs are logits."""
+        return AsTheyAre()
 
     def collate(self, targets: Sequence[tuple[int, ...]]) -> Tensor:
         """1, 0 and -1 (not known) for each label as float32 ``(N, K)``, NaN for -1."""
@@ -219,6 +225,11 @@ class MultiLabel:
             float(self.losses(given, targets).mean()),
         ]
         return dict(zip(self.figure_names(given.shape[1]), values, strict=True))
+
+    def in_words(self, outputs: Tensor, targets: Tensor) -> str:
+        """The share of all answers that are right, and NLL."""
+        right = 1 - self.held_out_loss(outputs, targets, "accuracy")
+        return f"labels right {right:.4f}  nll {self.held_out_loss(outputs, targets, 'nll'):.4f}"
 
     def higher_is_better(self, monitor: str) -> bool:
         """Precision, F1 and right sets are; losses are not."""

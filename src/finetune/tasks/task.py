@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finetune.spec.choices import Metric
 from finetune.tasks.losses import ClassWeights
+from finetune.tasks.units import AsTheyAre
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -38,10 +39,17 @@ class Task(Protocol):
         """The figure that picks epochs and settles ties, the lower the better."""
 
     @property
-    def closed_form(self) -> Literal["multinomial", "binary"]:
+    def closed_form(self) -> Literal["multinomial", "binary", "ridge"]:
         """Which problem the final layer is, where it is fitted without gradient steps.
 
-        One with as many alternatives as outputs, or a binary one for each output.
+        One with as many alternatives as outputs, a binary one for each output, or least squares.
+        """
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether outputs are logits of alternatives: of numbers there is no temperature or vote.
+
+        Without it, :meth:`choices`, :meth:`outputs_of`, :meth:`rows` and :meth:`confidence` refuse.
         """
 
     # Targets
@@ -55,6 +63,9 @@ class Task(Protocol):
 
     def number_of_outputs(self, names: Sequence[str]) -> int:
         """K, for the names of what is predicted."""
+
+    def unit(self, outputs: int) -> AsTheyAre:
+        """What turns a network's answers into outputs; its tensors are the classifier's."""
 
     def collate(self, targets: Sequence[Any]) -> Tensor:
         """The targets of some images, as the data's rooms keep them, as one tensor ``(N, ...)``."""
@@ -117,6 +128,9 @@ class Task(Protocol):
         self, outputs: Tensor, targets: Tensor, thresholds: Sequence[float] | None = None
     ) -> dict[str, float]:
         """Figures of ``(N, K)``, in float64 on the CPU; thresholds decide, where given."""
+
+    def in_words(self, outputs: Tensor, targets: Tensor) -> str:
+        """The two figures by which members are told apart, such as ``accuracy 0.9  nll 0.3``."""
 
     def higher_is_better(self, monitor: str) -> bool:
         """Whether a figure such as ``val/accuracy`` is meant to rise."""

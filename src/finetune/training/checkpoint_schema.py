@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.errors import CheckpointError, CheckpointMismatchError
+from finetune.errors import CheckpointError, CheckpointMismatchError, TrainingError
 from finetune.spec.checkpoint_entry import (
     CLASSIFIER,
     ENSEMBLE,
@@ -56,10 +56,12 @@ def check_content(content: Mapping[str, Any], entry_name: str, path: str | Path)
         _familiar(entry.get("unknown"))
         if entry["kind"] == "ensemble":
             ENSEMBLE(entry)
+            _names(task, entry["class_names"])
         else:
             record({"hyper_parameters": HYPER_PARAMETERS})(content)
             CLASSIFIER(entry)
             matching_channels(entry, content["hyper_parameters"])
+            _names(task, entry["class_names"])
             _answers(entry.get("val"), task, task.number_of_outputs(entry["class_names"]))
     except UnexpectedValue as error:
         raise damaged(path, str(error)) from None
@@ -131,6 +133,13 @@ def check_dtypes(
 
 def _anything(value: Any) -> None:
     """Parts of a checkpoint that this project does not read."""
+
+
+def _names(task: Task, names: Any) -> None:
+    try:
+        task.checked_names(names)
+    except TrainingError as error:
+        raise UnexpectedValue(f"names of the task {task.name}", str(error)[:80]) from None
 
 
 def _tensor(value: Any) -> None:

@@ -89,7 +89,7 @@ class ImageClassifier(LightningModule):
         teacher_temperature: softens teacher and student before they are compared, above 0.
         compile_backend: a backend of ``torch.compile``, such as inductor, for the training steps on
             live images; the first ones take a minute, so it pays on accelerators and long fits.
-        task: what is predicted: multiclass or multilabel; ``finetune fit`` takes the data's.
+        task: multiclass, multilabel or regression; ``finetune fit`` takes the data's.
     """
 
     preprocessing: Preprocessing
@@ -146,8 +146,10 @@ class ImageClassifier(LightningModule):
             check_settings(self.hparams, MODEL, option="model.")
         check_settings({"task": task}, {"task": one_of(*TASKS)}, option="model.")
         self.task: Task = TASKS[task] if _like is None else _like.task
+        if not self.task.has_choices:
+            self.hparams["label_smoothing"] = label_smoothing or 0.0
         self.class_names = self.task.checked_names(class_names)
-        self.backbone = backbone
+        self.backbone = str(backbone)
         if _like is None:
             seen: dict[str, Any] = {"in_chans": in_chans, "image_size": image_size}
             self.spec = network_spec(self.backbone, **seen, **plain(network_options or {}))
@@ -156,6 +158,7 @@ class ImageClassifier(LightningModule):
             self.spec = _like.network
             self._see_by(_like.preprocessing)
         outputs = self.task.number_of_outputs(self.class_names)
+        self.unit = self.task.unit(outputs)
         self.network = build_network(
             self.spec,
             outputs,
@@ -234,12 +237,11 @@ class ImageClassifier(LightningModule):
         self.load_state_dict(state_dict)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of images, bytes or floats in ``[0, 1]``."""
-        logits, _ = self._logits(images)
-        return logits
+        """Logits ``(B, C)``, or numbers, of images, bytes or floats in ``[0, 1]``."""
+        return self.unit(self._logits(images)[0])
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits, and those of the auxiliary head where the network has one switched on."""
+        """Logits (numbers standardised), and those of an auxiliary head that is switched on."""
         if self.upper is not None:
             return self.upper(images), None
         network = self._compiled[0] if self._compiled and self.training else self.network
@@ -277,7 +279,7 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         images, labels, *soft_labels = batch
-        targets = labels
+        targets, *taught = map(self.unit.standardised, (labels, *soft_labels))
         if self.mix is not None and self.upper is None:
             images, targets = self.mix(unit_floats(images), labels)
         logits, auxiliary_logits = self._logits(images)
@@ -285,12 +287,11 @@ class ImageClassifier(LightningModule):
         loss = self.loss(logits, targets)
         if auxiliary_logits is not None:
             loss = loss + AUXILIARY_LOSS_WEIGHT * self.loss(auxiliary_logits.float(), targets)
-        if soft_labels:
+        if taught:
             temperature = self.hparams["teacher_temperature"]
-            taught = self.task.distillation_loss(logits, soft_labels[0], temperature=temperature)
-            loss = torch.lerp(loss, taught, self.hparams["teacher_share"])
-        # Of several processes each has the loss of its share: one alone asks for it while it runs,
-        # so it cannot be put together then.
+            distilled = self.task.distillation_loss(logits, taught[0], temperature=temperature)
+            loss = torch.lerp(loss, distilled, self.hparams["teacher_share"])
+        # Of its share alone: one of several processes asks for it while it runs.
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
@@ -314,7 +315,7 @@ class ImageClassifier(LightningModule):
         images, labels = batch[:2]
         logits = self(images).float()
         self._pass.add(logits, labels)
-        loss = self.loss(logits, labels)
+        loss = self.loss(*map(self.unit.standardised, (logits, labels)))
         self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
 
     def _conclude(self, stage: Stage) -> None:

@@ -102,7 +102,7 @@ class Candidate:
         if self.outputs is None:
             return None
         name = monitor.split("/")[-1]
-        if name == "nll_rescaled":
+        if name == "nll_rescaled" and self.task.has_choices:
             return rescaled_nll(*self.task.rows(*self.outputs))
         figures = self.task.figures(*self.outputs)
         return figures.get(name, figures[self.task.deciding])

@@ -55,6 +55,8 @@ _COLUMNS = (
     ("val accuracy", "val/accuracy", 3),
     ("val mAP", "val/map", 3),
     ("val nll", "val/nll", 3),
+    ("val mae", "val/mae", 3),
+    ("val r2", "val/r2", 3),
 )
 
 

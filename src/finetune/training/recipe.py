@@ -55,6 +55,7 @@ class Facts:
         held_out: images of val.
         val_is_given: whether somebody has said which these are: they may be of another kind.
         is_fold: whether these are a fold of a cross-validation.
+        has_choices: whether names are predicted; numbers need nothing in :data:`OF_NAMES`.
     """
 
     class_counts: Sequence[int]
@@ -71,6 +72,7 @@ class Facts:
     held_out: int = 0
     val_is_given: bool = False
     is_fold: bool = False
+    has_choices: bool = True
 
     @property
     def train_images(self) -> int:
@@ -104,6 +106,8 @@ def choose_recipe(facts: Facts, given: Mapping[str, Any]) -> tuple[Choice, ...]:
     for name, rule in RULES.items():
         in_closed_form = bool(chosen) and chosen["strategy"].value == "head" and facts.closed_form
         if in_closed_form and name not in OF_CLOSED_FORM:
+            continue
+        if name in OF_NAMES and not facts.has_choices:
             continue
         value = given.get(name)
         if value is None or value == "auto":
@@ -271,6 +275,7 @@ RULES: Mapping[str, Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]] = {
     "precision": _precision,
 }
 OF_CLOSED_FORM = {"strategy", "refit", "epochs", "augmentation", "class_weights"}
+OF_NAMES = {"label_smoothing", "class_weights"}
 
 
 def facts_about(
@@ -306,4 +311,5 @@ def facts_about(
         held_out=len(datamodule.images("val")),
         val_is_given=datamodule.val_is_given,
         is_fold=datamodule.split_settings.fold is not None,
+        has_choices=classifier.task.has_choices,
     )

@@ -171,7 +171,7 @@ def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
             logger.log_metrics(figures)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()  # the trainer has closed its file: this is a new one
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbLogger) and checkpoint.task.has_choices:
             _send_tables(logger, checkpoint, val, root)
 
 

@@ -98,6 +98,10 @@ class PhasedFit:
         """Run the phases, all of them or those after a checkpoint, and load the best weights."""
         network = self.classifier.network
         phases = self._feasible(phases_of(self.strategy, list(network_stages(network))))
+        if resume is None:
+            images = self.datamodule.images("train")
+            targets = self.classifier.task.collate([image.label for image in images])
+            self.classifier.unit.learn(targets)
         place = START if resume is None else self._go_on_from(resume, len(phases))
         counts = epochs_of(phases, self.epochs)
         for index in range(place.phase, len(phases)):

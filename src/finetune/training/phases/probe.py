@@ -21,6 +21,7 @@ from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
 from finetune.training.label_probe import fit_label_probe
 from finetune.training.linear_probe import Probe, fit_probe
+from finetune.training.ridge_probe import fit_ridge_probe
 
 FEW_A_CLASS = 20  # images; below, the final layer is fitted on random views as well
 # So many images and views of them a class are enough, and more views of one image too many.
@@ -62,7 +63,7 @@ class FittedLayer:
         if self.figures is not None:
             text += "".join(
                 f", val {name} {self.figures[name]:.3f}"
-                for name in ("accuracy", "map", "nll")
+                for name in ("accuracy", "map", "nll", "mae", "r2")
                 if name in self.figures
             )
         return text
@@ -119,7 +120,7 @@ def rows_of(kept: CachedActivations, sides: Sequence[Split]) -> Rows:
     views = views_of_few(len(images) / len(classifier.class_names), classifier.hparams["views"])
     seen = (None, *kept.views(views))
     features = [kept.at("head", side, view).tensor() for view in seen for side in sides]
-    targets, count = _targets(classifier, images), len(seen)
+    targets, count = classifier.unit.standardised(targets_of(classifier, images)), len(seen)
     weights = sample_weights(classifier, datamodule, targets, sides)
     return Rows(
         torch.cat(features),
@@ -158,6 +159,8 @@ def solver_of(task: Task) -> Callable[..., Probe]:
             return fit_probe
         case "binary":
             return fit_label_probe
+        case "ridge":
+            return fit_ridge_probe
         case _:
             assert_never(task.closed_form)
 
@@ -201,13 +204,14 @@ def _judge(kept: CachedActivations, layer: nn.Linear) -> dict[str, float] | None
         return None
     features = kept.at("head", "val").tensor()
     with torch.no_grad():
-        logits = layer(features.to(layer.weight.device)).float().cpu()
-    labels = _targets(kept.classifier, images)
+        logits = kept.classifier.unit(layer(features.to(layer.weight.device))).float().cpu()
+    labels = targets_of(kept.classifier, images)
     kept.classifier.answers["val"] = logits, labels
     return kept.classifier.task.figures(logits, labels)
 
 
-def _targets(classifier: ImageClassifier, images: Sequence[LabelledImage]) -> Tensor:
+def targets_of(classifier: ImageClassifier, images: Sequence[LabelledImage]) -> Tensor:
+    """What the images' labels are to the task, ``(N,)`` or ``(N, C)``."""
     return classifier.task.collate([image.label for image in images])
 
 

@@ -24,7 +24,14 @@ from finetune.training.features.activations import CachedActivations
 from finetune.training.linear_probe import out_of_fold
 from finetune.training.model_selection import Candidate, Outputs
 from finetune.training.penalty_search import FOLDS, all_dealt, stratified_parts
-from finetune.training.phases.probe import FittedLayer, Rows, fit_in_place, rows_of, solver_of
+from finetune.training.phases.probe import (
+    FittedLayer,
+    Rows,
+    fit_in_place,
+    rows_of,
+    solver_of,
+    targets_of,
+)
 
 SIDES: tuple[Split, ...] = ("train", "val")
 
@@ -63,7 +70,9 @@ def refit_on_all(kept: CachedActivations, found: Candidate) -> tuple[Candidate, 
         l2=probe.l2,
         sample_weights=rows.weights,
     )
-    answers = logits[answered].float(), rows.targets[answered]
+    images = [image for side in SIDES for image in datamodule.images(side)]
+    truth = targets_of(classifier, images)
+    answers = classifier.unit(logits[answered]).float(), truth[answered]
     figures = classifier.task.figures(*answers)
     layer = FittedLayer(probe, rows.images, rows.views, figures, time.monotonic() - started)
     entry = {
@@ -82,8 +91,8 @@ def _folds(kept: CachedActivations, rows: Rows) -> Tensor:
     groups = rows.groups[: rows.images]
     strata = torch.tensor(task.strata(targets))
     fold_of = stratified_parts(strata, groups, FOLDS, kept.datamodule.seed)
-    # Sets of labels are often one image's alone.
-    return all_dealt(fold_of, groups) if task.closed_form == "binary" else fold_of
+    # Sets of labels, and numbers, are often one image's alone.
+    return all_dealt(fold_of, groups) if task.closed_form != "multinomial" else fold_of
 
 
 def _kept_answers(data: FitData, answers: Outputs, rows: Sequence[int]) -> dict[str, Any]:

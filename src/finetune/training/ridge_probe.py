@@ -1,0 +1,118 @@
+"""The final layer fitted properly for numbers: ridge regression in closed form.
+
+Features are prepared as in :mod:`finetune.training.linear_probe`. For each fold the cross-products
+of the others are diagonalised once, after which any penalty costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from finetune.tasks.regression import REGRESSION
+from finetune.training.linear_probe import (
+    Probe,
+    check_features,
+    mean_one,
+    mixed_spreads,
+    patient,
+    principal_axes,
+)
+from finetune.training.penalty_search import FOLDS, all_dealt, stratified_parts
+
+# Penalties on the sum of the squares, from strong to weak by half decades (scikit-learn's alpha).
+RIDGE_GRID = tuple(10 ** (step / 2) for step in range(14, -5, -1))
+
+
+def fit_ridge_probe(
+    features: Tensor,
+    targets: Tensor,
+    num_columns: int,
+    *,
+    sample_weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    l2: float | Sequence[float] | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Probe:
+    """Fit K columns of ``targets (N, K)`` on ``features (N, D)`` by least squares.
+
+    Args:
+        features: any floating dtype; the optimum is found in float64.
+        targets: of the training images, standardised.
+        num_columns: K; they share one penalty.
+        sample_weights, groups, seed, say: as for :func:`finetune.training.linear_probe.fit_probe`.
+        l2: one penalty on the sum of the squares (scikit-learn's ``alpha``), or several to choose
+            from; by default from a grid. The strongest within one standard error of the best held-
+            out squared error, that of groups, which are what is independent.
+
+    Returns:
+        With the mean squared error of each penalty as ``held_out_nll``, of which it is one for
+        normal errors, but for a factor and a constant.
+
+    Raises:
+        TrainingError: features that are not finite.
+    """
+    rows = features.detach().to("cpu", torch.float64)
+    check_features(rows)
+    truth = targets.detach().cpu().double().reshape(len(rows), num_columns)
+    weights = mean_one(sample_weights, len(rows))
+    mean, spread = rows.mean(dim=0), mixed_spreads(rows)
+    projected, axes = principal_axes((rows - mean) / spread)
+    scores: dict[float, float] = {}
+    if isinstance(l2, int | float):
+        chosen = float(l2)
+    else:
+        own = torch.arange(len(rows)) if groups is None else groups
+        grid = sorted(map(float, RIDGE_GRID if l2 is None else l2), reverse=True)
+        chosen, scores = _chosen(projected, truth, weights, own, grid, seed)
+        patient(say)(f"penalty {chosen:.3g} is taken")
+    coefficients, intercept = _Solved(projected, truth, weights).at(chosen)
+    weight = (axes @ coefficients).T / spread
+    return Probe(weight, intercept - weight @ mean, chosen, scores)
+
+
+class _Solved:
+    """Weighted least squares on ``rows (N, r)`` with an intercept, for any penalty."""
+
+    def __init__(self, rows: Tensor, truth: Tensor, weights: Tensor) -> None:
+        shares = weights / weights.sum()
+        self.mean, self.level = shares @ rows, shares @ truth
+        centred = rows - self.mean
+        weighted = centred * weights[:, None]
+        self.values, self.axes = torch.linalg.eigh(weighted.T @ centred)
+        self.products = self.axes.T @ (weighted.T @ (truth - self.level))
+
+    def at(self, l2: float) -> tuple[Tensor, Tensor]:
+        """Coefficients ``(r, K)`` and the intercept ``(K,)``."""
+        shrunk = self.products / (self.values.clamp_min(0) + l2)[:, None]
+        coefficients = self.axes @ shrunk
+        return coefficients, self.level - self.mean @ coefficients
+
+
+def _chosen(
+    rows: Tensor, truth: Tensor, weights: Tensor, groups: Tensor, grid: Sequence[float], seed: int
+) -> tuple[float, dict[float, float]]:
+    """The penalty to take, and the mean squared error of each; with one group the strongest."""
+    numbers = torch.unique(groups, return_inverse=True)[1]
+    strata = torch.tensor(REGRESSION.strata(truth))
+    fold_of = all_dealt(stratified_parts(strata, groups, FOLDS, seed), groups)
+    squares = torch.zeros(len(grid), len(rows), dtype=torch.float64)
+    for fold in torch.unique(fold_of).tolist():
+        out = fold_of == fold
+        if bool(out.all()):
+            return grid[0], {}
+        solved = _Solved(rows[~out], truth[~out], weights[~out])
+        for index, l2 in enumerate(grid):
+            coefficients, intercept = solved.at(l2)
+            errors = rows[out] @ coefficients + intercept - truth[out]
+            squares[index, out] = errors.square().mean(dim=1)
+    shares = weights / weights.sum()
+    means = squares @ shares
+    excess = torch.zeros(len(grid), int(numbers.max()) + 1, dtype=torch.float64)
+    excess.index_add_(1, numbers, (squares - means[:, None]) * shares)
+    best = int(means.argmin())
+    within = means <= means[best] + excess[best].norm()
+    return grid[int(within.nonzero()[0])], dict(zip(grid, means.tolist(), strict=True))
