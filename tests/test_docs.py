@@ -115,8 +115,8 @@ def understood(command: str) -> None:
         place = options.index("--ckpt_path") + 1
         kind = "ensemble" if "ensemble" in options[place] else "classifier"
         options[place] = str(FIXTURES / f"format1_{kind}.ckpt")
-    if verb == "fit" and "--resume" in options:
-        place = options.index("--resume")
+    for begun in {"--resume", "--update"} & {*options} if verb == "fit" else ():
+        place = options.index(begun)
         options[place : place + 2] = ["--data.root", "DIR"]
     with pytest.raises(Parsed):
         main([verb, *options, "--debug"])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from finetune.commands.sample import sample as sample
     from finetune.commands.similar import similar as similar
     from finetune.commands.split import split as split
+    from finetune.commands.suggest import suggest as suggest
     from finetune.data.datamodule import ImageFolderDataModule as ImageFolderDataModule
     from finetune.errors import FinetuneError as FinetuneError
     from finetune.evaluation.evaluate import evaluate as evaluate
@@ -75,6 +76,7 @@ _HOMES = {
     "sample": "finetune.commands.sample",
     "similar": "finetune.commands.similar",
     "split": "finetune.commands.split",
+    "suggest": "finetune.commands.suggest",
     "test": "finetune.commands.run",
     "validate": "finetune.commands.run",
     "write_report": "finetune.reporting.report",

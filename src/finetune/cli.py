@@ -35,6 +35,7 @@ VERBS = {
     "explain": "show where in an image the answer comes from",
     "embed": "write what a network makes of images, as points of one space",
     "similar": "find the images nearest to one",
+    "suggest": "choose the unlabelled images whose labels would tell the most",
     "serve": "serve a page to try a checkpoint on, and answers for programs",
     "sample": "write the embedded sample folder of photographs",
 }

@@ -95,6 +95,11 @@ def test_false_alarms_are_as_rare_as_promised_over_many_draws(alpha: float) -> N
     low, high = rule.false_alarms
     inside = sum(low - 0.02 <= rate <= high + 0.02 for rate in rates) / len(rates)
     assert inside > 0.9
+    judged = len(known) - images
+    drifted = [rule.drift_p_value(round(rate * judged), judged) <= 0.05 for rate in rates]
+    assert sum(drifted) / len(drifted) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(drifted))
+    assert rule.drift_p_value(0, judged) == 1
+    assert rule.drift_p_value(judged, judged) < 1e-6
 
 
 def test_the_threshold_is_the_conformal_one_and_strangers_are_told() -> None:

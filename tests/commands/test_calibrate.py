@@ -132,17 +132,20 @@ def test_strangers_are_called_unknown_by_a_file_of_either_kind(
         )
         path = tmp_path / "e.ckpt"
     call = ["calibrate", str(path), "--data.root", str(colour_folder), "--data.cache", "off"]
-    call += ["--unknown", "0.2", "--share", "all", "--output", str(output)]
-    assert cli.main(call) == 0
-    shown = capsys.readouterr().out
-    assert "unknown by the" in shown
-    assert "at most 20% of known images" in shown
     noise = tmp_path / "strangers"
     noise.mkdir()
     generator = np.random.default_rng(0)
     for number in range(6):
         pixels = generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(noise / f"{number}.png")
+    call += ["--share", "all", "--output", str(output), "--unknown-examples", str(noise)]
+    assert cli.main(call) == 2
+    assert "Expected --unknown beside --unknown-examples" in capsys.readouterr().err
+    assert cli.main([*call, "--unknown", "0.2"]) == 0
+    shown = capsys.readouterr().out
+    assert "unknown by the" in shown
+    assert "at most 20% of known images" in shown
+    assert "6 of 6 examples of something else are called unknown: 100% [61%, 100%]" in shown
     model = load_model(output)
     known, strange = predict(model, colour_folder), predict(model, noise)
     assert known.unknown is not None
@@ -162,7 +165,10 @@ def test_strangers_are_called_unknown_by_a_file_of_either_kind(
     assert '"unknown": "true"' in table.read_text(encoding="utf-8")
     capsys.readouterr()
     assert cli.main(["predict", str(output), str(noise)]) == 0
-    assert capsys.readouterr().out.count("  unknown\n") == 6
+    shown = capsys.readouterr()
+    assert shown.out.count("  unknown\n") == 6
+    assert "6 of 6 images are unknown" in shown.err
+    assert "more than chance: they are other images" in shown.err
 
 
 @pytest.mark.filterwarnings("ignore:Fitted a temperature on")

@@ -95,6 +95,7 @@ def test_no_image_that_trained_is_ever_held_out(layout: str, seed: int, tmp_path
     fit = module(root, **settings)
     record = fit.split_record
     had = ids(fit, "train")
+    tested = set() if layout == "no test" else ids(fit, "test")
     trained_paths = {image.path.relative_to(root) for image in fit.images("train")}
     later: dict[str, object] = {"test_fraction": 0.3} if layout == "no test" else {}
     for _ in range(4):
@@ -106,8 +107,11 @@ def test_no_image_that_trained_is_ever_held_out(layout: str, seed: int, tmp_path
         for place in (root, tmp_path / "link"):
             data = follow(record, place, **later)
             assert not had & ids(data, "val", "test")
-            judged = [i.path for side in ("val", "test") for i in data.images(side)]  # type: ignore[arg-type]
-            assert not trained_paths & {path.relative_to(place) for path in judged}
+            held_out = [i for side in ("val", "test") for i in data.images(side)]  # type: ignore[arg-type]
+            saved_again = [i.path for i in held_out if not record.knows_id(i.id)]
+            assert not trained_paths & {path.relative_to(place) for path in saved_again}
+            # Nor does a fit that goes on from the first train on what that one held out.
+            assert not tested & ids(data, "train", "val")
             if layout != "manifest":
                 assert len(data.folder.images) == len(list(root.rglob("*.png")))
 
@@ -178,6 +182,57 @@ def test_a_manifest_wins_but_may_not_test_what_trained(tmp_path: Path) -> None:
         assert len(allowed.images("test")) == 6
     manifest.write_text("\n".join(["path,label,split", *rows[2:]]))
     assert len(follow(record, root, manifest=manifest, class_names=CLASSES).images("test")) == 4
+
+
+def test_a_fit_that_goes_on_tests_by_what_was_tested_whatever_a_manifest_says(
+    tmp_path: Path,
+) -> None:
+    root = folder(tmp_path / "a")
+    fit = module(root)
+    record = fit.split_record
+    paint(root / "ant" / "new.png", 77)
+    moved = {"train": "test", "test": "train", "val": "train"}
+    rows = [
+        f"{image.path.relative_to(root)},{CLASSES[image.label]},{moved[side]}"  # type: ignore[index]
+        for side in SPLITS
+        for image in fit.images(side)
+    ]
+    manifest = tmp_path / "sides.csv"
+    manifest.write_text("\n".join(["path,label,split", *rows, "ant/new.png,ant,train"]))
+    later = module(root, manifest=manifest)
+    later.follow(record, always=True)
+    for side in ("val", "test"):
+        assert ids(later, side) == ids(fit, side)
+    assert ids(later, "train") == {*ids(fit, "train"), file_id(root / "ant" / "new.png")}
+
+
+def test_further_images_stand_beside_those_of_the_folder_and_their_labels_count(
+    tmp_path: Path,
+) -> None:
+    root = folder(tmp_path / "a")
+    fit = module(root)
+    tested = fit.images("test")[0]
+    for number in range(5):
+        paint(tmp_path / "new" / f"{number}.png", 300 + number)
+    rows = [f"new/{number}.png,cow" for number in range(5)]
+    other = CLASSES[1 - int(str(tested.label))]
+    rows.append(f"{tested.path.relative_to(tmp_path)},{other}")
+    more = tmp_path / "more.csv"
+    more.write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(ManifestError, match="5 elsewhere"):
+        module(root, more=more).images("train")
+    later = module(root, more=more, allow_outside=True)
+    later.follow(fit.split_record, always=True)
+    assert later.class_names == (*CLASSES, "cow")
+    assert later.class_counts("train")["cow"] == 3
+    assert ids(later, *SPLITS) == ids(fit, *SPLITS) | {
+        file_id(tmp_path / "new" / f"{number}.png") for number in range(5)
+    }
+    (again,) = [image for image in later.images("test") if image.id == tested.id]
+    assert later.class_names[int(str(again.label))] == other
+    assert "5 new, 1 relabelled; 19 are as they were\nnew: cow" in later.differences
+    anew = module(root, more=more, allow_outside=True)
+    assert anew.class_names == (*CLASSES, "cow")
 
 
 def test_what_an_earlier_fit_has_seen_is_remembered_by_the_next(tmp_path: Path) -> None:

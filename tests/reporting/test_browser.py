@@ -1,16 +1,23 @@
 """The page in a real browser: nothing runs that should not, everything works that should."""
 
 import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+from finetune.data.manifest import read_manifest
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
+from finetune.prediction.suggestions import Suggestion
+from finetune.reporting.label_page import render_label_page
 from finetune.reporting.report import ReportDetails, write_page
 
 EVIL = [
@@ -164,3 +171,59 @@ def test_without_its_script_the_page_shows_everything(
     cards = opened.find_elements(By.CSS_SELECTOR, "#gallery1 li")
     assert len(cards) == (evaluation.predictions != evaluation.labels).sum()
     assert not opened.find_element(By.CSS_SELECTOR, "form.filters").is_displayed()
+
+
+HOSTILE = ["=1+1", 'say "it", twice', *EVIL]
+
+
+@pytest.fixture
+def labelling(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> tuple[webdriver.Chrome, list[Suggestion]]:
+    """A page with three images, and downloads into the test's folder."""
+    images = []
+    for number in range(3):
+        path = tmp_path / f"image, {number}.png"
+        Image.fromarray(np.full((40, 90, 3), 80 * number, dtype=np.uint8)).save(path)
+        images.append(Suggestion(str(path), 0.5, tuple(HOSTILE), 0.4))
+    page = tmp_path / "label.html"
+    page.write_text(render_label_page(images, HOSTILE), encoding="utf-8")
+    browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    browser.get(page.as_uri())
+    return browser, images
+
+
+def test_images_are_labelled_by_keys_and_saved_as_a_manifest(
+    labelling: tuple[webdriver.Chrome, list[Suggestion]], tmp_path: Path
+) -> None:
+    browser, images = labelling
+    body = browser.find_element(By.TAG_NAME, "body")
+    progress = browser.find_element(By.ID, "progress")
+    body.send_keys("2")
+    body.send_keys("1")
+    assert progress.text == "Image 3 of 3; 2 labelled"
+    body.send_keys("u")
+    assert progress.text == "Image 2 of 3; 1 labelled"
+    field = browser.find_element(By.ID, "name")
+    field.send_keys("new 1 class")  # keys in the field are text
+    field.send_keys(Keys.ENTER)
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys(str(len(HOSTILE) + 1))  # what was added has a key now
+    assert progress.text == "Image 3 of 3; 3 labelled"
+    body.send_keys("s")
+    saved = tmp_path / "labels.csv"
+    wait_for(saved.is_file)
+    found = read_manifest(saved, tmp_path)
+    labels = {image.path.name: found.class_names[int(str(image.label))] for image in found.images}
+    names = [HOSTILE[1], "new 1 class", "new 1 class"]
+    assert labels == dict(zip((Path(each.path).name for each in images), names, strict=True))
+    assert browser.get_log("browser") == []
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert what()

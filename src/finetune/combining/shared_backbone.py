@@ -11,6 +11,7 @@ from finetune.combining.members import ClassifierMember, Member, Views
 from finetune.errors import NetworkError
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.splitting import split_at_parameters
+from finetune.training.classifier import ImageClassifier
 
 
 def head_names(network: ImageNetwork) -> tuple[str, ...]:
@@ -47,9 +48,14 @@ def grouped_logits(group: Sequence[ClassifierMember], views: Views) -> list[Tens
         return [group[0].logits(views)]
     images = first.normalised(views[first.preprocessing])
     features = split_at_parameters(first.network, "head", ()).bottom(images)
-    tops = [split_at_parameters(member.classifier.network, "head", ()).top for member in group]
-    units = [member.classifier.unit for member in group]
-    return [unit(top(features)).float() for unit, top in zip(units, tops, strict=True)]
+    return [logits_of_features(member.classifier, features) for member in group]
+
+
+def logits_of_features(classifier: ImageClassifier, features: Tensor) -> Tensor:
+    """Logits ``(N, C)`` float32 of what enters the final layer, ``(N, ...)``, where that is."""
+    top = split_at_parameters(classifier.network, "head", ()).top
+    logits: Tensor = classifier.unit(top(features)).float()
+    return logits
 
 
 def _same_backbone(first: Member, second: Member) -> bool:

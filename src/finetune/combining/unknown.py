@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import beta
+from scipy.stats import beta, betabinom
 from torch import Tensor
 
 from finetune.combining.conformal import conformal_quantile
@@ -59,9 +59,22 @@ class UnknownRule:
 
         The guarantee is about the mean over draws of the images that calibrate.
         """
-        above = max(1, math.floor(round((self.images + 1) * self.alpha, 9)))
-        low, high = beta.interval(0.95, above, self.images + 1 - above)
+        low, high = beta.interval(0.95, *self._refused)
         return float(low), float(high)
+
+    def drift_p_value(self, unknown: int, images: int) -> float:
+        """How likely known images, so many of them, have at least so many called unknown.
+
+        Exact for images that are exchangeable with those that calibrated: their share is
+        beta-distributed over draws of the latter, so the number is beta-binomial.
+        """
+        return float(betabinom.sf(unknown - 1, images, *self._refused)) if unknown else 1.0
+
+    @property
+    def _refused(self) -> tuple[int, int]:
+        """Parameters of the beta distribution of the share of known images that are refused."""
+        above = max(1, math.floor(round((self.images + 1) * self.alpha, 9)))
+        return above, self.images + 1 - above
 
     def to_entry(self) -> dict[str, Any]:
         """Plain values and three float32 tensors, for a checkpoint."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
+from finetune.commands.folder_options import MAX_PIXELS
 from finetune.commands.guest import Where
 from finetune.commands.held_out_images import OF_FITS, HeldOut, build_held_out
 from finetune.commands.outputs import CHECKPOINTS, CheckpointFile, wanted_output
 from finetune.commands.verb import Typed, verb
+from finetune.errors import UsageError
 from finetune.spec.choices import SetScore
 from finetune.spec.settings import OPEN_SHARE
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from finetune.combining.calibrated_answer import Calibration
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.unknown import UnknownRule
+    from finetune.training.features.store import FeatureStore
 
 
 @verb
@@ -26,6 +29,7 @@ def calibrate(
     reject_risk: Annotated[float | None, Typed(metavar="R")] = None,
     conformal: Annotated[float | None, Typed(metavar="A")] = None,
     unknown: Annotated[float | None, OPEN_SHARE, Typed(metavar="A")] = None,
+    unknown_examples: Annotated[Where | None, Typed(metavar="DIR")] = None,
     score: SetScore = "thr",
     split: Literal["val", "test"] = "val",
     output: CheckpointFile = None,
@@ -44,6 +48,7 @@ def calibrate(
         reject_risk: wanted share of wrong accepted answers.
         conformal: accepted share of sets, or of intervals about numbers, without the truth.
         unknown: accepted share of known images that are called unknown.
+        unknown_examples: images of other things: it says how many are caught; they decide nothing.
         score: how sets are built: thr smallest, aps and raps sized to the image.
         split: whose images calibrate; test images chose nothing, but then cannot test any more.
         output: the file to write.
@@ -63,8 +68,12 @@ def calibrate(
         endings=CHECKPOINTS,
         overwrite=overwrite,
         inputs=[checkpoint, held_out.get("manifest")],
-        images=[data],
+        images=[data, unknown_examples],
     )
+    if unknown_examples is not None and unknown is None:
+        raise UsageError(
+            "Expected --unknown beside --unknown-examples, found none; give --unknown 0.05."
+        )
 
     from finetune.combining.ensemble import Ensemble
     from finetune.combining.ensemble_file import checkpoint_file
@@ -78,6 +87,7 @@ def calibrate(
     ensemble = runtime.place(Ensemble.from_file(path))
     if written is not None:
         written.keep_off(fits=ensemble.fitted_on)
+    store = FeatureStore.wanted(held_out.get("cache", "auto"), held_out.get("cache_dir"))
     calibrated = ensemble.calibrate(
         build_held_out(data, held_out, ensemble),
         reject_risk=reject_risk,
@@ -87,11 +97,14 @@ def calibrate(
         share=held_out.get("share", "half"),
         split=split,
         allow_reuse=held_out.get("allow_reuse", False),
-        store=FeatureStore.wanted(held_out.get("cache", "auto"), held_out.get("cache_dir")),
+        store=store,
     )
     print(*describe_calibration(calibrated.calibration), sep="\n")
     if calibrated.unknown is not None:
         print(*describe_unknown(calibrated.unknown), sep="\n")
+    if unknown_examples is not None:
+        limit = held_out.get("max_pixels", MAX_PIXELS)
+        print(_caught(calibrated, unknown_examples, max_pixels=limit, store=store))
     if written is not None:
         with written.writing() as beside:
             _write(calibrated, path, beside)
@@ -161,6 +174,26 @@ def describe_unknown(rule: UnknownRule) -> list[str]:
         f"at most {rule.alpha:.0%} of known images like these {rule.images} are called unknown, on "
         f"average over such images; by this very line {least:.1%} to {most:.1%} (95 %)",
     ]
+
+
+def _caught(
+    calibrated: Ensemble, strangers: Where, *, max_pixels: int, store: FeatureStore | None
+) -> str:
+    """How many of these images of something else are called unknown, in words."""
+    import torch
+
+    from finetune.evaluation.intervals import wilson_interval
+    from finetune.prediction.feature_space import features_of
+
+    assert calibrated.unknown is not None
+    found = features_of(calibrated, strangers, max_pixels=max_pixels, store=store)
+    strangeness = calibrated.unknown.strangeness(torch.from_numpy(found.values))
+    number, images = int((strangeness > 1).sum()), len(found)
+    low, high = wilson_interval(number, images)
+    return (
+        f"{number} of {images} examples of something else are called unknown: "
+        f"{number / images:.0%} [{low:.0%}, {high:.0%}]"
+    )
 
 
 def _write(calibrated: Ensemble, source: Path, beside: Path) -> None:

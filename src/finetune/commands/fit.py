@@ -15,7 +15,7 @@ from finetune.commands.recording import (
     write_config,
     write_figures,
 )
-from finetune.commands.resume import Resumed, new_fit_from
+from finetune.commands.resume import Resumed, new_fit_from, say_finished
 from finetune.errors import UsageError
 from finetune.files import remove_left_behind
 from finetune.processes import own_place
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.commands.update import Updated
     from finetune.training.features.store import FeatureStore
     from finetune.training.model_selection import Candidate
     from finetune.training.phases.gradient import TrainerSettings
@@ -35,9 +36,11 @@ def main(arguments: list[str]) -> int:
     """Fit one classifier, or several members of a group."""
     from finetune.commands.multi_fit import fit_many, many_fits, resumed_group
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
+    from finetune.commands.update import updated_run
 
     started = time.monotonic()
     quiet_libraries()
+    updated_run(arguments)  # refuses several members beside it
     group, several = resumed_group(arguments), many_fits(arguments)
     if (group or several) and own_place().world_size > 1:
         raise UsageError(
@@ -65,16 +68,24 @@ def fit_one(arguments: list[str], *, started: float) -> Path:
     """
     from finetune.commands.resume import resumed_run
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.commands.update import check_what_weights_know, updated_run
+    from finetune.training.checkpoints import read_checkpoint
 
-    resumed = resumed_run(arguments)
+    resumed, updated = resumed_run(arguments), updated_run(arguments)
     if resumed is not None and resumed.is_finished:
         say_finished(resumed)
         return resumed.run
-    cli = FinetuneCLI("fit", arguments if resumed is None else resumed.arguments)
+    given = resumed or updated
+    cli = FinetuneCLI(
+        "fit",
+        arguments if given is None else given.arguments,
+        updates=None if updated is None else read_checkpoint(updated.best),
+    )
     limit = parse_time(cli.config.time_limit)
     deadline = None if limit is None else started + limit
     cli.datamodule.setup("fit")
     check_figures(cli)
+    check_what_weights_know(cli)
     if resumed is not None:
         for place in (resumed.run, resumed.run / "checkpoints") if cli.runtime.is_main else ():
             remove_left_behind(place)
@@ -82,7 +93,7 @@ def fit_one(arguments: list[str], *, started: float) -> Path:
         return resumed.run
     folder = cli.runtime.agree(lambda: _new_folder(cli))  # one for all processes
     try:
-        fit(cli, folder, deadline=deadline)
+        fit(cli, folder, deadline=deadline, updated=updated)
     except BaseException:
         if cli.runtime.is_main and not any((folder / "checkpoints").glob("*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -136,28 +147,13 @@ def parse_time(text: str | None) -> float | None:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def say_finished(resumed: Resumed) -> None:
-    """Say that there is nothing to resume, and change nothing.
-
-    Raises:
-        UsageError: options that could have an effect in a new fit alone.
-    """
-    best = resumed.run / "checkpoints" / "best.ckpt"
-    if resumed.beside:
-        raise UsageError(
-            f"Expected a fit to resume, found {resumed.run} finished, where "
-            f"{' '.join(resumed.beside)} can have no effect; leave it out, or {new_fit_from(best)}."
-        )
-    print(f"{resumed.run} is finished: nothing is left to do")
-    say_what_lies_where(resumed.run)
-
-
 def fit(
     cli: FinetuneCLI,
     folder: Path,
     *,
     deadline: float | None = None,
     resumed: Resumed | None = None,
+    updated: Updated | None = None,
 ) -> None:
     """Train into the run folder, then put the best epoch's figures beside it."""
     from finetune.commands.apply_recipe import (
@@ -167,6 +163,7 @@ def fit(
     )
     from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.trainer_options import check_amounts
+    from finetune.commands.update import compare_with_old
     from finetune.runtime import lost_another
     from finetune.training.tracking import tracked
 
@@ -208,6 +205,8 @@ def fit(
                 link_latest(folder)
         if is_first:
             write_figures(folder, best)
+            if updated is not None:
+                compare_with_old(cli, updated.run, folder)
     if is_first:
         say_what_lies_where(folder)
 

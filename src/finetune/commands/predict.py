@@ -17,8 +17,11 @@ from finetune.spec.choices import Precision
 from finetune.spec.schema import whole
 
 if TYPE_CHECKING:
+    from finetune.combining.unknown import UnknownRule
     from finetune.prediction import Predictions
     from finetune.tables.writing import Row, Write
+
+DRIFTED = 0.01  # a p-value below which images are said to be others than those that calibrated
 
 
 def predict(
@@ -73,7 +76,7 @@ def predict(
     from finetune.prediction import find_images
     from finetune.prediction import predict as answers_to
     from finetune.prediction.predictions import columns_of
-    from finetune.prediction.predictor import fits_of, load_model
+    from finetune.prediction.predictor import fits_of, load_model, rule_of
     from finetune.training.progress import PassLine
 
     quiet_libraries()
@@ -120,8 +123,21 @@ def predict(
             predictions.write(write, top_k=topk)
     for path, reason in predictions.skipped if runtime.is_main else ():
         print(f"left out {path}: {reason}", file=sys.stderr)
+    rule, unknown = rule_of(model), predictions.unknown
+    if rule is not None and unknown is not None and runtime.is_main:
+        print(drift(rule, int(unknown.sum()), len(unknown)), file=sys.stderr)
     if written is not None and trainer.is_global_zero:
         print(f"{len(predictions)} images answered in {written.path}")
+
+
+def drift(rule: UnknownRule, unknown: int, images: int) -> str:
+    """Whether images look like those that calibrated the rule, in words."""
+    p_value = rule.drift_p_value(unknown, images)
+    verdict = "more than chance: they are other images" if p_value < DRIFTED else "as expected"
+    return (
+        f"{unknown} of {images} images are unknown, of images like those that calibrated at most "
+        f"{rule.alpha:.0%} on average: {verdict} (p = {p_value:.2g})"
+    )
 
 
 def _checked(

@@ -20,7 +20,7 @@ from finetune.errors import UsageError
 Verb = Literal["fit", "validate", "test"]
 
 OF_ALL = ("config", "imports", "name", "runs")
-OF_FIT = ("ckpt_path", "monitor", "patience", "resume", "time_limit", "track_to")
+OF_FIT = ("ckpt_path", "monitor", "patience", "resume", "time_limit", "track_to", "update")
 OF_JUDGING = ("allow_reuse", "share")
 OF_TEST = ("track_to",)
 DASHED = ("allow_reuse", "time_limit", "track_to")

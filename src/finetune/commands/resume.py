@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FREE = {
     "data.root",
     "data.manifest",
+    "data.more",
     "data.num_workers",
     "data.cache",
     "data.cache_dir",
@@ -101,6 +102,24 @@ def refuse_what_is_decided(options: Sequence[str], run: Path, *, members: bool =
                 f"Expected no {name} beside --resume, for {run} was begun without; "
                 f"leave it out, or {new_fit_from(run / 'checkpoints' / 'best.ckpt')}."
             )
+
+
+def say_finished(resumed: Resumed) -> None:
+    """Say that there is nothing to resume, and change nothing.
+
+    Raises:
+        UsageError: options that could have an effect in a new fit alone.
+    """
+    best = resumed.run / "checkpoints" / "best.ckpt"
+    if resumed.beside:
+        raise UsageError(
+            f"Expected a fit to resume, found {resumed.run} finished, where "
+            f"{' '.join(resumed.beside)} can have no effect; leave it out, or {new_fit_from(best)}."
+        )
+    from finetune.commands.recording import say_what_lies_where
+
+    print(f"{resumed.run} is finished: nothing is left to do")
+    say_what_lies_where(resumed.run)
 
 
 def new_fit_from(checkpoint: Path) -> str:

@@ -64,7 +64,8 @@ def fit(data: Where | None = None, *, quiet: bool = False, **options: Any) -> Ru
     The process stays as it was, its random states included; a second thread waits for the first.
 
     Args:
-        data: the folder, with one folder of images a class; not needed beside ``resume="RUN"``.
+        data: the folder, with one folder of images a class; not needed beside ``resume="RUN"`` or
+            ``update="RUN"``.
         quiet: print nothing.
         options: settings. ``devices`` is 1: Lightning would run the caller's whole script again for
             every further one.
@@ -77,7 +78,7 @@ def fit(data: Where | None = None, *, quiet: bool = False, **options: Any) -> Ru
 
     started = time.monotonic()
     _refuse_many(options)
-    if not {"resume", "config"} & set(options):
+    if not {"resume", "config", "update"} & set(options):
         options = {**options, "devices": _one_device(options)}
     arguments = [*_root(data), *as_arguments("fit", options)]
     with as_guest(quiet=quiet):

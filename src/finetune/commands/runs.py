@@ -131,6 +131,7 @@ CONTENTS = {
     "metrics.json": "the final figures",
     "batch.png": "a batch as the network sees it",
     "report/index.html": "the report page",
+    "update.html": "the run that was updated and this one, on its test images",
     "predictions.csv": "the answer for every test image",
 }
 

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from inspect import signature
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
@@ -38,7 +37,7 @@ from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
 from finetune.training.classifier import ImageClassifier
-from finetune.training.fitted_splits import common_record, split_records, with_fitted_split
+from finetune.training.fitted_splits import fitted_record, record_of_weights
 from finetune.training.recipe import Choice
 
 PURPOSES = {
@@ -83,8 +82,16 @@ class FinetuneCLI(LightningCLI):
     trainer: Trainer
     runtime: Runtime
 
-    def __init__(self, verb: str, arguments: Sequence[str], *, joins: bool = True) -> None:
+    def __init__(
+        self,
+        verb: str,
+        arguments: Sequence[str],
+        *,
+        joins: bool = True,
+        updates: Checkpoint | None = None,
+    ) -> None:
         self.verb = verb
+        self.updates = updates  # whose network, weights and split a fit on more images begins with
         self._joins = joins  # otherwise it only looks at the settings, in this process
         self.checkpoint: Checkpoint | None = None
         self.as_given: Namespace | None = None  # before a fit's checkpoint has decided
@@ -156,6 +163,11 @@ class FinetuneCLI(LightningCLI):
                 help="Stop in good order after this time: 90s, 10m, 2h.",
             )
             parser.add_argument("--resume", type=str | None, help="Run folder to resume.")
+            parser.add_argument(
+                "--update",
+                type=str | None,
+                help="Run folder to begin from, where images or classes were added.",
+            )
             parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
             parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
             # Members of an ensemble differ in seed_everything and share the split of data.seed.
@@ -169,8 +181,7 @@ class FinetuneCLI(LightningCLI):
         path = checkpoint_option(args)
         if path is not None:
             self.checkpoint = read_checkpoint(path)
-            details = with_fitted_split(Path(path), self.checkpoint.details)
-            self.record = common_record(split_records(details))
+            self.record = fitted_record(path, self.checkpoint.details)
             manifest = option_value(args, "--data.manifest")
             try:
                 parser.set_defaults(self._defaults(self.checkpoint, manifest))
@@ -219,7 +230,7 @@ class FinetuneCLI(LightningCLI):
         check_strategy(trainer.strategy, trainer.num_nodes)
         found = Runtime.joined if self._joins else Runtime.chosen
         self.runtime = found(trainer.accelerator, trainer.devices)
-        for name in ("seeds", "folds", "resume", "track_to", "imports"):
+        for name in ("seeds", "folds", "resume", "update", "track_to", "imports"):
             if self.config.get(name) is not None:
                 raise UsageError(
                     f"Expected --{name.replace('_', '-')} on the command line, "
@@ -237,6 +248,12 @@ class FinetuneCLI(LightningCLI):
         config = self.config.clone()
         if self.checkpoint is not None:
             build_as_kept(config.model, self.checkpoint)
+        elif self.verb == "fit":
+            # What weights of ours have learned from is never held out, whoever names them.
+            self.record = record_of_weights(config.model.pretrained)
+        if self.updates is not None:
+            build_as_kept(config.model, self.updates)
+            config.model.pretrained = str(self.updates.path)
         try:
             self.config_init = self.parser.instantiate_classes(config)
         except ValueError as error:  # a number out of its range, found by the class itself
@@ -245,12 +262,17 @@ class FinetuneCLI(LightningCLI):
             raise UsageError(" ".join(str(error).split())) from error
         self.datamodule = self.config_init["data"]
         if self.record is not None:
-            allow_reuse = self.verb == "fit" or self.config.allow_reuse
-            self.datamodule.follow(self.record, allow_reuse=allow_reuse)
+            fits = self.verb == "fit"
+            listed_by_fit = self.checkpoint is not None and self.config.data.manifest is None
+            self.datamodule.follow(
+                self.record,
+                allow_reuse=fits or self.config.allow_reuse,
+                always=fits and not listed_by_fit,
+            )
         self.model = self.config_init["model"]
         check_together(lambda: self.build_trainer(logger=False))
-        if self.checkpoint is not None:
-            self.model.see_as(self.checkpoint)
+        if (kept := self.checkpoint or self.updates) is not None:
+            self.model.see_as(kept)
 
     def build_trainer(self, **settings: Any) -> Trainer:
         """The trainer that the configuration describes, with some of its settings replaced."""

@@ -62,6 +62,8 @@ class ImageFolderDataModule(LabelledFolder):
     Args:
         root: the folder.
         manifest: CSV with ``path,label[,split][,fold][,group]`` that decides instead of folders.
+        more: a manifest of further images, beside those of the folder or of ``manifest``; of a
+            file that both have, its label counts.
         preprocessing: image size and interpolation; by default the trained network's own.
         class_names: the vocabulary; by default the checkpoint's, or else the folder's.
         augmentation: random views of training images: none, light, medium or strong; "auto" is
@@ -97,6 +99,7 @@ class ImageFolderDataModule(LabelledFolder):
         root: str | Path,
         *,
         manifest: str | Path | None = None,
+        more: str | Path | None = None,
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
         augmentation: Literal["auto", Augmentation] = "auto",
@@ -121,6 +124,7 @@ class ImageFolderDataModule(LabelledFolder):
     ) -> None:
         super().__init__()
         root, manifest, cache_dir = str(root), _text(manifest), _text(cache_dir)
+        more = _text(more)
         # The two left out are the model's: Lightning refuses to log one key with two values.
         self.save_hyperparameters(ignore=["class_names", "preprocessing"])
         check_settings(self.hparams, DATA, option="data.")
@@ -150,6 +154,7 @@ class ImageFolderDataModule(LabelledFolder):
             cache_dir=cache_dir,
             remember=cache != "off",
             task=task,
+            more=more,
         )
         settings = SplitSettings(val_fraction, test_fraction, seed, folds, fold)
         self._sides = Sides(found_images, settings)

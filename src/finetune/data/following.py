@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from unicodedata import normalize
 from finetune.data.assignment import names_below
 from finetune.data.folder import ImageFolder, LabelledImage, Split
 from finetune.spec.images import ImageRef
-from finetune.spec.labels import moved
+from finetune.spec.labels import Label, indexes, moved
 from finetune.spec.splits import SplitRecord, Standing
 
 
@@ -23,20 +24,33 @@ class Differences:
         new: neither of a known content nor at a known path.
         changed: at a known path, of another content.
         gone: in the fit, and now neither there nor elsewhere.
+        relabelled: of a known content, with another label than the fit knew.
+        added_names, lost_names: classes or labels that the fit did not have, and that only it had.
     """
 
     known: int
     new: int
     changed: int
     gone: int
+    relabelled: int = 0
+    added_names: tuple[str, ...] = ()
+    lost_names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line; empty where nothing differs."""
-        counts = {"new": self.new, "changed": self.changed, "gone": self.gone}
+        """A line or a few; empty where nothing differs."""
+        counts = {
+            "new": self.new,
+            "changed": self.changed,
+            "gone": self.gone,
+            "relabelled": self.relabelled,
+        }
         if not any(counts.values()):
             return ""
         told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
-        line = f"images that differ from those of the fit: {told}; {self.known} are as they were"
+        as_they_were = self.known - self.relabelled
+        line = f"images that differ from those of the fit: {told}; {as_they_were} are as they were"
+        for what, names in (("new", self.added_names), ("no longer there", self.lost_names)):
+            line += f"\n{what}: {', '.join(names)}" if names else ""
         if self.changed and not self.known:
             line += (
                 "\nno content is known, so sides are the fit's by path; is it another folder? "
@@ -71,7 +85,32 @@ def differences(folder: ImageFolder, record: SplitRecord) -> Differences:
     changed = sum(record.knows_path(key) for key in unknown)
     ids, paths = {image_id for image_id, _ in pairs}, set(keys)
     gone = sum(ref.id not in ids and ref.path not in paths for ref in record.images)
-    return Differences(known, len(unknown) - changed, changed, gone)
+    had = {name for image in folder.images for name in _names(image.label, folder.class_names)}
+    return Differences(
+        known,
+        len(unknown) - changed,
+        changed,
+        gone,
+        len(relabelled(folder, record)),
+        tuple(sorted(had - set(record.class_names))) if known else (),
+        tuple(sorted(set(record.class_names) - set(folder.class_names))) if known else (),
+    )
+
+
+def relabelled(folder: ImageFolder, record: SplitRecord) -> list[LabelledImage]:
+    """The images of a known content whose label is another than the fit knew."""
+    known: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for ref in record.images:
+        known[ref.id].add(_names(ref.label, record.class_names))
+    return [
+        image
+        for image in folder.images
+        if image.id in known and _names(image.label, folder.class_names) not in known[image.id]
+    ]
+
+
+def _names(label: Label, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(names[index] for index in indexes(label))
 
 
 def listed_folder(root: Path, record: SplitRecord) -> ImageFolder | None:

@@ -16,8 +16,8 @@ from finetune.data.groups import groups_by_pattern
 from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_cells import refuse_classes
-from finetune.data.manifest import read_manifest
-from finetune.data.number_cells import refuse_folders
+from finetune.data.manifest import read_manifest, with_more
+from finetune.data.number_cells import NUMBERS, refuse_folders
 from finetune.runtime import Runtime
 from finetune.spec.choices import TaskOfData
 from finetune.spec.splits import SplitRecord
@@ -35,6 +35,7 @@ class FoundImages:
         cache_dir: where what was found out about a file is remembered.
         remember: whether it is.
         task: whether an image has one class, several labels or a number.
+        more: a manifest of further images.
         listed: a fit by manifest, whose images and labels count where no manifest is given.
     """
 
@@ -49,6 +50,7 @@ class FoundImages:
     remember: bool = True
     listed: SplitRecord | None = None
     task: TaskOfData = "auto"
+    more: str | None = None
 
     @cached_property
     def found(self) -> ImageFolder:
@@ -62,6 +64,13 @@ class FoundImages:
             found = listed or scan_folder(self.root)
             refuse_classes(found, self.task)
             refuse_folders(found, self.task)
+        if self.more is not None:
+            task: TaskOfData = "multilabel" if found.has_label_sets else "multiclass"
+            task = NUMBERS if found.has_numbers else task
+            further = read_manifest(
+                self.more, self.root, allow_outside=self.allow_outside, task=task
+            )
+            found = with_more(found, further)
         return groups_by_pattern(found, self.group_by) if self.group_by else found
 
     @property

@@ -28,7 +28,9 @@ class LabelledFolder(LightningDataModule):
     _sides: Sides
     _given_class_names: tuple[str, ...] | None
 
-    def follow(self, record: SplitRecord, *, allow_reuse: bool = False) -> None:
+    def follow(
+        self, record: SplitRecord, *, allow_reuse: bool = False, always: bool = False
+    ) -> None:
         """Put each image on the side where an earlier fit had it, and only new ones elsewhere.
 
         Images are known by content, or else by their path below the root, wherever the folder lies.
@@ -37,8 +39,10 @@ class LabelledFolder(LightningDataModule):
         Args:
             record: of the fit, from its checkpoint.
             allow_reuse: judge images that trained all the same, with a warning.
+            always: the folder or manifest says which images there are now, and a manifest decides
+                on the sides of new ones alone: a fit goes on from weights that know the others.
         """
-        self._sides.follow(record, allow_reuse=allow_reuse)
+        self._sides.follow(record, allow_reuse=allow_reuse, always=always)
 
     @property
     def split_settings(self) -> SplitSettings:

@@ -23,7 +23,7 @@ from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
 from finetune.files import write_text
 from finetune.spec.choices import TaskOfData
-from finetune.spec.labels import cell, order
+from finetune.spec.labels import cell, indexes, moved, order
 
 COLUMNS = ("path", "label", "split", "fold", "group", "hash")
 
@@ -88,8 +88,7 @@ def read_manifest(
         LabelledImage(row.path, label, row.group, row.split, row.fold, row.hash)
         for row, label in zip(rows, labels, strict=True)
     ]
-    sides: dict[Split | None, int] = {"train": 0, "val": 1, "test": 2, None: 3}
-    images.sort(key=lambda image: (sides[image.split], order(image.label)))
+    images.sort(key=_place)
     return ImageFolder(
         root=root,
         class_names=class_names,
@@ -129,6 +128,23 @@ def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
             image = replace(image, group=group, split=old.split, fold=old.fold)
         images.append(image)
     return replace(folder, images=tuple(images))
+
+
+def with_more(folder: ImageFolder, more: ImageFolder) -> ImageFolder:
+    """The folder with further images; of a file that both have, the further label counts."""
+    there = {os.path.abspath(image.path) for image in more.images}
+    kept = [image for image in folder.images if os.path.abspath(image.path) not in there]
+    had = {folder.class_names[index] for image in kept for index in indexes(image.label)}
+    names = tuple(sorted(had.union(more.class_names)))
+    positions = [names.index(name) if name in had else -1 for name in folder.class_names]
+    images = [replace(i, label=moved(i.label, positions, len(names))) for i in kept]
+    images += more.with_class_names(names).images
+    return replace(folder, class_names=names, images=tuple(sorted(images, key=_place)))
+
+
+def _place(image: LabelledImage) -> tuple[int, tuple[float, ...]]:
+    sides: dict[Split | None, int] = {"train": 0, "val": 1, "test": 2, None: 3}
+    return sides[image.split], order(image.label)
 
 
 def unlisted_images(folder: ImageFolder) -> list[UnusedFile]:

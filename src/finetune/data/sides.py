@@ -17,7 +17,7 @@ from finetune.errors import ImageFolderError, ManifestError
 from finetune.spec.splits import SplitRecord
 
 # Settings that name places of this machine, which no checkpoint tells.
-PLACES = ("root", "manifest", "cache_dir")
+PLACES = ("root", "manifest", "more", "cache_dir")
 
 
 def none_on_side(root: Path, split: Split, *, followed: bool) -> ImageFolderError:
@@ -57,17 +57,18 @@ class Sides:
         self.settings = settings
         self.followed: SplitRecord | None = None
         self._allow_reuse = False
+        self._always = False
         self._folder: ImageFolder | None = None
         self._record: tuple[ImageFolder, SplitRecord] | None = None
         self._judged: set[Split] = set()
 
-    def follow(self, record: SplitRecord, *, allow_reuse: bool) -> None:
+    def follow(self, record: SplitRecord, *, allow_reuse: bool, always: bool) -> None:
         """Follow an earlier fit; see ``ImageFolderDataModule.follow``."""
         self.followed = record if record.images else None
-        self._allow_reuse = allow_reuse
+        self._allow_reuse, self._always = allow_reuse, always
         self._folder = None
         self._judged.clear()
-        if record.images and record.listed:
+        if record.images and record.listed and not always:
             self.found_images = replace(self.found_images, listed=record)
 
     def folder(self, class_names: Sequence[str] | None) -> ImageFolder:
@@ -80,7 +81,7 @@ class Sides:
     def _assigned(self, class_names: tuple[str, ...]) -> ImageFolder:
         found = self.found_images.readable().with_class_names(class_names)
         as_given = self.found_images.manifest is not None and found.is_split
-        record = None if as_given else self.followed
+        record = None if as_given and not self._always else self.followed
         assigned = assign_splits(
             found if record is None else follow(found, record),
             self.settings,

@@ -144,6 +144,30 @@ def compare_all(evaluations: Mapping[str, Evaluation], *, seed: int = 0) -> Lead
     )
 
 
+def compare_classes(
+    first: tuple[str, Evaluation], second: tuple[str, Evaluation], *, seed: int = 0
+) -> dict[str, PairedComparison]:
+    """Compare two, of the same images in the same order, on those of each class by itself.
+
+    p-values are corrected for the number of classes (Holm).
+    """
+    (first_name, one), (second_name, other) = first, second
+    correct = one.predictions == one.labels, other.predictions == other.labels
+    pairs = {
+        one.class_names[label]: compare_pair(
+            (first_name, correct[0][one.labels == label]),
+            (second_name, correct[1][one.labels == label]),
+            seed=seed,
+        )
+        for label in np.unique(one.labels)
+    }
+    adjusted = holm_correction([pair.p_value for pair in pairs.values()])
+    return {
+        name: replace(pair, adjusted_p_value=p_value)
+        for (name, pair), p_value in zip(pairs.items(), adjusted, strict=True)
+    }
+
+
 def _on_common_images(
     evaluations: Mapping[str, Evaluation],
 ) -> tuple[dict[str, Evaluation], int]:

@@ -10,6 +10,7 @@ from lightning import Trainer
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.ensemble_file import checkpoint_file
+from finetune.combining.unknown import UnknownRule
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.errors import UsageError
@@ -119,3 +120,10 @@ def fits_of(model: ImageClassifier | Ensemble) -> tuple[SplitRecord, ...]:
     if isinstance(model, ImageClassifier):
         return split_records(model.details)
     return tuple(model.fitted_on)
+
+
+def rule_of(model: ImageClassifier | Ensemble) -> UnknownRule | None:
+    """Which images a classifier or an ensemble calls unknown, where that was calibrated."""
+    if isinstance(model, ImageClassifier):
+        return UnknownRule.from_entry(model.details.get("unknown"))
+    return model.unknown

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from finetune.evaluation.comparison import Leaderboard
+from finetune.evaluation.comparison import Leaderboard, compare_classes
 from finetune.evaluation.result import Evaluation, Interval
 from finetune.reporting.galleries import most_confident_errors
 from finetune.reporting.thumbnails import thumbnail_uris
@@ -85,7 +85,7 @@ def render_page(
     budget = IMAGE_BUDGET // max(1, len(sections))
     return environment.get_template("page.html.j2").render(
         title=title,
-        policy=_policy(css, script),
+        policy=content_policy(css, script),
         css=Markup(css),
         script=Markup(script),
         drawn=_drawn,
@@ -108,7 +108,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", str(value)
 
 
-def _policy(css: str, script: str) -> str:
+def content_policy(css: str, script: str) -> str:
+    """What a page with this style and this script may do: show its own images, and no more."""
+
     def source(text: str) -> str:
         return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
@@ -237,7 +239,9 @@ def _board(board: PageBoard) -> dict[str, Any]:
         [*_board_row(name, e, leaderboard), *_extra_cells(board.details.get(name, {}), extra)]
         for name, e in leaderboard.evaluations.items()
     ]
+    pair = [*leaderboard.evaluations.items()]
     return {
+        "classes": compare_classes(pair[0], pair[1]) if len(pair) == 2 else {},
         "images": len(first.labels),
         "left_out": leaderboard.left_out,
         "columns": columns,

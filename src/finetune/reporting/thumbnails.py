@@ -30,6 +30,17 @@ def read_thumbnail(path: str | Path, *, side: int = SIDE) -> NDArray[np.uint8] |
     return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
 
 
+def read_whole(path: str | Path, *, side: int) -> NDArray[np.uint8] | None:
+    """The whole upright image, its longer side at most ``side``, or None if it cannot be read."""
+    try:
+        pixels = decode_image(path, short_side=side).permute(1, 2, 0).numpy()
+    except (ImageError, OSError, ValueError):
+        return None
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
 def data_uri(pixels: NDArray[np.uint8], *, quality: int = 60) -> str:
     """Pixels ``(H, W, 3)`` as a WebP image inside an address."""
     raw = io.BytesIO()

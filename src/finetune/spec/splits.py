@@ -1,7 +1,8 @@
 """On which side each image of a fit stood: what a checkpoint keeps, and every later verb follows.
 
-An image is known again by its content, or else by its path below the root. Where the two disagree,
-the side that has seen the image wins: train before val before test.
+An image is known again by its content; one of a new content by its path below the root, for it
+may be the old image saved again. Of a content on two sides, the side that has seen more wins: train
+before val before test.
 """
 
 from __future__ import annotations
@@ -62,9 +63,8 @@ class SplitRecord:
         }
 
     def standing(self, image_id: str, path: str) -> Standing | None:
-        """Where an image stood, by its content or by its path; None if it is new."""
-        known = [self._by_id.get(image_id), self._by_path.get(path)]
-        return _first([each for each in known if each is not None])
+        """Where an image stood, by its content or else by its path; None if it is new."""
+        return self._by_id.get(image_id) or self._by_path.get(path)
 
     def knows_id(self, image_id: str) -> bool:
         """Whether the fit had an image of this content."""
@@ -162,10 +162,6 @@ def united(records: Sequence[SplitRecord]) -> SplitRecord:
 
 def _rank(standing: Standing) -> int:
     return SIDES.index(standing.side)
-
-
-def _first(standings: Sequence[Standing]) -> Standing | None:
-    return min(standings, key=_rank, default=None)
 
 
 def _firsts(keys: Iterable[str], standings: Sequence[Standing]) -> dict[str, Standing]:

@@ -12,6 +12,7 @@ from finetune.csv_table import read_csv_table
 from finetune.errors import CheckpointError, UsageError
 from finetune.spec.images import ImageRef
 from finetune.spec.splits import SIDES, SplitRecord, Standing, united
+from finetune.training.checkpoints import ENTRY, read_content
 
 # Parts of a ``finetune`` entry: the settings and the sides of its fit, and, of fits from before
 # sides were kept, the settings that differ from those.
@@ -66,6 +67,26 @@ def common_record(records: Iterable[SplitRecord]) -> SplitRecord | None:
                 "have trained another; give --data.manifest with images that none was trained on."
             )
     return united(known) if known else next(iter(records), None)
+
+
+def fitted_record(path: str | Path, details: Mapping[str, Any]) -> SplitRecord | None:
+    """What is to be followed of a classifier's checkpoint and its entry's details."""
+    return common_record(split_records(with_fitted_split(Path(path), details)))
+
+
+def record_of_weights(pretrained: bool | str | None) -> SplitRecord | None:
+    """How the images that weights have learned from were split; None where nobody has noted it.
+
+    Args:
+        pretrained: as a classifier is told where its weights come from.
+    """
+    if not isinstance(pretrained, str) or Path(pretrained).suffix != ".ckpt":
+        return None
+    try:
+        entry = read_content(pretrained, mmap=True)[ENTRY]
+    except CheckpointError:  # other software's weights, or none: whoever loads them tells
+        return None
+    return fitted_record(pretrained, entry) if entry["kind"] == "classifier" else None
 
 
 def with_fitted_split(path: Path, details: Mapping[str, Any]) -> dict[str, Any]:

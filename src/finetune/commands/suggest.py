@@ -1,0 +1,120 @@
+"""``finetune suggest``: which unlabelled images to label next, and a page to do it on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from finetune.commands import folder_options as options
+from finetune.commands.guest import Where, each_of
+from finetune.commands.outputs import PAGES, TABLES, OptionalPath, wanted_output
+from finetune.commands.verb import Typed, verb
+from finetune.spec.schema import whole
+from finetune.tables.writing import encodable
+
+if TYPE_CHECKING:
+    from finetune.prediction.suggestions import Suggestion, Suggestions
+
+SHOWN = 20  # lines; the table has all
+
+
+@verb
+def suggest(
+    checkpoint: Where,
+    images: Where | Sequence[Where],
+    *,
+    number: Annotated[int, whole(1)] = 50,
+    output: Annotated[OptionalPath, Typed(metavar="FILE.csv")] = None,
+    page: Annotated[OptionalPath, Typed(metavar="FILE.html")] = None,
+    overwrite: bool = False,
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    cache_dir: options.CacheDir = None,
+    accelerator: options.Accelerator = "auto",
+    quiet: bool = False,
+) -> list[Suggestion]:
+    """Choose the unlabelled images whose labels would tell the most.
+
+    Doubtful ones, unlike each other; copies once. Unknown ones, by a rule of finetune calibrate
+    --unknown, are named apart.
+
+    Args:
+        checkpoint: a .ckpt file or a run folder.
+        images: files, folders or glob patterns.
+        number: how many to choose, at least 1.
+        output: a table, whose column label can be filled in: it is a manifest then.
+        page: a page to label them on, offline, with keys; it saves a manifest.
+        overwrite: replace what is there.
+        max_pixels: refuse images with more pixels, at least 1.
+        cache_dir: instead of the platform's cache folder.
+        accelerator: where the network runs: auto, cpu, gpu, cuda or mps.
+        quiet: print nothing.
+
+    Returns:
+        The chosen images, then the unknown ones.
+
+    Raises:
+        DataError: no image that is new to the fit.
+        UsageError: an output that must not be written, or several labels an image.
+    """
+    named = each_of(images)
+    rule = {"overwrite": overwrite, "inputs": [checkpoint, *named], "images": named}
+    table = wanted_output(output, endings=TABLES, **rule)
+    labelling = wanted_output(page, endings=PAGES, option="--page", **rule)
+
+    from finetune.data.inspection import inspect_files
+    from finetune.prediction import find_images
+    from finetune.prediction.predictor import fits_of, load_model
+    from finetune.prediction.suggestions import suggest_among
+    from finetune.runtime import Runtime
+    from finetune.training.features.store import FeatureStore
+
+    files = find_images(named)
+    model = load_model(Path(checkpoint), Runtime.chosen(accelerator))
+    for each in filter(None, (table, labelling)):
+        each.keep_off(inputs=files, fits=fits_of(model))
+    inspections = inspect_files(
+        files, root=files[0].parent, max_pixels=max_pixels, perceptual=True, cache_dir=cache_dir
+    )
+    store = FeatureStore(cache_dir)
+    found = suggest_among(model, inspections, number=number, max_pixels=max_pixels, store=store)
+    print("\n".join(_lines(found, len(files))))
+    if table is not None:
+        with table.writing() as beside:
+            write_suggestions(beside, found)
+        print(f"table in {table.path}: fill in label, and it is a manifest")
+    if labelling is not None:
+        from finetune.reporting.label_page import render_label_page
+
+        with labelling.writing() as beside:
+            shown = render_label_page([*found.chosen, *found.unknown], tuple(model.class_names))
+            beside.write_text(shown, encoding="utf-8")
+        print(f"page in {labelling.path}: label with the keys 1 to 9, then save")
+    return [*found.chosen, *found.unknown]
+
+
+def _lines(found: Suggestions, images: int) -> list[str]:
+    """What was chosen and left out, and the first few images."""
+    lines = [f"{len(found.chosen)} of {images} images to label, by one minus the margin:"]
+    lines += [f"{each.score:.4f}  {each.path}  {_guess(each)}" for each in found.chosen[:SHOWN]]
+    if len(found.chosen) > SHOWN:
+        lines.append(f"and {len(found.chosen) - SHOWN} more")
+    lines += [f"unknown  {each.path}  {_guess(each)}" for each in found.unknown[:SHOWN]]
+    return [*lines, *(f"left out: {count} {why}" for why, count in found.left_out.items())]
+
+
+def _guess(suggestion: Suggestion) -> str:
+    return f"{suggestion.classes[0]}? ({suggestion.probability:.2f})"
+
+
+def write_suggestions(beside: Path, found: Suggestions) -> None:
+    """``path,label,guess,probability,score,unknown``; the label is left to be filled in."""
+    with beside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "label", "guess", "probability", "score", "unknown"))
+        for each in (*found.chosen, *found.unknown):
+            numbers = f"{each.probability:.6f}", f"{each.score:.6f}"
+            path = encodable(os.path.abspath(each.path))
+            writer.writerow((path, "", each.classes[0], *numbers, str(each.unknown).lower()))
