@@ -19,7 +19,7 @@ from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_folders import as_label_sets, with_labels_of_copies, without_copies
 from finetune.data.manifest import read_manifest, with_more
-from finetune.data.number_cells import refuse_folders
+from finetune.data.number_cells import NUMBERS, refuse_folders
 from finetune.errors import ImageFolderError
 from finetune.runtime import Runtime
 from finetune.spec.choices import TaskOfData
@@ -108,6 +108,7 @@ class FoundImages:
         )
         if self.more is not None:
             task: TaskOfData = "multilabel" if found.has_label_sets else "multiclass"
+            task = NUMBERS if found.has_numbers else task
             further = read_manifest(
                 self.more, self.root, allow_outside=self.allow_outside, task=task
             )

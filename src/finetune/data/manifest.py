@@ -145,7 +145,7 @@ def with_more(folder: ImageFolder, more: ImageFolder) -> ImageFolder:
     return replace(folder, class_names=names, images=tuple(sorted(images, key=_place)))
 
 
-def _place(image: LabelledImage) -> tuple[int, tuple[int, ...]]:
+def _place(image: LabelledImage) -> tuple[int, tuple[float, ...]]:
     sides: dict[Split | None, int] = {"train": 0, "val": 1, "test": 2, None: 3}
     return sides[image.split], order(image.label)
 
