@@ -152,7 +152,7 @@ def spread(scores: Tensor, features: Tensor, number: int) -> list[int]:
     gains, nearest = scores.double().clone(), torch.ones(len(scores), dtype=torch.float64)
     taken: list[int] = []
     for _ in range(min(number, int((scores >= 0).sum()))):
-        row = int(torch.where(gains >= 0, gains * nearest, -1.0).argmax())
+        row = int(torch.where(gains >= 0, gains * nearest, -1.0).max(dim=0).indices)
         taken.append(row)
         gains[row] = -1
         nearest = torch.minimum(nearest, (1 - points @ points[row]).clamp_min(0))

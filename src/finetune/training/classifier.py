@@ -139,8 +139,7 @@ class ImageClassifier(LightningModule):
         # Needed only at birth, so no hyperparameter: a reloaded checkpoint fetches nothing.
         birth = ["pretrained", "teacher", "compile_backend", "task", "_like"]
         self.save_hyperparameters(ignore=birth)
-        weighing = "none" if class_weights == "auto" else class_weights
-        resolved = {"batchnorm": batchnorm, "class_weights": weighing}
+        resolved = {"batchnorm": batchnorm, "class_weights": class_weights.replace("auto", "none")}
         self.hparams.update(plain({**self.hparams, **resolved}))
         if _like is None:  # what is rebuilt was judged when it was read
             check_settings(self.hparams, MODEL, option="model.")
