@@ -62,7 +62,7 @@ def grow(root: Path) -> None:
 def grown(colour_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Grown:
     place = tmp_path_factory.mktemp("grown")
     root = Path(shutil.copytree(colour_folder, place / "images"))
-    fit = ["fit", f"--data.root={root}", f"--runs={place}", *HEAD]
+    fit = ["fit", f"--data.root={root}", f"--runs={place}", *HEAD, "--model.refit=false"]
     assert main(fit) == 0
     run = place / "run-1"
     before = {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -96,6 +96,26 @@ def test_old_images_keep_their_side_and_new_ones_are_dealt(grown: Grown) -> None
     assert not ids(grown.run, "test") & ids(grown.updated, "train", "val")
     with (grown.updated / "split.csv").open(newline="", encoding="utf-8") as table:
         assert {row["label"] for row in csv.DictReader(table)} == {"aqua", "blue", "green", "red"}
+
+
+def test_val_images_of_a_refitted_layer_are_val_again(colour_folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(colour_folder, tmp_path / "images"))
+    runs = tmp_path / "runs"
+    assert main(["fit", f"--data.root={root}", f"--runs={runs}", *HEAD]) == 0
+    assert not ids(runs / "run-1", "val")
+    grow(root)
+    assert main(["fit", "--update", str(runs / "run-1")]) == 0
+    before, after = (sides_of(runs / name) for name in ("run-1", "run-2"))
+    assert {side for path, side in before.items() if path in after} == {"train", "val", "test"}
+    assert all(after[path] == side for path, side in before.items() if path in after)
+    all_labelled = {file_id(root / path) for path, side in after.items() if side != "test"}
+    assert all_labelled <= ids(runs / "run-2", "train")
+    assert not ids(runs / "run-1", "test") & ids(runs / "run-2", "train")
+
+
+def sides_of(run: Path) -> dict[str, str]:
+    with (run / "split.csv").open(newline="", encoding="utf-8") as table:
+        return {row["path"]: row["split"] for row in csv.DictReader(table)}
 
 
 def test_what_differs_is_said(grown: Grown) -> None:

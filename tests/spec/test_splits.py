@@ -26,6 +26,7 @@ def test_what_a_checkpoint_keeps_is_read_back(paths: list[str], random: object) 
     images = [ImageRef(content_id(path.encode(errors="surrogatepass")), path, choose((0, 11)))
               for path in paths]  # fmt: skip
     at = [Standing(choose(SIDES), choose((None, 0, 12))) for _ in paths]
+    at = [replace(each, refitted=each.side == "train" and choose((True, False))) for each in at]
     record = SplitRecord({"seed": 3}, ("a", "b"), tuple(images), tuple(at), listed=True)
     assert SplitRecord.from_entry({"data": {"seed": 3}, "split": record.plain}) == record
 
@@ -67,6 +68,16 @@ def test_what_one_fit_trained_on_is_held_out_of_none() -> None:
     assert sides == {"a": "train", "b": "val", "c": "train", "d": "test", "e": "val"}
     assert both.settings == {"seed": 1}
     assert united([first, replace(first, settings={})]) is first
+
+
+def test_val_that_only_a_final_layer_has_seen_is_val_again_without_it() -> None:
+    dealt = record_of({"a": "train", "b": "val", "c": "test"})
+    refitted = dealt.with_val_trained()
+    assert [at.side for at in refitted.standings] == ["train", "train", "test"]
+    assert refitted.with_val_again() == dealt
+    all_of_it = record_of({"a": "val", "b": "train", "c": "test"})
+    joined = united([refitted, all_of_it]).with_val_again()
+    assert [at.side for at in joined.standings] == ["train", "train", "test"]
 
 
 def test_labels_of_several_fits_are_told_by_name() -> None:

@@ -254,7 +254,9 @@ class FinetuneCLI(LightningCLI):
             build_as_kept(config.model, self.checkpoint)
         elif self.verb == "fit":
             # What weights of ours have learned from is never held out, whoever names them.
-            self.record = record_of_weights(config.model.pretrained)
+            self.record = record_of_weights(
+                config.model.pretrained, with_final_layer=config.model.strategy == "all"
+            )
         if self.updates is not None:
             build_as_kept(config.model, self.updates)
             config.model.pretrained = str(self.updates.path)

@@ -22,14 +22,21 @@ SIDES: tuple[Side, ...] = ("train", "val", "test")  # what has seen most comes f
 # Settings that decide how images are dealt to sides.
 DEALING = ("manifest", "val_fraction", "test_fraction", "seed", "folds", "fold", "group_by")
 _ID_DIGITS = 32
+_REFITTED = "3"
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where an image stands: its side, and the fold that holds it out, if there are folds."""
+    """Where an image stands: its side, and the fold that holds it out, if there are folds.
+
+    Attributes:
+        side, fold: of the image.
+        refitted: it was val until the final layer was fitted again to all labelled images.
+    """
 
     side: Side
     fold: int | None = None
+    refitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,19 @@ class SplitRecord:
         return self._by_id.get(image_id) or self._by_path.get(path)
 
     def with_val_trained(self) -> SplitRecord:
-        """The same of a fit whose val images have trained in the end."""
-        standings = [replace(at, side="train") if at.side == "val" else at for at in self.standings]
-        return replace(self, standings=tuple(standings))
+        """The same of a fit whose final layer was fitted again to val images as well."""
+        trained = [
+            replace(at, side="train", refitted=True) if at.side == "val" else at
+            for at in self.standings
+        ]
+        return replace(self, standings=tuple(trained))
+
+    def with_val_again(self) -> SplitRecord:
+        """The same for a fit that makes a final layer of its own, the rest having seen no val."""
+        held_out = [
+            replace(at, side="val", refitted=False) if at.refitted else at for at in self.standings
+        ]
+        return replace(self, standings=tuple(held_out))
 
     def with_val(self, ids: Collection[str]) -> SplitRecord:
         """The same for whoever has answers of those who did not see these contents: they are val.
@@ -110,7 +127,8 @@ class SplitRecord:
 
         Labels and folds are numbers between spaces, ``-`` where there is no fold, and several
         labels an image as in :func:`finetune.spec.labels.text`; sides are the digits 0, 1 and 2 for
-        train, val and test; no path holds the character between paths.
+        train, val and test, and 3 for val that was refitted; no path holds the character between
+        paths.
         """
         folds = [each.fold for each in self.standings]
         return {
@@ -118,7 +136,7 @@ class SplitRecord:
             "ids": "".join(image.id for image in self.images),
             "paths": "\0".join(image.path for image in self.images),
             "labels": " ".join(text(image.label) for image in self.images),
-            "sides": "".join(str(SIDES.index(each.side)) for each in self.standings),
+            "sides": "".join(_digit(each) for each in self.standings),
             "folds": " ".join("-" if fold is None else str(fold) for fold in folds)
             if any(fold is not None for fold in folds)
             else "",
@@ -176,8 +194,12 @@ def united(records: Sequence[SplitRecord]) -> SplitRecord:
     return SplitRecord(settings, names, images, standings, any(each.listed for each in records))
 
 
-def _rank(standing: Standing) -> int:
-    return SIDES.index(standing.side)
+def _rank(standing: Standing) -> tuple[int, bool]:
+    return SIDES.index(standing.side), standing.refitted
+
+
+def _digit(standing: Standing) -> str:
+    return _REFITTED if standing.refitted else str(SIDES.index(standing.side))
 
 
 def _firsts(keys: Iterable[str], standings: Sequence[Standing]) -> dict[str, Standing]:
@@ -202,7 +224,10 @@ def _images(ids: str, paths: str, labels: str) -> tuple[ImageRef, ...]:
 def _standings(sides: str, folds: str) -> tuple[Standing, ...]:
     numbers = [None if each == "-" else int(each) for each in folds.split()] or [None] * len(sides)
     return tuple(
-        Standing(SIDES[int(side)], fold) for side, fold in zip(sides, numbers, strict=True)
+        Standing("train", fold, refitted=True)
+        if side == _REFITTED
+        else Standing(SIDES[int(side)], fold)
+        for side, fold in zip(sides, numbers, strict=True)
     )
 
 

@@ -93,11 +93,15 @@ def fitted_record(path: str | Path, details: Mapping[str, Any]) -> SplitRecord |
     return common_record(split_records(with_fitted_split(Path(path), details)))
 
 
-def record_of_weights(pretrained: bool | str | None) -> SplitRecord | None:
+def record_of_weights(
+    pretrained: bool | str | None, *, with_final_layer: bool
+) -> SplitRecord | None:
     """How the images that weights have learned from were split; None where nobody has noted it.
 
     Args:
         pretrained: as a classifier is told where its weights come from.
+        with_final_layer: whether a fit goes on from the final layer as well, instead of one of
+            its own; val images that only a refitted final layer has seen are val again else.
     """
     if not isinstance(pretrained, str) or Path(pretrained).suffix != ".ckpt":
         return None
@@ -105,7 +109,8 @@ def record_of_weights(pretrained: bool | str | None) -> SplitRecord | None:
         entry = read_content(pretrained, mmap=True)[ENTRY]
     except CheckpointError:  # other software's weights, or none: whoever loads them tells
         return None
-    return fitted_record(pretrained, entry) if entry["kind"] == "classifier" else None
+    record = fitted_record(pretrained, entry) if entry["kind"] == "classifier" else None
+    return record if record is None or with_final_layer else record.with_val_again()
 
 
 def with_fitted_split(path: Path, details: Mapping[str, Any]) -> dict[str, Any]:
