@@ -158,7 +158,7 @@ def test_a_safe_table_is_read_back_as_it_was(classifier, colour_folder, tmp_path
         table = read_table(tmp_path / "a.csv")
         assert table.paths == (image.name,)
         assert table.resolved_paths() == (str(image),)
-        found = torch.from_numpy(table.log_probabilities).softmax(-1).float()
+        found = torch.from_numpy(table.logits).softmax(-1).float()
         assert_close(found, predictions.probabilities)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -308,26 +309,30 @@ def test_a_run_is_exported(run: finetune.Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def with_settings(
+    function: Callable[..., object], settings: Callable[[dict], dict]
+) -> Callable[..., object]:
+    return lambda *which, **given: function(*which, **settings(given))
+
+
 def test_the_guide_is_true(
     colour_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for colour, name in (("red", "cat"), ("green", "dog")):
         shutil.copytree(colour_folder / colour, tmp_path / "pets" / name)
     shutil.copy(tmp_path / "pets" / "cat" / "00.png", tmp_path / "pets" / "cat" / "1.jpg")
+    shutil.copytree(colour_folder / "blue", tmp_path / "unlabelled")
     (tmp_path / "new").mkdir()
     shutil.copy(tmp_path / "pets" / "dog" / "00.png", tmp_path / "new" / "1.jpg")
     guide = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
-    fit = finetune.fit
     small = {**SMALL, "cache": "auto"}
-    monkeypatch.setattr(finetune, "fit", lambda data, **given: fit(data, **{**given, **small}))
-    calibrate, few = finetune.calibrate, {"unknown": 0.5, "share": "all"}
-    monkeypatch.setattr(
-        finetune,
-        "calibrate",
-        lambda *which, **given: calibrate(
-            *which, **{**given, **(few if "unknown" in given else {})}
-        ),
-    )
+    smaller = {  # each function's settings, for few and small images without a network
+        "fit": lambda given: given if "update" in given else {**given, **small},
+        "calibrate": lambda given: given | ({"unknown": 0.5} if "unknown" in given else {}),
+        "choose": lambda given: {"backbones": "tf_efficientnet_lite0", "offline": True},
+    }
+    for name, settings in smaller.items():
+        monkeypatch.setattr(finetune, name, with_settings(getattr(finetune, name), settings))
     known: dict = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)  # so few images warn of themselves

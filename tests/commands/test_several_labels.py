@@ -307,7 +307,7 @@ def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Pa
         ["ensemble", *both, "--select=learned"],
         ["ensemble", *both, "--pooling=vote"],
         ["ensemble", *both, "--pooling=geometric"],
-        ["average", *both, "--method=greedy", "--metric=brier"],
+        ["average", both[1], *both[1:], "--method=greedy", "--metric=brier"],
         ["calibrate", best(run), *data, f"--output={tmp_path / 'a.ckpt'}"],
         ["explain", best(run), images(run), f"--output={tmp_path / 'e.png'}"],
         ["report", best(run), f"--output={tmp_path / 'p.html'}"],

@@ -59,7 +59,7 @@ def rule_for(
         if not wanted:
             raise CalibrationError(
                 f"Expected {side} images to know unknown ones by, found none; give --data.root of "
-                "the fit."
+                "the fit, and of a refitted one not --share all."
             )
         dataset, workers = dataset_for(classifier, data, split)
         dataset.images = wanted
