@@ -83,7 +83,7 @@ def test_an_ensemble_of_folds_is_judged_by_what_each_did_not_see(
     assert main(["validate", "--ckpt_path", saved, *call[:4], "--runs", str(tmp_path)]) == 0
     assert f"val: accuracy {right / 36:.3f}" in capsys.readouterr().out
     assert main(["calibrate", saved, *call, str(tmp_path / "calibrated.ckpt")]) == 0
-    assert "not trained on it" in capsys.readouterr().out
+    assert "answered by a fit without it" in capsys.readouterr().out
     # An average of folds has been trained on every image.
     assert main(["average", "runs/f-1", "--output", str(tmp_path / "soup.ckpt")]) == 0
     soup = [str(tmp_path / "soup.ckpt"), *call, str(tmp_path / "refused.ckpt")]
