@@ -90,6 +90,8 @@ class Choice:
 
     def __str__(self) -> str:
         value = f"{self.value:.3g}" if isinstance(self.value, float) else str(self.value)
+        if isinstance(self.value, bool):
+            value = value.lower()  # as it is typed
         return f"{self.name:<18}  {value:<14}  {self.reason}"
 
 
