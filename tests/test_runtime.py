@@ -7,6 +7,7 @@ from lightning.fabric.accelerators import CUDAAccelerator, MPSAccelerator
 from finetune import ImageClassifier, predict
 from finetune.cli import main
 from finetune.errors import UsageError
+from finetune.processes import ProcessesNeeded
 from finetune.runtime import Runtime, fast_at_bf16
 from finetune.training.checkpoints import read_checkpoint
 
@@ -67,6 +68,16 @@ def test_devices_that_make_no_sense_are_refused(accelerators, cuda: int, devices
     accelerators(cuda)
     with pytest.raises(UsageError, match="Expected devices to be auto"):
         Runtime.joined("auto", devices)
+
+
+def test_more_processes_than_a_machine_can_bear_are_not_started(accelerators) -> None:
+    accelerators(0)
+    with pytest.raises(ProcessesNeeded):
+        Runtime.joined("cpu", 8)
+    for devices in (10_000, 2**70):
+        with pytest.raises(UsageError, match="processes on this machine") as refused:
+            Runtime.joined("cpu", devices)
+        assert not isinstance(refused.value, ProcessesNeeded)
 
 
 # Also where no Trainer is ever built, which would refuse it: a head in closed form.

@@ -15,6 +15,7 @@ from finetune.errors import UsageError
 
 # Set by our own launcher, which says itself why a process was killed.
 STARTED_BY_US = "FINETUNE_STARTED_PROCESSES"
+FEW_PROCESSES = 8  # that any machine can bear, however few cores it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,17 @@ class ProcessesNeeded(UsageError):
             "for; run the finetune command, which starts a process for each, or give devices=1."
         )
         self.count = count
+
+
+def refusal_of_one(count: int) -> UsageError:
+    """Why one process alone does not do: so many are needed, or more than this machine can bear."""
+    most = max(FEW_PROCESSES, os.cpu_count() or 1)
+    if count <= most:
+        return ProcessesNeeded(count)
+    return UsageError(
+        f"Expected at most {most} processes on this machine, found --trainer.devices {count}; give "
+        "one a core at most."
+    )
 
 
 def own_place(environment: Mapping[str, str] | None = None) -> Place:

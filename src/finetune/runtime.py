@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from finetune.errors import UsageError
-from finetune.processes import Place, ProcessesNeeded, own_place
+from finetune.processes import Place, own_place, refusal_of_one
 
 Module = TypeVar("Module", bound=nn.Module)
 Value = TypeVar("Value")
@@ -67,7 +67,7 @@ class Runtime:
         runtime, place = cls.chosen(accelerator, devices), own_place()
         if not place.launched:
             if (count := _count(accelerator, devices)) > 1:
-                raise ProcessesNeeded(count)
+                raise refusal_of_one(count)
             return runtime
         devices_of_launched(accelerator, devices)  # refuses what does not fit
         if place.world_size > 1 and not distributed.is_initialized():
