@@ -36,7 +36,6 @@ from finetune.commands.allocator import keep_freed_memory
 from finetune.data.decoding import decode_image
 from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.networks.factory import create_network, preprocessing_of
-from finetune.training.linear_probe import principal_axes
 from finetune.training.logistic_regression import LogisticProblem, logistic_problem, solve_logistic
 from finetune.training.penalty_search import (
     FOLDS,
@@ -44,6 +43,7 @@ from finetune.training.penalty_search import (
     stratified_parts,
 )
 from finetune.training.phases.probe import MOST_VIEWS, views_of_few
+from finetune.training.probe_rows import principal_axes
 
 VIEWS = 3  # that a fit keeps at least, unless told otherwise
 PARTS = ("now", "averaged", "common", "spread", "twice", "mirror", "stages", "either")
