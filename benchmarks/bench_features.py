@@ -15,7 +15,7 @@ spread      a quarter, a half or all of the common spread, chosen with the penal
 twice       the mirror image as a second view, in fitting alone
 mirror      the same, and in answering
 stages      pooled outputs of four stages beside the head's features
-either      stages where cross-validation prefers them by more than one (paired) standard error
+either      stages where cross-validation prefers them by more than two (paired) standard errors
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from finetune.training.penalty_search import (
     stratified_parts,
 )
 from finetune.training.phases.probe import MOST_VIEWS, views_of_few
+from finetune.training.phases.stage_choice import SURE
 from finetune.training.probe_rows import principal_axes
 
 VIEWS = 3  # that a fit keeps at least, unless told otherwise
@@ -210,7 +211,7 @@ class Fits:
         fit = min(fits, key=lambda fit: float(fit.losses[fit.best()].mean()))
         if part == "either" and fit is not fits[0]:
             gain = fits[0].losses[fits[0].best()] - fit.losses[fit.best()]
-            if gain.mean() <= gain.std() / len(gain) ** 0.5:
+            if gain.mean() <= SURE * gain.std() / len(gain) ** 0.5:
                 fit = fits[0]
         started = time.process_time()
         logits = fit.answers(fit.averaged() if part == "averaged" else fit.strongest())

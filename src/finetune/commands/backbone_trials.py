@@ -16,10 +16,11 @@ from finetune.data.dataset import ImageDataset
 from finetune.networks.catalogue import under_licence
 from finetune.networks.factory import build_network, network_spec
 from finetune.networks.pretrained import weights_licence
+from finetune.networks.staged import readable_stages
 from finetune.runtime import Runtime
 from finetune.spec.labels import indexes
 from finetune.training.classifier import ImageClassifier
-from finetune.training.features.extract import dataset_for, frozen_features
+from finetune.training.features.extract import StageReader, dataset_for, frozen_features
 from finetune.training.features.speed import milliseconds_an_image
 from finetune.training.features.store import FeatureStore
 from finetune.training.linear_probe import fit_probe
@@ -112,13 +113,17 @@ class BackboneTrials:
         dataset, workers = dataset_for(classifier, self.data, "train")
         chosen = [self.data.images("train")[index] for index in self._order[:images]]
         part = ImageDataset(chosen, dataset.transform, dataset.reader)
-        features = frozen_features(classifier, part, store=self.store, num_workers=workers)
+        # As a fit computes them, which looks for them in the store: with further ones of stages.
+        stages = readable_stages(classifier.network)
+        reader = StageReader.of(classifier, stages) if stages else classifier
+        features = frozen_features(reader, part, store=self.store, num_workers=workers).tensor()
+        width = classifier.network.get_classifier().in_features
         # Classes of which the sample has no image are none of the alternatives.
         _, labels = torch.unique(
             classifier.task.collate([image.label for image in chosen]), return_inverse=True
         )
         probe = fit_probe(
-            features.tensor().flatten(1),
+            features.flatten(1)[:, :width],
             labels,
             int(labels.max()) + 1,
             groups=group_numbers([image.group for image in chosen]),

@@ -15,6 +15,7 @@ from finetune.exporting.description import describe_export
 from finetune.exporting.parity import Reloaded
 from finetune.networks.final_layer import output_tensors
 from finetune.networks.image_network import ImageNetwork
+from finetune.networks.staged import Staged
 from finetune.networks.timm_folder import is_timms, read_timm_folder, write_timm_folder
 from finetune.tasks.units import Unit
 
@@ -34,6 +35,12 @@ def write_timm(ensemble: Ensemble, beside: Path) -> Reloaded:
         raise ExportError(
             f"Expected one classifier for the format timm, found an ensemble of "
             f"{len(ensemble.parts)}; use the format onnx, torch or safetensors."
+        )
+    if isinstance(classifier.network, Staged):
+        raise ExportError(
+            "Expected a final layer as timm has it for the format timm, found one that reads "
+            "several stages; use the format onnx, torch or safetensors, or fit with "
+            "--model.stages none."
         )
     if not is_timms(classifier.network):
         raise ExportError(

@@ -14,7 +14,8 @@ from finetune.errors import NetworkError, PretrainedWeightsError, UnknownBackbon
 from finetune.networks import baselines as _register_baselines  # noqa: F401
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.pretrained import find_weights
-from finetune.spec.network import NetworkSpec
+from finetune.networks.staged import read_stages
+from finetune.spec.network import STAGES, NetworkSpec
 from finetune.spec.preprocessing import Interpolation, Preprocessing
 
 # Training Inception with its auxiliary head is an option of the network, not of the classifier.
@@ -122,17 +123,21 @@ def build_network(
     _check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
     check_name(spec.architecture)
     arguments = {**spec.arguments, "drop_rate": drop_rate}
+    stages = arguments.pop(STAGES, None)
     if drop_path_rate:  # only some networks take it
         arguments["drop_path_rate"] = drop_path_rate
     name = source or spec.name
     if not pretrained:
-        return _build(
+        network = _build(
             spec.name if _is_published(spec.name) else spec.architecture,
             # The size is an argument, or none: another timm's configuration does not decide it.
             pretrained_cfg_overlay={"fixed_input_size": "img_size" in arguments},
             num_classes=num_classes,
             **arguments,
         )
+        if stages is not None:
+            read_stages(network, stages)
+        return network
     weights = find_weights(name if pretrained is True else spec.architecture, pretrained)
     try:
         network = _build(
@@ -153,6 +158,8 @@ def build_network(
     auxiliary = getattr(network, AUXILIARY_HEAD, None)
     if auxiliary is not None:
         auxiliary.fc = nn.Linear(auxiliary.fc.in_features, num_classes)
+    if stages is not None:
+        read_stages(network, stages)
     return network
 
 

@@ -22,6 +22,7 @@ from finetune.networks.offline_weights import (
     renamed_for_timm,
     weights_file,
 )
+from finetune.spec.network import STAGES
 
 WAYS_OUT = (
     "Give a file with --model.pretrained FILE.safetensors, fill the cache (HF_HOME) on a machine "
@@ -137,6 +138,11 @@ def _read_tensors(path: Path, backbone: str | None = None) -> dict[str, Tensor]:
             for key, value in content["state_dict"].items()
             if key.startswith("network.")
         }
+        if STAGES in (ours.get("network") or {}).get("arguments", {}):
+            # Its final layer reads more than that of the network as it was published.
+            final = _final_layer_name(_architecture_of(ours))
+            drop = {f"{final}.weight", f"{final}.bias", "read_scales"}
+            content = {key: value for key, value in content.items() if key not in drop}
     for wrapper in ("state_dict", "model"):
         if isinstance(content.get(wrapper), dict):
             content = content[wrapper]

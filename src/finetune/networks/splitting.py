@@ -7,46 +7,20 @@ Inception v3 and the baselines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import NamedTuple
 
 import torch
-from timm.models import (
-    ConvNeXt,
-    EfficientNet,
-    InceptionV3,
-    MobileNetV3,
-    ResNet,
-    VisionTransformer,
-)
 from torch import Tensor, nn
 from torch.nn import functional
 
 from finetune.errors import NetworkError
-from finetune.networks.convolutional import ConvolutionalBaseline
-from finetune.networks.fully_connected import FullyConnectedBaseline
 from finetune.networks.image_network import ImageNetwork
-
-Step = tuple[str, Callable[[Tensor], Tensor]]
-
-# What forward_features runs, in order; "x.*" stands for the children of x, one by one.
-STEPS: dict[type[nn.Module], tuple[str, ...]] = {
-    ResNet: ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4"),
-    EfficientNet: ("conv_stem", "bn1", "blocks.*", "conv_head", "bn2"),
-    MobileNetV3: ("conv_stem", "bn1", "blocks.*"),
-    ConvNeXt: ("stem", "stages.*", "norm_pre"),
-    VisionTransformer: ("patch_embed", "blocks.*", "norm"),
-    InceptionV3: (
-        *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Pool1"),
-        *("Conv2d_3b_1x1", "Conv2d_4a_3x3", "Pool2", "Mixed_5b", "Mixed_5c", "Mixed_5d"),
-        *("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
-        *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
-    ),
-    ConvolutionalBaseline: ("stem", "stages.*"),
-    FullyConnectedBaseline: ("grid", "stem", "stages.*"),
-}
+from finetune.networks.staged import Staged
+from finetune.networks.steps import Step, final_dropout, forward_steps, refuse_auxiliary, run_steps
 
 
 class Split(NamedTuple):
@@ -67,9 +41,9 @@ def split_at_parameters(
 ) -> Split:
     """Cut below the first module that owns one of ``first_parameters``; see ``split_at``."""
     if boundary == "head":
-        _refuse_auxiliary(network)
+        refuse_auxiliary(network)
         return _split_at_head(network)
-    steps = _forward_steps(network)
+    steps = forward_steps(network)
     owners = [
         index
         for index, (name, _) in enumerate(steps)
@@ -82,12 +56,40 @@ def split_at_parameters(
         )
     cut = min(owners)
 
+    if isinstance(network, Staged):
+        return _split_staged(network, steps[:cut], steps[cut:])
+
     def bottom(images: Tensor) -> Tensor:
         with evaluating(network):
-            return _run(steps[:cut], images)
+            return run_steps(steps[:cut], images)[0]
 
     def top(activations: Tensor) -> Tensor:
-        return network.forward_head(_run(steps[cut:], activations))
+        return network.forward_head(run_steps(steps[cut:], activations)[0])
+
+    return Split(bottom, top)
+
+
+def _split_staged(network: Staged, below: Sequence[Step], above: Sequence[Step]) -> Split:
+    """As others are cut; what the final layer reads below the cut lies behind the activations.
+
+    There, along their first dimension, so that what is cached of an image stays one tensor.
+    """
+
+    def bottom(images: Tensor) -> Tensor:
+        with evaluating(network):
+            activations, pooled = network.run(below, images)
+            rest = activations.shape[2:]
+            rows = math.ceil(network.read_width / math.prod(rest))
+            padded = functional.pad(pooled, (0, rows * math.prod(rest) - pooled.shape[1]))
+            return torch.cat([activations, padded.view(-1, rows, *rest)], dim=1)
+
+    def top(activations: Tensor) -> Tensor:
+        rows = math.ceil(network.read_width / math.prod(activations.shape[2:]))
+        read = activations[:, -rows:].flatten(1)
+        value, pooled = network.run(above, activations[:, :-rows])
+        return network.answer(
+            value, torch.cat([read[:, : network.read_width - pooled.shape[1]], pooled], dim=1)
+        )
 
     return Split(bottom, top)
 
@@ -113,7 +115,7 @@ def _split_at_head(network: ImageNetwork) -> Split:
             "use another backbone, or train it live."
         )
     _refuse_layers_between(network, classifier)
-    drop_rate = _final_dropout(network)
+    drop_rate = final_dropout(network)
 
     def bottom(images: Tensor) -> Tensor:
         with evaluating(network):
@@ -145,58 +147,3 @@ def _refuse_layers_between(network: nn.Module, classifier: nn.Module) -> None:
                 f"Expected the final layer of {type(network).__name__} to take its features, found "
                 f"layers between in {type(owner).__name__}; train it live."
             )
-
-
-def _forward_steps(network: ImageNetwork) -> list[Step]:
-    """The modules of ``forward_features``, by name, in the order in which they run."""
-    _refuse_auxiliary(network)
-    patterns = STEPS.get(type(network))
-    if patterns is None:
-        known = ", ".join(family.__name__ for family in STEPS)
-        raise NetworkError(
-            f"Expected a network of a family that can be cut inside ({known}), found "
-            f'{type(network).__name__}; cut at "head", or train it live.'
-        )
-    steps: list[Step] = []
-    for pattern in patterns:
-        name, _, children = pattern.partition(".")
-        module = network.get_submodule(name)
-        if children:
-            steps.extend((f"{name}.{child}", part) for child, part in module.named_children())
-        else:
-            steps.append((name, module))
-    if isinstance(network, VisionTransformer):
-        steps[0] = ("patch_embed", lambda images: _embed(network, images))
-    return steps
-
-
-def _embed(network: VisionTransformer, images: Tensor) -> Tensor:
-    """Images to the tokens that a vision transformer's first block takes."""
-    tokens = network._pos_embed(network.patch_embed(images))
-    return network.norm_pre(network.patch_drop(tokens))
-
-
-def _run(steps: Sequence[Step], value: Tensor) -> Tensor:
-    for _, module in steps:
-        value = module(value)
-    return value
-
-
-def _final_dropout(network: ImageNetwork) -> float:
-    """Dropout rate before the final layer, wherever the family keeps it."""
-    rate = getattr(network, "drop_rate", None)
-    if isinstance(rate, float | int):
-        return float(rate)
-    for module in (getattr(network, "head_drop", None), getattr(network, "head", None)):
-        dropout = getattr(module, "drop", module)
-        if isinstance(dropout, nn.Dropout):
-            return dropout.p
-    return 0.0
-
-
-def _refuse_auxiliary(network: ImageNetwork) -> None:
-    if getattr(network, "aux_logits", False):
-        raise NetworkError(
-            "Expected a network with one answer, found Inception with auxiliary logits; "
-            "switch aux_logits off, or train it live."
-        )

@@ -242,10 +242,10 @@ def _activations_and_gradients(
     """Feature map and gradient of the targets' logits, both ``(B, D, h, w)``."""
     leaf: Tensor
     with torch.no_grad():
-        features = network.forward_features(images)  # type: ignore[operator]
+        features, head = _map_and_head(network, images)
     if features.ndim == 4:
         leaf = features.detach().requires_grad_()
-        logits = network.forward_head(leaf.clone())  # type: ignore[operator]
+        logits = head(leaf.clone())
         to_map = _channels_first(network, features)
     elif features.ndim == 3 and hasattr(network, "blocks"):
         logits, leaf = _from_last_block(network, images)
@@ -259,6 +259,14 @@ def _activations_and_gradients(
     score = logits.gather(1, targets.unsqueeze(1)).sum()
     (gradients,) = torch.autograd.grad(score, leaf)
     return to_map(leaf.detach()), to_map(gradients)
+
+
+def _map_and_head(network: nn.Module, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What the head pools, and the logits as a function of it."""
+    if hasattr(network, "last_map"):  # a final layer that reads several stages
+        return network.last_map(images)  # type: ignore[operator]
+    features = network.forward_features(images)  # type: ignore[operator]
+    return features, lambda leaf: network.forward_head(leaf)  # type: ignore[operator]
 
 
 def _from_last_block(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
 from finetune.errors import NetworkError
+
+# The argument that is ours and not timm's: names of the stages that the final layer reads as well.
+STAGES = "stages"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,8 +25,8 @@ class NetworkSpec:
     Attributes:
         architecture: timm's own name of it, without a tag, or that of a baseline.
         arguments: what the architecture is built with: ``in_chans``, ``img_size`` (in pixels)
-            where it is built for one size, pooling, activation, ... Classes and dropout are none
-            of them: they belong to a fit.
+            where it is built for one size, pooling, activation, ... and :data:`STAGES`. Classes
+            and dropout are none of them: they belong to a fit.
         tag: of the published weights it started from; it decides nothing.
     """
 
@@ -57,6 +60,10 @@ class NetworkSpec:
                 f"({error}); name what timm knows by a name, such as act_layer: gelu."
             ) from error
         return blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def reading(self, stages: Sequence[str]) -> NetworkSpec:
+        """The same with a final layer that reads these stages."""
+        return replace(self, arguments={**self.arguments, STAGES: list(stages)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that a checkpoint with it loads with ``weights_only=True``."""

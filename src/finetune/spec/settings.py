@@ -55,6 +55,7 @@ MODEL: Mapping[str, Check] = {
     "cutmix_alpha": _STRENGTH,
     "l2_sp": _STRENGTH,
     "refit": optional(truth),
+    "stages": one_of("auto", "none"),
     "views": whole(1, 10**6),
     "teacher_share": SHARE,
     "teacher_temperature": _FACTOR,

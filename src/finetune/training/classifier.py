@@ -59,8 +59,7 @@ class ImageClassifier(LightningModule):
             a ``.safetensors``, ``.pth`` or ``.ckpt`` file with weights of this backbone.
         image_size: side in pixels; the backbone's own where it is not given.
         in_chans: channels of the images, 1 for greyscale.
-        drop_rate: dropout before the final layer, in [0, 1).
-        drop_path_rate: stochastic depth, for backbones that have it, in [0, 1).
+        drop_rate, drop_path_rate: dropout before the final layer, stochastic depth; in [0, 1).
         network_options: further arguments of the network, as timm names them.
         batchnorm: "eval" keeps the pretrained statistics while everything else is fine-tuned, which
             little data needs; "train" updates them, as training from scratch needs; "frozen" also
@@ -82,9 +81,9 @@ class ImageClassifier(LightningModule):
         mixup_alpha, cutmix_alpha: above 0, images are mixed; metrics stay with the hard labels.
         l2_sp: strength of the pull back to the pretrained weights, instead of to zero.
         refit: fit a final layer that is delivered in closed form to val images too; likewise.
+        stages: "auto": a fitted final layer reads several stages where that is better; or "none".
         views: random views of an image that are computed once and cached, where stages are frozen.
-        teacher: checkpoint, for example of an ensemble, whose probabilities for the training
-            images are learned beside the labels; ``finetune fit`` computes them once.
+        teacher: checkpoint whose probabilities for the training images are learned beside labels.
         teacher_share: weight of the teacher against the labels, in [0, 1].
         teacher_temperature: softens teacher and student before they are compared, above 0.
         compile_backend: a backend of ``torch.compile``, such as inductor, for the training steps on
@@ -123,6 +122,7 @@ class ImageClassifier(LightningModule):
         cutmix_alpha: float = 0.0,
         l2_sp: float = 0.0,
         refit: bool | None = None,
+        stages: Literal["auto", "none"] = "auto",
         views: int = 3,
         teacher: str | None = None,
         teacher_share: float = 0.5,
@@ -140,6 +140,7 @@ class ImageClassifier(LightningModule):
         birth = ["pretrained", "teacher", "compile_backend", "task", "_like"]
         self.save_hyperparameters(ignore=birth)
         resolved = {"batchnorm": batchnorm, "class_weights": class_weights.replace("auto", "none")}
+        resolved["stages"] = stages if pretrained else "none"
         self.hparams.update(plain({**self.hparams, **resolved}))
         if _like is None:  # what is rebuilt was judged when it was read
             check_settings(self.hparams, MODEL, option="model.")
@@ -179,8 +180,7 @@ class ImageClassifier(LightningModule):
         self._compiled = [compiled(self.network, compile_backend)] if compile_backend else []
         self.cycles = 1  # of the learning rate, in the present phase
         self.apply_recipe()
-        # Set while lower stages are frozen and their activations cached: batches then hold these
-        # activations, and this is what turns them into logits.
+        # While lower stages are frozen: what turns batches of their cached activations into logits.
         self.upper: Callable[[Tensor], Tensor] | None = None
         # The logits of the last pass over each stage's images, in the order of the loader.
         self.answers: dict[str, tuple[Tensor, Tensor]] = {}

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from finetune.errors import NetworkError
 from finetune.networks.freezing import split_at, stages_below
+from finetune.networks.staged import Staged, readable_stages
 from finetune.spec.images import Split
 from finetune.spec.protocols import FitData
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.datamodule import CachedActivationsDataModule
 from finetune.training.features.extract import (
+    Normalising,
+    StageReader,
     StoredView,
     activation_shape,
     dataset_for,
@@ -36,17 +41,51 @@ class CachedActivations:
     store: FeatureStore | None
     say: Callable[[str], None]
 
-    def at(self, boundary: str, split: Split, view: StoredView | None = None) -> Activations:
+    def at(
+        self,
+        boundary: str,
+        split: Split,
+        view: StoredView | None = None,
+        *,
+        by: Normalising | None = None,
+    ) -> Activations:
         """Those of a split's images below a stage; without a view, of the plain images."""
         images, workers = dataset_for(self.classifier, self.datamodule, split, view)
         return frozen_features(
-            self.classifier,
+            by or self.classifier,
             images,
             boundary=boundary,
             view=view,
             store=self.store,
             num_workers=workers,
         )
+
+    def stages(self) -> tuple[str, ...]:
+        """Those that the final layer reads, or else could read."""
+        classifier = self.classifier
+        if isinstance(classifier.network, Staged):
+            return classifier.network.read
+        judged = classifier.task.closed_form == "multinomial"
+        wanted = judged and classifier.hparams["stages"] == "auto"
+        return readable_stages(classifier.network) if wanted else ()
+
+    def entering(self, split: Split, view: StoredView | None = None) -> tuple[Tensor, Tensor]:
+        """What enters the final layer ``(N, D)``, and further what it could read of stages.
+
+        Both come out of one pass. ``(N, 0)`` where there are no stages, or it reads them already.
+        """
+        network, stages = self.classifier.network, self.stages()
+        if not stages:
+            features = self.at("head", split, view).tensor()
+            return features, features[:, :0]
+        reader = StageReader.of(self.classifier, stages)
+        features = self.at("head", split, view, by=reader).tensor()
+        if isinstance(network, Staged):
+            scales = network.read_scales.to(features)
+            features[:, network.head_width :] *= scales
+            return features, features[:, :0]
+        width = network.get_classifier().in_features
+        return features[:, :width], features[:, width:]
 
     def views(self, count: int) -> list[StoredView]:
         """Random views of the split's seed: fits that differ in their training seed share them."""

@@ -33,6 +33,7 @@ from finetune.long_steps import told
 from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.normalising import normalised
+from finetune.networks.staged import reader_of
 from finetune.runtime import can_pin_memory
 from finetune.spec.images import LabelledImage, Split, file_id
 from finetune.spec.network import NetworkSpec
@@ -53,6 +54,28 @@ class Normalising(Protocol):
     preprocessing: Preprocessing
     mean: Tensor
     std: Tensor
+
+
+@dataclass(slots=True)
+class StageReader:
+    """A classifier's twin, whose features are the final layer's and then those of stages."""
+
+    network: ImageNetwork
+    spec: NetworkSpec
+    preprocessing: Preprocessing
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, classifier: Normalising, stages: Sequence[str]) -> StageReader:
+        """The twin; both share all modules."""
+        return cls(
+            reader_of(classifier.network, stages),
+            classifier.spec.reading(stages),
+            classifier.preprocessing,
+            classifier.mean,
+            classifier.std,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from finetune.errors import TrainingError, UsageError
 from finetune.networks.final_layer import output_tensors
 from finetune.networks.freezing import freeze, network_stages, split_at, stages_below
 from finetune.runtime import Runtime
+from finetune.spec.network import STAGES
 from finetune.spec.protocols import FitData, PhaseData
-from finetune.training.checkpoints import ENTRY, plain, read_content
+from finetune.training.checkpoints import ENTRY, network_of, plain, read_content
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
 from finetune.training.features.store import FeatureStore
@@ -32,6 +33,7 @@ from finetune.training.model_selection import Candidate, clearly_better
 from finetune.training.phases.gradient import GradientPhases, TrainerSettings
 from finetune.training.phases.probe import fit_final_layer, linear_head
 from finetune.training.phases.refit import refit_on_all
+from finetune.training.phases.stage_choice import let_read
 from finetune.training.resume import START, ResumePoint, phase_file, resume_point_of
 from finetune.training.snapshots import whole_cycles
 from finetune.training.strategies import Phase, epochs_of, phases_of
@@ -130,6 +132,9 @@ class PhasedFit:
         place = resume_point_of(
             path, content, strategy=self.strategy, monitor=self.monitor, folder=self.folder
         )
+        stages = network_of(content[ENTRY], content["hyper_parameters"]).arguments.get(STAGES)
+        if stages is not None:
+            let_read(self.classifier, stages)
         self.classifier.load_weights(content["state_dict"], source=str(path))
         self._gradient_phases.pull_as_before(content.get("callbacks", {}))
         if place.phase > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from finetune.errors import NetworkError
 from finetune.networks.freezing import split_at
 from finetune.networks.image_network import ImageNetwork
+from finetune.networks.staged import stage_widths
+from finetune.runtime import Runtime
 from finetune.spec.images import LabelledImage, Split
 from finetune.spec.protocols import FitData
 from finetune.tasks.losses import ClassWeights
@@ -21,6 +23,7 @@ from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
 from finetune.training.label_probe import fit_label_probe
 from finetune.training.linear_probe import Probe, fit_probe
+from finetune.training.phases.stage_choice import answers_better, is_affordable, let_read, scales_of
 from finetune.training.ridge_probe import fit_ridge_probe
 
 FEW_A_CLASS = 20  # images; below, the final layer is fitted on random views as well
@@ -87,12 +90,14 @@ class Rows:
 
     Attributes:
         features: ``(V * N, D)``, the plain images first.
+        further: ``(V * N, S)``, what of stages the final layer could read beside them; S may be 0.
         targets, groups, weights: of each row; weights None: all count alike.
         images: N.
         views: V.
     """
 
     features: Tensor
+    further: Tensor
     targets: Tensor
     groups: Tensor
     weights: Tensor | None
@@ -107,7 +112,12 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     """
     started = time.monotonic()
     rows = rows_of(kept, ("train",))
-    probe, layer = fit_in_place(kept, rows)
+    classes = len(kept.classifier.class_names)
+    chooses = is_affordable(rows.features, rows.further, classes)
+    probe = solved(kept, rows, held_out=chooses)
+    if chooses:
+        probe = _reading_stages(kept, rows, probe)
+    layer = put_in_place(kept.classifier, probe)
     figures = _judge(kept, layer)
     return FittedLayer(probe, rows.images, rows.views, figures, time.monotonic() - started)
 
@@ -119,11 +129,13 @@ def rows_of(kept: CachedActivations, sides: Sequence[Split]) -> Rows:
     images = [image for side in sides for image in datamodule.images(side)]
     views = views_of_few(len(images) / len(classifier.class_names), classifier.hparams["views"])
     seen = (None, *kept.views(views))
-    features = [kept.at("head", side, view).tensor() for view in seen for side in sides]
+    entering = [kept.entering(side, view) for view in seen for side in sides]
+    features, further = (torch.cat(each) for each in zip(*entering, strict=True))
     targets, count = classifier.unit.standardised(targets_of(classifier, images)), len(seen)
     weights = sample_weights(classifier, datamodule, targets, sides)
     return Rows(
-        torch.cat(features),
+        features,
+        further,
         torch.cat([targets] * count),
         group_numbers(datamodule.together(images)).repeat(count),
         None if weights is None else weights.repeat(count),
@@ -132,12 +144,17 @@ def rows_of(kept: CachedActivations, sides: Sequence[Split]) -> Rows:
     )
 
 
-def fit_in_place(kept: CachedActivations, rows: Rows) -> tuple[Probe, nn.Linear]:
-    """The fit to these rows, and the classifier's final layer, which has its weights now."""
+def fit_in_place(kept: CachedActivations, rows: Rows) -> Probe:
+    """The fit to these rows; the classifier's final layer has its weights then."""
+    probe = solved(kept, rows)
+    put_in_place(kept.classifier, probe)
+    return probe
+
+
+def solved(kept: CachedActivations, rows: Rows, **options: Any) -> Probe:
+    """The fit to these rows."""
     classifier = kept.classifier
-    layer = linear_head(classifier.network)
-    assert layer is not None
-    probe = solver_of(classifier.task)(
+    return solver_of(classifier.task)(
         rows.features,
         rows.targets,
         len(classifier.class_names),
@@ -145,11 +162,35 @@ def fit_in_place(kept: CachedActivations, rows: Rows) -> tuple[Probe, nn.Linear]
         groups=rows.groups,
         seed=kept.datamodule.seed,
         say=kept.say,
+        **options,
     )
+
+
+def put_in_place(classifier: ImageClassifier, probe: Probe) -> nn.Linear:
+    """The classifier's final layer, which has the weights of the fit now."""
+    layer = linear_head(classifier.network)
+    assert layer is not None
     with torch.no_grad():
         layer.weight.copy_(probe.weight)
         layer.bias.copy_(probe.bias)
-    return probe, layer
+    return layer
+
+
+def _reading_stages(kept: CachedActivations, rows: Rows, plain: Probe) -> Probe:
+    """The fit of a final layer that reads stages as well, where that is better; else the plain."""
+    classifier, stages = kept.classifier, kept.stages()
+    scales = scales_of(rows.features, rows.further, stage_widths(classifier.network, stages))
+    features = torch.cat([rows.features, rows.further * scales], dim=1)
+    other = solved(kept, replace(rows, features=features), held_out=True)
+    if not Runtime().agree(lambda: answers_better(other, plain, rows.targets, rows.groups)):
+        return plain
+    let_read(classifier, stages, scales)
+    before, after = (each.held_out_nll[each.l2] for each in (plain, other))
+    kept.say(
+        f"the final layer reads {', '.join(stages)} as well: cross-validated NLL {after:.3f} "
+        f"instead of {before:.3f}"
+    )
+    return other
 
 
 def solver_of(task: Task) -> Callable[..., Probe]:
@@ -202,7 +243,7 @@ def _judge(kept: CachedActivations, layer: nn.Linear) -> dict[str, float] | None
     images = kept.datamodule.images("val")
     if not images:
         return None
-    features = kept.at("head", "val").tensor()
+    features, _ = kept.entering("val")
     with torch.no_grad():
         logits = kept.classifier.unit(layer(features.to(layer.weight.device))).float().cpu()
     labels = targets_of(kept.classifier, images)

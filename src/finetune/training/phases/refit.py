@@ -22,7 +22,7 @@ from finetune.spec.protocols import FitData
 from finetune.training.checkpoints import ENTRY
 from finetune.training.features.activations import CachedActivations
 from finetune.training.linear_probe import out_of_fold
-from finetune.training.model_selection import Candidate, Outputs
+from finetune.training.model_selection import Candidate
 from finetune.training.penalty_search import FOLDS, all_dealt, stratified_parts
 from finetune.training.phases.probe import (
     FittedLayer,
@@ -55,7 +55,7 @@ def refit_on_all(kept: CachedActivations, found: Candidate) -> tuple[Candidate, 
     answered = (fold_of >= 0).nonzero()[:, 0]
     if not len(answered):
         return None
-    probe, _ = fit_in_place(kept, rows)
+    probe = fit_in_place(kept, rows)
     # Fitted alike in each process, but for rounding.
     Runtime().equalise(classifier.network, parameters=True)
     solver = solver_of(classifier.task)
@@ -79,7 +79,7 @@ def refit_on_all(kept: CachedActivations, found: Candidate) -> tuple[Candidate, 
         **found.entry,
         "fit": {**found.facts, "refitted": layer.details},
         "split": datamodule.split_record.with_val_trained().plain,
-        "val": _kept_answers(datamodule, answers, answered.tolist()),
+        "val": kept_answers(datamodule, SIDES, answered.tolist(), *answers),
     }
     state = {"state_dict": classifier.state_dict(), ENTRY: entry}
     return Candidate.of({**state, "hyper_parameters": found.hyper_parameters}), layer
@@ -95,13 +95,22 @@ def _folds(kept: CachedActivations, rows: Rows) -> Tensor:
     return all_dealt(fold_of, groups) if task.closed_form != "multinomial" else fold_of
 
 
-def _kept_answers(data: FitData, answers: Outputs, rows: Sequence[int]) -> dict[str, Any]:
-    """What a checkpoint keeps of the answers to these of the labelled images."""
-    images = [image for side in SIDES for image in data.images(side)]
-    names = [name for side in SIDES for name in data.names(side)]
+def kept_answers(
+    data: FitData, sides: Sequence[Split], rows: Sequence[int], logits: Tensor, labels: Tensor
+) -> dict[str, Any]:
+    """What a checkpoint keeps of out-of-fold answers to some of the images that it learnt from.
+
+    Args:
+        data: whose images.
+        sides: where these stand.
+        rows: which of all images of the sides were answered.
+        logits, labels: of these rows.
+    """
+    images = [image for side in sides for image in data.images(side)]
+    names = [name for side in sides for name in data.names(side)]
     return {
-        "logits": answers[0],
-        "labels": answers[1],
+        "logits": logits,
+        "labels": labels,
         "paths": [names[row] for row in rows],
         "ids": [images[row].id for row in rows],
         "out_of_fold": True,

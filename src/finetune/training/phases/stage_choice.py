@@ -1,0 +1,80 @@
+"""Whether the final layer reads several stages as well: where cross-validation says so.
+
+Both final layers are fitted to features of one pass. The one that reads less stays unless the other
+answers held-out images better by more than two standard errors of the gain: with one, two classes
+of few images took it by chance, and lost by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from finetune.networks.staged import Staged, read_stages
+from finetune.spec.network import STAGES
+from finetune.tasks import categorical
+from finetune.training.classifier import ImageClassifier
+from finetune.training.linear_probe import Probe
+from finetune.training.penalty_search import FOLDS, MAX_WORK
+
+SURE = 2.0
+
+
+def let_read(
+    classifier: ImageClassifier, stages: Sequence[str], scales: Tensor | None = None
+) -> None:
+    """Let the final layer read stages of the network as well, where it does not do so already.
+
+    The answers stay as they are.
+    """
+    if isinstance(classifier.network, Staged):
+        return
+    read_stages(classifier.network, stages, scales)
+    classifier.spec = classifier.spec.reading(stages)
+    options = classifier.hparams["network_options"] or {}
+    classifier.hparams["network_options"] = {**options, STAGES: list(stages)}
+
+
+def is_affordable(features: Tensor, further: Tensor, classes: int) -> bool:
+    """Whether there is a choice, and time to fit another final layer for it."""
+    width = features.shape[1] + further.shape[1]
+    work = FOLDS * len(features) * min(len(features), width) * classes
+    return further.shape[1] > 0 and work <= MAX_WORK
+
+
+def scales_of(features: Tensor, further: Tensor, widths: Sequence[int]) -> Tensor:
+    """By what outputs of stages ``(N, S)`` are multiplied, ``(S,)``, to vary as the head's do.
+
+    Args:
+        features: the head's, ``(N, D)``.
+        further: one stage's beside the other's.
+        widths: of each stage, S in all.
+    """
+    common = features.double().std(dim=0, correction=0).mean()
+    parts = torch.split(further.double(), list(widths), dim=1)
+    own = [each.std(dim=0, correction=0).mean() for each in parts]
+    ones = torch.ones((), dtype=torch.float64)
+    scales = [common / spread if spread > 0 and common > 0 else ones for spread in own]
+    return torch.stack(scales).repeat_interleave(torch.tensor(widths)).float()
+
+
+def answers_better(other: Probe, plain: Probe, labels: Tensor, groups: Tensor) -> bool:
+    """Whether held-out images have less loss with the other, by :data:`SURE` standard errors.
+
+    Args:
+        other, plain: with ``held_out_logits`` of the same rows.
+        labels, groups: ``(N,)``; the rows of one group count as one image.
+    """
+    assert other.held_out_logits is not None
+    assert plain.held_out_logits is not None
+    gains = categorical.losses(plain.held_out_logits, labels)
+    gains = gains - categorical.losses(other.held_out_logits, labels)
+    known = gains.isfinite()
+    if not bool(known.any()):
+        return False
+    _, image = torch.unique(groups[known], return_inverse=True)
+    count = torch.bincount(image)
+    mean = torch.zeros(len(count), dtype=gains.dtype).index_add(0, image, gains[known]) / count
+    return len(mean) > 1 and float(mean.mean()) > SURE * float(mean.std()) / len(mean) ** 0.5
