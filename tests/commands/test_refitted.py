@@ -9,7 +9,10 @@ import torch
 
 from finetune.cli import main
 from finetune.combining.ensemble import Ensemble
+from finetune.combining.members import ClassifierMember
 from finetune.commands.held_out_images import build_held_out
+from finetune.commands.joined_backbones import fitted_joint
+from finetune.data.datamodule import ImageFolderDataModule
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import read_checkpoint
 
@@ -129,6 +132,41 @@ def test_it_picks_and_calibrates_and_says_so(
     heads = ["--heads=3", "--select=greedy", f"--output={tmp_path / 'heads.ckpt'}"]
     assert main(["ensemble", files[0], *data, *heads]) == 0
     assert "out-of-fold answers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("which", "side"), [((0, 1), "train"), ((0, 2), "val")])
+def test_a_joint_final_layer_learns_what_they_all_learnt_and_answers_it_out_of_fold(
+    fits: tuple[Path, ...],
+    colour_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    which: tuple[int, int],
+    side: str,
+) -> None:
+    """Beside a plain fit it learns as that did, and images that this one held out judge it."""
+    files = [fits[number] for number in which]
+    members = Ensemble.from_checkpoints(files)
+    data = build_held_out(colour_folder, {"cache": "off"}, members)
+    assert isinstance(data, ImageFolderDataModule)
+    classifiers = [part for part in members.parts if isinstance(part, ClassifierMember)]
+    joint = fitted_joint(classifiers, data, members.class_names, None, 0)
+    joint.save(tmp_path / "joint.ckpt")
+    again = Ensemble.from_file(tmp_path / "joint.ckpt")
+    (seen,) = joint.preprocessings
+    loader = data.evaluation_dataloader("val", preprocessings=[seen])
+    live = joint.member_logits({seen: torch.cat([batches[0] for batches, _ in loader])})
+    for each in (joint, again):
+        judging = build_held_out(colour_folder, {"cache": "off"}, each)
+        held_out = each.held_out(judging)
+        assert set(held_out.ids) == ids_on(files[1], side)
+        assert held_out.is_out_of_fold is (side == "train")
+        assert torch.equal(held_out.member_logits, live) is (side == "val")
+        # Each part says of what it has learnt what the sum says, without its fold.
+        first, second = held_out.member_logits
+        assert torch.equal(first, second) is (side == "train")
+    call = ["ensemble", *map(str, files), "--joint", f"--data.root={colour_folder}", *CACHE]
+    assert main([*call, f"--output={tmp_path / 'taken.ckpt'}"]) == 0
+    assert "one final layer on all features" in capsys.readouterr().out
 
 
 def test_what_needs_held_out_images_of_the_network_itself_is_refused(

@@ -6,7 +6,9 @@ weights of each backbone's features are its final layer, and the mean of logits 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from finetune.combining.bootstrap_heads import with_final_layer
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember, align_classes
-from finetune.training.linear_probe import Probe, fit_probe
+from finetune.training.linear_probe import Probe, fit_probe, out_of_fold
 from finetune.training.probe_rows import mixed_spreads
 
 # Of the penalties that the backbones have alone, times these: together they are more features.
@@ -27,6 +29,7 @@ def fit_joint_probe(
     num_classes: int,
     *,
     groups: Tensor | None = None,
+    fold_of: Tensor | None = None,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> list[Probe]:
@@ -38,9 +41,11 @@ def fit_joint_probe(
     Args:
         features: ``(N, D_m)`` of each backbone.
         labels, num_classes, groups, seed, say: as for :func:`fit_probe`.
+        fold_of: ``(N,)``, the fold of each image whose out-of-fold answer is wanted; -1: none.
 
     Returns:
-        Probes whose logits sum up to the answer; the bias is dealt out evenly.
+        Probes whose logits sum up to the answer; the bias is dealt out evenly. With ``fold_of``
+        the sum for images by fits without their fold is in each, as ``held_out_logits``.
     """
     alone = [
         fit_probe(each, labels, num_classes, groups=groups, seed=seed, say=say).l2
@@ -49,23 +54,36 @@ def fit_joint_probe(
     spreads = [
         mixed_spreads(each.double()) * l2**0.5 for each, l2 in zip(features, alone, strict=True)
     ]
+    together, spread = torch.cat(list(features), dim=1), torch.cat(spreads)
     whole = fit_probe(
-        torch.cat(list(features), dim=1),
+        together,
         labels,
         num_classes,
         groups=groups,
         l2=FACTORS,
         seed=seed,
-        spreads=torch.cat(spreads),
+        spreads=spread,
         say=say,
     )
+    answers = None
+    if fold_of is not None:
+        fit = partial(fit_probe, spreads=spread)
+        answers = out_of_fold(fit, together, labels, num_classes, fold_of=fold_of, l2=whole.l2)
     parts = torch.split(whole.weight, [each.shape[1] for each in features], dim=1)
     bias = whole.bias / len(features)
-    return [Probe(part, bias, whole.l2 * l2) for part, l2 in zip(parts, alone, strict=True)]
+    return [
+        Probe(part, bias, whole.l2 * l2, held_out_logits=answers)
+        for part, l2 in zip(parts, alone, strict=True)
+    ]
 
 
 def joint_ensemble(
-    members: Sequence[ClassifierMember], probes: Sequence[Probe], class_names: Sequence[str]
+    members: Sequence[ClassifierMember],
+    probes: Sequence[Probe],
+    class_names: Sequence[str],
+    *,
+    kept: Mapping[str, Any] | None = None,
+    split: Mapping[str, Any] | None = None,
 ) -> Ensemble:
     """An ensemble whose answer is the sum of the probes' logits; the members stay as they are.
 
@@ -73,6 +91,9 @@ def joint_ensemble(
         members: one a probe.
         probes: with a row of weights for each of the class names.
         class_names: in the order of the probes' rows.
+        kept: what a checkpoint keeps of the sum's answers to images that it was fitted to, by fits
+            without them; None: it learnt from training images alone.
+        split: on which sides its images stood, plain; the members' own for None.
 
     Raises:
         UsageError: a member's final layer is not one linear layer.
@@ -84,5 +105,23 @@ def joint_ensemble(
         # Pooling takes the mean of the logits, the probe their sum.
         weight, bias = (len(probes) * value[rows] for value in (probe.weight, probe.bias))
         own = with_final_layer(member.classifier, Probe(weight, bias, probe.l2))
+        own.details = _details(member, kept, split, rows)
         fitted.append(ClassifierMember(own, member.name))
     return Ensemble(fitted, pooling="geometric", class_names=class_names)
+
+
+def _details(
+    member: ClassifierMember,
+    kept: Mapping[str, Any] | None,
+    split: Mapping[str, Any] | None,
+    rows: Tensor,
+) -> dict[str, Any]:
+    """The member's, without its own answers to images that it had learnt from.
+
+    With ``kept``, each part answers these images as the sum does, so that their mean does too.
+    """
+    own = member.classifier.details.items()
+    details = {key: value for key, value in own if key not in ("val", "out_of_fold")}
+    if kept is not None:
+        details["val"] = {**kept, "logits": kept["logits"][:, rows]}
+    return details if split is None else {**details, "split": split}

@@ -87,15 +87,12 @@ def _kept_answers(
     from finetune.combining.bootstrap_heads import answers_without
     from finetune.training.penalty_search import FOLDS, stratified_parts
     from finetune.training.phases.probe import group_numbers
+    from finetune.training.phases.refit import kept_answers
 
-    images, names = datamodule.images("train"), datamodule.names("train")
+    images = datamodule.images("train")
     fold_of = stratified_parts(labels, group_numbers(datamodule.together(images)), FOLDS, seed)
     rows = (fold_of >= 0).nonzero()[:, 0].tolist()
-    common = {
-        "labels": labels[rows],
-        "paths": [names[row] for row in rows],
-        "ids": [images[row].id for row in rows],
-        "out_of_fold": True,
-    }
     answers = answers_without(features, labels, heads, fold_of, seed=seed)
-    return [{**common, "logits": logits[rows]} for logits in answers]
+    return [
+        kept_answers(datamodule, ["train"], rows, logits[rows], labels[rows]) for logits in answers
+    ]

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.holdout_roles import of_role, with_role
 from finetune.combining.joint_probe import fit_joint_probe, joint_ensemble
 from finetune.combining.members import ClassifierMember
+from finetune.commands.config_files import read_settings
 from finetune.errors import UsageError
 from finetune.spec.choices import Share
 from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.one_class import only_one_class
 from finetune.training.features.extract import dataset_for, frozen_features
 from finetune.training.features.store import FeatureStore
-from finetune.training.linear_probe import Probe
+from finetune.training.penalty_search import FOLDS, stratified_parts
 from finetune.training.phases.probe import group_numbers
+from finetune.training.phases.refit import SIDES, kept_answers
 
 if TYPE_CHECKING:
     from finetune.data.datamodule import ImageFolderDataModule
+
+TOGETHER = "ensemble.ckpt"
+READ = ("cache", "cache_dir", "manifest", "allow_outside")  # how a fit's images are read again
+
+
+def deliver_together(group: Path) -> None:
+    """What the fits of a group answer best together, or one of them alone, into a file beside them.
+
+    Args:
+        group: of fits that differ in their backbone.
+    """
+    from finetune.commands.ensemble import ensemble
+    from finetune.commands.multi_fit import member_files
+
+    settings = read_settings(str(member_files(group)[0].parents[1] / "config.yaml"))
+    data = settings["data"]
+    held_out: Any = {name: data[name] for name in READ if data.get(name) is not None}
+    held_out["accelerator"] = settings["trainer"]["accelerator"]
+    print()
+    inspect.unwrap(ensemble)(
+        group, data["root"], joint=True, output=group / TOGETHER, overwrite=True, **held_out
+    )
+    print(f"next: finetune test --ckpt_path {group / TOGETHER} --data.root {data['root']}")
 
 
 def joined_or_better(
@@ -52,8 +81,7 @@ def joined_or_better(
             "give RUN_A RUN_B --joint --data.root DIR."
         )
     only_one_class(members.task, "--joint", instead="take --select greedy")
-    probes = _fitted(classifiers, images, members.class_names, store, seed)
-    joint = joint_ensemble(classifiers, probes, members.class_names)
+    joint = fitted_joint(classifiers, images, members.class_names, store, seed)
     answers = members.held_out(images)
     rows = of_role(answers.ids, members.task.strata(answers.labels), "pick", share)
     labels = answers.labels[rows]
@@ -78,25 +106,44 @@ def joined_or_better(
     return found
 
 
-def _fitted(
+def fitted_joint(
     classifiers: Sequence[ClassifierMember],
-    images: ImageFolderDataModule,
+    data: ImageFolderDataModule,
     class_names: Sequence[str],
     store: FeatureStore | None,
     seed: int,
-) -> list[Probe]:
-    """The joint probe's parts, from the training images of the fits."""
-    train = images.images("train")
+) -> Ensemble:
+    """The joint probe, from the images that the final layers of all of the fits have learnt from.
+
+    Where these are the val images too, it answers them out of fold, as the fits do.
+    """
+    val = {image.id for image in data.images("val")}
+    refitted = all(val <= member.out_of_fold.keys() for member in classifiers)
+    sides = [side for side in (SIDES if refitted else SIDES[:1]) if data.images(side)]
+    images = [image for side in sides for image in data.images(side)]
     features = []
     for member in classifiers:
-        dataset, workers = dataset_for(member.classifier, images, "train")
-        found = frozen_features(member.classifier, dataset, store=store, num_workers=workers)
-        features.append(found.tensor().flatten(1))
-    return fit_joint_probe(
+        parts = []
+        for side in sides:
+            dataset, workers = dataset_for(member.classifier, data, side)
+            found = frozen_features(member.classifier, dataset, store=store, num_workers=workers)
+            parts.append(found.tensor().flatten(1))
+        features.append(torch.cat(parts))
+    labels = classifiers[0].task.collate([image.label for image in images])
+    groups = group_numbers(data.together(images))
+    fold_of = stratified_parts(labels, groups, FOLDS, seed) if refitted else None
+    probes = fit_joint_probe(
         features,
-        classifiers[0].task.collate([image.label for image in train]),
+        labels,
         len(class_names),
-        groups=group_numbers([image.group for image in train]),
+        groups=groups,
+        fold_of=fold_of,
         seed=seed,
         say=print,
     )
+    kept, logits = None, probes[0].held_out_logits
+    if fold_of is not None and logits is not None:
+        rows = (fold_of >= 0).nonzero()[:, 0].tolist()
+        kept = kept_answers(data, sides, rows, logits[rows], labels[rows])
+    split = None if refitted else data.split_record.plain
+    return joint_ensemble(classifiers, probes, class_names, kept=kept, split=split)
