@@ -51,12 +51,13 @@ def main(arguments: list[str]) -> int:
         return fit_many(*group)
     if several is not None:
         # Refuses wrong settings before anything is made.
-        cli = FinetuneCLI("fit", several.shared, joins=False)
+        own = next(iter(several.members.values())) if several.is_of_backbones else []
+        cli = FinetuneCLI("fit", [*several.shared, *own], joins=False)
         cli.datamodule.setup("fit")
         check_figures(cli)
         if cli.backbone is not None:  # one for all members, whatever the hub answers later
             several.shared.append(f"--model.backbone={cli.backbone.value}")
-        return fit_many(several, _new_folder(cli))
+        return fit_many(several, _new_folder(cli, "backbones" if own else None))
     fit_one(arguments, started=started)
     return 0
 
@@ -127,11 +128,11 @@ def given_callbacks(cli: FinetuneCLI) -> list[Callback]:
     return given if isinstance(given, list) else [given]  # one alone is no list
 
 
-def _new_folder(cli: FinetuneCLI) -> Path:
+def _new_folder(cli: FinetuneCLI, name: str | None = None) -> Path:
     from finetune.commands.runs import new_run_folder
 
     backbone = cli.model.backbone.replace(":", "-").replace("/", "-").strip("-.")
-    name = cli.config.name or backbone
+    name = cli.config.name or name or backbone
     return new_run_folder(Path(cli.config.runs), name, images=cli.datamodule.root)
 
 

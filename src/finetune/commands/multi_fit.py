@@ -1,12 +1,14 @@
-"""``fit --seeds N`` and ``fit --folds N``: several members, one run folder each, in one group.
+"""``fit --seeds N``, ``--folds N`` or ``--backbones A,B``: several members in one group.
 
 ``runs/<name>-<n>/seed-0-1``, ``seed-1-1``, ...: fits that share their split, decoded images and
-frozen features, and differ in order, random views and initial weights; or one fit for each fold.
+frozen features, and differ in order, random views and initial weights; or one fit for each fold; or
+a final layer on each backbone.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from finetune.processes import ProcessesNeeded
 from finetune.spec.run_files import MEMBERS as MEMBERS_SCHEMA
 
 MEMBERS = "members.json"
+BACKBONES = ("--backbones", "--model.backbones")  # two spellings
+BACKBONE, STRATEGY = "--model.backbone", "--model.strategy"
 SPOKEN = ("--track-to", "--imports")  # options that count on the command line only
 
 
@@ -41,19 +45,29 @@ class MultiFit:
     shared: list[str]
     beside: tuple[str, ...] = ()
 
+    @property
+    def is_of_backbones(self) -> bool:
+        """Whether each has a backbone of its own."""
+        return all(any(o.startswith(f"{BACKBONE}=") for o in own) for own in self.members.values())
+
 
 def many_fits(arguments: Sequence[str]) -> MultiFit | None:
-    """The members that ``--seeds N`` or ``--folds N`` ask for; None for a single fit.
+    """The members that an option for several asks for; None for a single fit.
 
     Raises:
-        UsageError: both, or fewer than two members.
+        UsageError: two such options, or fewer than two members.
     """
     rest, seeds = take(arguments, "--seeds")
     rest, folds = take(rest, "--folds")
-    if seeds is None and folds is None:
+    rest, backbones = take(rest, BACKBONES[0])
+    if backbones is None:
+        rest, backbones = take(rest, BACKBONES[1])
+    if seeds is None and folds is None and backbones is None:
         return None
-    if seeds is not None and folds is not None:
-        raise UsageError("Expected --seeds or --folds, found both; leave one out.")
+    if sum(each is not None for each in (seeds, folds, backbones)) > 1:
+        raise UsageError("Expected --seeds, --folds or --backbones, found two; leave one out.")
+    if backbones is not None:
+        return MultiFit(_of_backbones(backbones, rest), rest)
     number = _number(seeds if folds is None else folds)
     if folds is None:
         members = {f"seed-{n}": [f"--seed_everything={n}"] for n in range(number)}
@@ -62,6 +76,30 @@ def many_fits(arguments: Sequence[str]) -> MultiFit | None:
             f"fold-{n}": [f"--data.folds={number}", f"--data.fold={n}"] for n in range(number)
         }
     return MultiFit(members, rest)
+
+
+def _of_backbones(names: str, shared: Sequence[str]) -> dict[str, list[str]]:
+    """A final layer on each: what a joint one can be made of."""
+    from finetune.commands.choose import named_backbones
+
+    for option, value in ((BACKBONE, None), (STRATEGY, "head"), ("--model.pretrained", None)):
+        _, given = take(shared, option)
+        if given not in (None, value):
+            raise UsageError(
+                "Expected final layers alone on the backbones that --backbones names, each perhaps "
+                f"with its weights as NAME=FILE, found {option} {given}; leave it out."
+            )
+    backbones = named_backbones([names], offline=False)
+    if len(backbones) < 2:
+        raise UsageError(f"Expected two backbones or more, found {names}; give --backbones A,B.")
+    return {
+        re.sub(r"[^\w.-]+", "-", each.backbone).strip("-."): [
+            f"{BACKBONE}={each.backbone}",
+            *([] if each.pretrained is True else [f"--model.pretrained={each.pretrained}"]),
+            f"{STRATEGY}=head",
+        ]
+        for each in backbones
+    }
 
 
 def fit_many(fits: MultiFit, group: Path) -> int:
@@ -93,6 +131,10 @@ def fit_many(fits: MultiFit, group: Path) -> int:
     print(f"\n{there} of {len(fits.members)} members in {group}")
     if failed:
         print(f"again for the others: finetune fit --resume {group}")
+    elif fits.is_of_backbones:
+        from finetune.commands.joined_backbones import deliver_together
+
+        deliver_together(group)
     else:
         if "fold-0" in fits.members:
             print(f"next: finetune report {group}/fold-*-1 --folds --output folds.html")
@@ -127,7 +169,7 @@ def _fit_here(name: str, arguments: Sequence[str]) -> str | None:
 
 
 def is_group(path: str | Path) -> bool:
-    """Whether a folder holds the members of one ``fit --seeds N`` or ``--folds N``."""
+    """Whether a folder holds the members of one fit of several."""
     return (Path(path) / MEMBERS).is_file()
 
 
@@ -190,7 +232,7 @@ def resumed_group(arguments: Sequence[str]) -> tuple[MultiFit, Path] | None:
     shared = kept.get("shared", [])
     for options in (shared, *kept["members"].values()):
         check_texts([option.partition("=")[2] or option for option in options], path)
-        _, spoken = without_spoken(options, (*SPOKEN, "--seeds", "--folds", "--resume"))
+        _, spoken = without_spoken(options, (*SPOKEN, "--seeds", "--folds", *BACKBONES, "--resume"))
         if spoken:
             raise UsageError(
                 f"Expected {spoken[0].partition('=')[0]} on the command line, found it in "

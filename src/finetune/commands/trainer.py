@@ -171,6 +171,8 @@ class FinetuneCLI(LightningCLI):
             )
             parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
             parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
+            several = "Fit a final layer on each of A,B=FILE,... and what is best together."
+            parser.add_argument("--backbones", type=str | None, help=several)
             # Members of an ensemble differ in seed_everything and share the split of data.seed.
             parser.link_arguments("seed_everything", "data.training_seed", compute_fn=_seed_number)
             # Elsewhere the checkpoint decides the classes.
@@ -233,7 +235,7 @@ class FinetuneCLI(LightningCLI):
         check_strategy(trainer.strategy, trainer.num_nodes)
         found = Runtime.joined if self._joins else Runtime.chosen
         self.runtime = found(trainer.accelerator, trainer.devices)
-        for name in ("seeds", "folds", "resume", "update", "track_to", "imports"):
+        for name in ("seeds", "folds", "backbones", "resume", "update", "track_to", "imports"):
             if self.config.get(name) is not None:
                 raise UsageError(
                     f"Expected --{name.replace('_', '-')} on the command line, "

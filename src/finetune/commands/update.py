@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # What the old run has decided. Its other settings count where no option beside is given.
 DECIDED = (
     *("--resume", "--ckpt_path", "--seeds", "--folds", "--data.folds", "--data.fold"),
+    *("--backbones", "--model.backbones"),
     *("--data.task", "--model.pretrained", "--model.backbone", "--model.in_chans"),
     *("--model.image_size", "--model.network_options"),
 )

@@ -35,4 +35,4 @@ METRICS = every(
 
 # members.json: the options of each fit of a group, and those that all share.
 _OPTIONS = several(text(says="an option"), most=1000)
-MEMBERS = record({"members": by_name(_OPTIONS, r"(seed|fold)-\d+", 10_000)}, shared=_OPTIONS)
+MEMBERS = record({"members": by_name(_OPTIONS, r"\w[\w.-]*", 10_000)}, shared=_OPTIONS)
