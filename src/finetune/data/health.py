@@ -45,7 +45,7 @@ def check_folder(
         *duplicate_findings(folder, inspections, near=duplicates == "near"),
         *class_findings(folder, [image for image, _ in readable]),
         *look_findings([inspection for _, inspection in readable]),
-        *(_unused_note(unused.path, unused.reason) for unused in folder.unused),
+        *map(_unused, folder.unused),
     ]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.severity])
@@ -124,8 +124,9 @@ def class_findings(folder: ImageFolder, readable: Sequence[LabelledImage]) -> li
     ]
 
 
-def _unused_note(path: Path, reason: str) -> Finding:
-    return Finding(path, "unused", "note", f"not used: {reason}")
+def _unused(each: UnusedFile) -> Finding:
+    severity: Severity = "warning" if each.expected else "note"
+    return Finding(each.path, "unused", severity, f"not used: {each.reason}")
 
 
 def _duplicate_finding(folder: ImageFolder, group: Sequence[int], relation: str) -> Finding:
