@@ -58,7 +58,7 @@ def test_a_folder_beside_those_of_the_split_is_a_warning(paint: Painter, tmp_pat
 def test_who_lists_a_folder_is_told_how_many_and_why(
     folder: Path, listed: Callable[[str], object]
 ) -> None:
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="not used") as told:
         listed(str(folder))
     assert [str(each.message).removeprefix(f"{folder}: ") for each in told] == [
         "2 not used: .heic needs the package pillow-heif",

@@ -187,6 +187,11 @@ def _vocabulary_findings(folder: ImageFolder) -> Iterator[Finding]:
         problem = f"only one class, {folder.class_names[0]!r}"
         remedy = "put each class's images into a folder of its own"
         yield Finding(root, "one_class", "error", problem, remedy)
+    for name in folder.class_names:
+        if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name):
+            problem = f"the name of class {name!r} is no UTF-8"
+            remedy = "rename the folder, or save the manifest as CSV with UTF-8"
+            yield Finding(root, "undecodable_name", "warning", problem, remedy)
     spellings: dict[str, list[str]] = {}
     for name in folder.class_names:
         spellings.setdefault(" ".join(name.casefold().split()), []).append(name)

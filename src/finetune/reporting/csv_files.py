@@ -23,7 +23,10 @@ def write_predictions(path: Path, evaluation: Judgement) -> None:
 def write_parts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One row a class or a label; an undefined figure is an empty field."""
     rounded = [{name: _rounded(value) for name, value in row.items()} for row in rows]
-    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_write(path) as beside,
+        beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.DictWriter(file, list(rounded[0]))
         writer.writeheader()
         writer.writerows(rounded)

@@ -334,5 +334,5 @@ def _class_counts(path: Path, task: Task) -> dict[str, dict[str, int]] | None:
 def _rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))

@@ -200,7 +200,10 @@ def _in_turns(
 
 def write_suspects(path: Path, suspects: Sequence[LabelSuspect]) -> None:
     """A CSV to go through by hand: path, label, suggested label, quality of the label."""
-    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_write(path) as beside,
+        beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["path", "label", "reason", "suggested", "quality", "suspected"])
         for s in suspects:

@@ -91,7 +91,8 @@ def _tables(report: Path, evaluation: Judgement) -> dict[str, Any]:
     first, *others = evaluation.tables
     chosen = evaluation.errors()[:IMAGES].tolist()
     errors = [(evaluation.paths[i], evaluation.shown(i)) for i in chosen]
-    with (report / "suspects.csv").open(encoding="utf-8", newline="") as file:
+    path = report / "suspects.csv"
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         suspects = list(csv.DictReader(file))[:IMAGES]
     return {
         first.name: table(list(parts[0]), [list(part.values()) for part in parts]),
