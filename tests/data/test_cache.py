@@ -52,6 +52,7 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.decoded: list[str] = []
+
         def decode(reader: ImageReader, content: bytes, *, name: str) -> torch.Tensor:
             self.decoded.append(Path(name).name)
             return DECODE(reader, content, name=name)
