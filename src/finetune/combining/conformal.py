@@ -71,9 +71,6 @@ def fit_conformal(
     *,
     alpha: float = 0.1,
     score: Score = "thr",
-    penalty: float = 0.01,
-    free_classes: int = 2,
-    always_top: bool = False,
 ) -> ConformalRule:
     """Fit the sets' threshold on held-out probabilities ``(N, C)`` and labels ``(N,)``.
 
@@ -85,17 +82,9 @@ def fit_conformal(
             f"Expected labelled held-out images, found {probabilities.shape[0]} rows for "
             f"{len(labels)} labels; hold out some."
         )
-    scores = conformal_scores(probabilities, score, penalty=penalty, free_classes=free_classes)
+    scores = conformal_scores(probabilities, score)
     true_scores = scores.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return ConformalRule(
-        score=score,
-        alpha=alpha,
-        threshold=conformal_quantile(true_scores, alpha),
-        images=len(labels),
-        penalty=penalty,
-        free_classes=free_classes,
-        always_top=always_top,
-    )
+    return ConformalRule(score, alpha, conformal_quantile(true_scores, alpha), len(labels))
 
 
 def fit_label_sets(probabilities: Tensor, targets: Tensor, *, alpha: float) -> ConformalRule:

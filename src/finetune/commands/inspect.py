@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from finetune.commands.guest import Where
 from finetune.commands.outputs import FIGURES, Output, wanted_output
+from finetune.commands.terminal import aligned
 from finetune.commands.verb import Typed, verb
 from finetune.errors import PretrainedWeightsError, UsageError
 from finetune.spec.schema import whole
@@ -145,15 +146,7 @@ def _thinned(layers: list[Layer]) -> list[Layer]:
 
 
 def _table(layers: list[Layer]) -> list[str]:
-    rows = [COLUMNS, *(_row(layer) for layer in layers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index < 3 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    lines = aligned([COLUMNS, *map(_row, layers)], left=range(3))
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 

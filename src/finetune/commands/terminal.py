@@ -13,7 +13,7 @@ import sys
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -139,6 +139,20 @@ class HushedText(io.TextIOBase):
         """Hand on what is waiting."""
         if not self.closed:
             self._stream.flush()
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> list[str]:
+    """Rows of cells as lines of columns, two blanks between; those of ``left`` begin at one place,
+    the others end at one.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def on_terminal() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.combining.calibrated_answer import Calibration
+from finetune.csv_table import own_rows
 from finetune.documents import read_yaml
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.judge import judge, numbered, with_names, with_paths
@@ -255,7 +255,7 @@ def read_details(folder: Path, task: Task, root: Path | None = None) -> ReportDe
         settings=settings,
         findings=[
             BadImage(row.get("path", ""), row.get("problem", ""), row.get("remedy", ""))
-            for row in _rows(folder / "bad_images.csv")
+            for row in own_rows(folder / "bad_images.csv")
         ],
     )
 
@@ -324,15 +324,8 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _class_counts(path: Path, task: Task) -> dict[str, dict[str, int]] | None:
     counts: dict[str, dict[str, int]] = {}
-    for row in _rows(path):
+    for row in own_rows(path):
         of_split = counts.setdefault(row.get("split") or "unsplit", {})
         for name in task.names_in(row.get("label", "")):
             of_split[name] = of_split.get(name, 0) + 1
     return {s: counts[s] for s in ("train", "val", "test", "unsplit") if s in counts} or None
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
