@@ -30,6 +30,7 @@ class _Opened(NamedTuple):
     size: int
     in_chans: int
     classes: int
+    answers: str  # what it says, in words
     fits: tuple[SplitRecord, ...] = ()
 
 
@@ -83,7 +84,7 @@ def inspect(
 
     layers = layer_table(opened.network, opened.size, in_chans=opened.in_chans)
     size = f"{opened.size}x{opened.size} pixels"
-    print(f"{network}: {size}, {opened.in_chans} channels, {opened.classes} classes")
+    print(f"{network}: {size}, {opened.in_chans} channels, {opened.answers}")
     rows = layers if all or len(layers) <= 40 else _thinned(layers)
     print("\n".join(_table(rows)))
     if len(rows) < len(layers):
@@ -116,8 +117,15 @@ def _of_checkpoint(path: Path, size: int | None, wanted: dict[str, int | None]) 
                 f"Expected --{name.replace('_', '-')} {own[name]} as in the checkpoint, found "
                 f"{value}; leave it out."
             )
-    fits = fits_of(classifier)
-    return _Opened(classifier.network, size or preprocessing.image_size, **own, fits=fits)
+    names = classifier.class_names
+    answers = f"{len(names)} classes" if classifier.task.has_choices else f"a number ({names[0]})"
+    return _Opened(
+        classifier.network,
+        size or preprocessing.image_size,
+        **own,
+        answers=answers,
+        fits=fits_of(classifier),
+    )
 
 
 def _by_name(name: str, size: int | None, in_chans: int, classes: int, *, weights: bool) -> _Opened:
@@ -136,7 +144,7 @@ def _by_name(name: str, size: int | None, in_chans: int, classes: int, *, weight
             "tf_efficientnet_lite0 or a checkpoint."
         ) from error
     size = preprocessing_of(name, in_chans=in_chans, image_size=size).image_size
-    return _Opened(network, size, in_chans, classes)
+    return _Opened(network, size, in_chans, classes, f"{classes} classes")
 
 
 def _thinned(layers: list[Layer]) -> list[Layer]:
