@@ -13,8 +13,8 @@ control, 2022 (several labels an image).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, assert_never
+from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -59,10 +59,6 @@ class ConformalRule:
         if self.always_top:
             members = members.scatter(-1, categorical.likeliest(probabilities).unsqueeze(-1), True)
         return members
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values only, for a checkpoint."""
-        return asdict(self)
 
 
 def fit_conformal(
@@ -171,8 +167,3 @@ def _cumulative(values: Tensor) -> Tensor:
     order = values.argsort(dim=-1, descending=True, stable=True)
     sums = values.gather(-1, order).cumsum(dim=-1)
     return torch.empty_like(values).scatter(-1, order, sums)
-
-
-def coverage(sets: Tensor, labels: Tensor) -> float:
-    """Share of the sets ``(N, C)`` that hold the true class ``(N,)``."""
-    return float(sets.gather(-1, labels.unsqueeze(-1)).double().mean())

@@ -260,7 +260,7 @@ def align_classes(own: Sequence[str], wanted: Sequence[str], *, source: str) -> 
     if missing or extra:
         raise CheckpointMismatchError(
             f"Expected the classes {list(wanted)[:8]} in {source}, found "
-            f"missing {missing[:8]} and extra {extra[:8]}; combine members with the same classes."
+            f"missing {missing[:8]} and extra {extra[:8]}; take checkpoints of the same classes."
         )
     position = {name: index for index, name in enumerate(own)}
     return [position[name] for name in wanted]

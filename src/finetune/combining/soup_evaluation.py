@@ -74,12 +74,13 @@ class WeightsEvaluator:
         split: Split,
         runtime: Runtime,
     ) -> None:
-        self.classifier = ImageClassifier.like(ingredient)
+        described = ingredient.checkpoint
+        self.classifier = ImageClassifier.like(described)
         self.device = runtime.place(self.classifier).device
         self.datamodule, self.metric, self.split = datamodule, metric, split
-        self.images = held_out_images(ingredient.task, datamodule, split, ingredient.class_names)
+        self.images = held_out_images(described.task, datamodule, split, described.class_names)
         self.rows = of_role(
-            self.images.ids, ingredient.task.strata(self.images.labels), "pick", share
+            self.images.ids, described.task.strata(self.images.labels), "pick", share
         )
         if not self.rows:
             raise UsageError(
@@ -87,8 +88,8 @@ class WeightsEvaluator:
                 "fit with a val_fraction above 0 and --model.refit false."
             )
         self.ids = [self.images.ids[row] for row in self.rows]
-        side = ingredient.preprocessing.image_size
-        size = 4 * len(self.images.paths) * ingredient.preprocessing.in_chans * side**2
+        side = described.preprocessing.image_size
+        size = 4 * len(self.images.paths) * described.preprocessing.in_chans * side**2
         self._kept: list[Tensor] | None = [] if size <= KEPT_BYTES else None
 
     def evaluate(self, state_dict: Mapping[str, Tensor]) -> Score:

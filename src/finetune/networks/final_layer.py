@@ -16,9 +16,6 @@ def output_tensors(network: ImageNetwork) -> tuple[str, ...]:
     also where several answers are averaged (distilled vision transformers) or a norm stands before
     the layer (LeViT, RepViT). Batch norms inside a final layer are not among them.
 
-    Args:
-        network: a timm classifier or a baseline.
-
     Returns:
         No names where it is not plain which layer that is.
     """

@@ -111,11 +111,7 @@ class ImageViews(Dataset[tuple[int, list[Tensor] | str]]):
         return index, self.of(partial(self._read, index))
 
     def of(self, read: Callable[[ImageReader], Tensor]) -> list[Tensor] | str:
-        """An image's views ``(C, S, S)``, or why it cannot be read.
-
-        Args:
-            read: decodes the image as a reader does.
-        """
+        """An image's views ``(C, S, S)``, or why it cannot be read."""
         try:
             decoded = {chans: read(reader) for chans, reader in self.readers.items()}
         except ImageError as error:

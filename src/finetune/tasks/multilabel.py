@@ -22,7 +22,7 @@ from finetune.tasks import categorical
 from finetune.tasks.distillation import distillation_loss
 from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.label_scores import best_thresholds, label_scores, mean_of
-from finetune.tasks.losses import ClassWeights, batch_mixing
+from finetune.tasks.losses import ClassWeights, batch_mixing, check_loss
 from finetune.tasks.task import Loss, Mixing, Task
 
 ABSENT_ENOUGH = 0.05  # probability below which an absent label costs nothing: the paper's margin
@@ -50,11 +50,7 @@ class BinaryLoss(nn.Module):
         negative_gamma: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1 or focal_gamma < 0:
-            raise UsageError(
-                "Expected label_smoothing in [0, 1) and focal_gamma >= 0, found "
-                f"{label_smoothing} and {focal_gamma}."
-            )
+        check_loss(label_smoothing, focal_gamma)
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma
         self.negative_gamma = negative_gamma
