@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune.training.thresholds import Thresholds
 
 Verb = Literal["validate", "test"]
-Stage = Literal["val", "test"]
+STAGES: dict[Verb, Literal["val", "test"]] = {"validate": "val", "test": "test"}
 
 
 class Judged(NamedTuple):
@@ -72,7 +72,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     arguments, named_entities = take_all(arguments, "--track-to")
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
@@ -137,7 +137,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     with recorded_features(listened_to(cli.model)) as features:
         _run_trainer(cli, verb)
     seconds = time.perf_counter() - started
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     logits, labels = cli.model.answers[stage]
     # Fewer answers than images where the trainer limits its batches.
     images = cli.datamodule.images(stage)[: len(labels)]
@@ -242,7 +242,7 @@ def _answers_of_members(
     from finetune.runtime import Runtime
     from finetune.training.features.recorded import recorded_features
 
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     runtime = Runtime.chosen(held_out.get("accelerator", "auto"))
     ensemble = runtime.place(Ensemble.from_file(Path(ckpt_path)))
     datamodule = build_held_out(data, held_out, ensemble)

@@ -27,12 +27,12 @@ from finetune.prediction.inputs import (
     Collated,
     ImageInput,
     ImageViews,
-    OnBadImage,
     collate_views,
     named_images,
 )
 from finetune.prediction.predictions import Predictions
 from finetune.runtime import Runtime, can_pin_memory
+from finetune.spec.choices import OnBadImage
 from finetune.training.classifier import ImageClassifier
 
 

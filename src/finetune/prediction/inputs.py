@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -20,7 +19,6 @@ from finetune.data.walk import images_below
 from finetune.errors import DataError, ImageError
 from finetune.spec.preprocessing import Preprocessing
 
-OnBadImage = Literal["error", "skip"]
 FileOrFolder = str | os.PathLike[str]
 ImageInput = FileOrFolder | Held
 

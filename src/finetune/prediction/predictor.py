@@ -15,9 +15,10 @@ from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.errors import UsageError
 from finetune.prediction.inference import predict
-from finetune.prediction.inputs import ImageInput, OnBadImage
+from finetune.prediction.inputs import ImageInput
 from finetune.prediction.predictions import Predictions
 from finetune.runtime import Runtime
+from finetune.spec.choices import OnBadImage
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import ENTRY, read_content

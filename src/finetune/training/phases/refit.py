@@ -21,8 +21,9 @@ from finetune.spec.images import Split
 from finetune.spec.protocols import FitData
 from finetune.training.checkpoints import ENTRY
 from finetune.training.features.activations import CachedActivations
+from finetune.training.held_out_pass import Outputs
 from finetune.training.linear_probe import out_of_fold
-from finetune.training.model_selection import Candidate, Outputs
+from finetune.training.model_selection import Candidate
 from finetune.training.penalty_search import FOLDS, all_dealt, stratified_parts
 from finetune.training.phases.probe import (
     FittedLayer,
