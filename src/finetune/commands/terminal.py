@@ -35,7 +35,21 @@ def shown(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-class ShownText(io.TextIOBase):
+class _AboveText(io.TextIOBase):
+    """A text stream that writes to another one, and is like it otherwise."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+
+class ShownText(_AboveText):
     """A text stream that escapes what would act, and that outlives its reader.
 
     Args:
@@ -45,11 +59,8 @@ class ShownText(io.TextIOBase):
     """
 
     def __init__(self, stream: TextIO, *, needs_reader: bool) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._needs_reader = needs_reader
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -63,10 +74,6 @@ class ShownText(io.TextIOBase):
     def isatty(self) -> bool:
         """False, so that libraries send no escape sequences, which would be shown."""
         return False
-
-    def writable(self) -> bool:
-        """Always."""
-        return True
 
     def write(self, text: str) -> int:
         """Write the text, escaped."""
@@ -117,19 +124,12 @@ def shown_streams(*, needs_reader: bool) -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-class HushedText(io.TextIOBase):
+class HushedText(_AboveText):
     """A text stream that drops what the thread prints that made it, and passes on all other."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._hushed = threading.get_ident()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def writable(self) -> bool:
-        """Always."""
-        return True
 
     def write(self, text: str) -> int:
         """Write the text, unless it is the hushed thread's."""
