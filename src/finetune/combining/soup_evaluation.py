@@ -21,6 +21,7 @@ from finetune.spec.choices import Metric, Share
 from finetune.spec.images import Split
 from finetune.spec.protocols import HeldOutData
 from finetune.training.classifier import ImageClassifier
+from finetune.training.held_out_pass import kept_answers
 
 # Decoded images up to this size are cached between one judgement and the next.
 KEPT_BYTES = 2**29
@@ -106,12 +107,8 @@ class WeightsEvaluator:
 
     def answers(self, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         """Logits, labels and paths of all held-out images, as a fit keeps them."""
-        return {
-            "logits": self._logits(state_dict),
-            "labels": self.images.labels,
-            "paths": self.datamodule.names(self.split),
-            "ids": list(self.images.ids),
-        }
+        answers = self._logits(state_dict), self.images.labels
+        return kept_answers(self.datamodule, (self.split,), answers, range(len(answers[1])))
 
     def reestimated(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same weights with batch-norm statistics of the training images."""

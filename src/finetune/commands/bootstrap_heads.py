@@ -85,17 +85,15 @@ def _kept_answers(
 ) -> list[dict[str, Any]]:
     """What a checkpoint keeps of each head's answers to images that it was fitted without."""
     from finetune.combining.bootstrap_heads import answers_without
+    from finetune.training.held_out_pass import kept_answers
     from finetune.training.penalty_search import FOLDS, stratified_parts
     from finetune.training.phases.probe import group_numbers
 
-    images, names = datamodule.images("train"), datamodule.names("train")
-    fold_of = stratified_parts(labels, group_numbers(datamodule.together(images)), FOLDS, seed)
+    groups = group_numbers(datamodule.together(datamodule.images("train")))
+    fold_of = stratified_parts(labels, groups, FOLDS, seed)
     rows = (fold_of >= 0).nonzero()[:, 0].tolist()
-    common = {
-        "labels": labels[rows],
-        "paths": [names[row] for row in rows],
-        "ids": [images[row].id for row in rows],
-        "out_of_fold": True,
-    }
     answers = answers_without(features, labels, heads, fold_of, seed=seed)
-    return [{**common, "logits": logits[rows]} for logits in answers]
+    found = [(logits[rows], labels[rows]) for logits in answers]
+    return [
+        {**kept_answers(datamodule, ("train",), each, rows), "out_of_fold": True} for each in found
+    ]

@@ -29,7 +29,6 @@ from finetune.data.preview import write_batch_image
 from finetune.data.readers import Readers
 from finetune.data.sides import Sides, one_class_only
 from finetune.data.transforms import Augmentation
-from finetune.data.workers import choose_num_workers as choose_num_workers
 from finetune.errors import UsageError
 from finetune.runtime import Runtime
 from finetune.spec.choices import OnBadImage, TaskOfData
