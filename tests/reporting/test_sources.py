@@ -174,7 +174,7 @@ def test_embeddings_are_what_enters_the_final_layer(tmp_path: Path) -> None:
         pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     paths = [f"{index}.png" for index in range(5)]
-    embeddings = torch.from_numpy(embed(classifier, paths, root=tmp_path, batch_size=2))
+    embeddings = torch.from_numpy(embed(classifier, paths, root=tmp_path))
     assert len(embeddings) == 5
     head = classifier.network.get_classifier()
     answer = head(embeddings)
