@@ -27,7 +27,7 @@ from finetune.files import atomic_folder, write_bytes, write_text
 from finetune.reporting import figures
 from finetune.reporting.csv_files import write_parts, write_predictions
 from finetune.reporting.details import ReportDetails as ReportDetails
-from finetune.reporting.drawings import GALLERIES, NAMES, Drawing, drawings_of, drawings_of_fit
+from finetune.reporting.drawings import NAMES, Drawing, drawings_of, drawings_of_fit
 from finetune.reporting.page import PageBoard, PageFigure, PageSection, render_page
 from finetune.reporting.style import to_png
 from finetune.reporting.triage import rank_suspects, write_suspects
@@ -139,9 +139,6 @@ def _write_into(folder: Path, section: PageSection) -> None:
     (folder / "figures").mkdir()
     for figure in section.figures:
         write_bytes(folder / "figures" / f"{figure.name}.png", figure.light)
-    for name, draw in GALLERIES.items():
-        content = to_png(draw(evaluation, root=section.details.root))
-        write_bytes(folder / "figures" / f"{name}.png", content)
     write_suspects(folder / "suspects.csv", section.suspects)
     name, parts = evaluation.parts
     write_parts(folder / f"{name}.csv", parts)
