@@ -63,6 +63,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     Returns:
         The figures, as ``metrics.json`` keeps them.
     """
+    from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.report_of_test import track, write_report_of
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
@@ -75,6 +76,9 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     stage = STAGES[verb]
     arguments, named_entities = take_all(arguments, "--track-to")
     path = checkpoint_option(arguments)
+    if path is not None and os.path.isdir(path):  # a run folder stands for the best of it
+        path = str(checkpoint_file(path))
+        arguments = [*arguments, f"--ckpt_path={path}"]
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = judged.task.figures(judged.logits, judged.labels, judged.thresholds)

@@ -29,6 +29,7 @@ from finetune.prediction.inputs import (
     ImageViews,
     collate_views,
     named_images,
+    stopped_by,
 )
 from finetune.prediction.predictions import Predictions
 from finetune.runtime import Runtime, can_pin_memory
@@ -163,7 +164,7 @@ class _Collector(Callback):
     ) -> None:
         indexes, _, bad = batch
         if bad and self.on_bad_image == "error":
-            raise ImageError(bad[0][1])
+            raise stopped_by(bad[0][1])
         self.bad.update(bad)
         if not indexes:
             return
