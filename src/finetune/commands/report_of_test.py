@@ -30,6 +30,7 @@ def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[Judgement,
         judged.class_names,
         judged.paths,
         thresholds=judged.thresholds,
+        half_width=judged.half_width,
         groups=numbered(judged.groups),
     )
     details = replace(

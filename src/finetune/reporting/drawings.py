@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from finetune.evaluation.judgement import Judgement
 from finetune.evaluation.label_evaluation import LabelEvaluation
+from finetune.evaluation.number_evaluation import NumberEvaluation
 from finetune.evaluation.result import Evaluation
-from finetune.reporting import curves, figures, galleries, label_figures
+from finetune.reporting import curves, figures, galleries, label_figures, number_figures
 from finetune.reporting.details import ReportDetails
 from finetune.reporting.figures import NUMBERS_IN_CELLS
 from finetune.reporting.style import MANY
@@ -28,7 +29,7 @@ GALLERIES = {
 LABEL_AXES = ("probability", "share with the label", "answers")
 NAMES = (
     *("confusion", "confusion_normalised", "per_class", "reliability", "coverage_risk"),
-    *("per_label", "most_missed", "co_occurrence"),
+    *("per_label", "most_missed", "co_occurrence", "predicted", "residuals"),
     *("class_balance", "learning_curves", "learning_rate", "embedding"),
     *GALLERIES,
 )
@@ -88,6 +89,14 @@ def _(evaluation: LabelEvaluation, details: ReportDetails) -> Iterator[Drawing]:
     counts = details.class_counts or {"judged": {name: s.support for name, s in support}}
     balance = partial(figures.class_balance_figure, counts, what="label")
     yield Drawing("class_balance", "Images of each label.", balance)
+
+
+@drawings_of.register
+def _(evaluation: NumberEvaluation, details: ReportDetails) -> Iterator[Drawing]:
+    caption = "Each answer over the true number; right answers lie on the dashed line."
+    yield Drawing("predicted", caption, partial(number_figures.predicted_figure, evaluation))
+    caption = "How far each answer is off, over the answer; points above zero are too high."
+    yield Drawing("residuals", caption, partial(number_figures.residuals_figure, evaluation))
 
 
 def drawings_of_fit(details: ReportDetails) -> Iterator[Drawing]:
