@@ -1,5 +1,6 @@
 """A number an image: intervals over groups, the range, comparison, tables and pages."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from finetune.evaluation.comparison import compare_all
 from finetune.evaluation.judge import judge, subset, with_paths
 from finetune.evaluation.judgement import readable
 from finetune.evaluation.number_evaluation import NumberEvaluation, evaluate_numbers
+from finetune.reporting.answer import answer_of
 from finetune.reporting.csv_files import write_predictions
 from finetune.reporting.drawings import NAMES, drawings_of
 from finetune.reporting.page import PageSection, render_page
@@ -182,7 +184,7 @@ def test_a_report_shows_the_largest_errors_and_the_figures(
     evaluation = answers(half_width=half_width)
     page = write_report(tmp_path / "report", evaluation, ReportDetails())
     drawn = {path.stem for path in (tmp_path / "report" / "figures").iterdir()}
-    assert {"predicted", "residuals", "top_losses"} <= drawn <= set(NAMES)
+    assert {"predicted", "ranges", "residuals", "top_losses"} <= drawn <= set(NAMES)
     assert (tmp_path / "report" / "per_range.csv").is_file()
     assert (tmp_path / "report" / "suspects.csv").read_text().count("\n") == 1
     worst = evaluation.errors()
@@ -191,14 +193,35 @@ def test_a_report_shows_the_largest_errors_and_the_figures(
     text = page.read_text()
     assert f"{worst[0]}.png" in text
     assert evaluation.shown(int(worst[0])).remark in text
-    assert "MAE" in text
+    assert "answers, those furthest off first" in text
+    assert "<form" not in text  # errors have a size and no kind
     assert ("inside their interval" in text) == (half_width is not None)
+    assert ("--conformal 0.1" in text) == (half_width is None)
     labels = {
         label
         for drawing in drawings_of(evaluation, ReportDetails())
         for label in drawing.draw(theme="dark").axes[0].get_legend_handles_labels()[1]
     }
     assert ("outside" in labels) == (half_width is not None)
+
+
+def test_words_follow_from_the_figures() -> None:
+    truth = np.linspace(0, 100, 101)[:, None]
+    noise = np.random.default_rng(0).normal(size=truth.shape)
+
+    def told(given: np.ndarray, half_width: float | None = None) -> str:
+        evaluation = evaluate_numbers(truth, given, ["age"], half_width=half_width)
+        return str(answer_of(evaluation, ReportDetails())._asdict())
+
+    even = told(truth + noise, half_width=2.0)
+    assert re.search(r"Off by 0\.\d+ on average \[.*\] on 101 images \(age\)", even)
+    assert "% of the true numbers lie within 2 of the answer" in even
+    assert "no part of the range stands out" in even
+    drawn = told(50 + 0.5 * (truth - 50) + noise)
+    assert "Small numbers come out too high" in drawn
+    assert "--conformal 0.1" in drawn
+    assert "Furthest off from 91 to 100" in told(truth + noise * (1 + 9 * (truth > 89)))
+    assert "their mean, would be as good" in told(100 - truth)
 
 
 def test_one_image_and_equal_numbers_have_a_page() -> None:

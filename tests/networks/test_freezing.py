@@ -11,7 +11,6 @@ from finetune.networks import baselines as _register  # noqa: F401
 from finetune.networks.freezing import (
     apply_modes,
     freeze,
-    frozen_boundary,
     network_stages,
     split_at,
     stages_below,
@@ -83,7 +82,6 @@ def test_a_frozen_part_stays_bit_identical_and_the_rest_learns(
     ]
     assert len(moved) == len(stages["head"])
     assert trainable_stages(network) == (*list(stages)[len(frozen) :],)
-    assert frozen_boundary(network) == boundary
     assert network.state_dict().keys() == before.keys()
 
 
@@ -127,7 +125,6 @@ def test_everything_frozen_leaves_nothing_to_train() -> None:
     network = build("baseline_cnn")
     freeze(network, list(network_stages(network)))
     assert trainable_stages(network) == ()
-    assert frozen_boundary(network) is None
     network.train()
     apply_modes(network, batch_norm="train")
     assert not any(module.training for module in network.modules())

@@ -49,6 +49,7 @@ def opened(
         title=EVIL[0],
     )
     browser.get(path.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
     return browser
 
 

@@ -152,6 +152,29 @@ def test_an_ensemble_is_explained_by_its_members(photograph: Path) -> None:
     np.testing.assert_allclose(both.heat, mixed / mixed.max(), atol=1e-5)
 
 
+def test_a_number_has_a_map_of_what_raises_and_of_what_lowers_it(photograph: Path) -> None:
+    torch.manual_seed(0)
+    options = {"pretrained": False, "image_size": 96, "task": "regression"}
+    one = ImageClassifier(["age"], "test_resnet", **options).eval()  # type: ignore[arg-type]
+    one.unit.learn(torch.linspace(20, 60, 9).unsqueeze(1))
+    raises, lowers = explain(one, photograph)
+    assert [each.class_name for each in (raises, lowers)] == ["raises age", "lowers age"]
+    assert 20 < raises.probability < 60
+    assert raises.told == lowers.told == f"{raises.probability:.6g}"
+    assert max(raises.heat.max(), lowers.heat.max()) == pytest.approx(1)
+    assert raises.heat.any()
+    assert lowers.heat.any()
+    assert not (np.minimum(raises.heat, lowers.heat) > 0).any()
+    with torch.no_grad():
+        for values in one.network.get_classifier().parameters():
+            values.neg_()
+    turned = explain(one, photograph)
+    np.testing.assert_allclose(turned[0].heat, lowers.heat, atol=1e-5)
+    np.testing.assert_allclose(turned[1].heat, raises.heat, atol=1e-5)
+    twice = Ensemble([ClassifierMember(one, "a"), ClassifierMember(one, "b")])
+    np.testing.assert_allclose(explain(twice, photograph)[0].heat, turned[0].heat, atol=1e-5)
+
+
 def test_what_cannot_be_explained_is_refused(photograph: Path) -> None:
     with pytest.raises(UsageError, match="found 'grey'"):
         explain(classifier(), photograph, ["grey"])

@@ -24,7 +24,6 @@ CURVES = {
 }
 OF_EVALUATION = {
     "confusion": figures.confusion_figure,
-    "normalised": lambda e, **k: figures.confusion_figure(e, normalise=True, **k),
     "reliability": figures.reliability_figure,
     "coverage": figures.coverage_risk_figure,
     "classes": figures.per_class_figure,
@@ -66,8 +65,6 @@ def test_confusion_cells_hold_their_numbers() -> None:
         (round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in ax.texts
     }
     assert written == {(0, 0): "2", (0, 1): "1", (1, 1): "1"}
-    shares = figures.confusion_figure(evaluation, normalise=True).axes[0]
-    assert {t.get_text() for t in shares.texts} == {"67 %", "33 %", "100 %"}
 
 
 def test_many_classes_list_their_most_frequent_confusion() -> None:
@@ -99,15 +96,17 @@ def test_display_names_stay_different_and_drawable() -> None:
 
 
 def test_learning_curves_share_a_panel_by_metric() -> None:
-    figure = curves.learning_curves_figure(CURVES)
-    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == ["loss", "accuracy"]
+    panels = curves.panels_of(CURVES)
+    figure = curves.learning_curves_figure(panels)
+    assert [ax.get_ylabel() for ax in figure.axes] == list(panels) == ["loss", "accuracy"]
     assert [len(ax.lines) for ax in figure.axes[:2]] == [2, 1]
     rate = curves.learning_rate_figure(CURVES, theme="dark").axes[0]
     assert rate.get_yscale() == "log"
     np.testing.assert_allclose(rate.lines[0].get_ydata(), [1e-3, 1e-4])
     assert curves.has_learning_rates(CURVES)
     assert not curves.has_learning_rates({"val/loss": [(0, 1)]})
-    style.to_png(curves.learning_curves_figure({}), dpi=40)
+    alone = curves.panel_figure("loss", panels["loss"]).axes[0]
+    assert (alone.get_xlabel(), alone.get_ylabel(), len(alone.lines)) == ("epochs", "loss", 2)
 
 
 def test_epochs_are_counted_through_all_phases(tmp_path: Path) -> None:

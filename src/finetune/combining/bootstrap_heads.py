@@ -117,7 +117,7 @@ def with_final_layer(classifier: ImageClassifier, head: Probe) -> ImageClassifie
     Raises:
         UsageError: the network's final layer is not one linear layer.
     """
-    own = deepcopy(classifier)
+    own = deepcopy(classifier).requires_grad_(False)
     layer = own.network.get_classifier()
     if not isinstance(layer, torch.nn.Linear):
         raise UsageError(

@@ -67,14 +67,14 @@ class ClassifierMember(nn.Module):
 
     def __init__(self, classifier: ImageClassifier, name: str) -> None:
         super().__init__()
-        self.classifier = classifier.eval().requires_grad_(False)
+        self.classifier = classifier.eval()
         self.name = name
         self.class_names = classifier.class_names
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, name: str) -> ClassifierMember:
         """Build the network of a checkpoint and load its weights strictly."""
-        return cls(ImageClassifier.rebuilt(checkpoint), name)
+        return cls(ImageClassifier.rebuilt(checkpoint).requires_grad_(False), name)
 
     @property
     def task(self) -> Task:

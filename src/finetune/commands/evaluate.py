@@ -104,9 +104,10 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     if stage == "test" and missing("report"):
         print(f"report    none: {remedy('report')}")
     elif stage == "test":
-        evaluation, page = write_report_of(judged, folder, "report" + key.removeprefix("test"))
+        section, page = write_report_of(judged, folder, "report" + key.removeprefix("test"))
         print(f"report    {page}")
-        track(folder, page.parent, evaluation, named_entities)
+        print(section.answer)
+        track(folder, page.parent, section.evaluation, named_entities)
     return kept
 
 

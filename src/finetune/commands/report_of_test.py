@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
     from finetune.commands.evaluate import Judged
     from finetune.evaluation.judgement import Judgement
+    from finetune.reporting.page import PageSection
 
 
-def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[Judgement, Path]:
-    """All figures of a test, and the page of its report in the run's folder."""
+def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[PageSection, Path]:
+    """All that is told of a test, and the page of its report in the run's folder."""
     from finetune.evaluation.judge import judge as all_figures
     from finetune.evaluation.judge import numbered
-    from finetune.reporting.report import describe_environment, write_report
-    from finetune.reporting.sources import read_details
+    from finetune.reporting.details import how_to_test, read_details
+    from finetune.reporting.report import section_of, write_section
 
     evaluation = all_figures(
         judged.task,
@@ -33,14 +34,16 @@ def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[Judgement,
         half_width=judged.half_width,
         groups=numbered(judged.groups),
     )
+    details = read_details(folder, judged.task)
     details = replace(
-        read_details(folder, judged.task),
+        details,
+        stage="test",
         root=judged.root,
         embeddings=_embeddings(judged),
-        environment=describe_environment(),
+        commands=[*details.commands, how_to_test(judged.checkpoint, judged.root)],
     )
-    title = f"Test of {folder.resolve().name}"
-    return evaluation, write_report(folder / name, evaluation, details, title=title)
+    section = section_of(f"Test of {folder.resolve().name}", evaluation, details)
+    return section, write_section(folder / name, section)
 
 
 def _embeddings(judged: Judged) -> NDArray[np.float32] | None:

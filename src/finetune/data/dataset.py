@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, Sampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from finetune.data.decoding import ImageReader
 from finetune.data.folder import LabelledImage
@@ -112,19 +112,6 @@ def balancing_weights(labels: Sequence[Label]) -> Tensor:
         )
     classes = torch.tensor([index for label in labels for index in indexes(label)])
     return 1 / classes.bincount().double()[classes]
-
-
-class InOrder(Sampler[Draw]):
-    """Each image once, in its place; nothing is random about its view."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(index, 0) for index in range(self.length))
 
 
 class ShuffledDraws(DistributedSampler[Draw]):

@@ -164,6 +164,10 @@ class Judgement(Protocol):
         """The plain loss of each image, ``(N,)``."""
 
     @property
+    def confidences(self) -> Floats | None:
+        """How sure each answer is, ``(N,)`` in ``[0, 1]``; None where answers do not say."""
+
+    @property
     def dominant(self) -> DominantImage | None:
         """The one image that carries more than half of the loss, where there is such."""
 

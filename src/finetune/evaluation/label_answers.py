@@ -86,6 +86,12 @@ class LabelAnswers:
         return np.exp(self.log_probabilities)
 
     @cached_property
+    def confidences(self) -> Floats:
+        """Probability of the whole answer, as if labels were independent, ``(N,)``."""
+        sure: Floats = np.maximum(self.probabilities, 1 - self.probabilities).prod(axis=1)
+        return sure
+
+    @cached_property
     def log_probabilities(self) -> Floats:
         """Of each label in nats, ``(N, K)``."""
         values: Floats = MULTILABEL.log_probabilities(torch.from_numpy(self.outputs)).numpy()

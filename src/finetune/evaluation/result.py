@@ -197,7 +197,7 @@ class Evaluation:
         """Accuracy decides."""
         return (
             Score("accuracy", self.accuracy, self.accuracy_wilson),
-            Score("macro F1", self.macro_f1),
+            Score("macro F1", self.macro_f1, self.macro_f1_interval),
             Score("NLL", self.nll, kind="number", rises=False),
             Score("calibration error", self.calibration_error, rises=False),
         )

@@ -6,7 +6,6 @@ always called ``"head"``::
     list(network_stages(resnet))       # ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head']
     freeze(resnet, stages_below(resnet, "layer4"))  # layer4 and head learn, the rest stands still
     trainable_stages(resnet)           # ('layer4', 'head')
-    frozen_boundary(resnet)            # 'layer4': everything below it is frozen
 
 Frozen means frozen: ``requires_grad`` is off *and* the modules stay in eval mode, so that dropout
 is silent and batch-norm statistics do not move. Modes do not survive ``network.train()``: whoever
@@ -121,11 +120,6 @@ def trainable_stages(network: ImageNetwork) -> tuple[str, ...]:
     learning = {name for name, value in network.named_parameters() if value.requires_grad}
     stages = network_stages(network).items()
     return tuple(stage for stage, members in stages if not learning.isdisjoint(members))
-
-
-def frozen_boundary(network: ImageNetwork) -> str | None:
-    """The lowest stage that learns; all below it is frozen. None if nothing learns."""
-    return next(iter(trainable_stages(network)), None)
 
 
 def split_at(network: ImageNetwork, boundary: str) -> Split:

@@ -6,5 +6,3 @@ from finetune.prediction.inputs import ImageViews as ImageViews
 from finetune.prediction.inputs import OnBadImage as OnBadImage
 from finetune.prediction.inputs import find_images as find_images
 from finetune.prediction.predictions import Predictions as Predictions
-from finetune.prediction.probability_model import ProbabilityModel as ProbabilityModel
-from finetune.prediction.probability_model import SingleClassifier as SingleClassifier

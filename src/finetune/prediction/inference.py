@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from finetune.combining.ensemble import Ensemble
 from finetune.combining.test_time_augmentation import View, chosen_views
 from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
@@ -31,13 +32,12 @@ from finetune.prediction.inputs import (
     named_images,
 )
 from finetune.prediction.predictions import Predictions
-from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
 from finetune.runtime import Runtime, can_pin_memory
 from finetune.training.classifier import ImageClassifier
 
 
 def predict(
-    classifier: ImageClassifier | ProbabilityModel,
+    classifier: ImageClassifier | Ensemble,
     images: ImageInput | Iterable[ImageInput],
     *,
     batch_size: int = 32,
@@ -75,7 +75,7 @@ def predict(
         UsageError: another kind of argument.
     """
     _check_arguments(classifier, batch_size, on_bad_image)
-    model = SingleClassifier(classifier) if isinstance(classifier, ImageClassifier) else classifier
+    model = Ensemble.of(classifier)
     views = chosen_views(test_time_augmentation)
     named = named_images(images)
     paths = [path for path, _ in named]
@@ -120,7 +120,7 @@ def _check_arguments(classifier: object, batch_size: int, on_bad_image: str) -> 
 class _Answering(LightningModule):
     """Lets Lightning's trainer place members and batches on devices."""
 
-    def __init__(self, model: ProbabilityModel, views: Sequence[View]) -> None:
+    def __init__(self, model: Ensemble, views: Sequence[View]) -> None:
         super().__init__()
         self.model = model.eval()
         self.views = views
@@ -141,7 +141,7 @@ class _Collector(Callback):
     def __init__(
         self,
         paths: Sequence[Path],
-        model: ProbabilityModel,
+        model: Ensemble,
         on_answer: Callable[[Path, Predictions], None] | None,
         on_bad_image: OnBadImage,
     ) -> None:

@@ -27,7 +27,6 @@ from finetune.combining.members import ClassifierMember, Member
 from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
-from finetune.prediction.probability_model import SingleClassifier
 from finetune.spec.preprocessing import Preprocessing
 from finetune.tasks.multilabel import offsets
 from finetune.tasks.task import Task
@@ -166,7 +165,7 @@ class _Answered(NamedTuple):
 
 def _answer(model: ImageClassifier | Member, pooled: Tensor) -> _Answered:
     if isinstance(model, ImageClassifier):
-        answer = SingleClassifier(model).answer(pooled.unsqueeze(0))
+        answer = Ensemble.of(model).answer(pooled.unsqueeze(0))
         return _Answered(answer.logits, answer.thresholds)
     calibrated = model.calibrated(pooled) if isinstance(model, Ensemble) else pooled
     return _Answered(calibrated, model.thresholds)

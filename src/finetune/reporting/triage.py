@@ -143,6 +143,15 @@ def rank_suspects(
     return tuple(_in_turns(by_label, by_distance)[:limit])
 
 
+def credible(evaluation: Judgement, suspects: Sequence[LabelSuspect]) -> list[LabelSuspect]:
+    """The suspected ones, without those of classes of which the answers find less than half.
+
+    There the answers are what is wrong: they prove little about labels.
+    """
+    found = {name: right.mean() for name, right in evaluation.rights()}
+    return [each for each in suspects if each.suspected and found.get(each.label, 1.0) >= 0.5]
+
+
 def _by_label(evaluation: Judgement) -> list[LabelSuspect]:
     found = [_of_question(evaluation, question) for question in evaluation.questions()]
     both = chain.from_iterable(found)

@@ -39,6 +39,8 @@ def mean_thresholds(
     known = [thresholds for thresholds in each if thresholds is not None]
     if len(known) < len(each):
         return None
+    if len(known) == 1:  # bit for bit
+        return known[0]
     logits = [[math.log(value / (1 - value)) for value in thresholds] for thresholds in known]
     means = [
         sum(share * logit for share, logit in zip(coefficients, column, strict=True))

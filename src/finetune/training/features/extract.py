@@ -12,12 +12,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from finetune.cache_dir import file_stamp
 from finetune.data.dataset import Draw, ImageDataset
@@ -179,7 +179,7 @@ def _forward(
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=_InOrder(draws),
+        sampler=draws,
         num_workers=num_workers,
         pin_memory=can_pin_memory(),
         collate_fn=collate_bytes,
@@ -217,16 +217,3 @@ def _state_below(network: ImageNetwork, boundary: str) -> dict[str, Tensor]:
         for name, value in network.state_dict().items()
         if name not in above and (name.rpartition(".")[0] not in modules_above or "." not in name)
     }
-
-
-class _InOrder(Sampler[Any]):
-    """The given draws, in their order."""
-
-    def __init__(self, draws: Sequence[int | Draw]) -> None:
-        self.draws = draws
-
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    def __iter__(self) -> Iterator[int | Draw]:
-        return iter(self.draws)
