@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.evaluation.intervals import bootstrap_counts, percentile_interval, wilson_interval
-from finetune.evaluation.judgement import FEW_IMAGES, Interval
+from finetune.evaluation.judgement import FEW_IMAGES, Interval, readable
 from finetune.spec.numbers import quantile_bins
 from finetune.tasks.class_scores import Floats, Integers
 from finetune.tasks.number_scores import FIGURES, number_scores, weighted_number_scores
@@ -128,7 +128,7 @@ class NumberAnswers:
 
 def range_name(row: Mapping[str, Any]) -> str:
     """The ends of a part of the range."""
-    return f"{shown_number(row['from'])} to {shown_number(row['to'])}"
+    return " to ".join(readable(row[end], "amount") for end in ("from", "to"))
 
 
 def shown_number(value: float) -> str:
