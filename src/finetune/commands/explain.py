@@ -92,7 +92,7 @@ def explain(
             print(f"left out {file}: {error}", file=sys.stderr)
             continue
         rows.append(explained)
-        answers = ", ".join(f"{e.class_name} {e.probability:.3f}" for e in rows[-1])
+        answers = ", ".join(f"{e.class_name} {e.told}" for e in rows[-1])
         print(f"{file}  {answers}", flush=True)
     if not rows:
         raise ImageError(f"Expected an image that can be read, found none of {len(files)}.")

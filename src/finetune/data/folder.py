@@ -102,7 +102,7 @@ class ImageFolder:
         if extra:
             raise ImageFolderError(
                 f"Expected only the classes {_listed(class_names)} in {self.root}, found also "
-                f"{_listed(extra)}; rename or move away these folders, or train with them."
+                f"{_listed(extra)}; correct these labels or folders, or train with them."
             )
         labels = [index[name] for name in self.class_names]
         names = len(class_names)

@@ -142,6 +142,10 @@ class Evaluation:
         return False
 
     @property
+    def half_width(self) -> None:
+        """None: there are no intervals about classes."""
+
+    @property
     def groups(self) -> None:
         """None: each image is drawn alone."""
 

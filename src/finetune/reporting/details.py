@@ -119,4 +119,4 @@ def _class_counts(path: Path, task: Task) -> dict[str, dict[str, int]] | None:
         of_split = counts.setdefault(row.get("split") or "unsplit", {})
         for name in task.names_in(row.get("label", "")):
             of_split[name] = of_split.get(name, 0) + 1
-    return {s: counts[s] for s in ("train", "val", "test", "unsplit") if s in counts} or None
+    return {s: counts[s] for s in ("train", "val", "test", "unsplit") if counts.get(s)} or None

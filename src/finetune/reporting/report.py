@@ -3,7 +3,7 @@
 report/
 ├── index.html        everything at a glance, self-contained
 ├── metrics.json      the figures, with their intervals
-├── per_class.csv    of several labels an image, per_label.csv
+├── per_class.csv    of several labels an image, per_label.csv; of numbers, per_range.csv
 ├── predictions.csv   path, label, prediction, confidence, p:<class>, ...
 ├── suspects.csv      images whose label should be looked at
 └── figures/*.png
@@ -35,7 +35,7 @@ from finetune.reporting.triage import rank_suspects, write_suspects
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")
 MAX_SUSPECT_ROWS = 500
 TABLES = (
-    *("index.html", "metrics.json", "per_class.csv", "per_label.csv"),
+    *("index.html", "metrics.json", "per_class.csv", "per_label.csv", "per_range.csv"),
     *("predictions.csv", "suspects.csv"),
 )
 
