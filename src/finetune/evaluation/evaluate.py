@@ -63,6 +63,12 @@ def evaluate(
 
     Raises:
         UsageError: shapes that do not belong together, or rows that are no probabilities.
+
+    Examples:
+        >>> answers = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]
+        >>> found = finetune.evaluate([0, 1, 1, 0], answers, ["cat", "dog"])
+        >>> found.accuracy, found.errors().tolist()
+        (0.75, [2])
     """
     names = tuple(str(name) for name in class_names)
     p = np.asarray(probabilities, dtype=np.float64)
