@@ -74,6 +74,13 @@ def predict(
     Raises:
         DataError: no images. ImageError: one that cannot be read, with ``on_bad_image="error"``.
         UsageError: another kind of argument.
+
+    Examples:
+        >>> best = finetune.Run("runs/pets-1").best
+        >>> classifier = finetune.ImageClassifier.from_checkpoint(best)
+        >>> answers = finetune.predict(classifier, "new")
+        >>> answers.probabilities.shape  # images, classes
+        torch.Size([3, 2])
     """
     _check_arguments(classifier, batch_size, on_bad_image)
     model = Ensemble.of(classifier)

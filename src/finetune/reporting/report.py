@@ -57,6 +57,12 @@ def write_report(
         folder: for example ``RUN/report``.
         details: what else to tell; its fields can also be given by name (``settings=...``).
         title: headline of the page.
+
+    Examples:
+        >>> answers = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]
+        >>> found = finetune.evaluate([0, 1, 1, 0], answers, ["cat", "dog"])
+        >>> finetune.write_report("report", found, title="Pets").name
+        'index.html'
     """
     details = ReportDetails(**more) if details is None else details
     return write_section(folder, section_of(title, evaluation, details))
