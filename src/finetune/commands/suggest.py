@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from finetune.commands import folder_options as options
 from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import PAGES, TABLES, OptionalPath, wanted_output
 from finetune.commands.verb import Typed, verb
+from finetune.csv_table import csv_text
 from finetune.errors import UsageError
 from finetune.spec.schema import whole
 from finetune.tables.cells import escaped
@@ -123,11 +123,11 @@ def write_suggestions(beside: Path, found: Suggestions, *, safe: bool = False) -
 
     A path is absolute, so no spreadsheet takes it for a formula; the name of a class may be one.
     """
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "label", "guess", "probability", "score", "unknown"))
-        for each in (*found.chosen, *found.unknown):
-            numbers = f"{each.probability:.6f}", f"{each.score:.6f}"
-            path = encodable(os.path.abspath(each.path))
-            guess = escaped(each.classes[0]) if safe else each.classes[0]
-            writer.writerow((path, "", encodable(guess), *numbers, str(each.unknown).lower()))
+    rows = []
+    for each in (*found.chosen, *found.unknown):
+        numbers = f"{each.probability:.6f}", f"{each.score:.6f}"
+        path = encodable(os.path.abspath(each.path))
+        guess = escaped(each.classes[0]) if safe else each.classes[0]
+        rows.append((path, "", encodable(guess), *numbers, str(each.unknown).lower()))
+    columns = ("path", "label", "guess", "probability", "score", "unknown")
+    beside.write_text(csv_text(columns, rows), encoding="utf-8", newline="")

@@ -23,7 +23,6 @@ from finetune.errors import ImageError
 from finetune.prediction.answering import outputs_of, predictions_of
 from finetune.prediction.inputs import ImageViews, collate_views, stopped_by
 from finetune.prediction.predictions import Predictions
-from finetune.prediction.probability_model import SingleClassifier
 from finetune.runtime import Runtime
 from finetune.spec.answer_settings import AnswerSettings
 from finetune.spec.protocols import ImageBlock, StreamedImage
@@ -62,7 +61,7 @@ class StreamPredictor:
         settings: AnswerSettings,
         runtime: Runtime,
     ) -> None:
-        self.model = SingleClassifier(model) if isinstance(model, ImageClassifier) else model
+        self.model = Ensemble.of(model)
         self.settings = settings
         place = runtime.device
         devices = 1 if place.type == "cpu" else [place.index or 0]
