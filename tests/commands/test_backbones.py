@@ -68,10 +68,11 @@ def test_what_contradicts_it_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("names", "words"), [("test_resnet", "two backbones"), ("resnet1,test_vit", "resnet1")]
+    ("names", "code", "words"),
+    [("test_resnet", 2, "two backbones"), ("resnet1,test_vit", 1, "resnet18")],
 )
 def test_one_or_an_unknown_one_is_refused(
-    colour_folder: Path, capsys: pytest.CaptureFixture[str], names: str, words: str
+    colour_folder: Path, capsys: pytest.CaptureFixture[str], names: str, code: int, words: str
 ) -> None:
-    assert main(["fit", f"--data.root={colour_folder}", f"--backbones={names}"]) == 2
+    assert main(["fit", f"--data.root={colour_folder}", f"--backbones={names}"]) == code
     assert words in capsys.readouterr().err

@@ -20,9 +20,10 @@ from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.one_class import only_one_class
 from finetune.training.features.extract import dataset_for, frozen_features
 from finetune.training.features.store import FeatureStore
+from finetune.training.held_out_pass import kept_answers
 from finetune.training.penalty_search import FOLDS, stratified_parts
 from finetune.training.phases.probe import group_numbers
-from finetune.training.phases.refit import SIDES, kept_answers
+from finetune.training.phases.refit import SIDES
 
 if TYPE_CHECKING:
     from finetune.data.datamodule import ImageFolderDataModule
@@ -144,6 +145,7 @@ def fitted_joint(
     kept, logits = None, probes[0].held_out_logits
     if fold_of is not None and logits is not None:
         rows = (fold_of >= 0).nonzero()[:, 0].tolist()
-        kept = kept_answers(data, sides, rows, logits[rows], labels[rows])
+        answers = logits[rows], labels[rows]
+        kept = {**kept_answers(data, sides, answers, rows), "out_of_fold": True}
     split = None if refitted else data.split_record.plain
     return joint_ensemble(classifiers, probes, class_names, kept=kept, split=split)

@@ -114,9 +114,10 @@ def fit_final_layer(kept: CachedActivations) -> FittedLayer:
     rows = rows_of(kept, ("train",))
     classes = len(kept.classifier.class_names)
     chooses = is_affordable(rows.features, rows.further, classes)
-    probe = solved(kept, rows, held_out=chooses)
     if chooses:
-        probe = _reading_stages(kept, rows, probe)
+        probe = _reading_stages(kept, rows, solved(kept, rows, held_out=True))
+    else:
+        probe = solved(kept, rows)
     layer = put_in_place(kept.classifier, probe)
     figures = _judge(kept, layer)
     return FittedLayer(probe, rows.images, rows.views, figures, time.monotonic() - started)

@@ -9,18 +9,16 @@ never learn.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from finetune.runtime import Runtime
 from finetune.spec.images import Split
-from finetune.spec.protocols import FitData
 from finetune.training.checkpoints import ENTRY
 from finetune.training.features.activations import CachedActivations
+from finetune.training.held_out_pass import kept_answers
 from finetune.training.linear_probe import out_of_fold
 from finetune.training.model_selection import Candidate
 from finetune.training.penalty_search import FOLDS, all_dealt, stratified_parts
@@ -79,7 +77,10 @@ def refit_on_all(kept: CachedActivations, found: Candidate) -> tuple[Candidate, 
         **found.entry,
         "fit": {**found.facts, "refitted": layer.details},
         "split": datamodule.split_record.with_val_trained().plain,
-        "val": kept_answers(datamodule, SIDES, answered.tolist(), *answers),
+        "val": {
+            **kept_answers(datamodule, SIDES, answers, answered.tolist()),
+            "out_of_fold": True,
+        },
     }
     state = {"state_dict": classifier.state_dict(), ENTRY: entry}
     return Candidate.of({**state, "hyper_parameters": found.hyper_parameters}), layer
@@ -93,25 +94,3 @@ def _folds(kept: CachedActivations, rows: Rows) -> Tensor:
     fold_of = stratified_parts(strata, groups, FOLDS, kept.datamodule.seed)
     # Sets of labels, and numbers, are often one image's alone.
     return all_dealt(fold_of, groups) if task.closed_form != "multinomial" else fold_of
-
-
-def kept_answers(
-    data: FitData, sides: Sequence[Split], rows: Sequence[int], logits: Tensor, labels: Tensor
-) -> dict[str, Any]:
-    """What a checkpoint keeps of out-of-fold answers to some of the images that it learnt from.
-
-    Args:
-        data: whose images.
-        sides: where these stand.
-        rows: which of all images of the sides were answered.
-        logits, labels: of these rows.
-    """
-    images = [image for side in sides for image in data.images(side)]
-    names = [name for side in sides for name in data.names(side)]
-    return {
-        "logits": logits,
-        "labels": labels,
-        "paths": [names[row] for row in rows],
-        "ids": [images[row].id for row in rows],
-        "out_of_fold": True,
-    }

@@ -20,6 +20,7 @@ from finetune.training.linear_probe import Probe
 from finetune.training.penalty_search import FOLDS, MAX_WORK
 
 SURE = 2.0
+LEAST = 2e-3  # nats an image; below, nothing is gained that anybody sees
 
 
 def let_read(
@@ -61,7 +62,8 @@ def scales_of(features: Tensor, further: Tensor, widths: Sequence[int]) -> Tenso
 
 
 def answers_better(other: Probe, plain: Probe, labels: Tensor, groups: Tensor) -> bool:
-    """Whether held-out images have less loss with the other, by :data:`SURE` standard errors.
+    """Whether held-out images have less loss with the other, by :data:`SURE` standard errors and by
+    :data:`LEAST`.
 
     Args:
         other, plain: with ``held_out_logits`` of the same rows.
@@ -77,4 +79,6 @@ def answers_better(other: Probe, plain: Probe, labels: Tensor, groups: Tensor) -
     _, image = torch.unique(groups[known], return_inverse=True)
     count = torch.bincount(image)
     mean = torch.zeros(len(count), dtype=gains.dtype).index_add(0, image, gains[known]) / count
-    return len(mean) > 1 and float(mean.mean()) > SURE * float(mean.std()) / len(mean) ** 0.5
+    if len(mean) < 2:
+        return False
+    return float(mean.mean()) > max(LEAST, SURE * float(mean.std()) / len(mean) ** 0.5)
