@@ -60,7 +60,11 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_run_before_its_test_is_judged_by_validation(run: Path) -> None:
     source = load_source(run)
-    assert (source.name, source.stage, source.title) == ("resnet-1", "val", "resnet-1 (val)")
+    assert (source.name, source.details.stage, source.title) == (
+        "resnet-1",
+        "val",
+        "resnet-1 (val)",
+    )
     assert source.evaluation.accuracy == pytest.approx(2 / 3)
     assert source.evaluation.paths == ("1.jpg", "2.jpg", "3.jpg")
     assert source.columns["parameters"] == 10
@@ -79,7 +83,7 @@ def test_a_tested_run_is_judged_by_its_test(run: Path, make_evaluation: Make) ->
     evaluation = make_evaluation(25, NAMES)
     write_predictions(run / "predictions.csv", evaluation)
     source = load_source(run)
-    assert source.stage == "test"
+    assert source.details.stage == "test"
     assert source.evaluation.accuracy == evaluation.accuracy
     link = run.parent / "latest"
     link.symlink_to(run.name)

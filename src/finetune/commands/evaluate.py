@@ -48,6 +48,7 @@ class Judged(NamedTuple):
     features: list[Tensor]
     thresholds: Thresholds | None
     groups: list[Hashable | None]
+    half_width: float | None = None
 
     @property
     def ms_per_image(self) -> float:
@@ -63,18 +64,23 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     Returns:
         The figures, as ``metrics.json`` keeps them.
     """
+    from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.report_of_test import track, write_report_of
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
-    from finetune.evaluation.judge import JUDGES
+    from finetune.data.groups import about_groups
     from finetune.evaluation.scores import dominant_image
     from finetune.runtime import process_rank
+    from finetune.tasks.multiclass import MULTICLASS
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
     stage = STAGES[verb]
     arguments, named_entities = take_all(arguments, "--track-to")
     path = checkpoint_option(arguments)
+    if path is not None and os.path.isdir(path):  # a run folder stands for the best of it
+        path = str(checkpoint_file(path))
+        arguments = [*arguments, f"--ckpt_path={path}"]
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = judged.task.figures(judged.logits, judged.labels, judged.thresholds)
@@ -91,6 +97,8 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
         return kept  # every process has the answers of all, and the first alone writes
     # Before anything is written: whatever the disk says.
     print(summary(judged.task, stage, figures, len(judged.labels), intervals), flush=True)
+    if judged.task == MULTICLASS and (note := about_groups(judged.groups)):
+        print(note, flush=True)
     losses = judged.task.losses(judged.logits, judged.labels).numpy()
     if judged.task.has_choices and (dominant := dominant_image(losses, judged.paths)):
         print(dominant, flush=True)
@@ -98,14 +106,13 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     key = free_stage(folder, stage, images)
     write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
-    if stage == "test" and judged.task.name not in JUDGES:
-        print(f"report    none: there is no page yet for the task {judged.task.name}")
-    elif stage == "test" and missing("report"):
+    if stage == "test" and missing("report"):
         print(f"report    none: {remedy('report')}")
     elif stage == "test":
-        evaluation, page = write_report_of(judged, folder, "report" + key.removeprefix("test"))
+        section, page = write_report_of(judged, folder, "report" + key.removeprefix("test"))
         print(f"report    {page}")
-        track(folder, page.parent, evaluation, named_entities)
+        print(section.answer)
+        track(folder, page.parent, section.evaluation, named_entities)
     return kept
 
 
@@ -274,6 +281,7 @@ def _answers_of_members(
         features,
         ensemble.thresholds,
         [of_image.get(str(path)) for path in answers.paths],
+        None if ensemble.calibration is None else ensemble.calibration.half_width,
     )
 
 
@@ -285,16 +293,15 @@ def _folder_for(judged: Judged) -> Path:
     return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
 
 
-def intervals_of_numbers(judged: Judged) -> dict[str, tuple[float, float]]:
+def intervals_of_numbers(judged: Judged) -> Mapping[str, tuple[float, float]]:
     """The 95 % interval of each figure of numbers, groups drawn as wholes; of other tasks none."""
     from finetune.evaluation.judge import numbered
-    from finetune.tasks.number_scores import score_intervals
+    from finetune.evaluation.number_evaluation import evaluate_numbers
 
     if judged.task.has_choices:
         return {}
-    groups = numbered(judged.groups)
-    answers, truth = (each.double().numpy()[:, 0] for each in (judged.logits, judged.labels))
-    return score_intervals(answers, truth, range(len(truth)) if groups is None else groups.tolist())
+    answers, truth = judged.logits.numpy(), judged.labels.numpy()
+    return evaluate_numbers(truth, answers, groups=numbered(judged.groups)).intervals
 
 
 def summary(

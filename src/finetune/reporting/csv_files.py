@@ -10,12 +10,16 @@ from typing import Any
 from finetune.csv_table import csv_text
 from finetune.evaluation.judgement import Judgement
 from finetune.files import write_text
+from finetune.prediction.predictions import columns_of
 from finetune.tables.writing import open_table
 
 
 def write_predictions(path: Path, evaluation: Judgement) -> None:
-    """``path, label, prediction, confidence`` and one column ``p:<class>`` for each class."""
-    with open_table(path, evaluation.class_names) as write:
+    """``path, label, prediction, confidence`` and one column ``p:<class>`` for each class.
+
+    Of numbers ``path, label, prediction``, and ``lower, upper`` where there are intervals.
+    """
+    with open_table(path, columns_of(evaluation.task, evaluation.class_names)) as write:
         for index in range(len(evaluation.paths)):
             write(*evaluation.row(index))
 

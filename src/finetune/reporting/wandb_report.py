@@ -92,14 +92,15 @@ def _tables(report: Path, evaluation: Judgement) -> dict[str, Any]:
     chosen = evaluation.errors()[:IMAGES].tolist()
     errors = [(evaluation.paths[i], evaluation.shown(i)) for i in chosen]
     suspects = own_rows(report / "suspects.csv")[:IMAGES]
-    return {
+    tables = {
         first.name: table(list(parts[0]), [list(part.values()) for part in parts]),
         **{each.name: table([title for title, _ in each.columns], each.rows) for each in others},
         "errors": table(
             ["image", "path", "label", "prediction", "confidence"],
             [(image(path), path, s.label, s.answer, s.sure) for path, s in errors],
         ),
-        "suspects": table(
-            ["image", *suspects[0]], [(image(s["path"]), *s.values()) for s in suspects]
-        ),
     }
+    if suspects:  # of numbers there are none
+        rows = [(image(s["path"]), *s.values()) for s in suspects]
+        tables["suspects"] = table(["image", *suspects[0]], rows)
+    return tables
