@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -122,10 +123,25 @@ def _in_one_line(verb: str, error: Exception) -> str:
     words = " ".join(str(error).split())
     if type(error).__name__ == "MisconfigurationException" or isinstance(error, OSError):
         return words
+    if _lost_readers(error):
+        return (
+            "Expected the processes that read images to last, found that one has ended or got no "
+            f"shared memory ({words[:300]}); give the machine, or the container's /dev/shm, more, "
+            "or read in this process (num_workers 0)."
+        )
     return (
         f"{verb} failed in a way that it should not ({type(error).__name__}: {words[:300]}); what "
         "was written so far is whole. Run it again with --debug, and report what it prints."
     )
+
+
+def _lost_readers(error: BaseException | None) -> bool:
+    """Whether it began with a reading process; Lightning may have failed at what followed."""
+    while error is not None:
+        if "DataLoader worker" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+            return True
+        error = error.__context__
+    return False
 
 
 def _unknown(verb: str) -> str:

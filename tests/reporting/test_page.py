@@ -101,6 +101,7 @@ def test_a_report_folder_is_complete(
     drawn = {path.stem for path in (folder / "figures").iterdir()}
     assert drawn == set(NAMES) - {
         *("per_label", "most_missed", "co_occurrence", "learning_figure", "learning_curves"),
+        *("predicted", "ranges", "residuals"),
     }
     (folder / "mine.png").touch()
     assert sorted(report_files(folder)) == sorted(

@@ -31,6 +31,7 @@ def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[PageSectio
         judged.class_names,
         judged.paths,
         thresholds=judged.thresholds,
+        half_width=judged.half_width,
         groups=numbered(judged.groups),
     )
     details = read_details(folder, judged.task)

@@ -14,15 +14,17 @@ from matplotlib.figure import Figure
 
 from finetune.evaluation.judgement import Judgement
 from finetune.evaluation.label_evaluation import LabelEvaluation
+from finetune.evaluation.number_evaluation import NumberEvaluation
 from finetune.evaluation.result import Evaluation
-from finetune.reporting import curves, embedding_map, figures, label_figures
+from finetune.reporting import curves, embedding_map, figures, label_figures, number_figures
 from finetune.reporting.details import ReportDetails
 from finetune.reporting.figures import ROWS
 
 LABEL_AXES = ("probability", "share with the label", "answers")
 NAMES = (
-    *("per_class", "confusion", "reliability", "coverage_risk"),
+    *("per_class", "confusion", "reliability", "coverage_risk", "predicted"),
     *("per_label", "most_missed", "co_occurrence", "class_balance", "embedding"),
+    *("ranges", "residuals"),
     *("learning_loss", "learning_figure", "learning_curves", "learning_rate"),
 )
 # The question that a figure answers.
@@ -95,6 +97,18 @@ def _balance(
 ) -> Drawing:
     balance = partial(figures.class_balance_figure, counts, what=what)
     return Drawing("class_balance", f"Images of each {what}.", balance, "judged", folded=folded)
+
+
+@drawings_of.register
+def _(evaluation: NumberEvaluation, details: ReportDetails) -> Iterator[Drawing]:
+    caption = "Each answer over the true number; right answers lie on the dashed line."
+    answered = partial(number_figures.predicted_figure, evaluation)
+    yield Drawing("predicted", caption, answered, "judged")
+    caption = "The mean absolute error of each part of the range, and by how much it is too high."
+    yield Drawing("ranges", caption, partial(number_figures.ranges_figure, evaluation))
+    caption = "How far each answer is off, over the answer; points above zero are too high."
+    off = partial(number_figures.residuals_figure, evaluation)
+    yield Drawing("residuals", caption, off, "trust")
 
 
 def drawings_of_fit(details: ReportDetails) -> Iterator[Drawing]:

@@ -3,7 +3,7 @@
 report/
 ├── index.html        everything at a glance, self-contained
 ├── metrics.json      the figures, with their intervals
-├── per_class.csv    of several labels an image, per_label.csv
+├── per_class.csv    of several labels an image, per_label.csv; of numbers, per_range.csv
 ├── predictions.csv   path, label, prediction, confidence, p:<class>, ...
 ├── suspects.csv      images whose label should be looked at
 └── figures/*.png
@@ -35,7 +35,7 @@ from finetune.reporting.triage import rank_suspects, write_suspects
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")
 MAX_SUSPECT_ROWS = 500
 TABLES = (
-    *("index.html", "metrics.json", "per_class.csv", "per_label.csv"),
+    *("index.html", "metrics.json", "per_class.csv", "per_label.csv", "per_range.csv"),
     *("predictions.csv", "suspects.csv"),
 )
 
@@ -57,6 +57,12 @@ def write_report(
         folder: for example ``RUN/report``.
         details: what else to tell; its fields can also be given by name (``settings=...``).
         title: headline of the page.
+
+    Examples:
+        >>> answers = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]
+        >>> found = finetune.evaluate([0, 1, 1, 0], answers, ["cat", "dog"])
+        >>> finetune.write_report("report", found, title="Pets").name
+        'index.html'
     """
     details = ReportDetails(**more) if details is None else details
     return write_section(folder, section_of(title, evaluation, details))

@@ -25,6 +25,7 @@ from finetune.reporting.thumbnails import locate
 from finetune.reporting.triage import rank_suspects
 from finetune.tables.reading import read_table
 from finetune.tables.writing import ENDINGS
+from finetune.tasks.regression import REGRESSION
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -177,8 +178,12 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
     return Source(name, evaluation, details, weights=first.weights)
 
 
-def read_evaluation(path: Path) -> Judgement:
+def read_evaluation(path: Path, names: Sequence[str] | None = None) -> Judgement:
     """Judge a table of predictions; images without a label are left out.
+
+    Args:
+        path: of the table.
+        names: of its run's checkpoint, which also knows the name of a column of numbers.
 
     Raises:
         DataError: no image has a label.
@@ -195,9 +200,10 @@ def read_evaluation(path: Path) -> Judgement:
         table.task,
         table.labels[known],
         table.logits[known],
-        table.class_names,
+        names if names and table.task == REGRESSION else table.class_names,
         [image for image, has_label in zip(table.paths, known, strict=True) if has_label],
         thresholds=table.thresholds,
+        half_width=table.half_width,
         groups=None if groups is None else groups[known],
     )
 
@@ -208,7 +214,8 @@ def _from_run(folder: Path, root: Path | None) -> Source:
     answers = next((folder / a for a in TEST_ANSWERS if (folder / a).is_file()), None)
     checkpoint = None if weights is None else read_checkpoint(weights, mmap=True)
     if answers is not None:
-        stage, evaluation = "test", read_evaluation(answers)
+        names = None if checkpoint is None else checkpoint.class_names
+        stage, evaluation = "test", read_evaluation(answers, names)
     elif checkpoint is not None:
         stage, evaluation = _stage(checkpoint), _of_checkpoint(checkpoint)
     else:
@@ -260,6 +267,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Judgement:
         val["paths"],
         thresholds=thresholds if calibration is None else calibration.thresholds,
         chosen_here=checkpoint.details.get("thresholds") is None,
+        half_width=None if calibration is None else calibration.half_width,
         groups=np.unique(val["ids"], return_inverse=True)[1] if val.get("ids") else None,
     )
 

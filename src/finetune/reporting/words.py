@@ -14,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.evaluation.intervals import wilson_interval
-from finetune.evaluation.judgement import FEW_IMAGES, Interval, Judgement
+from finetune.evaluation.judgement import FEW_IMAGES, Interval, Judgement, readable
 from finetune.evaluation.label_evaluation import LabelEvaluation
+from finetune.evaluation.number_answers import range_name
+from finetune.evaluation.number_evaluation import NumberEvaluation
 from finetune.evaluation.result import Evaluation
 from finetune.tasks.class_scores import ConfidenceBins
 
@@ -114,6 +116,36 @@ def _(evaluation: LabelEvaluation) -> Words:
     ]
     trust, calibrate = _trust(evaluation.calibration, OF_LABELS)
     return Words(sentences, trust, [*advice[:1], *calibrate])
+
+
+@words_of.register
+def _(evaluation: NumberEvaluation) -> Words:
+    lead, images, r2 = evaluation.leading[0], len(evaluation.paths), evaluation.figures["r2"]
+    off = f"{lead.shown} on average {lead.shown_interval}".strip()
+    sentences = [f"Off by {off} on {images} images ({evaluation.class_names[0]})."]
+    if r2 > 0:
+        sentences.append(f"It explains {share(r2)} of how the numbers differ.")
+    else:
+        sentences.append("One number for all, their mean, would be as good.")
+    advice, ranges = [], evaluation.ranges
+    hardest, first, last = max(ranges, key=lambda part: part["mae_low"]), ranges[0], ranges[-1]
+    if 2 * first["bias"] > first["mae"] and -2 * last["bias"] > last["mae"]:
+        sentences.append("Small numbers come out too high, and large ones too low.")
+        reason = f"by {readable(first['bias'], 'amount')} and {readable(-last['bias'], 'amount')}"
+        advice = [Advice("Add images with small and large numbers", f"they are off {reason}")]
+    elif hardest["mae_low"] > evaluation.intervals["mae"][1]:
+        sentences.append(f"Furthest off from {range_name(hardest)}.")
+        reason = f"off by {readable(hardest['mae'], 'amount')} there on average"
+        advice = [Advice(f"Add images from {range_name(hardest)}", reason)]
+    if evaluation.held is None or evaluation.half_width is None:
+        reason = "a number alone does not say how far off it may be"
+        calibrate = Advice("Give it intervals: `finetune calibrate --conformal 0.1`", reason)
+        return Words(sentences, [], [*advice, calibrate])
+    within = readable(evaluation.half_width, "amount")
+    trust = f"{share(evaluation.held[0])} of the true numbers lie within {within} of the answer."
+    reason = "no part of the range stands out"
+    stronger = Advice("Fit a stronger backbone, and `finetune compare` the two", reason)
+    return Words(sentences, [trust], advice or [stronger])
 
 
 def share(value: float) -> str:

@@ -52,7 +52,7 @@ class _Problems:
         self, label: int, l2: float, used: Tensor, *, tolerance: float, start: Tensor | None = None
     ) -> Tensor | None:
         """Coefficients ``(2, r + 1)`` of one label from the used rows; None: they all say one."""
-        used = used & ~self.targets[:, label].isnan()
+        used = used & ~self.targets[:, label].isnan() & (self.weights > 0)
         answers = self.targets[used, label].long()
         if len(torch.unique(answers)) < 2:
             return None
