@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,7 +198,8 @@ def fit(
         except BaseException as stop:
             ended = isinstance(stop, SystemExit)  # Lightning's answer to Ctrl-C and SIGTERM
             last = folder / "checkpoints" / "last.ckpt"
-            if is_first and (ended or lost_another(stop)) and last.is_file():
+            stopped = ended or isinstance(stop, KeyboardInterrupt) or lost_another(stop)
+            if is_first and stopped and last.is_file():
                 print(f"stopped; resume with: finetune fit --resume {folder}", flush=True)
             if ended:
                 raise KeyboardInterrupt from stop
@@ -217,11 +219,14 @@ MOST_ERRORS = 5
 
 
 def data_errors(cli: FinetuneCLI) -> list[str]:
-    """What would make a figure wrong, such as a leak between given folders; it stops no fit."""
-    errors = [finding for finding in cli.datamodule.findings if finding.severity == "error"]
+    """What would make a figure wrong, such as a leak, and what nobody uses; it stops no fit."""
+    found = cli.datamodule.findings
+    errors = [finding for finding in found if finding.severity == "error"]
     lines = [f"! {finding.path}: {finding.problem}" for finding in errors[:MOST_ERRORS]]
     if len(errors) > MOST_ERRORS:
         lines.append(f"! and {len(errors) - MOST_ERRORS} more")
+    missed = [each for each in found if each.kind == "unused" and each.severity == "warning"]
+    lines += [f"! {number} {what}" for what, number in Counter(f.problem for f in missed).items()]
     return [*lines, f"! see finetune check {cli.datamodule.root}"] if lines else []
 
 

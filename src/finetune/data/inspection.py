@@ -29,7 +29,7 @@ from finetune.long_steps import told
 from finetune.spec.images import content_id
 
 LOOK_SIDE = 128  # short side, in pixels, at which an image's looks are measured
-VERSION = 3  # of what is remembered; another number forgets everything
+VERSION = 4  # of what is remembered; another number forgets everything
 ENDING = ".inspections"
 LIMIT_BYTES = 256 * 2**20  # of all data sets' memories together
 
@@ -43,7 +43,7 @@ class Inspection:
 
     Attributes:
         path: the file.
-        size, mtime_ns: of the file, in bytes and nanoseconds; they tell whether it has changed.
+        size: of the file in bytes.
         problem: why it cannot be read, or None.
         content_hash: of its bytes; empty if it cannot be opened.
         format, mode: as Pillow names them, such as JPEG and RGB.
@@ -60,7 +60,6 @@ class Inspection:
 
     path: Path
     size: int = 0
-    mtime_ns: int = 0
     problem: str | None = None
     content_hash: str = ""
     format: str = ""
@@ -91,7 +90,7 @@ def inspect_file(
         content = path.read_bytes()
     except OSError as error:
         return Inspection(path, problem=f"cannot be opened: {error.strerror}")
-    known = Inspection(path, status.st_size, status.st_mtime_ns, content_hash=content_id(content))
+    known = Inspection(path, status.st_size, content_hash=content_id(content))
     try:
         with open_image(content, name=str(path), max_pixels=max_pixels) as image:
             known = replace(

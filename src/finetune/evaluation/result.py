@@ -147,6 +147,10 @@ class Evaluation:
         return False
 
     @property
+    def half_width(self) -> None:
+        """None: there are no intervals about classes."""
+
+    @property
     def groups(self) -> None:
         """None: each image is drawn alone."""
 
@@ -198,7 +202,7 @@ class Evaluation:
         """Accuracy decides."""
         return (
             Score("accuracy", self.accuracy, self.accuracy_wilson),
-            Score("macro F1", self.macro_f1),
+            Score("macro F1", self.macro_f1, self.macro_f1_interval),
             Score("NLL", self.nll, kind="number", rises=False),
             Score("calibration error", self.calibration_error, rises=False),
         )
