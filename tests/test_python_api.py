@@ -170,7 +170,7 @@ def test_every_option_of_the_command_has_a_name(capsys: pytest.CaptureFixture[st
     named = set(option_names("fit").values())
     assert named <= options
     sections = {"trainer", "model", "data", "print_config"}  # a whole section's file
-    of_several = {"seeds", "folds"}
+    of_several = {"seeds", "folds", "backbones"}
     by_other_means = GIVEN_ELSEWHERE | {"trainer.strategy"}
     nested = {option for option in options if option.count(".") > 1}
     assert options - named <= sections | of_several | by_other_means | nested

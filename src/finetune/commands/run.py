@@ -162,7 +162,8 @@ def _fitted_root(run: Path) -> str:
 
 
 def _refuse_many(options: Mapping[str, Any]) -> None:
-    for name, each in (("seeds", "seed=0"), ("folds", "fold=0")):
+    several = {"seeds": "seed=0", "folds": "fold=0", "backbones": "backbone=NAME"}
+    for name, each in several.items():
         if name in options and not (name == "folds" and options.get("fold") is not None):
             raise UsageError(
                 f"Expected one fit, found {name}={options[name]}; call fit once for each member, "
