@@ -25,13 +25,14 @@ NOT_A_METRIC = ("phase", "epoch", "step")
 
 
 def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
-    """Curves by name from the ``metrics.csv`` of a run; an empty field is no point of a curve.
+    """Curves by name from the ``metrics.csv`` of a run, none where there is none.
+
+    An empty field is no point of a curve.
 
     Raises:
         DataError: the file is no such table.
     """
     try:
-        metrics_csv.stat()  # one that is not there has no rows, but is no table either
         rows = own_rows(metrics_csv)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Expected a metrics.csv at {metrics_csv}: {error}") from error
