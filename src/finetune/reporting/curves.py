@@ -31,6 +31,7 @@ def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
         DataError: the file is no such table.
     """
     try:
+        metrics_csv.stat()  # one that is not there has no rows, but is no table either
         rows = own_rows(metrics_csv)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Expected a metrics.csv at {metrics_csv}: {error}") from error
