@@ -16,7 +16,7 @@ from finetune.commands.waiting import wait_politely
 from finetune.data.workers import limit_threads
 from finetune.errors import FinetuneError, UsageError
 from finetune.long_steps import shown_steps
-from finetune.processes import ProcessesNeeded, own_place
+from finetune.processes import ProcessesNeeded, end_with_parent, own_place
 
 VERBS = {
     "fit": "fine-tune a classifier on a folder of images",
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done; 1 failed, or ``check`` found something; 2 a wrong call; 130 stopped by Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end_with_parent()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     verb = arguments[0] if arguments else "help"

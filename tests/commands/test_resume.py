@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import yaml
@@ -106,6 +107,21 @@ def test_resume_means_the_runs_settings_and_its_last_checkpoint(tmp_path: Path) 
             assert found == Resumed(tmp_path, [*config, *checkpoint, *beside], beside)
         last.unlink()
     assert resumed_run(["--data.root", "x"]) is None
+
+
+def test_a_stop_between_two_phases_says_how_to_resume(
+    colour_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped_later(cli: object, folder: Path, *_: object, **__: object) -> NoReturn:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("finetune.commands.fit.run_phases", stopped_later)
+    assert main(["fit", f"--data.root={colour_folder}", *TWO_PHASES, "--name=x"]) == 130
+    shown = capsys.readouterr()
+    assert "stopped; resume with: finetune fit --resume runs/x-1" in shown.out
+    assert shown.err == "finetune: stopped.\n"
 
 
 @pytest.mark.parametrize("link", ["latest", "by-hand"])

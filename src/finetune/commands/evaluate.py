@@ -68,8 +68,10 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     from finetune.commands.report_of_test import track, write_report_of
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
+    from finetune.data.groups import about_groups
     from finetune.evaluation.scores import dominant_image
     from finetune.runtime import process_rank
+    from finetune.tasks.multiclass import MULTICLASS
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
@@ -95,6 +97,8 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
         return kept  # every process has the answers of all, and the first alone writes
     # Before anything is written: whatever the disk says.
     print(summary(judged.task, stage, figures, len(judged.labels), intervals), flush=True)
+    if judged.task == MULTICLASS and (note := about_groups(judged.groups)):
+        print(note, flush=True)
     losses = judged.task.losses(judged.logits, judged.labels).numpy()
     if judged.task.has_choices and (dominant := dominant_image(losses, judged.paths)):
         print(dominant, flush=True)

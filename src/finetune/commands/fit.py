@@ -166,7 +166,7 @@ def fit(
     )
     from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.trainer_options import check_amounts
-    from finetune.commands.update import compare_with_old
+    from finetune.commands.update import compare_with_old, lines_about_val
     from finetune.runtime import lost_another
     from finetune.training.tracking import tracked
 
@@ -178,7 +178,8 @@ def fit(
     check_amounts(cli.config.trainer, **batches)
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
-        changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
+        # Of a fit that begins from another.
+        changed = [*filter(None, [cli.datamodule.differences]), *lines_about_val(cli)]
         print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
         print(lines, *licence_of_weights(cli), does_the_data_suffice(cli), sep="\n", flush=True)
         if resumed is None or cli.checkpoint is None:
