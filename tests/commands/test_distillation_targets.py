@@ -10,9 +10,9 @@ import torch
 
 from finetune import predict
 from finetune.cli import main
-from finetune.commands import distillation_targets
 from finetune.commands.distillation_targets import teacher_probabilities
 from finetune.data.datamodule import ImageFolderDataModule
+from finetune.errors import CheckpointMismatchError
 from finetune.prediction.predictor import load_model
 from finetune.training.checkpoints import read_checkpoint, write_checkpoint
 from finetune.training.classifier import ImageClassifier
@@ -159,6 +159,8 @@ def test_bad_input_is_one_clear_line(
     assert "Traceback" not in error
 
 
-def test_a_teacher_of_other_classes_is_refused_by_name(teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(distillation_targets.CheckpointMismatchError, match="red"):
-        distillation_targets._columns(("blue", "green", "red"), ("blue", "green"), teacher)
+def test_a_teacher_of_other_classes_is_refused_by_name(teacher: Path, colour_folder: Path) -> None:
+    names = ("blue", "green", "red", "violet")
+    data = ImageFolderDataModule(colour_folder, class_names=names, cache="off")
+    with pytest.raises(CheckpointMismatchError, match="violet"):
+        teacher_probabilities(teacher, data)

@@ -42,4 +42,9 @@ def test_wrong_calls_say_what_to_do(
     wrong_class = ["--output", str(tmp_path / "e.png"), "--class", "grey"]
     assert main(["explain", checkpoint, str(image), *wrong_class]) == 2
     assert "found 'grey'" in capsys.readouterr().err
+    Image.new("RGB", (800, 800)).save(image)  # ten bytes a pixel
+    assert (
+        main(["explain", checkpoint, str(image), *wrong_class[:2], "--max-decoding-mb", "5"]) == 1
+    )
+    assert "at most 5 MiB" in capsys.readouterr().err
     assert not (tmp_path / "e.png").exists()

@@ -180,7 +180,9 @@ def test_bad_images_are_counted_and_listed_in_a_part_of_their_own(
     assert predict(checkpoint, "images", on_bad_image="skip") == 0
     assert [row["path"] for row in answers()] == ["images/f.png"]
     assert bad_images().keys() == {f"images/{name}.png" for name in "abcde"}
-    assert "left out 5" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "left out 5" in told.err
+    assert "1 images answered in answers/, 1 of them now" in told.out
     assert predict(checkpoint, "images", on_bad_image="skip") == 0  # the block of them is done
     assert "1 images answered in answers/, 0 of them now" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ from finetune.data.cache import CachedReader, MemoryReader, caching_reader, imag
 from finetune.data.dataset import ImageDataset
 from finetune.data.decoding import ImageReader
 from finetune.errors import ImageError
+from finetune.spec.images import LabelledImage
 
 Painter = Callable[..., Path]
 READER = ImageReader(short_side=12)
@@ -128,7 +129,8 @@ def test_processes_may_build_one_cache_at_once(
 def test_workers_share_what_each_of_them_decoded(
     paths: list[Path], tmp_path: Path, counting: Counting
 ) -> None:
-    dataset = ImageDataset(paths, torch.Tensor.float, CachedReader(READER, tmp_path / "c", GROUP))
+    images = [LabelledImage(path, 0) for path in paths]
+    dataset = ImageDataset(images, torch.Tensor.float, CachedReader(READER, tmp_path / "c", GROUP))
     fill_one = CachedReader(READER, tmp_path / "c", GROUP)
     fill_one(paths[0])
     for _ in range(2):

@@ -90,20 +90,17 @@ def _kept_answers(
     import torch
 
     from finetune.combining.bootstrap_heads import answers_without
+    from finetune.training.held_out_pass import kept_answers
     from finetune.training.penalty_search import FOLDS, stratified_parts
     from finetune.training.phases.probe import group_numbers, solver_of
 
-    images, names = datamodule.images("train"), datamodule.names("train")
-    groups = group_numbers(datamodule.together(images))
+    groups = group_numbers(datamodule.together(datamodule.images("train")))
     strata = torch.tensor(classifier.task.strata(labels))
     fold_of = stratified_parts(strata, groups, FOLDS, seed)
     rows = (fold_of >= 0).nonzero()[:, 0].tolist()
-    common = {
-        "labels": labels[rows],
-        "paths": [names[row] for row in rows],
-        "ids": [images[row].id for row in rows],
-        "out_of_fold": True,
-    }
     learned, fit = classifier.unit.standardised(labels), solver_of(classifier.task)
     answers = answers_without(features, learned, heads, fold_of, seed=seed, fit=fit)
-    return [{**common, "logits": classifier.unit(logits[rows])} for logits in answers]
+    found = [(classifier.unit(logits[rows]), labels[rows]) for logits in answers]
+    return [
+        {**kept_answers(datamodule, ("train",), each, rows), "out_of_fold": True} for each in found
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.spec.images import LabelledImage
     from finetune.tasks.task import Task
     from finetune.training.thresholds import Thresholds
 
 Verb = Literal["validate", "test"]
-Stage = Literal["val", "test"]
+STAGES: dict[Verb, Literal["val", "test"]] = {"validate": "val", "test": "test"}
 
 
 class Judged(NamedTuple):
@@ -60,10 +61,6 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
 
     Figures of another folder's images stand beside those of the first, under its name.
 
-    Args:
-        verb: that judges.
-        arguments: its options, as they are typed.
-
     Returns:
         The figures, as ``metrics.json`` keeps them.
     """
@@ -75,7 +72,7 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     arguments, named_entities = take_all(arguments, "--track-to")
     path = checkpoint_option(arguments)
     combined = path is not None and _is_combined(path)
@@ -123,10 +120,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
     from finetune.commands.held_out_images import say_differences
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.data.groups import groups_with_duplicates
     from finetune.reporting.embeddings import listened_to
     from finetune.training.features.recorded import recorded_features
-    from finetune.training.thresholds import thresholds_of
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
@@ -141,10 +136,26 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     with recorded_features(listened_to(cli.model)) as features:
         _run_trainer(cli, verb)
     seconds = time.perf_counter() - started
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     logits, labels = cli.model.answers[stage]
     # Fewer answers than images where the trainer limits its batches.
     images = cli.datamodule.images(stage)[: len(labels)]
+    return _judged(cli, logits, labels, images, seconds, features)
+
+
+def _judged(
+    cli: FinetuneCLI,
+    logits: Tensor,
+    labels: Tensor,
+    images: Sequence[LabelledImage],
+    seconds: float,
+    features: list[Tensor],
+) -> Judged:
+    """The answers of the command's classifier to these images."""
+    from finetune.data.groups import groups_with_duplicates
+    from finetune.training.thresholds import thresholds_of
+
+    assert cli.checkpoint is not None
     return Judged(
         cli.model.task,
         logits,
@@ -153,7 +164,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         [image.path for image in images],
         cli.checkpoint.path,
         cli.config.runs,
-        cli.config.name or verb,
+        cli.config.name or cli.verb,
         cli.datamodule.root,
         seconds,
         features,
@@ -166,30 +177,16 @@ def _out_of_fold(cli: FinetuneCLI) -> Judged | None:
     """Where nothing is held out because all have learnt, the answers of fits without each image."""
     import torch
 
-    from finetune.data.groups import groups_with_duplicates
     from finetune.training.fitted_splits import out_of_fold_answers
-    from finetune.training.thresholds import thresholds_of
 
     assert cli.checkpoint is not None
-    task, answers = cli.model.task, out_of_fold_answers(cli.checkpoint.details)
+    answers = out_of_fold_answers(cli.checkpoint.details)
     images = [image for image in cli.datamodule.images("train") if image.id in answers]
     if cli.datamodule.images("val") or not images:
         return None
-    return Judged(
-        task,
-        torch.stack([answers[image.id] for image in images]),
-        task.collate([image.label for image in images]),
-        cli.model.class_names,
-        [image.path for image in images],
-        cli.checkpoint.path,
-        cli.config.runs,
-        cli.config.name or "validate",
-        cli.datamodule.root,
-        0.0,
-        [],
-        thresholds_of(task, cli.checkpoint.details),
-        groups_with_duplicates(images),
-    )
+    logits = torch.stack([answers[image.id] for image in images])
+    labels = cli.model.task.collate([image.label for image in images])
+    return _judged(cli, logits, labels, images, 0.0, [])
 
 
 def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
@@ -244,7 +241,7 @@ def _answers_of_members(
     from finetune.runtime import Runtime
     from finetune.training.features.recorded import recorded_features
 
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     runtime = Runtime.chosen(held_out.get("accelerator", "auto"))
     ensemble = runtime.place(Ensemble.from_file(Path(ckpt_path)))
     datamodule = build_held_out(data, held_out, ensemble)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from finetune.commands import folder_options as options
 from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import PAGES, TABLES, OptionalPath, wanted_output
 from finetune.commands.verb import Typed, verb
+from finetune.csv_table import csv_text
 from finetune.spec.schema import whole
 from finetune.tables.writing import encodable
 
@@ -111,10 +111,10 @@ def _guess(suggestion: Suggestion) -> str:
 
 def write_suggestions(beside: Path, found: Suggestions) -> None:
     """``path,label,guess,probability,score,unknown``; the label is left to be filled in."""
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "label", "guess", "probability", "score", "unknown"))
-        for each in (*found.chosen, *found.unknown):
-            numbers = f"{each.probability:.6f}", f"{each.score:.6f}"
-            path = encodable(os.path.abspath(each.path))
-            writer.writerow((path, "", each.classes[0], *numbers, str(each.unknown).lower()))
+    rows = []
+    for each in (*found.chosen, *found.unknown):
+        numbers = f"{each.probability:.6f}", f"{each.score:.6f}"
+        path = encodable(os.path.abspath(each.path))
+        rows.append((path, "", each.classes[0], *numbers, str(each.unknown).lower()))
+    columns = ("path", "label", "guess", "probability", "score", "unknown")
+    beside.write_text(csv_text(columns, rows), encoding="utf-8", newline="")

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from finetune.commands.apply_recipe import choose_size_from_scratch, name_backbone
-from finetune.commands.config_files import checkpoint_option, option_value
+from finetune.commands.config_files import checkpoint_option
 from finetune.commands.held_out_images import label_columns_of, split_settings
 from finetune.commands.parsing import explain, take_all
 from finetune.commands.resume import keep_settings
@@ -183,7 +183,7 @@ class FinetuneCLI(LightningCLI):
         if path is not None:
             self.checkpoint = read_checkpoint(path)
             self.record = fitted_record(path, self.checkpoint.details)
-            manifest = option_value(args, "--data.manifest")
+            manifest = next(reversed(take_all(args, "--data.manifest")[1]), None)
             try:
                 parser.set_defaults(self._defaults(self.checkpoint, manifest))
             except KeyError as error:  # a setting that this version does not know

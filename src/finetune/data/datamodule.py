@@ -21,7 +21,7 @@ from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.device_choice import DeviceChoice, OnDevice
 from finetune.data.findings import write_findings
 from finetune.data.folder import Split
-from finetune.data.found_images import FoundImages, OnBadImage
+from finetune.data.found_images import FoundImages
 from finetune.data.image_loaders import ImageLoaders, Loader
 from finetune.data.labelled_folder import LabelledFolder, check_choice
 from finetune.data.manifest import write_manifest
@@ -29,10 +29,9 @@ from finetune.data.preview import write_batch_image
 from finetune.data.readers import Readers
 from finetune.data.sides import Sides, one_class_only
 from finetune.data.transforms import Augmentation
-from finetune.data.workers import choose_num_workers as choose_num_workers
 from finetune.errors import UsageError
 from finetune.runtime import Runtime
-from finetune.spec.choices import TaskOfData
+from finetune.spec.choices import OnBadImage, TaskOfData
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import DATA, check_settings
 

@@ -28,7 +28,8 @@ from finetune.errors import ImageFolderError
 from finetune.spec.images import SPLITS as SPLITS
 from finetune.spec.images import LabelledImage as LabelledImage
 from finetune.spec.images import Split as Split
-from finetune.spec.labels import indexes, moved, order, several
+from finetune.spec.images import by_side
+from finetune.spec.labels import indexes, moved, several
 
 SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
@@ -153,16 +154,12 @@ def _assemble(root: Path, walk: Walk, found: list[_Found]) -> ImageFolder:
     return ImageFolder(
         root=root,
         class_names=tuple(class_names),
-        images=tuple(sorted(images, key=_order)),
+        # Within a class the walk's order (sorted by name) stays, for Python's sort is stable.
+        images=tuple(sorted(images, key=by_side)),
         unused=tuple(walk.unused),
         unlisted=tuple(walk.unlisted),
         empty_classes=tuple(sorted(walk.empty - label_of.keys())),
     )
-
-
-def _order(image: LabelledImage) -> tuple[int, tuple[float, ...]]:
-    # Within a class the walk's order (sorted by name) stays, for Python's sort is stable.
-    return (SPLITS.index(image.split) if image.split else 0, order(image.label))
 
 
 def _no_images_message(root: Path, walk: Walk) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
@@ -22,10 +21,8 @@ from finetune.data.manifest import read_manifest, with_more
 from finetune.data.number_cells import NUMBERS, refuse_folders
 from finetune.errors import ImageFolderError
 from finetune.runtime import Runtime
-from finetune.spec.choices import TaskOfData
+from finetune.spec.choices import OnBadImage, TaskOfData
 from finetune.spec.splits import SplitRecord
-
-OnBadImage = Literal["error", "skip"]
 
 
 def read_images(

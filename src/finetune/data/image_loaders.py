@@ -110,9 +110,7 @@ class ImageLoaders:
 
     def _loader(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
         """A loader whose use leaves the global random state as it was."""
-        workers = self.num_workers
-        if workers is None:
-            workers = choose_num_workers(dataset.paths)
+        workers = choose_num_workers(dataset.paths, self.num_workers)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -152,7 +152,7 @@ def features_of(
         UsageError: an ensemble without a classifier.
         NetworkError: a network whose final layer takes no features.
     """
-    classifier = model if isinstance(model, ImageClassifier) else model.first_classifier
+    classifier = Ensemble.of(model).first_classifier
     if classifier is None:
         raise UsageError(
             "Expected a classifier, or an ensemble with one, found saved predictions alone; give "

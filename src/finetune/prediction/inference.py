@@ -18,21 +18,21 @@ from torch.utils.data import DataLoader
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.test_time_augmentation import View, chosen_views
-from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
+from finetune.data.workers import choose_num_workers
 from finetune.errors import ImageError, UsageError
 from finetune.prediction.answering import outputs_of, predictions_of
 from finetune.prediction.inputs import (
     Collated,
     ImageInput,
     ImageViews,
-    OnBadImage,
     collate_views,
     named_images,
 )
 from finetune.prediction.predictions import Predictions
 from finetune.runtime import Runtime, can_pin_memory
+from finetune.spec.choices import OnBadImage
 from finetune.training.classifier import ImageClassifier
 
 
@@ -79,7 +79,7 @@ def predict(
     views = chosen_views(test_time_augmentation)
     named = named_images(images)
     paths = [path for path, _ in named]
-    workers = choose_num_workers(paths) if num_workers is None else num_workers
+    workers = choose_num_workers(paths, num_workers)
     loader = DataLoader(
         ImageViews(named, model.preprocessings, max_pixels, max_decoding_mb),
         batch_size=batch_size,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -20,7 +19,6 @@ from finetune.data.walk import images_below
 from finetune.errors import DataError, ImageError
 from finetune.spec.preprocessing import Preprocessing
 
-OnBadImage = Literal["error", "skip"]
 FileOrFolder = str | os.PathLike[str]
 ImageInput = FileOrFolder | Held
 
@@ -111,11 +109,7 @@ class ImageViews(Dataset[tuple[int, list[Tensor] | str]]):
         return index, self.of(partial(self._read, index))
 
     def of(self, read: Callable[[ImageReader], Tensor]) -> list[Tensor] | str:
-        """An image's views ``(C, S, S)``, or why it cannot be read.
-
-        Args:
-            read: decodes the image as a reader does.
-        """
+        """An image's views ``(C, S, S)``, or why it cannot be read."""
         try:
             decoded = {chans: read(reader) for chans, reader in self.readers.items()}
         except ImageError as error:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.csv_table import csv_text
 from finetune.evaluation.judgement import Judgement
-from finetune.files import atomic_write
+from finetune.files import write_text
 from finetune.prediction.predictions import columns_of
 from finetune.tables.writing import open_table
 
@@ -26,14 +26,10 @@ def write_predictions(path: Path, evaluation: Judgement) -> None:
 
 def write_parts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One row a class or a label; an undefined figure is an empty field."""
-    rounded = [{name: _rounded(value) for name, value in row.items()} for row in rows]
-    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rounded[0]))
-        writer.writeheader()
-        writer.writerows(rounded)
+    write_text(path, csv_text(list(rows[0]), ([*map(_rounded, row.values())] for row in rows)))
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else round(value, 6)
-    return "" if value is None else value
+    return value

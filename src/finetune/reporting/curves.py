@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from finetune.csv_table import own_rows
 from finetune.errors import DataError
 from finetune.reporting.style import THEMES, ThemeName, add_legend, escape_math, new_axes
 
@@ -29,8 +30,7 @@ def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
         DataError: the file is no such table.
     """
     try:
-        with metrics_csv.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = own_rows(metrics_csv)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Expected a metrics.csv at {metrics_csv}: {error}") from error
     curves: dict[str, list[tuple[float, float]]] = {}

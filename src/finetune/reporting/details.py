@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.csv_table import own_rows
 from finetune.documents import read_yaml
 from finetune.reporting.curves import Curve, read_curves
 from finetune.tasks.task import Task
@@ -79,7 +79,7 @@ def read_details(folder: Path, task: Task, root: Path | None = None) -> ReportDe
         commands=[f"finetune fit --config {_from_here(config)}"] if settings else [],
         findings=[
             BadImage(row.get("path", ""), row.get("problem", ""), row.get("remedy", ""))
-            for row in _rows(folder / "bad_images.csv")
+            for row in own_rows(folder / "bad_images.csv")
         ],
     )
 
@@ -108,15 +108,8 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _class_counts(path: Path, task: Task) -> dict[str, dict[str, int]] | None:
     counts: dict[str, dict[str, int]] = {}
-    for row in _rows(path):
+    for row in own_rows(path):
         of_split = counts.setdefault(row.get("split") or "unsplit", {})
         for name in task.names_in(row.get("label", "")):
             of_split[name] = of_split.get(name, 0) + 1
     return {s: counts[s] for s in ("train", "val", "test", "unsplit") if counts.get(s)} or None
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember, Member
 from finetune.data.decoding import MAX_PIXELS, ImageReader
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
 from finetune.spec.preprocessing import Preprocessing
@@ -90,6 +91,7 @@ def explain(
     class_names: Iterable[str | None] = (None,),
     *,
     max_pixels: int = MAX_PIXELS,
+    max_decoding_mb: int = MAX_DECODING_MB,
 ) -> list[Explanation]:
     """Explain an answer for an image, once for each class name; None is what was predicted.
 
@@ -102,6 +104,7 @@ def explain(
         image: its file, or what a file holds.
         class_names: what to explain.
         max_pixels: more is refused as a decompression bomb.
+        max_decoding_mb: most memory that decoding may take, in MiB.
 
     Raises:
         UsageError: an unknown class.
@@ -115,7 +118,10 @@ def explain(
         )
     needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
     path = Path("image") if isinstance(image, bytes) else Path(image)
-    readers = {in_chans: ImageReader(in_chans, max_pixels=max_pixels) for in_chans in needed}
+    readers = {
+        chans: ImageReader(chans, max_pixels=max_pixels, max_decoding_mb=max_decoding_mb)
+        for chans in needed
+    }
     pixels = {
         in_chans: read.decode(image, name=str(path)) if isinstance(image, bytes) else read(path)
         for in_chans, read in readers.items()

@@ -16,7 +16,6 @@ compare with; cleanlab itself would bring pandas along for these few lines.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
@@ -28,8 +27,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from finetune.csv_table import csv_text
 from finetune.evaluation.judgement import Judgement, Question
-from finetune.files import atomic_write
+from finetune.files import write_text
 from finetune.tasks.class_scores import Floats, Integers
 from finetune.tasks.multiclass import MULTICLASS
 
@@ -209,9 +209,8 @@ def _in_turns(
 
 def write_suspects(path: Path, suspects: Sequence[LabelSuspect]) -> None:
     """A CSV to go through by hand: path, label, suggested label, quality of the label."""
-    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "reason", "suggested", "quality", "suspected"])
-        for s in suspects:
-            quality = f"{s.quality:.6f}"
-            writer.writerow([s.path, s.label, s.reason, s.suggested, quality, s.suspected])
+    columns = ("path", "label", "reason", "suggested", "quality", "suspected")
+    rows = (
+        (s.path, s.label, s.reason, s.suggested, f"{s.quality:.6f}", s.suspected) for s in suspects
+    )
+    write_text(path, csv_text(columns, rows))

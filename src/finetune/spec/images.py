@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from finetune.spec.labels import Label, indexes
+from finetune.spec.labels import Label, indexes, order
 
 ID_BYTES = 16
 Split = Literal["train", "val", "test"]
@@ -58,6 +58,12 @@ class LabelledImage:
 def label_counts(images: Iterable[LabelledImage]) -> Counter[int]:
     """How many of the images have each name, by its index."""
     return Counter(index for image in images for index in indexes(image.label))
+
+
+def by_side(image: LabelledImage) -> tuple[int, tuple[float, ...]]:
+    """Sorts images by side, those that stand on none last, then by label."""
+    side = len(SPLITS) if image.split is None else SPLITS.index(image.split)
+    return side, order(image.label)
 
 
 def content_id(content: bytes) -> str:

@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,26 +68,6 @@ class Checkpoint:
     network: NetworkSpec
     preprocessing: Preprocessing
     details: dict[str, Any] = field(default_factory=dict)
-
-
-class Described(Protocol):
-    """What a file says of a classifier beside its weights."""
-
-    @property
-    def hyper_parameters(self) -> dict[str, Any]:
-        """Its constructor's arguments."""
-
-    @property
-    def task(self) -> Task:
-        """What it predicts."""
-
-    @property
-    def network(self) -> NetworkSpec:
-        """Which network exactly."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How it sees images."""
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:

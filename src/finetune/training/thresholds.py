@@ -15,10 +15,6 @@ def thresholds_of(task: Task, details: Mapping[str, Any]) -> Thresholds | None:
     """Those of a checkpoint, ``(K,)``: as noted, or by its answers to held-out images.
 
     None: the task has none, or nothing was held out.
-
-    Args:
-        task: of the checkpoint.
-        details: its ``finetune`` entry.
     """
     noted, val = details.get("thresholds"), details.get("val")
     if noted is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -95,10 +94,7 @@ def frozen_features(
         ImageError: an image that cannot be read.
         NetworkError: the network cannot be cut at this boundary.
     """
-    keys = [
-        (image.id or file_id(image.path)) if isinstance(image, LabelledImage) else file_id(image)
-        for image in dataset.images
-    ]
+    keys = [image.id or file_id(image.path) for image in dataset.images]
     size = (
         batch_size or BATCH_SIZE["cpu" if classifier.mean.device.type == "cpu" else "accelerator"]
     )
@@ -124,11 +120,8 @@ def dataset_for(
         if view is None
         else training_transform(preprocessing, view.augmentation)
     )
-    images = datamodule.images(split)
-    workers = datamodule.num_workers
-    if workers is None:
-        workers = choose_num_workers([image.path for image in images])
-    return ImageDataset(images, transform, datamodule.reader(preprocessing)), workers
+    dataset = ImageDataset(datamodule.images(split), transform, datamodule.reader(preprocessing))
+    return dataset, choose_num_workers(dataset.paths, datamodule.num_workers)
 
 
 def space_key(classifier: Normalising, boundary: str, view: StoredView | None) -> str:
@@ -154,17 +147,15 @@ def live_features(classifier: Normalising, images: Tensor, boundary: str = "head
     return bottom(normalised(images, classifier.mean, classifier.std))
 
 
-def _check_unchanged(image: LabelledImage | Path, key: str) -> None:
-    path = image.path if isinstance(image, LabelledImage) else image
-    stamp = image.stamp if isinstance(image, LabelledImage) else ()
+def _check_unchanged(image: LabelledImage, key: str) -> None:
     try:
-        same = file_stamp(path) == stamp or file_id(path) == key
+        same = file_stamp(image.path) == image.stamp or file_id(image.path) == key
     except OSError:
         same = False
     if not same:
         raise DataError(
-            f"Expected {path} to stay as it is while it is learnt from, found that it has changed; "
-            "start again when nothing writes there any more."
+            f"Expected {image.path} to stay as it is while it is learnt from, found that it has "
+            "changed; start again when nothing writes there any more."
         )
 
 
