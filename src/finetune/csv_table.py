@@ -159,5 +159,5 @@ def own_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table that this package wrote; none where there is none."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from finetune.spec.choices import TaskName
 from finetune.tables.reading import read_table
 from finetune.tasks.multilabel import offsets
 from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content
+from tests.conftest import killed_at_rename
 
 SMALL = (
     "--model.backbone=test_resnet",
@@ -286,27 +285,10 @@ def test_thresholds_belong_to_the_calibrated_answer(folder: Path, run: Path) -> 
 
 
 def test_a_fit_that_is_killed_ends_as_one_that_was_not(run: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys\n"
-        "rename, done = os.replace, 0\n"
-        "def replace(source, target):\n"
-        "    global done\n"
-        "    if str(target).endswith('.ckpt'):\n"
-        "        done += 1\n"
-        "        if done == 4:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    rename(source, target)\n"
-        "os.replace = replace\n"
-        "from finetune.cli import main\n"
-        "from finetune.training import best_epoch\n"
-        "best_epoch.SECONDS_BETWEEN = 0.0\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
     manifest = manifest_of(run.parents[1], name_of(run))
     options = [f"--data.root={images(run)}", *manifest, *SMALL]
     arguments = ["fit", *options, f"--name={name_of(run)}", f"--runs={tmp_path}"]
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], check=False, env=os.environ)
-    assert killed.returncode == -9
+    assert killed_at_rename(3, arguments) == -signal.SIGKILL
     again = tmp_path / run.name
     assert main(["fit", "--resume", str(again)]) == 0
     for name in ("best.ckpt", "last.ckpt"):

@@ -13,7 +13,7 @@ from PIL import Image
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
-from finetune.reporting import curves, figures, galleries, style
+from finetune.reporting import curves, embedding_map, figures, style
 
 STRANGE = ["ばら", "$x^2$ and $5", "tab\there", "a" * 90, "", "😀", "<b>", "عربى"]
 CURVES = {
@@ -135,39 +135,17 @@ def test_curves_are_read_from_a_run_of_an_earlier_version(tmp_path: Path) -> Non
         curves.read_curves(tmp_path / "none.csv")
 
 
-def test_galleries_choose_the_worst(
-    make_evaluation: Callable[..., Evaluation], image_folder: Path
-) -> None:
-    paths = [f"{i:02d}.png" for i in range(29)] + ["missing.png"]
-    evaluation = make_evaluation(30, ["a", "b", "c"], paths)
-    of_label = evaluation.probabilities[np.arange(30), evaluation.labels]
-    np.testing.assert_allclose(of_label[galleries.top_losses(evaluation, 5)], np.sort(of_label)[:5])
-    errors = evaluation.errors()
-    assert set(errors) == set(np.flatnonzero(evaluation.predictions != evaluation.labels))
-    assert np.all(np.diff(evaluation.confidences[errors]) <= 0)
-    figure = galleries.top_losses_figure(evaluation, root=image_folder, limit=30)
-    drawn = [ax for ax in figure.axes if ax.images]
-    assert len(drawn) == 29
-    assert "no image" in texts(figure)
-    style.to_png(galleries.confident_errors_figure(evaluation, root=image_folder), dpi=40)
-
-
-def test_no_errors_make_an_empty_gallery() -> None:
-    evaluation = evaluate([0, 1], np.eye(2), ["a", "b"])
-    assert "none" in texts(galleries.confident_errors_figure(evaluation))
-
-
 @pytest.mark.parametrize("projection", ["pca", "tsne"])
 @pytest.mark.parametrize("n_classes", [2, 60])
-def test_the_map_keeps_classes_apart(projection: galleries.Projection, n_classes: int) -> None:
+def test_the_map_keeps_classes_apart(projection: embedding_map.Projection, n_classes: int) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(120) % n_classes
     embeddings = rng.normal(size=(120, 16)) + 30 * (labels == 1)[:, None]
-    points, _ = galleries.project(embeddings, projection)
+    points, _ = embedding_map.project(embeddings, projection)
     centre, other = points[labels == 1].mean(axis=0), points[labels == 0].mean(axis=0)
     inside = np.linalg.norm(points[labels == 1] - centre, axis=1)
     assert inside.mean() < np.linalg.norm(centre - other)
-    figure = galleries.embedding_figure(
+    figure = embedding_map.embedding_figure(
         embeddings, labels, [f"c{i}" for i in range(n_classes)], projection=projection
     )
     style.to_png(figure, dpi=40)
@@ -179,7 +157,7 @@ def test_classes_with_one_middle_are_all_named_on_a_map_and_not_across_each_othe
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     points = np.concatenate([(1 + radius) * ring for radius in range(12)])
     names = [f"class {i}" for i in range(12)]
-    figure = galleries.embedding_figure(points, np.repeat(np.arange(12), 40), names)
+    figure = embedding_map.embedding_figure(points, np.repeat(np.arange(12), 40), names)
     places = {text.get_text(): np.array(text.get_position()) for text in figure.axes[0].texts}
     assert set(places) == set(names)
     extent = np.ptp(points, axis=0)
@@ -188,7 +166,7 @@ def test_classes_with_one_middle_are_all_named_on_a_map_and_not_across_each_othe
 
 
 def test_a_map_of_two_images_works_and_of_one_is_refused() -> None:
-    points, _ = galleries.project(np.array([[0.0], [1.0]]), "pca")
+    points, _ = embedding_map.project(np.array([[0.0], [1.0]]), "pca")
     assert points.shape == (2, 2)
     with pytest.raises(UsageError, match="at least two images"):
-        galleries.project(np.zeros((1, 4)), "pca")
+        embedding_map.project(np.zeros((1, 4)), "pca")

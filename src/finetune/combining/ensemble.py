@@ -44,6 +44,12 @@ class Ensemble(MemberOutputs):
         calibration: what :meth:`calibrate` fitted.
         roles: which images picked and calibrated.
         unknown: which images to call unknown, by the features of the first classifier.
+
+    Examples:
+        >>> pair = finetune.Ensemble.from_checkpoints(["runs/pets-1", "runs/pets-2"])
+        >>> finetune.predict(pair, "new").member_probabilities.shape  # members, images, classes
+        torch.Size([2, 3, 2])
+        >>> pair.save("pair.ckpt")
     """
 
     def __init__(

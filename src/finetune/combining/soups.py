@@ -71,6 +71,12 @@ def average_checkpoints(
     Raises:
         CheckpointMismatchError: checkpoints that cannot be averaged, with the reason.
         UsageError: settings that contradict each other.
+
+    Examples:
+        >>> soup = finetune.average_checkpoints(["runs/pets-1", "runs/pets-2"])
+        >>> soup.coefficients
+        (0.5, 0.5)
+        >>> soup.save("soup.ckpt")
     """
     ingredients = survey(paths)
     _check_settings(method, coefficients, datamodule, batchnorm, ingredients)

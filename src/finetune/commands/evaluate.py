@@ -64,17 +64,23 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     Returns:
         The figures, as ``metrics.json`` keeps them.
     """
+    from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.report_of_test import track, write_report_of
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
+    from finetune.data.groups import about_groups
     from finetune.evaluation.scores import dominant_image
     from finetune.runtime import process_rank
+    from finetune.tasks.multiclass import MULTICLASS
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
     stage = STAGES[verb]
     arguments, named_entities = take_all(arguments, "--track-to")
     path = checkpoint_option(arguments)
+    if path is not None and os.path.isdir(path):  # a run folder stands for the best of it
+        path = str(checkpoint_file(path))
+        arguments = [*arguments, f"--ckpt_path={path}"]
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = judged.task.figures(judged.logits, judged.labels, judged.thresholds)
@@ -91,6 +97,8 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
         return kept  # every process has the answers of all, and the first alone writes
     # Before anything is written: whatever the disk says.
     print(summary(judged.task, stage, figures, len(judged.labels), intervals), flush=True)
+    if judged.task == MULTICLASS and (note := about_groups(judged.groups)):
+        print(note, flush=True)
     losses = judged.task.losses(judged.logits, judged.labels).numpy()
     if judged.task.has_choices and (dominant := dominant_image(losses, judged.paths)):
         print(dominant, flush=True)

@@ -66,6 +66,7 @@ def explain(
     )
 
     from finetune.prediction import find_images
+    from finetune.prediction.inputs import stopped_by
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.reporting.explain import explain as explain_image
     from finetune.reporting.overlays import panels
@@ -87,7 +88,7 @@ def explain(
             )
         except ImageError as error:
             if on_bad_image == "error":
-                raise
+                raise stopped_by(str(error)) from error
             print(f"left out {file}: {error}", file=sys.stderr)
             continue
         rows.append(explained)

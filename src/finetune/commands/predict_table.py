@@ -68,7 +68,7 @@ def answer_in_table(
 def drift(rule: UnknownRule, unknown: int, images: int) -> str:
     """Whether images look like those that calibrated the rule, in words."""
     p_value = rule.drift_p_value(unknown, images)
-    verdict = "more than chance: they are other images" if p_value < DRIFTED else "as expected"
+    verdict = "more than chance: they are other images" if p_value < DRIFTED else "it may be chance"
     return (
         f"{unknown} of {images} images are unknown, of images like those that calibrated at most "
         f"{rule.alpha:.0%} on average: {verdict} (p = {p_value:.2g})"

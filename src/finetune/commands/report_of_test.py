@@ -40,8 +40,9 @@ def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[PageSectio
         stage="test",
         root=judged.root,
         embeddings=_embeddings(judged),
-        commands=[*details.commands, how_to_test(judged.checkpoint, judged.root)],
     )
+    again = how_to_test(judged.checkpoint, details)
+    details = replace(details, commands=[*details.commands, *again])
     section = section_of(f"Test of {folder.resolve().name}", evaluation, details)
     return section, write_section(folder / name, section)
 

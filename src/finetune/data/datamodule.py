@@ -89,6 +89,13 @@ class ImageFolderDataModule(LabelledFolder):
             manifest has it, and class folders are one class each.
         label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known); or
             the one of numbers.
+
+    Examples:
+        >>> data = finetune.ImageFolderDataModule("pets", batch_size=8, num_workers=0)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.dtype, images.shape, data.class_names
+        (torch.uint8, torch.Size([8, 3, 224, 224]), ('cat', 'dog'))
     """
 
     def __init__(

@@ -21,6 +21,7 @@ from finetune.data.walk import (
     UnusedFile,
     Walk,
     holds_images_alone,
+    lines_about_expected,
     normal_name,
     unlisted_message,
 )
@@ -134,7 +135,8 @@ def scan_folder(root: str | os.PathLike[str]) -> ImageFolder:
     if split_folders:
         for folder in folders:
             if folder not in split_folders.values():
-                walk.leave_out(folder, "beside the split folders, so in no split")
+                reason = "beside the split folders, so in no split"
+                walk.leave_out(folder, reason, expected=True)
         found_images = [
             (split, name, path)
             for split, folder in split_folders.items()
@@ -167,6 +169,7 @@ def _no_images_message(root: Path, walk: Walk) -> str:
         return unlisted_message(walk)
     flat = sum(unused.reason.startswith("outside any class") for unused in walk.unused)
     seen = f"{flat} files outside any class folder" if flat else "none"
+    seen = ", ".join([seen, *lines_about_expected(walk.unused)])
     return (
         f"Expected images in {root}/<class>/ or {root}/train/<class>/, found {seen}; "
         f"put each class's images ({', '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}) "

@@ -49,6 +49,7 @@ class Inspection:
         format, mode: as Pillow names them, such as JPEG and RGB.
         width, height: in pixels, as stored.
         orientation: EXIF's number, 1 for upright.
+        pages: whether a TIFF has more pages than the first, which alone is read.
         colours: how many colours (of 32 768) it takes to cover 95 % of its area.
         flatness: share of pixels equal to their right and lower neighbours, in [0, 1].
         brightest: the largest value of any channel, 0 to 255.
@@ -67,6 +68,7 @@ class Inspection:
     width: int = 0
     height: int = 0
     orientation: int = 1
+    pages: bool = False
     colours: int = 0
     flatness: float = 0.0
     brightest: int = 0
@@ -101,6 +103,7 @@ def inspect_file(
                 height=image.height,
                 orientation=orientation_of(image),
             )
+            known = replace(known, pages=_has_pages(image))
         reader = ImageReader(3, LOOK_SIDE, max_pixels, max_decoding_mb=max_decoding_mb)
         pixels = reader.decode(content, name=str(path))
     except ImageError as error:
@@ -180,6 +183,17 @@ def _looks(pixels: Tensor) -> tuple[int, float]:
     inner = values[:, :-1, :-1]
     equal = (inner == values[:, :-1, 1:]) & (inner == values[:, 1:, :-1])
     return colours, round(float(equal.all(axis=0).mean()), 4)
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Of TIFF alone: what is second in a GIF moves, and in a telephone's JPEG it is a preview."""
+    if image.format != "TIFF":
+        return False
+    try:
+        image.seek(1)
+    except Exception:  # EOFError: there is none; or whatever broken bytes lead to
+        return False
+    return True
 
 
 def _perceptual_hash(pixels: Tensor) -> str:

@@ -143,8 +143,11 @@ def with_more(folder: ImageFolder, more: ImageFolder) -> ImageFolder:
 def unlisted_images(folder: ImageFolder) -> list[UnusedFile]:
     """Files below a manifest's root that look like images and that it does not list."""
     listed = {os.path.abspath(image.path) for image in folder.images}
-    found = images_below(os.path.abspath(folder.root))
-    return [UnusedFile(path, "not in the manifest") for path in found if str(path) not in listed]
+    return [
+        UnusedFile(path, "not in the manifest")
+        for path in images_below(folder.root)
+        if os.path.abspath(path) not in listed
+    ]
 
 
 def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
@@ -194,8 +197,11 @@ def _parse_row(
     fold = row.get("fold", "").strip()
     if fold and not (fold.isascii() and fold.isdecimal() and len(fold) <= 6):
         raise ManifestError(f"Expected fold to be 0, 1, 2, ... in {place}, found {fold[:20]!r}.")
+    file = base / row["path"]
+    if "\\" in row["path"] and not file.exists():  # as Windows writes them
+        file = base / row["path"].replace("\\", "/")
     return _Row(
-        path=base / row["path"],
+        path=file,
         label=label,
         split=split,
         fold=int(fold) if fold else None,

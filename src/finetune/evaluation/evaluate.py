@@ -63,6 +63,12 @@ def evaluate(
 
     Raises:
         UsageError: shapes that do not belong together, or rows that are no probabilities.
+
+    Examples:
+        >>> answers = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]
+        >>> found = finetune.evaluate([0, 1, 1, 0], answers, ["cat", "dog"])
+        >>> found.accuracy, found.errors().tolist()
+        (0.75, [2])
     """
     y, p, names = _checked(labels, probabilities, class_names)
     if not (np.isfinite(p).all() and p.min() >= 0 and np.abs(p.sum(axis=1) - 1).max() < 1e-2):

@@ -89,6 +89,11 @@ class Evaluation:
         coverage, risk: ``(N,)`` each; ``aurc`` is the mean risk, smaller is better.
         confusion: ``(C, C)`` counts, rows are labels, columns predictions.
         fold_accuracies: accuracy of each fold, if ``evaluate`` was told the folds.
+
+    Examples:
+        >>> found = finetune.evaluate([0, 1, 1], [[1, 0], [0, 1], [1, 0]], ["cat", "dog"])
+        >>> found.confusion.tolist()  # a cat, and two dogs of which one was taken for a cat
+        [[1, 0], [1, 1]]
     """
 
     labels: Integers = field(repr=False)

@@ -29,6 +29,7 @@ from finetune.prediction.inputs import (
     ImageViews,
     collate_views,
     named_images,
+    stopped_by,
 )
 from finetune.prediction.predictions import Predictions
 from finetune.runtime import Runtime, can_pin_memory
@@ -73,6 +74,13 @@ def predict(
     Raises:
         DataError: no images. ImageError: one that cannot be read, with ``on_bad_image="error"``.
         UsageError: another kind of argument.
+
+    Examples:
+        >>> best = finetune.Run("runs/pets-1").best
+        >>> classifier = finetune.ImageClassifier.from_checkpoint(best)
+        >>> answers = finetune.predict(classifier, "new")
+        >>> answers.probabilities.shape  # images, classes
+        torch.Size([3, 2])
     """
     _check_arguments(classifier, batch_size, on_bad_image)
     model = Ensemble.of(classifier)
@@ -163,7 +171,7 @@ class _Collector(Callback):
     ) -> None:
         indexes, _, bad = batch
         if bad and self.on_bad_image == "error":
-            raise ImageError(bad[0][1])
+            raise stopped_by(bad[0][1])
         self.bad.update(bad)
         if not indexes:
             return

@@ -72,6 +72,11 @@ def _expand(item: str) -> list[Path]:
     raise DataError(f"Expected an image or a folder, found nothing at {item}; check the path.")
 
 
+def stopped_by(reason: str) -> ImageError:
+    """The error about an image that cannot be read, where such images are not left out."""
+    return ImageError(f"{reason.rstrip('.')}, or leave such files out: --on-bad-image skip.")
+
+
 class ImageViews(Dataset[tuple[int, list[Tensor] | str]]):
     """Index of an image, and its view for each preprocessing, or why it could not be read."""
 

@@ -30,6 +30,12 @@ class Predictor:
 
     Attributes:
         model: what answers, in ``eval`` mode.
+
+    Examples:
+        >>> predictor = finetune.Run("runs/pets-1").predictor()
+        >>> answers = predictor(["pets/cat/00.png", "pets/dog/0*.png"], batch_size=64)
+        >>> len(answers)
+        11
     """
 
     model: ImageClassifier | Ensemble
@@ -94,6 +100,11 @@ def load(path: str | Path) -> Predictor:
 
     Raises:
         CheckpointError: there is no checkpoint of ours.
+
+    Examples:
+        >>> predictor = finetune.load("runs/pets-1")
+        >>> predictor.class_names, predictor.preprocessing.image_size
+        (('cat', 'dog'), 32)
     """
     return Predictor(load_model(path))
 

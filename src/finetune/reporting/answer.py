@@ -57,20 +57,19 @@ def answer_of(
         suspects: of wrong labels; the credible ones are spoken of.
     """
     words = words_of(evaluation)
-    suspected = {suspect.index: suspect.reason for suspect in credible(evaluation, suspects)}
-    strange = list(suspected.values()).count("no class")
-    wrong = len(suspected) - strange
+    suspected = credible(evaluation, suspects)
+    strange = [suspect.reason for suspect in suspected].count("no class")
     unsure = len(least_sure(evaluation))
     sentences = (
         *words.sentences,
         *words.trust,
         *_if_any(unsure, "image is", "images are", "much less sure than the rest."),
-        *_if_any(wrong, "label looks", "labels look", "wrong."),
+        *_if_any(len(suspected) - strange, "label looks", "labels look", "wrong."),
         *_if_any(strange, "image is", "images are", "unlike all others."),
     )
     advice = [
         *_seen(details),
-        *_look_at_labels(len(suspected)),
+        *_look_at_labels(len({suspect.index for suspect in suspected})),
         *_few(details),
         *words.advice,
         *_hold_out_more(evaluation),
@@ -122,11 +121,11 @@ def _seen(details: ReportDetails) -> list[Advice]:
     return [Advice("Judge it on images that nothing was chosen by: `finetune test`", reason)]
 
 
-def _look_at_labels(wrong: int) -> list[Advice]:
-    if not wrong:
+def _look_at_labels(images: int) -> list[Advice]:
+    if not images:
         return []
-    reason = "answers or features speak against them, and a wrong label teaches and judges wrongly"
-    which = "image whose label" if wrong == 1 else f"{wrong} images whose labels"
+    reason = "what is seen speaks against it, and a wrong label teaches and judges wrongly"
+    which = "image whose label" if images == 1 else f"{images} images whose labels"
     return [Advice(f"Look at the {which} may be wrong", reason)]
 
 

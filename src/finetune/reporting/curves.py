@@ -20,6 +20,7 @@ Curve = Sequence[tuple[float, float]]  # (epochs that are over, value)
 LEARNING_RATE = "lr"  # Lightning's LearningRateMonitor names its curves lr-...
 AT_MOST = 6  # panels
 CURVE_SIZE = (5.2, 3.1)  # inches
+SHORT = {"map": "mAP", "mae": "MAE", "nll": "NLL"}
 NOT_A_METRIC = ("phase", "epoch", "step")
 
 
@@ -84,7 +85,7 @@ def panels_of(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
         if curve and not _is_learning_rate(name) and stage != "test":
             panels.setdefault(metric, {})[stage or metric] = curve
     order = sorted(panels, key=_importance)
-    return {metric.replace("_", " "): panels[metric] for metric in order}
+    return {SHORT.get(metric, metric.replace("_", " ")): panels[metric] for metric in order}
 
 
 def panel_figure(title: str, stages: Mapping[str, Curve], *, theme: ThemeName = "light") -> Figure:

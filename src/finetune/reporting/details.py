@@ -91,9 +91,16 @@ def root_of(config: Path) -> Path | None:
     return Path(str(root)) if root else None
 
 
-def how_to_test(checkpoint: Path, root: Path) -> str:
-    """What judges a checkpoint once more."""
-    return f"finetune test --ckpt_path {_from_here(checkpoint)} --data.root {_from_here(root)}"
+def how_to_test(checkpoint: Path, details: ReportDetails) -> list[str]:
+    """What judges a checkpoint once more, where it is known on which images."""
+    if details.root is None:
+        return []
+    data = (details.settings or {}).get("data") or {}
+    told = (
+        f"finetune test --ckpt_path {_from_here(checkpoint)} --data.root {_from_here(details.root)}"
+    )
+    manifest = data.get("manifest") if Path(str(data.get("root"))) == details.root else None
+    return [told if manifest is None else f"{told} --data.manifest {_from_here(Path(manifest))}"]
 
 
 def _from_here(path: Path) -> str:

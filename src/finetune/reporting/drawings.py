@@ -16,22 +16,16 @@ from finetune.evaluation.judgement import Judgement
 from finetune.evaluation.label_evaluation import LabelEvaluation
 from finetune.evaluation.number_evaluation import NumberEvaluation
 from finetune.evaluation.result import Evaluation
-from finetune.reporting import curves, figures, galleries, label_figures, number_figures
+from finetune.reporting import curves, embedding_map, figures, label_figures, number_figures
 from finetune.reporting.details import ReportDetails
 from finetune.reporting.figures import ROWS
 
-# Drawn with images in them, as files beside a page, whose own galleries can be filtered.
-GALLERIES = {
-    "top_losses": galleries.top_losses_figure,
-    "confident_errors": galleries.confident_errors_figure,
-}
 LABEL_AXES = ("probability", "share with the label", "answers")
 NAMES = (
     *("per_class", "confusion", "reliability", "coverage_risk", "predicted"),
     *("per_label", "most_missed", "co_occurrence", "class_balance", "embedding"),
     *("ranges", "residuals"),
     *("learning_loss", "learning_figure", "learning_curves", "learning_rate"),
-    *GALLERIES,
 )
 # The question that a figure answers.
 Place = Literal["judged", "parts", "errors", "trust", "data", "fit"]
@@ -77,7 +71,7 @@ def _(evaluation: Evaluation, details: ReportDetails) -> Iterator[Drawing]:
     if details.embeddings is not None and len(details.embeddings) > 1:
         places = (details.embeddings, evaluation.labels, evaluation.class_names)
         caption = "Map of the images by their features; close means alike to the network."
-        drawn = partial(galleries.embedding_figure, *places)
+        drawn = partial(embedding_map.embedding_figure, *places)
         yield Drawing("embedding", caption, drawn, "data", folded=True)
 
 
@@ -125,7 +119,7 @@ def drawings_of_fit(details: ReportDetails) -> Iterator[Drawing]:
     panels = curves.panels_of(learned)
     for name, title in zip(("learning_loss", "learning_figure"), panels, strict=False):
         panel = partial(curves.panel_figure, title, panels[title])
-        yield Drawing(name, f"The {title} over the fit.", panel, "fit")
+        yield Drawing(name, f"The {title} by epoch.", panel, "fit")
     rest = dict(list(panels.items())[2:])
     if rest:
         figure = partial(curves.learning_curves_figure, rest)

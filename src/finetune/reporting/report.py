@@ -27,7 +27,7 @@ from finetune.files import atomic_folder, write_bytes, write_text
 from finetune.reporting import figures
 from finetune.reporting.csv_files import write_parts, write_predictions
 from finetune.reporting.details import ReportDetails as ReportDetails
-from finetune.reporting.drawings import GALLERIES, NAMES, Drawing, drawings_of, drawings_of_fit
+from finetune.reporting.drawings import NAMES, Drawing, drawings_of, drawings_of_fit
 from finetune.reporting.page import PageBoard, PageFigure, PageSection, render_page
 from finetune.reporting.style import to_png
 from finetune.reporting.triage import rank_suspects, write_suspects
@@ -57,6 +57,12 @@ def write_report(
         folder: for example ``RUN/report``.
         details: what else to tell; its fields can also be given by name (``settings=...``).
         title: headline of the page.
+
+    Examples:
+        >>> answers = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]
+        >>> found = finetune.evaluate([0, 1, 1, 0], answers, ["cat", "dog"])
+        >>> finetune.write_report("report", found, title="Pets").name
+        'index.html'
     """
     details = ReportDetails(**more) if details is None else details
     return write_section(folder, section_of(title, evaluation, details))
@@ -139,9 +145,6 @@ def _write_into(folder: Path, section: PageSection) -> None:
     (folder / "figures").mkdir()
     for figure in section.figures:
         write_bytes(folder / "figures" / f"{figure.name}.png", figure.light)
-    for name, draw in GALLERIES.items():
-        content = to_png(draw(evaluation, root=section.details.root))
-        write_bytes(folder / "figures" / f"{name}.png", content)
     write_suspects(folder / "suspects.csv", section.suspects)
     name, parts = evaluation.parts
     write_parts(folder / f"{name}.csv", parts)

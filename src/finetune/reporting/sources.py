@@ -14,6 +14,7 @@ from finetune.combining.calibrated_answer import Calibration
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.judge import judge, numbered, with_names, with_paths
 from finetune.evaluation.judgement import Judgement
+from finetune.reporting.answer import Answer, answer_of
 from finetune.reporting.details import (
     ReportDetails,
     how_to_test,
@@ -21,6 +22,7 @@ from finetune.reporting.details import (
     root_of,
 )
 from finetune.reporting.thumbnails import locate
+from finetune.reporting.triage import rank_suspects
 from finetune.tables.reading import read_table
 from finetune.tables.writing import ENDINGS
 from finetune.tasks.regression import REGRESSION
@@ -59,6 +61,12 @@ class Source:
     def title(self) -> str:
         """The name, and which images it is about."""
         return f"{self.name} ({self.details.stage})" if self.details.stage else self.name
+
+    @property
+    def answer(self) -> Answer:
+        """What its figures say."""
+        suspects = rank_suspects(self.evaluation, embeddings=self.details.embeddings)
+        return answer_of(self.evaluation, self.details, suspects)
 
 
 def load_source(path: str | Path, *, root: Path | None = None) -> Source:
@@ -217,10 +225,8 @@ def _from_run(folder: Path, root: Path | None) -> Source:
         )
     columns = {} if checkpoint is None else {**_columns(checkpoint), **_times(folder)}
     details = read_details(folder, evaluation.task, root)
-    commands = list(details.commands)
-    if weights is not None and stage == "test" and details.root is not None:
-        commands.append(how_to_test(weights, details.root))
-    details = replace(details, stage=stage, commands=commands)
+    again = how_to_test(weights, details) if weights is not None and stage == "test" else []
+    details = replace(details, stage=stage, commands=[*details.commands, *again])
     return Source(name, evaluation, details, columns, weights)
 
 

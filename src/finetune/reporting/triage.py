@@ -192,7 +192,8 @@ def _in_turns(
 ) -> list[LabelSuspect]:
     """What the answers and what the features put first, one by one; each image once.
 
-    An image that both name keeps its quality by the answers.
+    An image that both name keeps its quality by the answers, and their reason where it is the only
+    one that suspects it.
     """
     of_image: dict[int, LabelSuspect] = {}
     for each in by_label:
@@ -203,7 +204,9 @@ def _in_turns(
             found.setdefault(one.index, one)
         if other is not None:
             known = of_image.get(other.index, other)
-            found.setdefault(other.index, replace(other, quality=known.quality))
+            strange = other.suspected or not known.suspected
+            told = replace(other, quality=known.quality) if strange else known
+            found.setdefault(other.index, told)
     return list(found.values())
 
 

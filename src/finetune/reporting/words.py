@@ -46,6 +46,26 @@ class Words(NamedTuple):
     advice: list[Advice]
 
 
+class TrustWords(NamedTuple):
+    """How a task says that what is said on average holds, or does not."""
+
+    trusted: str
+    too_much: str
+    too_little: str
+    true: str
+
+
+OF_CLASSES = TrustWords(
+    "Its confidence can be trusted", "It is too sure", "It is not sure enough", "are right"
+)
+OF_LABELS = TrustWords(
+    "Its probabilities can be trusted",
+    "Its probabilities are too high",
+    "Its probabilities are too low",
+    "of all labels are there",
+)
+
+
 @singledispatch
 def words_of(evaluation: Judgement) -> Words:
     """What is said of an evaluation."""
@@ -58,7 +78,7 @@ def _(evaluation: Evaluation) -> Words:
     sentences = [_so_many(right, images, "right", evaluation.accuracy_wilson)]
     often = [pair for pair in evaluation.confused_pairs(NAMED) if pair.count > 1]
     if often:
-        pairs = [f"{p.label} taken for {p.prediction} ({p.count} times)" for p in often]
+        pairs = [f"{p.label} taken for {p.prediction} ({_times(p.count)})" for p in often]
         sentences.append(f"Most errors: {listed(pairs)}.")
     found, lowest = evaluation.confusion.diagonal().tolist(), evaluation.accuracy_wilson[0]
     worse = [
@@ -69,7 +89,7 @@ def _(evaluation: Evaluation) -> Words:
     if worse:
         names = [name for _, name in sorted(worse)[:NAMED]]
         sentences.append(f"Found clearly less often than the rest: {listed(names)}.")
-    trust, calibrate = _trust(evaluation.calibration, "are right")
+    trust, calibrate = _trust(evaluation.calibration, OF_CLASSES)
     return Words(sentences, trust, [*_confused(evaluation), *calibrate])
 
 
@@ -83,9 +103,9 @@ def _(evaluation: LabelEvaluation) -> Words:
     lost = _most(missed, [f"{n} ({m} of {s})" for n, m, s in _zip(evaluation, missed, support)])
     if lost:
         sentences.append(f"Most often missed: {listed(lost)}.")
-    named = _most(added, [f"{n} ({a} times)" for n, a, _ in _zip(evaluation, added, support)])
+    named = _most(added, [f"{n} ({_times(a)})" for n, a, _ in _zip(evaluation, added, support)])
     if named:
-        sentences.append(f"Most often named where it is not: {listed(named)}.")
+        sentences.append(f"Most often named where they are not: {listed(named)}.")
     advice = [
         Advice(
             f"Add images that show {name}",
@@ -94,7 +114,7 @@ def _(evaluation: LabelEvaluation) -> Words:
         for name, count, of in _zip(evaluation, missed, support)
         if count == max(missed) and count >= OFTEN and 2 * count >= of
     ]
-    trust, calibrate = _trust(evaluation.calibration, "are there")
+    trust, calibrate = _trust(evaluation.calibration, OF_LABELS)
     return Words(sentences, trust, [*advice[:1], *calibrate])
 
 
@@ -143,6 +163,10 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
+def _times(count: int) -> str:
+    return "twice" if count == 2 else f"{count} times"
+
+
 def _so_many(right: int, images: int, what: str, interval: Interval) -> str:
     low, high = (share(end) for end in interval)
     ends = "" if low == high else f", {low.removesuffix(' %')} to {high}"
@@ -176,18 +200,18 @@ def _confused(evaluation: Evaluation) -> list[Advice]:
     ]
 
 
-def _trust(bins: ConfidenceBins, are: str) -> tuple[list[str], list[Advice]]:
+def _trust(bins: ConfidenceBins, words: TrustWords) -> tuple[list[str], list[Advice]]:
     """Whether what is said on average lies within the interval of what is true on average."""
     images = int(bins.counts.sum())
     said, true = (
         float(np.nansum(bins.counts * each) / images) for each in (bins.confidence, bins.accuracy)
     )
     low, high = wilson_interval(round(true * images), images)
-    told = f"{share(said)} on average, and {share(true)} {are}"
+    told = f"{share(said)} on average, and {share(true)} {words.true}"
     if bins.error >= POOR_CALIBRATION and not low <= said <= high:
-        how = "It is too sure" if said > true else "It is not sure enough"
+        how = words.too_much if said > true else words.too_little
         calibrate = Advice("Calibrate it with `finetune calibrate`", f"it says {told}")
         return [f"{how}: {told}."], [calibrate]
     if low <= said <= high:
-        return [f"How sure it says it is can be trusted: {told}."], []
+        return [f"{words.trusted}: {told}."], []
     return [], []

@@ -80,6 +80,11 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
 
     Raises:
         CheckpointError: no such file, no checkpoint, one of other software, or a newer version.
+
+    Examples:
+        >>> checkpoint = finetune.read_checkpoint("runs/pets-1/checkpoints/best.ckpt")
+        >>> checkpoint.backbone, checkpoint.class_names
+        ('test_resnet', ('cat', 'dog'))
     """
     return as_checkpoint(read_content(path, mmap=mmap), path)
 
