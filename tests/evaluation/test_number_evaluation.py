@@ -14,7 +14,7 @@ from finetune.evaluation.judgement import readable
 from finetune.evaluation.number_evaluation import NumberEvaluation, evaluate_numbers
 from finetune.reporting.answer import answer_of
 from finetune.reporting.csv_files import write_predictions
-from finetune.reporting.drawings import NAMES, drawings_of
+from finetune.reporting.drawings import drawings_of
 from finetune.reporting.page import PageSection, render_page
 from finetune.reporting.report import ReportDetails, write_report
 from finetune.reporting.sources import read_evaluation
@@ -184,7 +184,7 @@ def test_a_report_shows_the_largest_errors_and_the_figures(
     evaluation = answers(half_width=half_width)
     page = write_report(tmp_path / "report", evaluation, ReportDetails())
     drawn = {path.stem for path in (tmp_path / "report" / "figures").iterdir()}
-    assert {"predicted", "ranges", "residuals", "top_losses"} <= drawn <= set(NAMES)
+    assert {"predicted", "ranges", "residuals"} <= drawn
     assert (tmp_path / "report" / "per_range.csv").is_file()
     assert (tmp_path / "report" / "suspects.csv").read_text().count("\n") == 1
     worst = evaluation.errors()
