@@ -132,7 +132,7 @@ def _new_folder(cli: FinetuneCLI) -> Path:
 
     backbone = cli.model.backbone.replace(":", "-").replace("/", "-").strip("-.")
     name = cli.config.name or backbone
-    return new_run_folder(Path(cli.config.runs), name, images=cli.datamodule.root)
+    return new_run_folder(Path(cli.config.runs), name, images=cli.datamodule.given_root)
 
 
 def parse_time(text: str | None) -> float | None:
@@ -222,7 +222,7 @@ def data_errors(cli: FinetuneCLI) -> list[str]:
     lines = [f"! {finding.path}: {finding.problem}" for finding in errors[:MOST_ERRORS]]
     if len(errors) > MOST_ERRORS:
         lines.append(f"! and {len(errors) - MOST_ERRORS} more")
-    return [*lines, f"! see finetune check {cli.datamodule.root}"] if lines else []
+    return [*lines, f"! see finetune check {cli.datamodule.given_root}"] if lines else []
 
 
 def teach(cli: FinetuneCLI, teacher: str) -> None:

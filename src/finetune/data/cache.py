@@ -18,6 +18,7 @@ from torch import Tensor
 
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash
 from finetune.data.decoding import ImageReader, decode_bytes
+from finetune.data.image_bytes import image_bytes
 from finetune.data.image_shards import ShardIndex, ShardWriter
 from finetune.errors import ImageError
 from finetune.spec.images import content_id
@@ -70,7 +71,7 @@ class CachedReader:
         if pixels is not None:
             return pixels
         try:
-            content = Path(path).read_bytes()
+            content = image_bytes(path)
         except OSError as error:
             raise _unreadable(path, error) from error
         content_key = bytes.fromhex(content_id(content))

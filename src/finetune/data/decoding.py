@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from finetune.data.decoding_memory import MAX_DECODING_MB, decoding_bytes, memory_taken
+from finetune.data.image_bytes import image_bytes
 from finetune.data.image_formats import guessed_kind, readable_formats
 from finetune.errors import ImageError, UsageError
 from finetune.spec.preprocessing import LongSide, Preprocessing
@@ -84,7 +84,7 @@ class ImageReader:
     def __call__(self, path: str | os.PathLike[str]) -> Tensor:
         """The image as ``uint8 (in_chans, H, W)``."""
         try:
-            content = Path(path).read_bytes()
+            content = image_bytes(path)
         except OSError as error:
             raise ImageError(f"Expected an image at {path}: {error.strerror}.") from error
         return self.decode(content, name=str(path))

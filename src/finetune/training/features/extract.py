@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from finetune.cache_dir import file_stamp
 from finetune.data.dataset import Draw, ImageDataset
+from finetune.data.image_bytes import image_id
 from finetune.data.transforms import (
     Augmentation,
     collate_bytes,
@@ -34,7 +35,7 @@ from finetune.networks.freezing import network_stages, split_at, stages_below
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.normalising import normalised
 from finetune.runtime import can_pin_memory
-from finetune.spec.images import LabelledImage, Split, file_id
+from finetune.spec.images import LabelledImage, Split
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.protocols import FitData
@@ -96,7 +97,7 @@ def frozen_features(
         NetworkError: the network cannot be cut at this boundary.
     """
     keys = [
-        (image.id or file_id(image.path)) if isinstance(image, LabelledImage) else file_id(image)
+        (image.id or image_id(image.path)) if isinstance(image, LabelledImage) else image_id(image)
         for image in dataset.images
     ]
     size = (
@@ -158,7 +159,7 @@ def _check_unchanged(image: LabelledImage | Path, key: str) -> None:
     path = image.path if isinstance(image, LabelledImage) else image
     stamp = image.stamp if isinstance(image, LabelledImage) else ()
     try:
-        same = file_stamp(path) == stamp or file_id(path) == key
+        same = file_stamp(path) == stamp or image_id(path) == key
     except OSError:
         same = False
     if not same:
