@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Fit one classifier, or several members of a group."""
+    from finetune.commands.config_files import option_value
     from finetune.commands.multi_fit import fit_many, many_fits, resumed_group
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
     from finetune.commands.update import updated_run
@@ -57,6 +58,12 @@ def main(arguments: list[str]) -> int:
         if cli.backbone is not None:  # one for all members, whatever the hub answers later
             several.shared.append(f"--model.backbone={cli.backbone.value}")
         return fit_many(several, _new_folder(cli))
+    for option in ("--engine", "--address"):
+        if option_value(arguments, option) is not None:
+            raise UsageError(
+                f"Expected several members beside {option}, found one fit; add --seeds N or "
+                "--folds N."
+            )
     fit_one(arguments, started=started)
     return 0
 
