@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,18 +42,26 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     found.shutdown()
 
 
-def kill_when(cluster: tuple[Any, list[Any]], is_time: Callable[[], bool]) -> threading.Thread:
-    """Kill a node that is at work, as soon as it is time."""
+class Killer(threading.Thread):
+    """Kills a node as soon as it is time; ``in_time`` if that was before the work had ended."""
 
-    def kill() -> None:
-        until = time.monotonic() + 200
-        while not is_time() and time.monotonic() < until:
-            time.sleep(0.05)
-        cluster[0].remove_node(cluster[1][0], allow_graceful=False)
+    def __init__(self, cluster: tuple[Any, list[Any]], is_time: Callable[[], bool]) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.is_time = cluster, is_time
+        self.ended = threading.Event()
+        self.in_time = False
+        self.start()
 
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    return thread
+    def run(self) -> None:
+        while not self.is_time() and not self.ended.wait(0.05):
+            pass
+        self.in_time = not self.ended.is_set()
+        self.cluster[0].remove_node(self.cluster[1][0], allow_graceful=False)
+
+    def check(self) -> None:
+        self.ended.set()
+        self.join()
+        assert self.in_time
 
 
 def test_a_node_is_killed_in_the_middle_of_predict(
@@ -63,10 +70,10 @@ def test_a_node_is_killed_in_the_middle_of_predict(
     call = ["predict", str(write_probe("ray")), str(colour_folder), "--accelerator=cpu"]
     call += ["--part-size=2"]
     assert main([*call, "--output=whole/"]) == 0
-    killed = kill_when(cluster, lambda: len(list(Path("ray").glob("part-*"))) >= 2)
+    killed = Killer(cluster, lambda: len(list(Path("ray").glob("part-*"))) >= 2)
     on_ray = ["--engine=ray", f"--address={cluster[0].address}", "--devices=3"]
     assert main([*call, "--output=ray/", *on_ray]) == 0
-    killed.join()
+    killed.check()
     whole, survived = map(pyarrow.parquet.read_table, ("whole", "ray"))
     assert survived.equals(whole)
 
@@ -78,10 +85,11 @@ def test_a_node_is_killed_in_the_middle_of_a_group_of_fits(
     call += ["--model.pretrained=false", "--model.strategy=all", "--trainer.max_epochs=3"]
     call += ["--trainer.accelerator=cpu", "--data.cache=off"]
     assert main([*call, "--name=here"]) == 0
-    killed = kill_when(cluster, lambda: bool(list(Path("runs").glob("ray-1/*/checkpoints/*.ckpt"))))
+    written = "ray-1/*/checkpoints/last.ckpt"
+    killed = Killer(cluster, lambda: bool([*Path("runs").glob(written)]))
     on_ray = ["--engine=ray", f"--address={cluster[0].address}"]
     assert main([*call, "--name=ray", *on_ray]) == 0
-    killed.join()
+    killed.check()
     for seed in range(3):
         runs = [next(Path("runs").glob(f"{name}-1/seed-{seed}-*")) for name in ("here", "ray")]
         here, there = (read_checkpoint(run / "checkpoints/best.ckpt").state_dict for run in runs)
