@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from finetune import ImageFolderDataModule
 from finetune.commands.allocator import keep_freed_memory
-from finetune.data.decoding import decode_image
+from finetune.data.decoding import ImageReader
 from finetune.data.duplicates import exact_duplicates, near_duplicates
 from finetune.data.folder import LabelledImage
 from finetune.data.inspection import inspect_files
@@ -110,7 +110,7 @@ def load(
         if split == "test" and no_copies:
             copied = copies(entries, folder.images("train"), Path(root))
             entries = [entry for entry in entries if entry.path not in copied]
-        images = [transform(decode_image(entry.path)) for entry in entries]
+        images = [transform(ImageReader()(entry.path)) for entry in entries]
         return Images(torch.stack(images), torch.tensor([entry.label for entry in entries]))
 
     return read("train"), read("test"), folder.class_names

@@ -33,10 +33,9 @@ from torch.nn.functional import cross_entropy
 
 from finetune import ImageFolderDataModule
 from finetune.commands.allocator import keep_freed_memory
-from finetune.data.decoding import decode_image
+from finetune.data.decoding import ImageReader
 from finetune.data.transforms import evaluation_transform, training_transform
 from finetune.networks.factory import create_network, preprocessing_of
-from finetune.training.linear_probe import principal_axes
 from finetune.training.logistic_regression import LogisticProblem, logistic_problem, solve_logistic
 from finetune.training.penalty_search import (
     FOLDS,
@@ -44,6 +43,7 @@ from finetune.training.penalty_search import (
     stratified_parts,
 )
 from finetune.training.phases.probe import MOST_VIEWS, views_of_few
+from finetune.training.probe_rows import principal_axes
 
 VIEWS = 3  # that a fit keeps at least, unless told otherwise
 PARTS = ("now", "averaged", "common", "spread", "twice", "mirror", "stages", "either")
@@ -98,7 +98,7 @@ def seen(root: str, backbone: str, weights: str | bool) -> tuple[Seen, Seen]:
     found = []
     for split in ("train", "test" if (Path(root) / "test").is_dir() else "val"):
         entries = folder.images(split)  # type: ignore[arg-type]
-        images = [decode_image(entry.path) for entry in entries]
+        images = [ImageReader()(entry.path) for entry in entries]
         upright = torch.stack([plain(image) for image in images])
         views = [groups(upright), groups(upright.flip(-1))]
         for number in range(MOST_VIEWS if split == "train" else 0):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -55,6 +57,78 @@ def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and outputs land in the test's own folder."""
     monkeypatch.chdir(tmp_path)
+
+
+def forked(function: Callable[[], int]) -> int:
+    """The process id of a copy of this process that ends with the function's exit code.
+
+    It has imported everything already, which takes a new one seconds. What it prints is not shown.
+    """
+    with warnings.catch_warnings():
+        # Of a fork beside threads: those that are here wait for work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            code = function()
+        finally:
+            os._exit(code)
+    return child
+
+
+def exit_code(child: int) -> int:
+    """Of a forked process, when it has ended; of one that was ended, minus the signal's number."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_at_rename(number: int, arguments: Sequence[str]) -> int:
+    """``finetune`` in a process of its own, where SIGKILL comes instead of a checkpoint's rename.
+
+    Args:
+        number: how many checkpoints are renamed before.
+        arguments: of the command.
+
+    Returns:
+        Its exit code, if there were not as many.
+    """
+    from finetune.cli import main
+
+    def run() -> int:
+        rename, done = os.replace, 0
+
+        def replace(source: str, target: str) -> None:
+            nonlocal done
+            if str(target).endswith(".ckpt"):
+                if done == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                done += 1
+            rename(source, target)
+
+        os.replace = replace  # type: ignore[assignment]
+        return main(arguments)
+
+    return exit_code(forked(run))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figures_are_not_drawn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Beside the report's own tests figures are made and saved blank: drawing takes seconds."""
+    if request.path.parent.name == "reporting":
+        yield
+        return
+    from matplotlib.figure import Figure
+
+    def blank(figure: Figure, target: Any, *, format: str, dpi: int) -> None:
+        size = [round(inches * dpi) for inches in figure.get_size_inches()]
+        Image.new("RGB", size).save(target, format)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", blank)
+        yield
 
 
 CHROMIUM = next(

@@ -133,13 +133,18 @@ def test_names_beside_are_never_the_same(tmp_path: Path) -> None:
     assert target.read_text() == "1"  # the outer block ends last
 
 
+def write_once(target: Path, text: str) -> None:
+    with atomic_write(target, exclusive=True) as beside:
+        beside.write_text(text)
+
+
 def test_of_two_that_write_once_the_second_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "new.ckpt"
 
     def write_late() -> None:
         with atomic_write(target, exclusive=True) as beside:
             beside.write_text("late")
-            write_text(target, "early", exclusive=True)
+            write_once(target, "early")
 
     with pytest.raises(OutputError, match="no file yet"):
         write_late()
@@ -155,9 +160,9 @@ def test_without_hard_links_an_existing_file_is_refused_too(
 
     monkeypatch.setattr(os, "link", no_links)
     target = tmp_path / "new.ckpt"
-    write_text(target, "first", exclusive=True)
+    write_once(target, "first")
     with pytest.raises(OutputError):
-        write_text(target, "second", exclusive=True)
+        write_once(target, "second")
     assert target.read_text() == "first"
 
 

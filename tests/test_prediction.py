@@ -14,7 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from finetune import ImageClassifier, predict
-from finetune.data.decoding import decode_image
+from finetune.data.decoding import ImageReader
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import DataError, ImageError, UsageError
 from finetune.prediction import find_images
@@ -37,7 +37,7 @@ def test_answers_equal_a_forward_of_each_image(classifier, colour_folder: Path) 
     transform = evaluation_transform(classifier.preprocessing)
     for index in (0, 17, 35):
         path, short_side = predictions.paths[index], classifier.preprocessing.resize_size
-        image = transform(decode_image(path, short_side=short_side))[None]
+        image = transform(ImageReader(short_side=short_side)(path))[None]
         with torch.inference_mode():
             expected = classifier(image).softmax(-1)[0]
         assert_close(predictions.probabilities[index], expected)

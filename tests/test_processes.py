@@ -1,15 +1,22 @@
 """Who a process is among all is asked in one place."""
 
 import ast
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
 import finetune
+from finetune.commands import launch, parallel_fits
 from finetune.commands.trainer_options import check_strategy
 from finetune.errors import UsageError
-from finetune.processes import Place, ProcessesNeeded, own_place
+from finetune.processes import PARENT, Place, ProcessesNeeded, own_place
 from finetune.runtime import Runtime, devices_of_launched
 
 PACKAGE = Path(finetune.__file__).parent
@@ -101,3 +108,59 @@ def test_alone_a_process_does_and_decides_everything() -> None:
     assert runtime.agree(lambda: 3) == 3
     assert runtime.share_of_batch(7) == 7
     assert runtime.device == torch.device("cpu")
+
+
+STARTED = """
+import os, sys, time
+from finetune.processes import end_with_parent
+end_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(120)
+"""
+STARTING = """
+import os, signal, subprocess, sys
+settings = {**os.environ, "FINETUNE_PARENT": sys.argv[2] or str(os.getpid())}
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=settings, stdout=subprocess.PIPE)
+print(child.stdout.readline().decode(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a child's parent never changes there")
+@pytest.mark.parametrize(("parent", "ends"), [("", True), ("1", False)])
+def test_who_is_started_ends_with_a_parent_that_is_killed(parent: str, ends: bool) -> None:
+    starting = [sys.executable, "-c", STARTING, STARTED, parent]
+    done = subprocess.run(starting, stdout=subprocess.PIPE, text=True, timeout=60)
+    child = int(done.stdout)
+    last = time.monotonic() + (30 if ends else 3)  # two of its looks
+    while time.monotonic() < last and _runs(child):
+        time.sleep(0.1)
+    assert _runs(child) != ends
+    if not ends:
+        os.kill(child, signal.SIGKILL)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{process}/stat")  # one that nobody waits for is no longer running
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_both_ways_to_start_processes_say_who_the_parent_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with launch._environment():
+        assert os.environ[PARENT] == str(os.getpid())
+    given: dict[str, str] = {}
+
+    def popen(*_: object, env: dict[str, str], **__: object) -> NoReturn:
+        given.update(env)
+        raise InterruptedError
+
+    monkeypatch.setattr(parallel_fits.subprocess, "Popen", popen)
+    with pytest.raises(InterruptedError):
+        parallel_fits.fit_in_a_process("a", [])
+    assert given[PARENT] == str(os.getpid())

@@ -51,6 +51,13 @@ def test_every_make_target_that_is_named_exists() -> None:
     assert set(phony.replace("\\\n", " ").split()) == TARGETS
 
 
+def test_every_file_that_contributors_are_sent_to_exists() -> None:
+    """By its place in the repository, or in the package."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for place in re.findall(r"`([\w/]+(?:\.py|/))`", text):
+        assert (ROOT / place).exists() or (ROOT / "src/finetune" / place).exists(), place
+
+
 def test_windows_which_has_no_make_runs_the_same_tests() -> None:
     (recipe,) = re.findall(r"^PYTEST := (.*)$", MAKEFILE, re.MULTILINE)
     environment = dict(re.findall(r"([A-Z_]+)=(\S+)", recipe))

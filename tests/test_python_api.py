@@ -308,13 +308,13 @@ def test_a_run_is_exported(run: finetune.Run, tmp_path: Path) -> None:
     assert (tmp_path / "classifier" / "config.json").is_file()
 
 
-@pytest.mark.slow
 def with_settings(
     function: Callable[..., object], settings: Callable[[dict], dict]
 ) -> Callable[..., object]:
     return lambda *which, **given: function(*which, **settings(given))
 
 
+@pytest.mark.slow
 def test_the_guide_is_true(
     colour_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

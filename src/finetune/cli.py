@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,7 +16,7 @@ from finetune.commands.waiting import wait_politely
 from finetune.data.workers import limit_threads
 from finetune.errors import FinetuneError, UsageError
 from finetune.long_steps import shown_steps
-from finetune.processes import ProcessesNeeded, own_place
+from finetune.processes import ProcessesNeeded, end_with_parent, own_place
 
 VERBS = {
     "fit": "fine-tune a classifier on a folder of images",
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done; 1 failed, or ``check`` found something; 2 a wrong call; 130 stopped by Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end_with_parent()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     verb = arguments[0] if arguments else "help"
@@ -122,10 +124,25 @@ def _in_one_line(verb: str, error: Exception) -> str:
     words = " ".join(str(error).split())
     if type(error).__name__ == "MisconfigurationException" or isinstance(error, OSError):
         return words
+    if _lost_readers(error):
+        return (
+            "Expected the processes that read images to last, found that one has ended or got no "
+            f"shared memory ({words[:300]}); give the machine, or the container's /dev/shm, more, "
+            "or read in this process (num_workers 0)."
+        )
     return (
         f"{verb} failed in a way that it should not ({type(error).__name__}: {words[:300]}); what "
         "was written so far is whole. Run it again with --debug, and report what it prints."
     )
+
+
+def _lost_readers(error: BaseException | None) -> bool:
+    """Whether it began with a reading process; Lightning may have failed at what followed."""
+    while error is not None:
+        if "DataLoader worker" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+            return True
+        error = error.__context__
+    return False
 
 
 def _unknown(verb: str) -> str:

@@ -1,4 +1,4 @@
-"""The one strict reader of CSV tables that people and programs write: nothing is dropped.
+"""CSV tables: the one strict reader of those that people and programs write drops nothing.
 
 A cell too many (a comma in a name without quotes), a column that stands there twice, a file that is
 no regular file: each is one clear error that names the line, as an editor counts them.
@@ -10,8 +10,9 @@ import csv
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from finetune.errors import FinetuneError
@@ -143,3 +144,20 @@ def _remedy(header: Sequence[str], lacking: Sequence[str]) -> str:
     if len(header) == 1 and any(mark in line for mark in ";\t"):
         return "save it with commas between the columns"
     return f"add {' and '.join(lacking)}"
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A header and its rows, as they are written."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def own_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that this package wrote; none where there is none."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))

@@ -22,7 +22,15 @@ Each message says what was expected, what was found, and what to do about it, in
 
 
 class FinetuneError(Exception):
-    """Base of all errors that a user can mend; the command line prints them in one line."""
+    """Base of all errors that a user can mend; the command line prints them in one line.
+
+    Examples:
+        >>> try:
+        ...     finetune.load("runs/cars-1")
+        ... except finetune.FinetuneError as error:
+        ...     print(type(error).__name__)
+        CheckpointError
+    """
 
 
 class UsageError(FinetuneError):

@@ -27,10 +27,6 @@ def missing(extra: str) -> list[str]:
 def need(extra: str, purpose: str) -> None:
     """Refuse to begin what cannot be ended.
 
-    Args:
-        extra: of :data:`EXTRAS`.
-        purpose: what needs it, for the message.
-
     Raises:
         MissingPackageError: a package is missing; with the command that installs it.
     """

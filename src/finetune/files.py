@@ -87,19 +87,19 @@ def atomic_folder(path: str | Path, *, exclusive: bool = False) -> Iterator[Path
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def write_bytes(path: str | Path, content: bytes, *, exclusive: bool = False) -> None:
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a whole file; see :func:`atomic_write`."""
-    with atomic_write(path, exclusive=exclusive) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(content)
 
 
-def write_text(path: str | Path, text: str, *, exclusive: bool = False) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Write a whole file in UTF-8 with the line ends of the text; see :func:`atomic_write`.
 
     Lone surrogates, which stand for bytes of file names that are no UTF-8, are written as those
     bytes.
     """
-    write_bytes(path, text.encode("utf-8", errors="surrogateescape"), exclusive=exclusive)
+    write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
 
 
 def write_copy(path: str | Path, source: str | Path) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +18,8 @@ from finetune.errors import UsageError
 
 # Set by our own launcher, which says itself why a process was killed.
 STARTED_BY_US = "FINETUNE_STARTED_PROCESSES"
+PARENT = "FINETUNE_PARENT"  # set by whoever of us starts processes: its own number
+SECONDS_TO_END = 10  # in good order, before what is left is killed
 FEW_PROCESSES = 8  # that any machine can bear, however few cores it has
 
 
@@ -97,3 +102,22 @@ def own_place(environment: Mapping[str, str] | None = None) -> Place:
 def started_by_us() -> bool:
     """Whether our own launcher watches over this process."""
     return STARTED_BY_US in os.environ
+
+
+def end_with_parent() -> None:
+    """End when the process of ours that started this one has gone, also where it was killed.
+
+    Without it, processes whose launcher got SIGKILL would train on, and hold their devices.
+    """
+    parent = os.getppid()
+    if os.environ.get(PARENT) != str(parent):  # started by others, who may want it to go on
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)  # a fit then ends in good order
+        time.sleep(SECONDS_TO_END)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -102,6 +102,22 @@ def test_a_mistyped_option_names_the_nearest(capsys) -> None:
     assert "did you mean --output?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--lr", "3"], "--model.lr"),
+        (["--epochs", "3"], "--trainer.max_epochs"),
+        (["--batch-size", "3"], "--data.batch_size"),
+        (["--model.batch_size", "3"], "--data.batch_size"),
+        (["--model.strateg", "all"], "--model.strategy"),
+        (["."], "--data.root ."),
+    ],
+)
+def test_an_option_of_another_section_is_named(given: list[str], meant: str, capsys) -> None:
+    assert cli.main(["fit", *given]) == 2
+    assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
 def test_abbreviated_options_are_refused(capsys) -> None:
     assert cli.main(["predict", "x.ckpt", "a.jpg", "--out", "a.csv"]) == 2
     assert cli.main(["fit", "--data.root", ".", "--trainer.max_epoch", "3"]) == 2

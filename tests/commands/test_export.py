@@ -5,6 +5,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ import torch
 from PIL import Image
 
 from finetune import Ensemble, cli
+from finetune.data.decoding import ImageReader
+from finetune.data.transforms import evaluation_transform
+from finetune.exporting.description import _input
 from finetune.exporting.safetensors_folder import read_safetensors
+from finetune.spec.preprocessing import LongSide, Preprocessing
 
 WriteCheckpoint = Callable[..., Path]
 GUIDE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -37,6 +42,31 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+def guides_program() -> str:
+    (program,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+        if "onnxruntime" in block
+    ]
+    return program
+
+
+@pytest.mark.parametrize("size", [(97, 141), (180, 101), (90, 64), (40, 23), (64, 64)])
+@pytest.mark.parametrize("long_side", ["truncated", "rounded"])
+def test_the_guides_program_sees_the_pixels_that_the_network_sees(
+    size: tuple[int, int], long_side: LongSide, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    preprocessing = Preprocessing(image_size=56, crop_fraction=0.875, long_side=long_side)
+    pixels = ImageReader.of([preprocessing])(tmp_path / "noise.png")
+    ours = evaluation_transform(preprocessing)(pixels).numpy()
+    names: dict[str, Any] = {}
+    exec(guides_program().partition("session =")[0], names)  # the published text, not a user's
+    theirs = names["prepared"](tmp_path / "noise.png", _input("images", preprocessing))[0] * 255
+    assert np.abs(ours - theirs).max() <= 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(32,), (48, 32)])
 def test_the_guides_program_answers_as_predict_does(
@@ -57,12 +87,7 @@ def test_the_guides_program_answers_as_predict_does(
     images = [str(path) for path in (*photographs, colour_folder / "red" / "00.png")]
     assert cli.main(["predict", str(checkpoint), *images, "--output", str(answers)]) == 0
     capsys.readouterr()
-    (program,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
-        if "onnxruntime" in block
-    ]
-    (tmp_path / "this.py").write_text(program)
+    (tmp_path / "this.py").write_text(guides_program())
     monkeypatch.setattr(sys, "argv", ["this.py", str(model), *images])
     runpy.run_path(str(tmp_path / "this.py"))
     lines = capsys.readouterr().out.splitlines()

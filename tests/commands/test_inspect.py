@@ -7,6 +7,7 @@ from PIL import Image
 
 from finetune.cli import main
 from finetune.errors import UsageError
+from finetune.training.checkpoints import describe, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 
 
@@ -53,6 +54,24 @@ def test_a_checkpoint_brings_its_own_sizes_and_filters(
     with Image.open(saved) as image:
         assert image.width > 200
     assert main(["inspect", str(tmp_path / "best.ckpt"), "--classes", "7"]) == 2
+
+
+def test_a_checkpoint_of_numbers_has_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_ages = ImageClassifier(["age"], backbone="baseline_cnn", pretrained=False, task="regression")
+    path = tmp_path / "ages.ckpt"
+    described = describe(
+        of_ages.class_names,
+        of_ages.backbone,
+        of_ages.preprocessing,
+        network=of_ages.spec,
+        task=of_ages.task,
+    )
+    weights = of_ages.state_dict()
+    write_checkpoint(path, state_dict=weights, hyper_parameters=of_ages.hparams, entry=described)
+    assert main(["inspect", str(path)]) == 0
+    assert "64x64 pixels, 3 channels, a number (age)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

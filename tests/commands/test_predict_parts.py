@@ -3,9 +3,8 @@
 import io
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from finetune import storage
 from finetune.cli import main
 from finetune.prediction import parts
+from tests.conftest import exit_code, forked
 
 WriteCheckpoint = Callable[..., Path]
 Rows = list[dict[str, object]]
@@ -122,30 +122,26 @@ def test_what_was_ended_at_any_write_is_gone_on_with(
     assert [*bad_images()] == ["images/1.png"]
 
 
-KILLED = """
-import os, signal, sys
-from finetune import files
-from finetune.cli import main
-
-def copied(source, beside):
-    if "part-000001" in str(beside):
-        beside.write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    beside.write_bytes(open(source, "rb").read())
-
-files.shutil.copyfile = copied
-main(sys.argv[1:])
-"""
-
-
 def test_a_process_that_is_killed_leaves_no_half_of_a_part(
     checkpoint: str, colour_folder: Path
 ) -> None:
     good = some_images(colour_folder, 8)
     call = ["predict", checkpoint, "images", "--output=answers/", "--part-size=3"]
     call += ["--accelerator=cpu", "--on-bad-image=skip"]
-    done = subprocess.run([sys.executable, "-c", KILLED, *call], check=False, timeout=300)
-    assert done.returncode == -signal.SIGKILL
+
+    def killed() -> int:
+        copy = shutil.copyfile
+
+        def copied(source: Path, beside: Path) -> None:
+            if "part-000001" in str(beside):
+                beside.write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+            copy(source, beside)
+
+        shutil.copyfile = copied
+        return main(call)
+
+    assert exit_code(forked(killed)) == -signal.SIGKILL
     assert len(answers()) == 2
     assert [name for name in os.listdir("answers") if name.startswith(".")]
     assert main(call) == 0
@@ -180,7 +176,9 @@ def test_bad_images_are_counted_and_listed_in_a_part_of_their_own(
     assert predict(checkpoint, "images", on_bad_image="skip") == 0
     assert [row["path"] for row in answers()] == ["images/f.png"]
     assert bad_images().keys() == {f"images/{name}.png" for name in "abcde"}
-    assert "left out 5" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "left out 5" in told.err
+    assert "1 images answered in answers/, 1 of them now" in told.out
     assert predict(checkpoint, "images", on_bad_image="skip") == 0  # the block of them is done
     assert "1 images answered in answers/, 0 of them now" in capsys.readouterr().out
 

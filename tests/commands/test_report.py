@@ -25,7 +25,7 @@ def write(path: Path, seed: int = 0, n_images: int = 30, prefix: str = "") -> Pa
 def test_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     assert main(["report", str(write(tmp_path / "p.csv")), "--output", str(page)]) == 0
-    assert "accuracy 0.967 [" in capsys.readouterr().out
+    assert "29 of 30 right (97 %" in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     assert "Leaderboard" not in text
     assert "<h1><bdi>p</bdi></h1>" in text

@@ -6,12 +6,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from finetune.commands.fit import parse_time
 from finetune.commands.resume import Resumed, copy_candidates, resumed_run
 from finetune.errors import UsageError
 from finetune.training.checkpoints import ENTRY, read_content
+from tests.conftest import exit_code, forked, killed_at_rename
 
 SMALL = (
     "--model.backbone=test_resnet",
@@ -57,27 +57,9 @@ def content(run: Path) -> dict[str, object]:
     return found
 
 
-# In a process of its own: SIGKILL instead of the next rename after so many of checkpoints.
-FIT_UNTIL = """
-import os, signal, sys
-after, rename, done = int(sys.argv[1]), os.replace, 0
-def replace(source, target):
-    global done
-    if str(target).endswith(".ckpt"):
-        if done == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        done += 1
-    rename(source, target)
-os.replace = replace
-from finetune.cli import main
-sys.exit(main(sys.argv[2:]))
-"""
-
-
 def fit_until(after: int, *arguments: str) -> None:
     """Killed at a rename of a checkpoint, if there are as many."""
-    process = subprocess.run([sys.executable, "-c", FIT_UNTIL, str(after), *arguments], check=False)
-    assert process.returncode in (-signal.SIGKILL, 0)
+    assert killed_at_rename(after, arguments) in (-signal.SIGKILL, 0)
 
 
 @contextmanager
@@ -125,6 +107,21 @@ def test_resume_means_the_runs_settings_and_its_last_checkpoint(tmp_path: Path) 
             assert found == Resumed(tmp_path, [*config, *checkpoint, *beside], beside)
         last.unlink()
     assert resumed_run(["--data.root", "x"]) is None
+
+
+def test_a_stop_between_two_phases_says_how_to_resume(
+    colour_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped_later(cli: object, folder: Path, *_: object, **__: object) -> NoReturn:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("finetune.commands.fit.run_phases", stopped_later)
+    assert main(["fit", f"--data.root={colour_folder}", *TWO_PHASES, "--name=x"]) == 130
+    shown = capsys.readouterr()
+    assert "stopped; resume with: finetune fit --resume runs/x-1" in shown.out
+    assert shown.err == "finetune: stopped.\n"
 
 
 @pytest.mark.parametrize("link", ["latest", "by-hand"])
@@ -195,17 +192,12 @@ def test_a_killed_baseline_resumes_to_the_undisturbed_run(
     assert content(run) == content(whole_baseline)
 
 
-def killed_after(seconds: float, *arguments: str) -> bool:
-    """SIGKILL to a copy of this process that runs the command; whether it was still running."""
-    child = os.fork()
-    if child == 0:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        os._exit(main(arguments))
+def killed_after(seconds: float, *arguments: str) -> None:
+    """SIGKILL to a process of its own that runs the command."""
+    child = forked(lambda: main(arguments))
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    exit_code(child)
 
 
 @pytest.mark.parametrize("moment", range(15 if TORTURE else 1))

@@ -19,6 +19,7 @@ import finetune
 from finetune.cli import main
 from finetune.combining.strangeness import near_images
 from finetune.combining.unknown import UnknownRule
+from finetune.commands.suggest import write_suggestions
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.manifest import read_manifest
@@ -130,6 +131,20 @@ def test_an_ensemble_answers_as_a_whole(
     assert [each.classes[0] for each in found.chosen] == answers.labels
     scores = [each.score for each in found.chosen]
     np.testing.assert_allclose(scores, informative(answers.probabilities).numpy(), atol=1e-5)
+
+
+def test_a_guess_is_no_formula_with_safe_csv(
+    write_probe: WriteCheckpoint, unlabelled: Path, tmp_path: Path
+) -> None:
+    model = ImageClassifier.from_checkpoint(write_probe("s"))
+    model.class_names = ("=1+1", "green", "red")
+    inspected = inspect_files(sorted(unlabelled.glob("blue*")), root=unlabelled, perceptual=True)
+    found = suggest_among(model, inspected)
+    for safe, guess in ((False, "=1+1"), (True, "'=1+1")):
+        write_suggestions(tmp_path / "s.csv", found, safe=safe)
+        with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as table:
+            assert guess in {row["guess"] for row in csv.DictReader(table)}
+    assert main(["suggest", "x.ckpt", str(unlabelled), "--safe-csv"]) == 2
 
 
 def test_the_verb_writes_a_table_and_a_page(

@@ -266,7 +266,8 @@ def test_paths_and_numpy_numbers_as_settings_load_again(tmp_path: Path) -> None:
     [
         (["fit", "--data.root=absent"], 1, "found nothing"),
         (["fit", "--data.root=empty"], 1, "Expected"),
-        (["fit", "--data.root=single"], 1, "Expected at least two"),
+        (["fit", "--data.root=single"], 1, "a folder of its own"),
+        (["fit", "--data.root=around"], 1, "did you mean --data.root around/colours?"),
         (["fit", "--data.root=COLOURS", "--model.backbone=resnt18"], 1, "did you mean resnet18"),
         (["fit", "--data.root=COLOURS", "--model.pretrained=absent.pth"], 1, "found no file"),
         (["fit", "--data.rot=COLOURS"], 2, "--data.root"),
@@ -285,6 +286,7 @@ def test_bad_input_is_one_clear_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     shutil.copytree(colour_folder / "red", tmp_path / "single" / "red")
+    shutil.copytree(colour_folder, tmp_path / "around" / "colours")
     (tmp_path / "page.ckpt").write_text("<html>404</html>")
     before = sorted(tmp_path.rglob("*"))
     extra = [option for option in SMALL if option.split("=")[0] not in " ".join(arguments)]

@@ -123,6 +123,17 @@ def test_what_differs_is_said(grown: Grown) -> None:
     assert "\nnew: aqua\n" in grown.said
 
 
+def test_new_images_of_which_none_is_val_are_said_to_judge_nothing(
+    grown: Grown, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no new image is val" not in grown.said
+    root = Path(shutil.copytree(grown.root, tmp_path / "images"))
+    paint(root / "red" / "one more.png", (200, 50, 40), 300)
+    update = ["fit", "--update", str(grown.updated), "--data.root", str(root), "--runs=runs"]
+    assert main([*update, "--data.val_fraction=0.01", "--data.test_fraction=0.01"]) == 0
+    assert "no new image is val (1 train)" in capsys.readouterr().out
+
+
 def test_the_final_layer_is_that_of_a_fit_from_scratch_on_these_sides(grown: Grown) -> None:
     anew = finetune.fit(
         grown.root,

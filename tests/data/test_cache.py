@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from finetune.cache_dir import HEADER_BYTES, CachedFiles
-from finetune.data import cache
 from finetune.data.cache import CachedReader, MemoryReader, caching_reader, image_files
 from finetune.data.dataset import ImageDataset
 from finetune.data.decoding import ImageReader
 from finetune.errors import ImageError
+from finetune.spec.images import LabelledImage
 
 Painter = Callable[..., Path]
 READER = ImageReader(short_side=12)
@@ -40,18 +40,25 @@ def test_a_renamed_file_is_known_to_the_next_process_too(
     assert torch.equal(CachedReader(READER, tmp_path / "c", GROUP)(renamed), expected)
 
 
+DECODE = ImageReader.decode
+
+
+def plain(path: Path) -> torch.Tensor:
+    """Decoded without a cache, and without being counted."""
+    return DECODE(READER, path.read_bytes(), name=str(path))
+
+
 class Counting:
     """Counts what is really decoded in this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.decoded: list[str] = []
-        real = cache.decode_bytes
 
-        def decode(content: bytes, *, name: str, **options: object) -> torch.Tensor:
+        def decode(reader: ImageReader, content: bytes, *, name: str) -> torch.Tensor:
             self.decoded.append(Path(name).name)
-            return real(content, name=name, **options)  # type: ignore[arg-type]
+            return DECODE(reader, content, name=name)
 
-        monkeypatch.setattr(cache, "decode_bytes", decode)
+        monkeypatch.setattr(ImageReader, "decode", decode)
 
 
 @pytest.fixture
@@ -62,7 +69,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
 def test_a_second_reader_decodes_nothing_and_gives_the_same(
     paths: list[Path], tmp_path: Path, counting: Counting
 ) -> None:
-    expected = [READER(path) for path in paths]
+    expected = [plain(path) for path in paths]
     for _ in range(2):  # the second one is another process's, as far as it can know
         reader = CachedReader(READER, tmp_path / "c", GROUP)
         for _ in range(2):
@@ -76,7 +83,7 @@ def test_a_change_in_place_stays_in_its_process(paths: list[Path], tmp_path: Pat
     reader(paths[0])
     reader(paths[0]).zero_()
     other = CachedReader(READER, tmp_path / "c", GROUP)
-    assert torch.equal(other(paths[0]), READER(paths[0]))
+    assert torch.equal(other(paths[0]), plain(paths[0]))
 
 
 def test_one_channel_images_are_kept_as_such(paths: list[Path], tmp_path: Path) -> None:
@@ -93,7 +100,7 @@ def test_a_changed_file_is_decoded_anew_and_a_renamed_one_is_not(
     renamed = paths[0].rename(paths[0].with_name("renamed.png"))
     assert torch.equal(reader(renamed), old)
     shutil.copy(paths[1], renamed)
-    assert torch.equal(reader(renamed), READER(paths[1]))
+    assert torch.equal(reader(renamed), plain(paths[1]))
     assert counting.decoded == ["0.png", "renamed.png"]
 
 
@@ -115,20 +122,21 @@ def test_processes_may_build_one_cache_at_once(
         process.join()
         assert process.exitcode == 0
     reader = CachedReader(READER, folder, GROUP)
-    assert all(torch.equal(reader(path), READER(path)) for path in paths)
+    assert all(torch.equal(reader(path), plain(path)) for path in paths)
     assert counting.decoded == []
 
 
 def test_workers_share_what_each_of_them_decoded(
     paths: list[Path], tmp_path: Path, counting: Counting
 ) -> None:
-    dataset = ImageDataset(paths, torch.Tensor.float, CachedReader(READER, tmp_path / "c", GROUP))
+    images = [LabelledImage(path, 0) for path in paths]
+    dataset = ImageDataset(images, torch.Tensor.float, CachedReader(READER, tmp_path / "c", GROUP))
     fill_one = CachedReader(READER, tmp_path / "c", GROUP)
     fill_one(paths[0])
     for _ in range(2):
         loader = DataLoader(dataset, batch_size=1, num_workers=2)
         actual = [images[0] for images, _ in loader]
-        assert all(torch.equal(a, READER(p).float()) for a, p in zip(actual, paths, strict=True))
+        assert all(torch.equal(a, plain(p).float()) for a, p in zip(actual, paths, strict=True))
     decoded_here = len(counting.decoded)
     assert all(torch.equal(dataset[i][0], actual[i]) for i in range(len(paths)))
     assert len(counting.decoded) == decoded_here == 1
@@ -149,9 +157,9 @@ def test_a_process_that_stopped_while_writing_does_no_harm(
         file.write(bytes(100))
     reader = CachedReader(READER, folder, GROUP)
     counting.decoded.clear()
-    assert all(torch.equal(reader(path), READER(path)) for path in paths)
+    assert all(torch.equal(reader(path), plain(path)) for path in paths)
     assert counting.decoded == ["0.png", *[f"{n}.png" for n in range(2, 8)]]
-    assert all(torch.equal(reader(path), READER(path)) for path in paths)
+    assert all(torch.equal(reader(path), plain(path)) for path in paths)
     assert len(counting.decoded) == 7
 
 
@@ -173,7 +181,7 @@ def test_the_limit_holds_and_costs_nothing_but_time(
 ) -> None:
     reader = CachedReader(READER, tmp_path / "c", GROUP, limit_bytes=1500, pack_bytes=600)
     for _ in range(2):
-        assert all(torch.equal(reader(path), READER(path)) for path in paths)
+        assert all(torch.equal(reader(path), plain(path)) for path in paths)
     assert sum(path.stat().st_size for path in tmp_path.glob("c/*/images/*.pixels")) < 1500 + 1300
     assert len(counting.decoded) > len(paths)
 
@@ -181,7 +189,7 @@ def test_the_limit_holds_and_costs_nothing_but_time(
 def test_an_unwritable_place_costs_nothing_but_time(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "c").write_text("a file where the folder should be")
     reader = CachedReader(READER, tmp_path / "c", GROUP)
-    assert all(torch.equal(reader(path), READER(path)) for path in paths)
+    assert all(torch.equal(reader(path), plain(path)) for path in paths)
 
 
 def test_errors_stay_errors(tmp_path: Path, paths: list[Path]) -> None:
@@ -218,7 +226,7 @@ def test_readers_are_sent_to_workers_without_their_images(
         reader(path)
     content = pickle.dumps(reader)
     assert len(content) < 1000
-    assert torch.equal(pickle.loads(content)(paths[0]), READER(paths[0]))  # noqa: S301
+    assert torch.equal(pickle.loads(content)(paths[0]), plain(paths[0]))  # noqa: S301
 
 
 def test_auto_takes_what_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

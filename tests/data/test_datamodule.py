@@ -9,7 +9,8 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from finetune.data.datamodule import ImageFolderDataModule, choose_num_workers
+from finetune.data.datamodule import ImageFolderDataModule
+from finetune.data.workers import choose_num_workers
 from finetune.errors import ImageError, ImageFolderError, UsageError
 from finetune.spec.preprocessing import Preprocessing
 

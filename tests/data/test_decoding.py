@@ -20,12 +20,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from finetune.data.dataloaders import make_loader
-from finetune.data.dataset import ImageDataset
 from finetune.data.decoding import (
     ImageReader,
-    decode_bytes,
-    decode_image,
     open_image,
     orientation_of,
     shrink,
@@ -62,6 +58,10 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def decode_bytes(content: bytes, *, name: str, **settings: int) -> Tensor:
+    return ImageReader(**settings).decode(content, name=name)  # type: ignore[arg-type]
 
 
 def decoded(image: Image.Image, format: str = "PNG", **options: object) -> Tensor:
@@ -221,14 +221,14 @@ def test_files_that_are_no_images_are_named_for_what_they_are(
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=found) as caught:
-        decode_image(path)
+        ImageReader()(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_an_image_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone\.jpg: No such file"):
-        decode_image(tmp_path / "gone.jpg")
+        ImageReader()(tmp_path / "gone.jpg")
 
 
 def test_the_pixel_limit_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_the_pixel_limit_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_content_decides_not_the_ending(tmp_path: Path) -> None:
     path = tmp_path / "really_a_png.jpg"
     path.write_bytes(encoded(photograph(), "PNG"))
-    assert torch.equal(decode_image(path), reference(photograph()))
+    assert torch.equal(ImageReader()(path), reference(photograph()))
 
 
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (100, 100), (1000, 50)])
@@ -320,11 +320,6 @@ def test_only_one_or_three_channels() -> None:
         decode_bytes(encoded(photograph(), "PNG"), name="x", in_chans=4)
 
 
-def test_less_than_no_workers_are_a_wrong_call() -> None:
-    with pytest.raises(UsageError, match="num_workers of at least 0, found -1"):
-        make_loader(ImageDataset([], torch.clone), batch_size=1, num_workers=-1, seed=0)
-
-
 def odd_exif(orientation: int) -> bytes:
     """An orientation beside a resolution of -72/0, as SRATIONAL: no valid EXIF as a whole."""
     entries = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
@@ -379,7 +374,7 @@ def test_postscript_named_jpg_starts_no_program(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 72\n%%EndComments\nshowpage\n"
     )
     with pytest.raises(ImageError, match="PostScript"):
-        decode_image(path)
+        ImageReader()(path)
     assert not started.exists()
 
 

@@ -165,6 +165,19 @@ def test_a_fit_by_manifest_is_followed_without_it(tmp_path: Path) -> None:
         assert sorted(pairs[0]) == sorted(pairs[1])
 
 
+def test_test_images_that_trained_as_copies_are_counted(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    folder(root / "train"), folder(root / "test", images=4)
+    for number in range(4):
+        paint(root / "test" / "ant" / f"{number}.png", 5000 + number)
+    record = module(root).split_record
+    data = follow(record, root)
+    assert len(data.images("test")) == 4  # those called bee are in train as well
+    assert "4 images of the test side stood in train or val" in data.differences
+    shutil.rmtree(root / "test" / "bee")
+    assert "test side" not in follow(record, root).differences
+
+
 def test_a_manifest_wins_but_may_not_test_what_trained(tmp_path: Path) -> None:
     root = folder(tmp_path / "a")
     fit = module(root)

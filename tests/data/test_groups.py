@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from finetune.data.folder import LabelledImage, scan_folder
-from finetune.data.groups import groups_by_pattern, groups_with_duplicates
+from finetune.data.found_images import FoundImages
+from finetune.data.groups import about_groups, groups_by_pattern, groups_with_duplicates
 from finetune.errors import UsageError
 
 Painter = Callable[..., Path]
@@ -44,3 +45,19 @@ def test_copies_and_groups_are_joined() -> None:
     images = [LabelledImage(p, 0, g, id=i) for p, g, i in zip(paths, groups, ids, strict=True)]
     together = groups_with_duplicates(images)
     assert together == [0, None, 0, 3, 0, None, 3]
+
+
+def test_a_column_to_group_by_is_told_from_a_pattern(paint: Painter, tmp_path: Path) -> None:
+    for name in ["a/1.png", "b/2.png"]:
+        paint(f"r/{name}")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,label,patient\na/1.png,a,7\nb/2.png,b,8\n")
+    found = FoundImages(tmp_path / "r", str(manifest), group_by="patient")
+    with pytest.raises(UsageError, match=r"a column of .*finetune split .* --group-by patient"):
+        _ = found.found
+
+
+def test_few_groups_of_many_images_are_said() -> None:
+    assert about_groups([None] * 20) == about_groups([0, 0, *[None] * 18]) == ""
+    assert "these 20 images are of 4 groups" in about_groups([n % 4 for n in range(20)])
+    assert "are of 12 groups" in about_groups([*"aaaaabbbbb", *[None] * 10])

@@ -194,6 +194,21 @@ def test_wrong_endings_and_turned_images_are_noted(paint: Painter, tmp_path: Pat
     assert kinds["mixed_modes"][0].problem in ("1 JPEG RGB, 1 PNG RGB", "1 PNG RGB, 1 JPEG RGB")
 
 
+def test_stacks_of_pages_are_a_warning_and_other_second_frames_are_not(
+    paint: Painter, tmp_path: Path
+) -> None:
+    paths = [paint(f"r/{name}") for name in ("a.tif", "b.tif", "c.gif", "d.jpg")]
+    frames = [Image.new("RGB", (24, 16), colour) for colour in ("red", "green", "blue")]
+    for path in (paths[0], paths[2]):
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    frames[0].save(paths[3], format="MPO", save_all=True, append_images=frames[1:2])
+    inspections = inspect_files(paths, root=tmp_path, remember=False)
+    assert [each.pages for each in inspections] == [True, False, False, False]
+    (found,) = [each for each in look_findings(inspections) if each.kind == "pages"]
+    assert found.severity == "warning"
+    assert found.problem.endswith("is used: 1, the first a.tif")
+
+
 def test_unchanged_files_are_not_opened_again(
     paint: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from finetune.data.folder import ImageFolder, scan_folder
 from finetune.data.manifest import (
     manifest_columns,
     read_manifest,
+    unlisted_images,
     with_previous,
     write_manifest,
 )
@@ -49,6 +50,24 @@ def test_what_is_written_is_read_back(root: Path, tmp_path: Path) -> None:
         "path", "label", "split", "fold", "group", "hash"
     ]  # fmt: skip
     assert [path.name for path in (tmp_path / "runs/1").iterdir()] == ["split.csv"]
+
+
+def test_paths_as_windows_writes_them_are_found(root: Path, tmp_path: Path) -> None:
+    manifest = written(tmp_path / "c/labels.csv", "path,label\nant\\1.png,x\nbee\\1.png,y\n")
+    found = read_manifest(manifest, root)
+    assert [image.path for image in found.images] == [root / "ant/1.png", root / "bee/1.png"]
+
+
+def test_what_a_manifest_does_not_list_lies_below_the_root_as_the_images_do(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest = written(tmp_path / "labels.csv", "path,label\nant/1.png,x\nant/2.png,y\n")
+    unlisted = unlisted_images(read_manifest(manifest, "r"))
+    assert [each.path for each in unlisted] == [
+        Path("r/bee/1.png"),
+        Path('r/bee, "bumble"/ü 3.png'),
+    ]
 
 
 def test_paths_start_at_the_csv_or_at_the_root(root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from finetune import ImageClassifier
-from finetune.data.decoding import ImageReader, decode_bytes, shrunk_size
+from finetune.data.decoding import ImageReader, shrunk_size
 from finetune.data.transforms import (
     Augmentation,
     RandomView,
@@ -153,7 +153,7 @@ def test_views_are_those_of_timms_own_transform(size: tuple[int, int], name: str
     reference = timm.data.create_transform(**{**config, "mean": (0,) * 3, "std": (1,) * 3})(image)
     preprocessing = preprocessing_of(name)
     reader = ImageReader.of([preprocessing])
-    pixels = decode_bytes(content.getvalue(), name="x", short_side=reader.short_side)
+    pixels = ImageReader(short_side=reader.short_side).decode(content.getvalue(), name="x")
     ours = evaluation_transform(preprocessing)(pixels) / 255
     assert ours.shape == reference.shape
     assert (ours - reference).abs().mean() < 1 / 255

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from finetune import ImageClassifier, export
+from finetune import Ensemble, ImageClassifier, export
 from finetune.exporting.safetensors_folder import read_safetensors
-from finetune.prediction import SingleClassifier
 
 MakeClassifier = Callable[..., ImageClassifier]
 NETWORKS = [
@@ -39,7 +38,7 @@ def random_images(classifier: ImageClassifier, count: int) -> Tensor:
 @torch.inference_mode()
 def answers(classifier: ImageClassifier, images: Tensor) -> Tensor:
     """As ``finetune predict`` has them."""
-    single = SingleClassifier(classifier.eval())
+    single = Ensemble.of(classifier)
     views = {classifier.preprocessing: images}
     return single.answer(single.member_logits(views)).probabilities
 

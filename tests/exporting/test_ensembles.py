@@ -17,6 +17,8 @@ from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.members import ClassifierMember, TableMember
 from finetune.errors import ExportError
 from finetune.exporting.safetensors_folder import read_safetensors
+from finetune.spec.images import ImageRef
+from finetune.spec.splits import SplitRecord, Standing
 
 MakeClassifier = Callable[..., ImageClassifier]
 
@@ -40,6 +42,10 @@ def two_sizes(make_classifier: MakeClassifier, calibration: Calibration) -> Ense
     """Two backbones, two sizes, two orders of the classes, unequal shares, calibrated."""
     first = make_classifier("baseline_mlp", 32)
     second = make_classifier("test_resnet", 48, seed=1, class_names=("red", "blue", "green"))
+    image = ImageRef("0" * 32, "secret.jpg", 0)
+    split = SplitRecord({}, first.class_names, (image,), (Standing("train"),))
+    first.details |= {"data": {"root": "/home/me/secret"}, "split": split.plain}
+    first.details["out_of_fold"] = {"ids": ["secret"], "logits": [[0.0, 0.0, 0.0]]}
     return Ensemble(
         members(first, second),
         coefficients=[0.3, 0.7],

@@ -1,6 +1,8 @@
 """The page in a real browser: nothing runs that should not, everything works that should."""
 
+import base64
 import itertools
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +51,7 @@ def opened(
         title=EVIL[0],
     )
     browser.get(path.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
     return browser
 
 
@@ -138,6 +141,32 @@ def test_dark_is_followed_by_colours_and_figures(opened: webdriver.Chrome) -> No
     assert light == "rgb(255, 255, 255)"
     assert dark == "rgb(21, 24, 28)"
     assert light_figure != dark_figure
+
+
+def test_nothing_goes_past_the_edge_of_a_phone(opened: webdriver.Chrome) -> None:
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    assert opened.execute_script("return document.documentElement.scrollWidth") == 360
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_printed_report_is_two_pages(
+    browser: webdriver.Chrome, tmp_path: Path, make_evaluation: Callable[..., Evaluation]
+) -> None:
+    names = [f"class {i}" for i in range(12)]
+    curves = {"train/loss": [(0, 1.0)], "val/loss": [(0, 1.0)], "val/accuracy": [(0, 0.5)]}
+    details = ReportDetails(
+        class_counts={side: dict.fromkeys(names, 20) for side in ("train", "val", "test")},
+        learning_curves=curves,
+        settings={"model": "x"},
+        commands=["finetune fit --config runs/demo-1/config.yaml"] * 2,
+    )
+    path = tmp_path / "index.html"
+    write_page(path, {"t": (make_evaluation(400, names), details)}, title="t")
+    browser.get(path.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
+    assert len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(printed["data"]))) == 2
 
 
 def test_a_screen_reader_finds_names_for_everything(opened: webdriver.Chrome) -> None:

@@ -152,6 +152,27 @@ def test_an_ensemble_is_explained_by_its_members(photograph: Path) -> None:
     np.testing.assert_allclose(both.heat, mixed / mixed.max(), atol=1e-5)
 
 
+def test_a_number_has_a_map_of_what_raises_and_of_what_lowers_it(photograph: Path) -> None:
+    torch.manual_seed(0)
+    options = {"pretrained": False, "image_size": 96, "task": "regression"}
+    one = ImageClassifier(["age"], "test_resnet", **options).eval()  # type: ignore[arg-type]
+    one.unit.learn(torch.linspace(20, 60, 9).unsqueeze(1))
+    raises, lowers = explain(one, photograph)
+    assert [each.class_name for each in (raises, lowers)] == ["raises age", "lowers age"]
+    assert 20 < raises.probability < 60
+    assert raises.told == lowers.told == f"{raises.probability:.6g}"
+    assert max(raises.heat.max(), lowers.heat.max()) == pytest.approx(1)
+    assert not (np.minimum(raises.heat, lowers.heat) > 0).any()
+    with torch.no_grad():
+        for values in one.network.get_classifier().parameters():
+            values.neg_()
+    turned = explain(one, photograph)
+    np.testing.assert_allclose(turned[0].heat, lowers.heat, atol=1e-5)
+    np.testing.assert_allclose(turned[1].heat, raises.heat, atol=1e-5)
+    twice = Ensemble([ClassifierMember(one, "a"), ClassifierMember(one, "b")])
+    np.testing.assert_allclose(explain(twice, photograph)[0].heat, turned[0].heat, atol=1e-5)
+
+
 def test_what_cannot_be_explained_is_refused(photograph: Path) -> None:
     with pytest.raises(UsageError, match="found 'grey'"):
         explain(classifier(), photograph, ["grey"])
@@ -170,8 +191,8 @@ def test_the_seen_part_is_what_the_transform_keeps() -> None:
 def test_a_long_name_leaves_room_for_its_figure(photograph: Path) -> None:
     (one,) = explain(classifier(), photograph, ["red"])
     sheets = [
-        np.asarray(panels([[replace(one, class_name=f"{'W' * 60}{end}", probability=share)]]))
-        for end, share in (("a", 0.1), ("b", 0.1), ("a", 0.2))
+        np.asarray(panels([[replace(one, class_name=f"{'W' * 60}{end}", told=told)]]))
+        for end, told in (("a", "10 %"), ("b", "10 %"), ("a", "20 %"))
     ]
     np.testing.assert_array_equal(sheets[0][:26], sheets[1][:26], "the name's end is cut off")
     assert (sheets[0][:26] != sheets[2][:26]).any(), "the probability is not"

@@ -13,7 +13,7 @@ from PIL import Image
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
-from finetune.reporting import curves, figures, galleries, style
+from finetune.reporting import curves, embedding_map, figures, style
 
 STRANGE = ["ばら", "$x^2$ and $5", "tab\there", "a" * 90, "", "😀", "<b>", "عربى"]
 CURVES = {
@@ -24,7 +24,6 @@ CURVES = {
 }
 OF_EVALUATION = {
     "confusion": figures.confusion_figure,
-    "normalised": lambda e, **k: figures.confusion_figure(e, normalise=True, **k),
     "reliability": figures.reliability_figure,
     "coverage": figures.coverage_risk_figure,
     "classes": figures.per_class_figure,
@@ -66,8 +65,6 @@ def test_confusion_cells_hold_their_numbers() -> None:
         (round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in ax.texts
     }
     assert written == {(0, 0): "2", (0, 1): "1", (1, 1): "1"}
-    shares = figures.confusion_figure(evaluation, normalise=True).axes[0]
-    assert {t.get_text() for t in shares.texts} == {"67 %", "33 %", "100 %"}
 
 
 def test_many_classes_list_their_most_frequent_confusion() -> None:
@@ -99,15 +96,17 @@ def test_display_names_stay_different_and_drawable() -> None:
 
 
 def test_learning_curves_share_a_panel_by_metric() -> None:
-    figure = curves.learning_curves_figure(CURVES)
-    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == ["loss", "accuracy"]
+    panels = curves.panels_of(CURVES)
+    figure = curves.learning_curves_figure(panels)
+    assert [ax.get_ylabel() for ax in figure.axes] == list(panels) == ["loss", "accuracy"]
     assert [len(ax.lines) for ax in figure.axes[:2]] == [2, 1]
     rate = curves.learning_rate_figure(CURVES, theme="dark").axes[0]
     assert rate.get_yscale() == "log"
     np.testing.assert_allclose(rate.lines[0].get_ydata(), [1e-3, 1e-4])
     assert curves.has_learning_rates(CURVES)
     assert not curves.has_learning_rates({"val/loss": [(0, 1)]})
-    style.to_png(curves.learning_curves_figure({}), dpi=40)
+    alone = curves.panel_figure("loss", panels["loss"]).axes[0]
+    assert (alone.get_xlabel(), alone.get_ylabel(), len(alone.lines)) == ("epochs", "loss", 2)
 
 
 def test_epochs_are_counted_through_all_phases(tmp_path: Path) -> None:
@@ -136,39 +135,17 @@ def test_curves_are_read_from_a_run_of_an_earlier_version(tmp_path: Path) -> Non
         curves.read_curves(tmp_path / "none.csv")
 
 
-def test_galleries_choose_the_worst(
-    make_evaluation: Callable[..., Evaluation], image_folder: Path
-) -> None:
-    paths = [f"{i:02d}.png" for i in range(29)] + ["missing.png"]
-    evaluation = make_evaluation(30, ["a", "b", "c"], paths)
-    of_label = evaluation.probabilities[np.arange(30), evaluation.labels]
-    np.testing.assert_allclose(of_label[galleries.top_losses(evaluation, 5)], np.sort(of_label)[:5])
-    errors = evaluation.errors()
-    assert set(errors) == set(np.flatnonzero(evaluation.predictions != evaluation.labels))
-    assert np.all(np.diff(evaluation.confidences[errors]) <= 0)
-    figure = galleries.top_losses_figure(evaluation, root=image_folder, limit=30)
-    drawn = [ax for ax in figure.axes if ax.images]
-    assert len(drawn) == 29
-    assert "no image" in texts(figure)
-    style.to_png(galleries.confident_errors_figure(evaluation, root=image_folder), dpi=40)
-
-
-def test_no_errors_make_an_empty_gallery() -> None:
-    evaluation = evaluate([0, 1], np.eye(2), ["a", "b"])
-    assert "none" in texts(galleries.confident_errors_figure(evaluation))
-
-
 @pytest.mark.parametrize("projection", ["pca", "tsne"])
 @pytest.mark.parametrize("n_classes", [2, 60])
-def test_the_map_keeps_classes_apart(projection: galleries.Projection, n_classes: int) -> None:
+def test_the_map_keeps_classes_apart(projection: embedding_map.Projection, n_classes: int) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(120) % n_classes
     embeddings = rng.normal(size=(120, 16)) + 30 * (labels == 1)[:, None]
-    points, _ = galleries.project(embeddings, projection)
+    points, _ = embedding_map.project(embeddings, projection)
     centre, other = points[labels == 1].mean(axis=0), points[labels == 0].mean(axis=0)
     inside = np.linalg.norm(points[labels == 1] - centre, axis=1)
     assert inside.mean() < np.linalg.norm(centre - other)
-    figure = galleries.embedding_figure(
+    figure = embedding_map.embedding_figure(
         embeddings, labels, [f"c{i}" for i in range(n_classes)], projection=projection
     )
     style.to_png(figure, dpi=40)
@@ -180,7 +157,7 @@ def test_classes_with_one_middle_are_all_named_on_a_map_and_not_across_each_othe
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     points = np.concatenate([(1 + radius) * ring for radius in range(12)])
     names = [f"class {i}" for i in range(12)]
-    figure = galleries.embedding_figure(points, np.repeat(np.arange(12), 40), names)
+    figure = embedding_map.embedding_figure(points, np.repeat(np.arange(12), 40), names)
     places = {text.get_text(): np.array(text.get_position()) for text in figure.axes[0].texts}
     assert set(places) == set(names)
     extent = np.ptp(points, axis=0)
@@ -189,7 +166,7 @@ def test_classes_with_one_middle_are_all_named_on_a_map_and_not_across_each_othe
 
 
 def test_a_map_of_two_images_works_and_of_one_is_refused() -> None:
-    points, _ = galleries.project(np.array([[0.0], [1.0]]), "pca")
+    points, _ = embedding_map.project(np.array([[0.0], [1.0]]), "pca")
     assert points.shape == (2, 2)
     with pytest.raises(UsageError, match="at least two images"):
-        galleries.project(np.zeros((1, 4)), "pca")
+        embedding_map.project(np.zeros((1, 4)), "pca")

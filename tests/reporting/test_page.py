@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune.evaluation.comparison import compare_all
 from finetune.evaluation.evaluate import evaluate
@@ -47,9 +48,14 @@ def test_strangers_names_stay_text_everywhere(make_evaluation: Make) -> None:
     section = PageSection(
         EVIL,
         evaluation,
-        settings={EVIL: {"x": EVIL}},
-        findings=[finding],
-        environment={"python": EVIL},
+        ReportDetails(
+            stage=EVIL,
+            settings={EVIL: {"x": EVIL}},
+            findings=[finding],
+            environment={"python": EVIL},
+            class_counts={EVIL: {EVIL: 3, "b": 4}},
+            commands=[EVIL],
+        ),
     )
     text = render_page(EVIL, [section, section])
     tags = Tags(text)
@@ -92,7 +98,10 @@ def test_a_report_folder_is_complete(
         "figures", "index.html", "metrics.json", "per_class.csv", "predictions.csv", "suspects.csv",
     ]  # fmt: skip
     drawn = {path.stem for path in (folder / "figures").iterdir()}
-    assert drawn == set(NAMES) - {"per_label", "most_missed", "co_occurrence"}
+    assert drawn == set(NAMES) - {
+        *("per_label", "most_missed", "co_occurrence", "learning_figure", "learning_curves"),
+        *("predicted", "ranges", "residuals"),
+    }
     (folder / "mine.png").touch()
     assert sorted(report_files(folder)) == sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name != "mine.png"
@@ -130,6 +139,76 @@ def test_a_report_replaces_the_older_one_alone_and_leaves_nothing_beside(
         write_report(tmp_path / "report", evaluation)
     assert (tmp_path / "report" / "index.html").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+QUESTIONS = [
+    "How good is it, and on what?",
+    "Which classes are hard?",
+    "Which errors does it make?",
+    "Can I trust how sure it is?",
+    "What looks wrong in the data?",
+    "How was it trained?",
+    "How do I repeat it?",
+]
+
+
+def test_the_page_opens_with_the_answer_and_asks_what_a_reader_asks(
+    make_evaluation: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = make_evaluation(40, ["a", "b"])
+    details = ReportDetails(stage="test", settings={"a": 1}, commands=["finetune fit --config c"])
+    section = PageSection("t", evaluation, details)
+    text = render_page("t", [section])
+    lead = text.index(f'<p class="lead"><bdi>{section.answer.sentences[0]}')
+    places = [re.search(rf"<h3[^>]*>{re.escape(each)}</h3>", text) for each in QUESTIONS]
+    order = [place.start() for place in places if place is not None]
+    assert len(order) == len(QUESTIONS)
+    assert [lead, *order] == sorted([lead, *order])
+    for each in section.answer.sentences:
+        assert text.count(each) == 1
+    # What is not known is not asked.
+    bare = render_page("t", [PageSection("t", evaluation, ReportDetails(environment={}))])
+    assert [each for each in QUESTIONS if f">{each}</h3>" in bare] == QUESTIONS[:5]
+
+
+def test_figures_of_a_row_are_drawn_in_one_size(
+    tmp_path: Path, make_evaluation: Make, image_folder: Path
+) -> None:
+    """Two in a row, whatever the number of classes and the length of their names."""
+    names = ["a", "b" * 40, *(f"class {i}" for i in range(7))]
+    evaluation = make_evaluation(60, names)
+    curves = {"train/loss": [(0, 1.0)], "val/loss": [(0, 1.0)], "val/accuracy": [(0, 0.5)]}
+    page = write_report(tmp_path / "report", evaluation, learning_curves=curves)
+    for row in (
+        ("per_class", "confusion"),
+        ("reliability", "coverage_risk"),
+        ("learning_loss", "learning_figure"),
+    ):
+        sizes = {Image.open(page.parent / "figures" / f"{name}.png").size for name in row}
+        assert len(sizes) == 1
+
+
+def test_print_is_light_and_without_what_is_folded(make_evaluation: Make) -> None:
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    _, of_print = css.split("@media print")
+    assert re.search(r"details, .*\{ display: none; \}", of_print)
+    assert "@media screen and (prefers-color-scheme: dark)" in css
+    assert "@media (prefers-color-scheme" not in css
+    text = render_page("t", [PageSection("t", make_evaluation(9, ["a", "b"]))])
+    assert '(prefers-color-scheme: dark)">' not in text.replace("screen and (prefers", "")
+
+
+def test_nothing_is_taken_from_elsewhere(make_evaluation: Make) -> None:
+    text = render_page("t", [PageSection("t", make_evaluation(20, ["a", "b"]))])
+    addresses = [
+        value
+        for _, attributes in Tags(text).tags
+        for name, value in attributes.items()
+        if name in ("src", "srcset", "href", "action", "data", "poster")
+    ]
+    assert [each for each in addresses if each and not each.startswith(("#", "data:image/"))] == []
+    assert "url(" not in text
+    assert "@import" not in text
 
 
 def test_several_runs_stand_side_by_side(

@@ -60,7 +60,11 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_run_before_its_test_is_judged_by_validation(run: Path) -> None:
     source = load_source(run)
-    assert (source.name, source.stage, source.title) == ("resnet-1", "val", "resnet-1 (val)")
+    assert (source.name, source.details.stage, source.title) == (
+        "resnet-1",
+        "val",
+        "resnet-1 (val)",
+    )
     assert source.evaluation.accuracy == pytest.approx(2 / 3)
     assert source.evaluation.paths == ("1.jpg", "2.jpg", "3.jpg")
     assert source.columns["parameters"] == 10
@@ -79,7 +83,7 @@ def test_a_tested_run_is_judged_by_its_test(run: Path, make_evaluation: Make) ->
     evaluation = make_evaluation(25, NAMES)
     write_predictions(run / "predictions.csv", evaluation)
     source = load_source(run)
-    assert source.stage == "test"
+    assert source.details.stage == "test"
     assert source.evaluation.accuracy == evaluation.accuracy
     link = run.parent / "latest"
     link.symlink_to(run.name)
@@ -170,7 +174,7 @@ def test_embeddings_are_what_enters_the_final_layer(tmp_path: Path) -> None:
         pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     paths = [f"{index}.png" for index in range(5)]
-    embeddings = torch.from_numpy(embed(classifier, paths, root=tmp_path, batch_size=2))
+    embeddings = torch.from_numpy(embed(classifier, paths, root=tmp_path))
     assert len(embeddings) == 5
     head = classifier.network.get_classifier()
     answer = head(embeddings)

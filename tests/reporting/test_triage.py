@@ -96,3 +96,18 @@ def test_an_image_of_no_class_is_found_by_its_features() -> None:
 def test_images_that_are_all_alike_are_not_strange() -> None:
     assert not far_out(strangeness(np.ones((20, 4)))).any()
     assert strangeness(np.ones((1, 4))).tolist() == [0]
+
+
+def test_an_image_that_only_its_answers_suspect_stays_suspected_beside_features() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 8)) + 4
+    strange = strangeness(features)
+    strangest = int(np.where(far_out(strange), 0, strange).argmax())  # of those that are not far
+    labels = np.arange(40) % 2
+    probabilities = np.eye(2)[labels] * 0.8 + 0.1
+    suspected = [strangest, *(i for i in range(5) if i != strangest)]
+    for place, index in enumerate(suspected):  # the answers name the strangest image last
+        probabilities[index] = np.roll([0.8 + place / 100, 0.2 - place / 100], labels[index] + 1)
+    evaluation = evaluate(labels, probabilities, ["a", "b"])
+    suspects = rank_suspects(evaluation, embeddings=features)
+    by_answers = {s.index for s in suspects if s.suspected and s.reason == "another class"}
+    assert by_answers >= set(suspected)

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from lightning import LightningModule, Trainer
 
@@ -65,6 +66,15 @@ def test_a_strong_pull_keeps_the_backbone_and_decays_the_final_layer():
     assert distance(held) < 0.2 * distance(free)
     start = Module().network.get_classifier().weight.norm()
     assert held.network.get_classifier().weight.norm() < 0.5 * start
+
+
+def test_both_final_layers_of_a_distilled_network_have_no_start():
+    module = Module()
+    module.network = timm.create_model("deit_tiny_distilled_patch16_224", depth=1, num_classes=3)
+    callback = L2SP(alpha=0.3)
+    callback.on_fit_start(None, module)
+    pulled = {name for name, _ in module.network.named_parameters()} - callback.start.keys()
+    assert pulled == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
 
 
 def test_one_step_is_the_gradient_of_the_penalty():

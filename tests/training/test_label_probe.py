@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from finetune.errors import TrainingError
 from finetune.tasks.multilabel import MULTILABEL
 from finetune.training.label_probe import fit_label_probe
-from finetune.training.linear_probe import mixed_spreads
+from finetune.training.probe_rows import mixed_spreads
 
 NAN = float("nan")
 

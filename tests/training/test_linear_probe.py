@@ -7,8 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from finetune.errors import TrainingError
 from finetune.tasks import categorical
-from finetune.training import linear_probe as probe_module
-from finetune.training import penalty_search
+from finetune.training import penalty_search, probe_rows
 from finetune.training.linear_probe import Probe, fit_probe
 from finetune.training.logistic_regression import logistic_problem, near_enough, solve_logistic
 from finetune.training.penalty_search import stratified_parts
@@ -314,7 +313,7 @@ def test_a_long_fit_says_where_it_is(monkeypatch):
     lines = []
     fit_probe(features, labels, 2, say=lines.append)
     assert not lines
-    monkeypatch.setattr(probe_module, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(probe_rows, "QUIET_SECONDS", -1.0)
     probe = fit_probe(features, labels, 2, say=lines.append)
     assert len(lines) == len(probe.held_out_nll) + 1
     assert lines[0].startswith("final layer: penalty 1e+04, held-out NLL ")

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from finetune.cli import main
 from finetune.prediction import predict
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
@@ -43,11 +44,8 @@ def only_run(runs):
 @pytest.fixture(scope="module")
 def undisturbed(colour_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    arguments = [*FIT, "--data.root", str(colour_folder), "--runs", "runs"]
-    subprocess.run(
-        command(*arguments), check=True, cwd=folder, env=ENVIRONMENT, capture_output=True
-    )
-    return only_run(folder / "runs")
+    assert main(["fit", *FIT, "--data.root", str(colour_folder), "--runs", str(folder)]) == 0
+    return only_run(folder)
 
 
 @pytest.mark.slow
@@ -80,13 +78,7 @@ def test_a_fit_stopped_at_any_moment_resumes_to_the_undisturbed_result(
         assert code == 130, rest
         assert f"finetune fit --resume stopped/{stopped.name}" in rest
         assert "Traceback" not in rest
-    subprocess.run(
-        command("--resume", str(stopped)),
-        check=True,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-    )
+    assert main(["fit", "--resume", str(stopped)]) == 0
     expected, found = states(undisturbed), states(stopped)
     for name, state in expected.items():
         for key, value in state.items():

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from finetune.errors import TrainingError
-from finetune.training.linear_probe import mixed_spreads
+from finetune.training.probe_rows import mixed_spreads
 from finetune.training.ridge_probe import fit_ridge_probe
 
 

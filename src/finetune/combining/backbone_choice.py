@@ -214,13 +214,7 @@ def named(backbone: str, pretrained: bool | str) -> str:
 
 
 def rounds(backbones: int, images: int, classes: int) -> list[int]:
-    """How many images judge in each round; of few, all of them at once.
-
-    Args:
-        backbones: to begin with.
-        images: there are.
-        classes: there are.
-    """
+    """How many images judge in each round; of few, all of them at once."""
     last = max(images // SHARE, FEWEST, FEWEST_A_CLASS * classes)
     last = min(last, images, max(MAX_IMAGES, MAX_IMAGES_A_CLASS * classes))
     sizes = [last]

@@ -18,11 +18,6 @@ from finetune.errors import UsageError
 from finetune.runtime import device_of
 
 
-def has_batchnorm(network: nn.Module) -> bool:
-    """Whether the network keeps running statistics at all."""
-    return bool(_tracking(network))
-
-
 def reestimate_batchnorm(network: nn.Module, batches: Iterable[object]) -> int:
     """Replace all running statistics by those of the given images; returns their number.
 

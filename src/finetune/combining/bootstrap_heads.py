@@ -8,8 +8,9 @@ Source of the samples: Breiman, Bagging predictors, 1996.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,16 +31,18 @@ def bootstrap_heads(
     heads: int = 10,
     l2: float | None = None,
     seed: int = 0,
+    fit: Callable[..., Probe] = fit_probe,
 ) -> list[Probe]:
     """Fit final layers on bootstrap samples of the same features.
 
     Args:
         features: ``(N, D)``, the input of the final layer.
-        labels: ``(N,)``.
+        labels: ``(N,)``, or what else is fitted.
         num_classes: C.
         heads: how many, at least 1.
         l2: the penalty of all; chosen once by cross-validation on all images for None.
         seed: of the samples; the first so many heads do not depend on how many follow.
+        fit: :func:`fit_probe`, or one like it.
 
     Raises:
         UsageError: fewer than one head.
@@ -47,9 +50,10 @@ def bootstrap_heads(
     if heads < 1:
         raise UsageError(f"Expected at least one head, found {heads}; 10 are usual.")
     if l2 is None:
-        l2 = fit_probe(features, labels, num_classes, seed=seed).l2
+        chosen = fit(features, labels, num_classes, seed=seed)
+        l2, fit = chosen.l2, _with_own_penalties(fit, chosen)
     return [
-        fit_probe(features, labels, num_classes, sample_weights=weights, l2=l2)
+        fit(features, labels, num_classes, sample_weights=weights, l2=l2)
         for weights in bootstrap_weights(len(labels), heads, seed)
     ]
 
@@ -62,19 +66,25 @@ def bootstrap_weights(images: int, heads: int, seed: int) -> list[Tensor]:
 
 
 def answers_without(
-    features: Tensor, labels: Tensor, heads: Sequence[Probe], fold_of: Tensor, *, seed: int
+    features: Tensor,
+    labels: Tensor,
+    heads: Sequence[Probe],
+    fold_of: Tensor,
+    *,
+    seed: int,
+    fit: Callable[..., Probe] = fit_probe,
 ) -> list[Tensor]:
     """Of each head of :func:`bootstrap_heads`, logits ``(N, C)`` by fits without the image's fold.
 
     Args:
-        features, labels, seed: that the heads were fitted with.
+        features, labels, seed, fit: that the heads were fitted with.
         heads: they.
         fold_of: ``(N,)``; -1: never held out, and NaN in the answers.
     """
     samples = bootstrap_weights(len(labels), len(heads), seed)
     return [
         out_of_fold(
-            fit_probe,
+            _with_own_penalties(fit, head),
             features,
             labels,
             len(head.bias),
@@ -84,6 +94,12 @@ def answers_without(
         ).float()
         for head, weights in zip(heads, samples, strict=True)
     ]
+
+
+def _with_own_penalties(fit: Callable[..., Probe], probe: Probe) -> Callable[..., Probe]:
+    """The fit with the penalties of each label, where the probe has such."""
+    own = probe.l2_of_labels
+    return fit if own is None else partial(fit, l2_of_labels=own)
 
 
 def ensemble_of_heads(
@@ -117,7 +133,7 @@ def with_final_layer(classifier: ImageClassifier, head: Probe) -> ImageClassifie
     Raises:
         UsageError: the network's final layer is not one linear layer.
     """
-    own = deepcopy(classifier)
+    own = deepcopy(classifier).requires_grad_(False)
     layer = own.network.get_classifier()
     if not isinstance(layer, torch.nn.Linear):
         raise UsageError(

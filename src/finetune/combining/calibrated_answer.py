@@ -69,6 +69,11 @@ class Calibration:
         """T; above 1 the uncalibrated answers were too sure."""
         return 1.0 if self.fit is None else self.fit.temperature
 
+    @property
+    def half_width(self) -> float | None:
+        """Of the interval about each number, in its unit; None without a rule."""
+        return None if self.interval is None else self.interval.half_width
+
     def logits(self, pooled: Tensor) -> Tensor:
         """Calibrated logits ``(N, C)`` of pooled ones; the order of the classes stays.
 
@@ -170,9 +175,7 @@ def decide(
         rejected=None if calibration is None else calibration.rejected(task, pooled),
         prediction_sets=None if calibration is None else calibration.prediction_sets(task, pooled),
         thresholds=thresholds if calibration is None else calibration.thresholds,
-        half_width=None
-        if calibration is None or calibration.interval is None
-        else calibration.interval.half_width,
+        half_width=None if calibration is None else calibration.half_width,
     )
 
 

@@ -13,8 +13,8 @@ control, 2022 (several labels an image).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, assert_never
+from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -60,10 +60,6 @@ class ConformalRule:
             members = members.scatter(-1, categorical.likeliest(probabilities).unsqueeze(-1), True)
         return members
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values only, for a checkpoint."""
-        return asdict(self)
-
 
 def fit_conformal(
     probabilities: Tensor,
@@ -71,9 +67,6 @@ def fit_conformal(
     *,
     alpha: float = 0.1,
     score: Score = "thr",
-    penalty: float = 0.01,
-    free_classes: int = 2,
-    always_top: bool = False,
 ) -> ConformalRule:
     """Fit the sets' threshold on held-out probabilities ``(N, C)`` and labels ``(N,)``.
 
@@ -85,17 +78,9 @@ def fit_conformal(
             f"Expected labelled held-out images, found {probabilities.shape[0]} rows for "
             f"{len(labels)} labels; hold out some."
         )
-    scores = conformal_scores(probabilities, score, penalty=penalty, free_classes=free_classes)
+    scores = conformal_scores(probabilities, score)
     true_scores = scores.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return ConformalRule(
-        score=score,
-        alpha=alpha,
-        threshold=conformal_quantile(true_scores, alpha),
-        images=len(labels),
-        penalty=penalty,
-        free_classes=free_classes,
-        always_top=always_top,
-    )
+    return ConformalRule(score, alpha, conformal_quantile(true_scores, alpha), len(labels))
 
 
 def fit_label_sets(probabilities: Tensor, targets: Tensor, *, alpha: float) -> ConformalRule:
@@ -182,8 +167,3 @@ def _cumulative(values: Tensor) -> Tensor:
     order = values.argsort(dim=-1, descending=True, stable=True)
     sums = values.gather(-1, order).cumsum(dim=-1)
     return torch.empty_like(values).scatter(-1, order, sums)
-
-
-def coverage(sets: Tensor, labels: Tensor) -> float:
-    """Share of the sets ``(N, C)`` that hold the true class ``(N,)``."""
-    return float(sets.gather(-1, labels.unsqueeze(-1)).double().mean())

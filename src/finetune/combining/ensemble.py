@@ -16,7 +16,7 @@ from finetune.combining.calibrated_answer import Answer, Calibration, decide, fi
 from finetune.combining.held_out import HeldOut
 from finetune.combining.holdout_roles import Roles, in_whole_ids, of_role, refuse_reuse, with_role
 from finetune.combining.member_outputs import DataModules, MemberOutputs
-from finetune.combining.members import Member, Paths, Views
+from finetune.combining.members import ClassifierMember, Member, Paths, Views
 from finetune.combining.pooling import pool
 from finetune.combining.selection import choose_coefficients
 from finetune.combining.unknown import UnknownRule
@@ -24,6 +24,7 @@ from finetune.combining.unknown_images import rule_for
 from finetune.spec.choices import Metric, Pooling, Scaling, Selecting, Share
 from finetune.spec.choices import SetScore as Score
 from finetune.spec.images import Split
+from finetune.training.classifier import ImageClassifier
 from finetune.training.features.store import FeatureStore
 from finetune.training.thresholds import Thresholds, in_order, mean_thresholds
 
@@ -43,6 +44,12 @@ class Ensemble(MemberOutputs):
         calibration: what :meth:`calibrate` fitted.
         roles: which images picked and calibrated.
         unknown: which images to call unknown, by the features of the first classifier.
+
+    Examples:
+        >>> pair = finetune.Ensemble.from_checkpoints(["runs/pets-1", "runs/pets-2"])
+        >>> finetune.predict(pair, "new").member_probabilities.shape  # members, images, classes
+        torch.Size([2, 3, 2])
+        >>> pair.save("pair.ckpt")
     """
 
     def __init__(
@@ -93,6 +100,13 @@ class Ensemble(MemberOutputs):
             CheckpointError: any other file.
         """
         return ensemble_file.load_ensemble(path, cls)
+
+    @classmethod
+    def of(cls, model: ImageClassifier | Ensemble) -> Ensemble:
+        """An ensemble as it is; a classifier, with the rules of its checkpoint, as one of one."""
+        if isinstance(model, Ensemble):
+            return model
+        return ensemble_file.ensemble_of_one(ClassifierMember(model, "classifier"), cls)
 
     def save(self, path: str | Path) -> None:
         """Write one self-contained file that loads without running code; shared tensors once."""

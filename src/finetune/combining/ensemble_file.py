@@ -64,11 +64,7 @@ def load_member(path: str | Path, ensemble_type: type[E]) -> Member:
     if path.suffix.lower() in ENDINGS and path.is_file():
         return TableMember.from_file(path)
     entry = read_content(path, mmap=True)[ENTRY]
-    if entry["kind"] == "ensemble":
-        ensemble = load_ensemble(path, ensemble_type)
-        ensemble.name = str(path)
-        return ensemble
-    if entry.get("calibration"):  # its answers are the calibrated ones
+    if entry["kind"] == "ensemble" or entry.get("calibration"):  # then its answers are those
         ensemble = load_ensemble(path, ensemble_type)
         ensemble.name = str(path)
         return ensemble
@@ -91,18 +87,23 @@ def load_ensemble(path: str | Path, ensemble_type: type[E]) -> E:
     content = read_content(path)
     entry = content[ENTRY]
     if entry["kind"] == "classifier":
-        member = _classifier_member(path)
-        calibration = member.classifier.details.get("calibration")
-        return ensemble_type(
-            [member],
-            calibration=Calibration.from_dict(calibration) if calibration else None,
-            roles=member.classifier.details.get("roles"),
-            unknown=UnknownRule.from_entry(member.classifier.details.get("unknown")),
-        )
+        return ensemble_of_one(_classifier_member(path), ensemble_type)
     try:
         return build_ensemble(entry, content["state_dict"], ensemble_type, path)
     except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def ensemble_of_one(member: ClassifierMember, ensemble_type: type[E]) -> E:
+    """An ensemble that answers as a classifier does, by the rules that its checkpoint has."""
+    details = member.classifier.details
+    calibration = details.get("calibration")
+    return ensemble_type(
+        [member],
+        calibration=Calibration.from_dict(calibration) if calibration else None,
+        roles=details.get("roles"),
+        unknown=UnknownRule.from_entry(details.get("unknown")),
+    )
 
 
 def save_ensemble(ensemble: Ensemble, path: str | Path) -> None:

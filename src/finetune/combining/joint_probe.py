@@ -14,7 +14,8 @@ from torch import Tensor
 from finetune.combining.bootstrap_heads import with_final_layer
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember, align_classes
-from finetune.training.linear_probe import Probe, fit_probe, mixed_spreads
+from finetune.training.linear_probe import Probe, fit_probe
+from finetune.training.probe_rows import mixed_spreads
 
 # Of the penalties that the backbones have alone, times these: together they are more features.
 FACTORS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)

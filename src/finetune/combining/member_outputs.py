@@ -84,21 +84,12 @@ class MemberOutputs(nn.Module):
     @property
     def judged_on(self) -> tuple[SplitRecord, ...]:
         """The same for whoever judges by :meth:`held_out`: what is answered out of fold is val."""
-        return tuple(
-            record
-            for member in self.parts
-            for record in (
-                member.judged_on
-                if isinstance(member, ClassifierMember | MemberOutputs)
-                else member.fitted_on
-            )
-        )
+        return tuple(record for member in self.parts for record in member.judged_on)
 
     @property
     def out_of_fold(self) -> Set[str]:
         """The images that some of the classifiers, at any depth, answer out of fold."""
-        own = (each for each in self.parts if isinstance(each, ClassifierMember | MemberOutputs))
-        return {image for member in own for image in member.out_of_fold}
+        return {image for member in self.parts for image in member.out_of_fold}
 
     @property
     def first_classifier(self) -> ImageClassifier | None:

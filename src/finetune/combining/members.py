@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +49,14 @@ class Member(Protocol):
     def fitted_on(self) -> tuple[SplitRecord, ...]:
         """How the images of each fit in it were split; empty where that is not known."""
 
+    @property
+    def judged_on(self) -> tuple[SplitRecord, ...]:
+        """The same where images that it has out-of-fold answers to are val."""
+
+    @property
+    def out_of_fold(self) -> Set[str] | Mapping[str, Tensor]:
+        """Ids of images that have trained it, and that it answers as fits without them do."""
+
     def chosen_by(self, ids: Sequence[str], split: str) -> bool:
         """Whether its fit chose its epoch, phase or confidence by some of these images."""
 
@@ -67,19 +75,15 @@ class ClassifierMember(nn.Module):
 
     def __init__(self, classifier: ImageClassifier, name: str) -> None:
         super().__init__()
-        self.classifier = classifier.eval().requires_grad_(False)
+        self.classifier = classifier.eval()
         self.name = name
         self.class_names = classifier.class_names
+        self.task = classifier.task
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, name: str) -> ClassifierMember:
         """Build the network of a checkpoint and load its weights strictly."""
-        return cls(ImageClassifier.rebuilt(checkpoint), name)
-
-    @property
-    def task(self) -> Task:
-        """The classifier's."""
-        return self.classifier.task
+        return cls(ImageClassifier.rebuilt(checkpoint).requires_grad_(False), name)
 
     @cached_property
     def thresholds(self) -> Thresholds | None:
@@ -161,7 +165,13 @@ class TableMember(nn.Module):
     """
 
     log_probabilities: Tensor
+    task: Task = MULTICLASS
     thresholds: Thresholds | None = None
+    preprocessings: tuple[Preprocessing, ...] = ()  # it looks at no image
+    # A table does not say.
+    fitted_on: tuple[SplitRecord, ...] = ()
+    judged_on: tuple[SplitRecord, ...] = ()
+    out_of_fold: Set[str] = frozenset()
 
     def __init__(
         self, name: str, class_names: Sequence[str], paths: Sequence[str], logits: Tensor
@@ -191,21 +201,6 @@ class TableMember(nn.Module):
         only_one_class(table.task, f"a member from {path}", instead="give its checkpoint")
         logits = torch.from_numpy(table.logits)
         return cls(str(path), table.class_names, table.resolved_paths(), logits)
-
-    @property
-    def task(self) -> Task:
-        """One class an image: that is what tables of predictions hold."""
-        return MULTICLASS
-
-    @property
-    def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """None: it looks at no image."""
-        return ()
-
-    @property
-    def fitted_on(self) -> tuple[SplitRecord, ...]:
-        """Empty: a table does not say."""
-        return ()
 
     def chosen_by(self, ids: Sequence[str], split: str) -> bool:
         """False: a table does not say."""
@@ -265,7 +260,7 @@ def align_classes(own: Sequence[str], wanted: Sequence[str], *, source: str) -> 
     if missing or extra:
         raise CheckpointMismatchError(
             f"Expected the classes {list(wanted)[:8]} in {source}, found "
-            f"missing {missing[:8]} and extra {extra[:8]}; combine members with the same classes."
+            f"missing {missing[:8]} and extra {extra[:8]}; take checkpoints of the same classes."
         )
     position = {name: index for index, name in enumerate(own)}
     return [position[name] for name in wanted]

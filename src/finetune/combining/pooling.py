@@ -23,6 +23,8 @@ from finetune.tasks.task import Task
 
 Coefficients = Sequence[float] | Tensor | None
 
+TOLERANCE = 1e-6  # of the NLL that coefficients are fitted by
+MAX_ROUNDS = 5000
 # Shares of the votes that are closer than this are a tie.
 TIE = 1e-3
 
@@ -97,18 +99,11 @@ def majority_vote(member_logits: Tensor, coefficients: Coefficients = None) -> T
     return log_of(torch.where(is_tie, settled, shares).float())
 
 
-def fit_coefficients(
-    member_logits: Tensor,
-    labels: Tensor,
-    *,
-    prior: float = 0.0,
-    tolerance: float = 1e-6,
-    max_rounds: int = 5000,
-) -> Tensor:
+def fit_coefficients(member_logits: Tensor, labels: Tensor, *, prior: float = 0.0) -> Tensor:
     """Coefficients ``(M,)`` on the simplex with the least NLL of the mean of probabilities.
 
     The problem is convex; expectation maximisation walks down it from equal coefficients, which
-    never leaves the simplex and never rises. It stops when the NLL is within ``tolerance`` of the
+    never leaves the simplex and never rises. It stops when the NLL is within 1e-6 of the
     optimum, which the gradient proves: the distance is at most ``max_m g_m - 1`` with ``g_m`` the
     mean over images of ``p_m / p``.
 
@@ -116,21 +111,19 @@ def fit_coefficients(
         member_logits: ``(M, N, C)``, rows of any task.
         labels: ``(N,)``, the true answers.
         prior: images' worth of belief in equal coefficients; more of it on fewer images.
-        tolerance: distance of the NLL to its optimum that is small enough.
-        max_rounds: bound on the work.
     """
     members = len(member_logits)
     chosen = likelihood_ratios(member_logits, labels)
     coefficients = torch.full((members,), 1.0 / members, dtype=torch.float64)
     images = chosen.shape[1]
-    for _ in range(max_rounds):
+    for _ in range(MAX_ROUNDS):
         gradient = (chosen / (coefficients @ chosen)).mean(dim=1)
         updated = coefficients * gradient
         if prior > 0:
             updated = (images * updated + prior / members) / (images + prior)
         change = float((updated - coefficients).abs().max())
         coefficients = updated / updated.sum()
-        if (prior == 0 and float(gradient.max()) - 1 <= tolerance) or change <= tolerance**2:
+        if (prior == 0 and float(gradient.max()) - 1 <= TOLERANCE) or change <= TOLERANCE**2:
             break
     return coefficients
 

@@ -21,6 +21,7 @@ from finetune.spec.choices import Metric, Share
 from finetune.spec.images import Split
 from finetune.spec.protocols import HeldOutData
 from finetune.training.classifier import ImageClassifier
+from finetune.training.held_out_pass import kept_answers
 
 # Decoded images up to this size are cached between one judgement and the next.
 KEPT_BYTES = 2**29
@@ -74,12 +75,13 @@ class WeightsEvaluator:
         split: Split,
         runtime: Runtime,
     ) -> None:
-        self.classifier = ImageClassifier.like(ingredient)
+        described = ingredient.checkpoint
+        self.classifier = ImageClassifier.like(described)
         self.device = runtime.place(self.classifier).device
         self.datamodule, self.metric, self.split = datamodule, metric, split
-        self.images = held_out_images(ingredient.task, datamodule, split, ingredient.class_names)
+        self.images = held_out_images(described.task, datamodule, split, described.class_names)
         self.rows = of_role(
-            self.images.ids, ingredient.task.strata(self.images.labels), "pick", share
+            self.images.ids, described.task.strata(self.images.labels), "pick", share
         )
         if not self.rows:
             raise UsageError(
@@ -87,8 +89,8 @@ class WeightsEvaluator:
                 "fit with a val_fraction above 0 and --model.refit false."
             )
         self.ids = [self.images.ids[row] for row in self.rows]
-        side = ingredient.preprocessing.image_size
-        size = 4 * len(self.images.paths) * ingredient.preprocessing.in_chans * side**2
+        side = described.preprocessing.image_size
+        size = 4 * len(self.images.paths) * described.preprocessing.in_chans * side**2
         self._kept: list[Tensor] | None = [] if size <= KEPT_BYTES else None
 
     def evaluate(self, state_dict: Mapping[str, Tensor]) -> Score:
@@ -105,12 +107,8 @@ class WeightsEvaluator:
 
     def answers(self, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         """Logits, labels and paths of all held-out images, as a fit keeps them."""
-        return {
-            "logits": self._logits(state_dict),
-            "labels": self.images.labels,
-            "paths": self.datamodule.names(self.split),
-            "ids": list(self.images.ids),
-        }
+        answers = self._logits(state_dict), self.images.labels
+        return kept_answers(self.datamodule, (self.split,), answers, range(len(answers[1])))
 
     def reestimated(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same weights with batch-norm statistics of the training images."""

@@ -71,6 +71,12 @@ def average_checkpoints(
     Raises:
         CheckpointMismatchError: checkpoints that cannot be averaged, with the reason.
         UsageError: settings that contradict each other.
+
+    Examples:
+        >>> soup = finetune.average_checkpoints(["runs/pets-1", "runs/pets-2"])
+        >>> soup.coefficients
+        (0.5, 0.5)
+        >>> soup.save("soup.ckpt")
     """
     ingredients = survey(paths)
     _check_settings(method, coefficients, datamodule, batchnorm, ingredients)
@@ -100,7 +106,7 @@ class _SoupSearch:
         batchnorm: BatchNormOfAverage,
     ) -> None:
         self.ingredients = ingredients
-        self.class_names = ingredients[0].class_names
+        self.class_names = ingredients[0].checkpoint.class_names
         self.evaluator = evaluator
         self.may_update = all(each.batchnorm == "train" for each in ingredients)
         self.batchnorm = batchnorm
@@ -184,7 +190,7 @@ class _SoupSearch:
         average = RunningAverage()
         shares = normalised_coefficients(coefficients, len(indexes))
         for index, share in zip(indexes, shares, strict=True):
-            average.add(self._read(index), share, source=str(self.ingredients[index].path))
+            average.add(self._read(index), share, source=self.ingredients[index].name)
         return average.result()
 
     def _finish(
@@ -227,7 +233,7 @@ class _SoupSearch:
             return
         first, second = sorted(indexes, key=lambda index: scores[index].sort_key)[:2]
         half_way = self.evaluator.evaluate(self._average([first, second]))
-        names = str(self.ingredients[first].path), str(self.ingredients[second].path)
+        names = self.ingredients[first].name, self.ingredients[second].name
         warn_of_barrier(half_way, scores[first], scores[second], names)
 
     def _soup(
@@ -240,11 +246,11 @@ class _SoupSearch:
         member_scores: tuple[Score, ...] = (),
         curve: tuple[tuple[float, Score], ...] = (),
     ) -> Soup:
-        first = self.ingredients[0]
+        first = self.ingredients[0].checkpoint
         members = [
             {
-                "path": str(each.path),
-                "fingerprint": file_id(each.path),
+                "path": each.name,
+                "fingerprint": file_id(each.name),
                 "coefficient": coefficient,
                 "averaged_during_training": each.averaged_during_training,
             }
@@ -253,7 +259,7 @@ class _SoupSearch:
         details: dict[str, Any] = {"provenance": {"members": members, "batchnorm": batchnorm}}
         # What was held out of one may have trained another: whoever judges later must know.
         details |= split_entries(record for each in self.ingredients for record in each.fitted_on)
-        licences = {each.details.get("licence", "") for each in self.ingredients} - {""}
+        licences = {each.checkpoint.details.get("licence", "") for each in self.ingredients} - {""}
         if licences:
             details["licence"] = ", ".join(sorted(licences))
         roles = self._roles()
@@ -263,7 +269,9 @@ class _SoupSearch:
             details["val"] = self.evaluator.answers(state_dict)
         else:
             names = first.class_names
-            chosen = [in_order(e.thresholds, e.class_names, names) for e in self.ingredients]
+            chosen = [
+                in_order(e.thresholds, e.checkpoint.class_names, names) for e in self.ingredients
+            ]
             if (thresholds := mean_thresholds(chosen, coefficients)) is not None:
                 details["thresholds"] = list(thresholds)
         return Soup(
@@ -314,7 +322,7 @@ def _check_settings(
             raise UsageError(
                 "Expected training images to update batch-norm statistics, found none; give data."
             )
-        kept = [str(each.path) for each in ingredients if each.batchnorm != "train"]
+        kept = [each.name for each in ingredients if each.batchnorm != "train"]
         if kept:
             raise UsageError(
                 f"Expected members tuned with batch norm in train mode, found {kept[0]} tuned in "

@@ -66,10 +66,6 @@ def choose_size_from_scratch(config: Namespace) -> Choice | None:
 def apply_recipe(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Choice, ...]:
     """Choose what was not given, and write it into configuration, classifier and data module.
 
-    Args:
-        cli: with classifier and data module built.
-        seconds: the time limit, if there is one.
-
     Raises:
         UsageError: settings that exclude each other or are out of their range.
     """

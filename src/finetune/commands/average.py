@@ -71,9 +71,9 @@ def average(
         written.keep_off(fits=records)
     images = None
     if data is not None:
-        images = build_datamodule(data, held_out, records, ingredients[0].class_names)
+        images = build_datamodule(data, held_out, records, ingredients[0].checkpoint.class_names)
     soup = average_checkpoints(
-        [each.path for each in ingredients],
+        [each.name for each in ingredients],
         method=method,
         coefficients=coefficients,
         datamodule=images,
@@ -82,7 +82,7 @@ def average(
         share=held_out.get("share", "half"),
         accelerator=held_out.get("accelerator", "auto"),
     )
-    print(*describe_soup(soup, [str(each.path) for each in ingredients], metric), sep="\n")
+    print(*describe_soup(soup, [each.name for each in ingredients], metric), sep="\n")
     if written is not None:
         with written.writing() as beside:
             soup.save(beside)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from finetune.commands.held_out_images import HeldOut
     from finetune.data.datamodule import ImageFolderDataModule
     from finetune.runtime import Runtime
+    from finetune.training.classifier import ImageClassifier
     from finetune.training.linear_probe import Probe
 
 
@@ -51,7 +52,6 @@ def heads_on_one_backbone(
     from finetune.combining.bootstrap_heads import bootstrap_heads, ensemble_of_heads
     from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.held_out_images import build_datamodule
-    from finetune.tasks.one_class import only_one_class
     from finetune.training.classifier import ImageClassifier
     from finetune.training.features.extract import dataset_for, frozen_features
     from finetune.training.fitted_splits import (
@@ -59,24 +59,27 @@ def heads_on_one_backbone(
         split_records,
         with_fitted_split,
     )
+    from finetune.training.phases.probe import solver_of, targets_of
 
     path = checkpoint_file(checkpoints[0])
     classifier = runtime.place(ImageClassifier.from_checkpoint(path))
-    only_one_class(classifier.task, "--heads", instead="fit members with --seeds")
     classifier.details = with_fitted_split(path, classifier.details)
     records = split_records(classifier.details)
     datamodule = build_datamodule(data, held_out, records, classifier.class_names)
     images, workers = dataset_for(classifier, datamodule, "train")
     features = frozen_features(classifier, images, num_workers=workers).tensor()
-    labels = classifier.task.collate([image.label for image in datamodule.images("train")])
-    fitted = bootstrap_heads(features, labels, len(classifier.class_names), heads=heads, seed=seed)
+    labels = targets_of(classifier, datamodule.images("train"))
+    outputs, fit = len(classifier.class_names), solver_of(classifier.task)
+    learned = classifier.unit.standardised(labels)
+    fitted = bootstrap_heads(features, learned, outputs, heads=heads, seed=seed, fit=fit)
     kept = []
     if out_of_fold_answers(classifier.details):  # what was held out has learnt as well
-        kept = _kept_answers(datamodule, features, labels, fitted, seed)
+        kept = _kept_answers(classifier, datamodule, features, labels, fitted, seed)
     return ensemble_of_heads(classifier, fitted, kept)
 
 
 def _kept_answers(
+    classifier: ImageClassifier,
     datamodule: ImageFolderDataModule,
     features: Tensor,
     labels: Tensor,
@@ -84,18 +87,20 @@ def _kept_answers(
     seed: int,
 ) -> list[dict[str, Any]]:
     """What a checkpoint keeps of each head's answers to images that it was fitted without."""
-    from finetune.combining.bootstrap_heads import answers_without
-    from finetune.training.penalty_search import FOLDS, stratified_parts
-    from finetune.training.phases.probe import group_numbers
+    import torch
 
-    images, names = datamodule.images("train"), datamodule.names("train")
-    fold_of = stratified_parts(labels, group_numbers(datamodule.together(images)), FOLDS, seed)
+    from finetune.combining.bootstrap_heads import answers_without
+    from finetune.training.held_out_pass import kept_answers
+    from finetune.training.penalty_search import FOLDS, stratified_parts
+    from finetune.training.phases.probe import group_numbers, solver_of
+
+    groups = group_numbers(datamodule.together(datamodule.images("train")))
+    strata = torch.tensor(classifier.task.strata(labels))
+    fold_of = stratified_parts(strata, groups, FOLDS, seed)
     rows = (fold_of >= 0).nonzero()[:, 0].tolist()
-    common = {
-        "labels": labels[rows],
-        "paths": [names[row] for row in rows],
-        "ids": [images[row].id for row in rows],
-        "out_of_fold": True,
-    }
-    answers = answers_without(features, labels, heads, fold_of, seed=seed)
-    return [{**common, "logits": logits[rows]} for logits in answers]
+    learned, fit = classifier.unit.standardised(labels), solver_of(classifier.task)
+    answers = answers_without(features, learned, heads, fold_of, seed=seed, fit=fit)
+    found = [(classifier.unit(logits[rows]), labels[rows]) for logits in answers]
+    return [
+        {**kept_answers(datamodule, ("train",), each, rows), "out_of_fold": True} for each in found
+    ]

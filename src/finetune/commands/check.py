@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections import Counter
+from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,24 +107,16 @@ def check(
 def _as_values(
     folder: ImageFolder, inspections: list[Inspection], findings: list[Finding]
 ) -> dict[str, Any]:
+    formats = Counter(f"{each.format} {each.mode}" for each in inspections if each.format)
     return {
         "root": str(folder.root),
         "images": len(folder.images),
         "class_names": list(folder.class_names),
         "counts": _counts(folder),
-        "formats": _tally(f"{each.format} {each.mode}" for each in inspections if each.format),
+        "formats": dict(formats.most_common()),
         "errors": sum(finding.severity == "error" for finding in findings),
         "warnings": sum(finding.severity == "warning" for finding in findings),
-        "findings": [
-            {
-                "path": str(finding.path),
-                "kind": finding.kind,
-                "severity": finding.severity,
-                "problem": finding.problem,
-                "remedy": finding.remedy,
-            }
-            for finding in findings
-        ],
+        "findings": [{**asdict(finding), "path": str(finding.path)} for finding in findings],
     }
 
 
@@ -135,12 +128,6 @@ def _counts(folder: ImageFolder) -> dict[str, dict[str, int]]:
         for index in indexes(image.label):
             split[folder.class_names[index]] += 1
     return counts
-
-
-def _tally(values: Any) -> dict[str, int]:
-    from collections import Counter
-
-    return dict(Counter(values).most_common())
 
 
 def _print_report(
@@ -164,10 +151,10 @@ def _print_report(
         if not chosen:
             continue
         console.print(f"\n[bold {style}]{len(chosen)} {severity}{'s' * (len(chosen) > 1)}[/]")
-        for finding in chosen if everything else _some_of_each_kind(chosen):
+        listed = chosen if everything else _some_of_each_kind(chosen)
+        for finding in listed:
             console.print(f"  {escape(shown(_line(folder, finding)))}")
-        hidden = 0 if everything else len(chosen) - len(_some_of_each_kind(chosen))
-        if hidden:
+        if hidden := len(chosen) - len(listed):
             console.print(f"  ... and {hidden} more; see them with --all")
     wrong = any(finding.severity == "error" for finding in findings)
     verdict = "[red]errors would make figures wrong[/]" if wrong else "[green]all is well[/]"
@@ -215,10 +202,10 @@ def _line(folder: ImageFolder, finding: Finding) -> str:
 
 
 def _some_of_each_kind(findings: list[Finding]) -> list[Finding]:
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     chosen = []
     for finding in findings:
-        seen[finding.kind] = seen.get(finding.kind, 0) + 1
+        seen[finding.kind] += 1
         if seen[finding.kind] <= SHOWN:
             chosen.append(finding)
     return chosen

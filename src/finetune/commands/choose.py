@@ -12,6 +12,7 @@ from finetune.commands import folder_options as options
 from finetune.commands.fit import parse_time
 from finetune.commands.guest import Where
 from finetune.commands.outputs import PAGES, PageFile, wanted_output
+from finetune.commands.terminal import aligned
 from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
 from finetune.spec.settings import POSITIVE
@@ -192,16 +193,7 @@ def _check_images(images: ImageFolderDataModule) -> None:
 def table(found: BackboneChoice) -> list[str]:
     """A line a backbone, the best first, those that were left behind last."""
     heads = ("backbone", "images", "accuracy", "NLL", "ms", "MB", "licence")
-    rows = [heads, *(row_of(trial) for trial in (*found.trials, *found.earlier))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = {0, 2, 6}
-    return [
-        "  ".join(
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned([heads, *map(row_of, (*found.trials, *found.earlier))], left={0, 2, 6})
 
 
 def row_of(trial: Trial) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from finetune.commands.folder_options import Root
 from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import PageFile
 from finetune.commands.report import checked_page, keep_off_sources
+from finetune.commands.terminal import aligned
 from finetune.commands.verb import verb
 from finetune.errors import UsageError
 
@@ -74,8 +75,7 @@ def leaderboard_lines(
     best = next(iter(board.evaluations))
     images = len(board.evaluations[best].paths)
     lead, *others = board.evaluations[best].leading
-    header = ["", lead.name, "95 % interval", *(score.name for score in others), *EXTRA]
-    rows = [header]
+    rows = [["", lead.name, "95 % interval", *(score.name for score in others), *EXTRA]]
     for name, e in board.evaluations.items():
         lead, *others = e.leading
         known = columns.get(name, {})
@@ -88,19 +88,11 @@ def leaderboard_lines(
                 *(format(known[t], form) if t in known else "" for t, form in EXTRA.items()),
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    table = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     left_out = f"; {board.left_out} others are left out" if board.left_out else ""
     pairs = sorted(board.pairs, key=lambda pair: pair.adjusted_p_value)
     dominant = [f"{name}: {e.dominant}" for name, e in board.evaluations.items() if e.dominant]
     return [
-        *table,
+        *aligned(rows),
         *dominant,
         "",
         f"on the {images} images that all have in common{left_out}; "

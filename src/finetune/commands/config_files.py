@@ -11,16 +11,6 @@ from finetune.documents import read_yaml
 from finetune.errors import UsageError
 
 
-def option_value(arguments: Sequence[str], wanted: str) -> str | None:
-    """What follows an option on the command line, before anything is parsed."""
-    found = None
-    for option, value in zip(arguments, [*arguments, ""][1:], strict=True):
-        name, separator, attached = option.partition("=")
-        if name == wanted:
-            found = attached if separator else value
-    return found
-
-
 def checkpoint_option(arguments: Sequence[str]) -> str | None:
     """``ckpt_path`` from the options or a configuration file, before anything is parsed."""
     found = None

@@ -33,6 +33,7 @@ def teacher_probabilities(
         CheckpointMismatchError: the teacher knows other classes.
         UsageError: there is no such file.
     """
+    from finetune.combining.members import align_classes
     from finetune.prediction import predict
     from finetune.prediction.predictor import load_model
     from finetune.spec.images import file_id
@@ -47,7 +48,7 @@ def teacher_probabilities(
             f"Expected a teacher of the task {datamodule.task_name}, as the data have it, found "
             f"{model.task.name} in {path}; teach with a model of the same task."
         )
-    columns = _columns(model.class_names, datamodule.class_names, path)
+    order = align_classes(model.class_names, datamodule.class_names, source=str(path))
     images = datamodule.images("train")
 
     def compute(missing: list[int]) -> Iterator[np.ndarray]:
@@ -63,15 +64,4 @@ def teacher_probabilities(
 
     keys = [image.id for image in images]
     kept = cached_or_computed(store, f"teacher-{file_id(path)}", keys, compute)
-    return kept.tensor()[:, columns]
-
-
-def _columns(teacher: tuple[str, ...], student: tuple[str, ...], path: Path) -> list[int]:
-    """Where the teacher has the student's classes, by name."""
-    if set(teacher) != set(student):
-        differing = sorted(set(teacher) ^ set(student))
-        raise CheckpointMismatchError(
-            f"Expected a teacher of the classes of the data, found in {path} others: "
-            f"{', '.join(differing[:5])}; teach with a model of the same classes."
-        )
-    return [teacher.index(name) for name in student]
+    return kept.tensor() if order is None else kept.tensor()[:, order]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from finetune.commands import folder_options as options
 from finetune.commands.guest import Where, each_of
-from finetune.commands.outputs import OptionalPath, checked_output
+from finetune.commands.outputs import OptionalPath, wanted_output
 from finetune.commands.verb import Typed, verb
 
 if TYPE_CHECKING:
@@ -52,15 +52,9 @@ def embed(
         DataError: no image, or one that cannot be read.
     """
     named = each_of(images)
-    written = None
-    if output is not None:
-        written = checked_output(
-            output,
-            endings=FEATURES,
-            overwrite=overwrite,
-            inputs=[checkpoint, *named],
-            images=named,
-        )
+    written = wanted_output(
+        output, endings=FEATURES, overwrite=overwrite, inputs=[checkpoint, *named], images=named
+    )
 
     from finetune.prediction import find_images
     from finetune.prediction.feature_space import features_of, needed_for

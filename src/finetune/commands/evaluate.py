@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.commands.trainer import FinetuneCLI
+    from finetune.spec.images import LabelledImage
     from finetune.tasks.task import Task
     from finetune.training.thresholds import Thresholds
 
 Verb = Literal["validate", "test"]
-Stage = Literal["val", "test"]
+STAGES: dict[Verb, Literal["val", "test"]] = {"validate": "val", "test": "test"}
 
 
 class Judged(NamedTuple):
@@ -47,6 +48,7 @@ class Judged(NamedTuple):
     features: list[Tensor]
     thresholds: Thresholds | None
     groups: list[Hashable | None]
+    half_width: float | None = None
 
     @property
     def ms_per_image(self) -> float:
@@ -59,25 +61,26 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
 
     Figures of another folder's images stand beside those of the first, under its name.
 
-    Args:
-        verb: that judges.
-        arguments: its options, as they are typed.
-
     Returns:
         The figures, as ``metrics.json`` keeps them.
     """
+    from finetune.combining.ensemble_file import checkpoint_file
     from finetune.commands.report_of_test import track, write_report_of
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
-    from finetune.evaluation.judge import JUDGES
+    from finetune.data.groups import about_groups
     from finetune.evaluation.scores import dominant_image
     from finetune.runtime import process_rank
+    from finetune.tasks.multiclass import MULTICLASS
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     arguments, named_entities = take_all(arguments, "--track-to")
     path = checkpoint_option(arguments)
+    if path is not None and os.path.isdir(path):  # a run folder stands for the best of it
+        path = str(checkpoint_file(path))
+        arguments = [*arguments, f"--ckpt_path={path}"]
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = judged.task.figures(judged.logits, judged.labels, judged.thresholds)
@@ -94,6 +97,8 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
         return kept  # every process has the answers of all, and the first alone writes
     # Before anything is written: whatever the disk says.
     print(summary(judged.task, stage, figures, len(judged.labels), intervals), flush=True)
+    if judged.task == MULTICLASS and (note := about_groups(judged.groups)):
+        print(note, flush=True)
     losses = judged.task.losses(judged.logits, judged.labels).numpy()
     if judged.task.has_choices and (dominant := dominant_image(losses, judged.paths)):
         print(dominant, flush=True)
@@ -101,14 +106,13 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     key = free_stage(folder, stage, images)
     write_metrics(folder, key, kept)
     print(f"figures   {folder / 'metrics.json'}")
-    if stage == "test" and judged.task.name not in JUDGES:
-        print(f"report    none: there is no page yet for the task {judged.task.name}")
-    elif stage == "test" and missing("report"):
+    if stage == "test" and missing("report"):
         print(f"report    none: {remedy('report')}")
     elif stage == "test":
-        evaluation, page = write_report_of(judged, folder, "report" + key.removeprefix("test"))
+        section, page = write_report_of(judged, folder, "report" + key.removeprefix("test"))
         print(f"report    {page}")
-        track(folder, page.parent, evaluation, named_entities)
+        print(section.answer)
+        track(folder, page.parent, section.evaluation, named_entities)
     return kept
 
 
@@ -124,10 +128,8 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     """A single network, through Lightning's trainer."""
     from finetune.commands.held_out_images import say_differences
     from finetune.commands.trainer import FinetuneCLI
-    from finetune.data.groups import groups_with_duplicates
     from finetune.reporting.embeddings import listened_to
     from finetune.training.features.recorded import recorded_features
-    from finetune.training.thresholds import thresholds_of
 
     cli = FinetuneCLI(verb, arguments)
     assert cli.checkpoint is not None
@@ -142,10 +144,26 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
     with recorded_features(listened_to(cli.model)) as features:
         _run_trainer(cli, verb)
     seconds = time.perf_counter() - started
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     logits, labels = cli.model.answers[stage]
     # Fewer answers than images where the trainer limits its batches.
     images = cli.datamodule.images(stage)[: len(labels)]
+    return _judged(cli, logits, labels, images, seconds, features)
+
+
+def _judged(
+    cli: FinetuneCLI,
+    logits: Tensor,
+    labels: Tensor,
+    images: Sequence[LabelledImage],
+    seconds: float,
+    features: list[Tensor],
+) -> Judged:
+    """The answers of the command's classifier to these images."""
+    from finetune.data.groups import groups_with_duplicates
+    from finetune.training.thresholds import thresholds_of
+
+    assert cli.checkpoint is not None
     return Judged(
         cli.model.task,
         logits,
@@ -154,7 +172,7 @@ def _judge_classifier(verb: Verb, arguments: list[str]) -> Judged:
         [image.path for image in images],
         cli.checkpoint.path,
         cli.config.runs,
-        cli.config.name or verb,
+        cli.config.name or cli.verb,
         cli.datamodule.given_root,
         seconds,
         features,
@@ -167,30 +185,16 @@ def _out_of_fold(cli: FinetuneCLI) -> Judged | None:
     """Where nothing is held out because all have learnt, the answers of fits without each image."""
     import torch
 
-    from finetune.data.groups import groups_with_duplicates
     from finetune.training.fitted_splits import out_of_fold_answers
-    from finetune.training.thresholds import thresholds_of
 
     assert cli.checkpoint is not None
-    task, answers = cli.model.task, out_of_fold_answers(cli.checkpoint.details)
+    answers = out_of_fold_answers(cli.checkpoint.details)
     images = [image for image in cli.datamodule.images("train") if image.id in answers]
     if cli.datamodule.images("val") or not images:
         return None
-    return Judged(
-        task,
-        torch.stack([answers[image.id] for image in images]),
-        task.collate([image.label for image in images]),
-        cli.model.class_names,
-        [image.path for image in images],
-        cli.checkpoint.path,
-        cli.config.runs,
-        cli.config.name or "validate",
-        cli.datamodule.given_root,
-        0.0,
-        [],
-        thresholds_of(task, cli.checkpoint.details),
-        groups_with_duplicates(images),
-    )
+    logits = torch.stack([answers[image.id] for image in images])
+    labels = cli.model.task.collate([image.label for image in images])
+    return _judged(cli, logits, labels, images, 0.0, [])
 
 
 def _run_trainer(cli: FinetuneCLI, verb: Verb) -> None:
@@ -245,7 +249,7 @@ def _answers_of_members(
     from finetune.runtime import Runtime
     from finetune.training.features.recorded import recorded_features
 
-    stage: Stage = "val" if verb == "validate" else "test"
+    stage = STAGES[verb]
     runtime = Runtime.chosen(held_out.get("accelerator", "auto"))
     ensemble = runtime.place(Ensemble.from_file(Path(ckpt_path)))
     datamodule = build_held_out(data, held_out, ensemble)
@@ -277,6 +281,7 @@ def _answers_of_members(
         features,
         ensemble.thresholds,
         [of_image.get(str(path)) for path in answers.paths],
+        None if ensemble.calibration is None else ensemble.calibration.half_width,
     )
 
 
@@ -288,16 +293,15 @@ def _folder_for(judged: Judged) -> Path:
     return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
 
 
-def intervals_of_numbers(judged: Judged) -> dict[str, tuple[float, float]]:
+def intervals_of_numbers(judged: Judged) -> Mapping[str, tuple[float, float]]:
     """The 95 % interval of each figure of numbers, groups drawn as wholes; of other tasks none."""
     from finetune.evaluation.judge import numbered
-    from finetune.tasks.number_scores import score_intervals
+    from finetune.evaluation.number_evaluation import evaluate_numbers
 
     if judged.task.has_choices:
         return {}
-    groups = numbered(judged.groups)
-    answers, truth = (each.double().numpy()[:, 0] for each in (judged.logits, judged.labels))
-    return score_intervals(answers, truth, range(len(truth)) if groups is None else groups.tolist())
+    answers, truth = judged.logits.numpy(), judged.labels.numpy()
+    return evaluate_numbers(truth, answers, groups=numbered(judged.groups)).intervals
 
 
 def summary(

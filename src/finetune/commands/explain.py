@@ -31,6 +31,7 @@ def explain(
     overwrite: bool = False,
     on_bad_image: options.BadImages = "error",
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
     accelerator: options.Accelerator = "auto",
     quiet: bool = False,
 ) -> list[list[Explanation]]:
@@ -44,6 +45,7 @@ def explain(
         overwrite: replace what is there.
         on_bad_image: stop at files that cannot be read, or leave them out and say which.
         max_pixels: refuse images with more pixels, at least 1.
+        max_decoding_mb: refuse images that take more memory to decode, in MiB.
         accelerator: where networks answer: auto, cpu, gpu, cuda or mps.
         quiet: print nothing.
 
@@ -64,6 +66,7 @@ def explain(
     )
 
     from finetune.prediction import find_images
+    from finetune.prediction.inputs import stopped_by
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.reporting.explain import explain as explain_image
     from finetune.reporting.overlays import panels
@@ -77,15 +80,19 @@ def explain(
     for file in files:
         try:
             explained = explain_image(
-                model, file, [None, *(class_names or [])], max_pixels=max_pixels
+                model,
+                file,
+                [None, *(class_names or [])],
+                max_pixels=max_pixels,
+                max_decoding_mb=max_decoding_mb,
             )
         except ImageError as error:
             if on_bad_image == "error":
-                raise
+                raise stopped_by(str(error)) from error
             print(f"left out {file}: {error}", file=sys.stderr)
             continue
         rows.append(explained)
-        answers = ", ".join(f"{e.class_name} {e.probability:.3f}" for e in rows[-1])
+        answers = ", ".join(f"{e.class_name} {e.told}" for e in rows[-1])
         print(f"{file}  {answers}", flush=True)
     if not rows:
         raise ImageError(f"Expected an image that can be read, found none of {len(files)}.")

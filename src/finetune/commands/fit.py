@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Fit one classifier, or several members of a group."""
-    from finetune.commands.config_files import option_value
     from finetune.commands.multi_fit import fit_many, many_fits, resumed_group
     from finetune.commands.trainer import FinetuneCLI, quiet_libraries
     from finetune.commands.update import updated_run
@@ -58,12 +58,6 @@ def main(arguments: list[str]) -> int:
         if cli.backbone is not None:  # one for all members, whatever the hub answers later
             several.shared.append(f"--model.backbone={cli.backbone.value}")
         return fit_many(several, _new_folder(cli))
-    for option in ("--engine", "--address"):
-        if option_value(arguments, option) is not None:
-            raise UsageError(
-                f"Expected several members beside {option}, found one fit; add --seeds N or "
-                "--folds N."
-            )
     fit_one(arguments, started=started)
     return 0
 
@@ -172,7 +166,7 @@ def fit(
     )
     from finetune.commands.runs import link_latest, timed_fit
     from finetune.commands.trainer_options import check_amounts
-    from finetune.commands.update import compare_with_old
+    from finetune.commands.update import compare_with_old, lines_about_val
     from finetune.runtime import lost_another
     from finetune.training.tracking import tracked
 
@@ -184,7 +178,8 @@ def fit(
     check_amounts(cli.config.trainer, **batches)
     if is_first:
         lines = "\n".join(str(choice) for choice in recipe)
-        changed = filter(None, [cli.datamodule.differences])  # of a fit that begins from another
+        # Of a fit that begins from another.
+        changed = [*filter(None, [cli.datamodule.differences]), *lines_about_val(cli)]
         print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
         print(lines, *licence_of_weights(cli), does_the_data_suffice(cli), sep="\n", flush=True)
         if resumed is None or cli.checkpoint is None:
@@ -204,7 +199,8 @@ def fit(
         except BaseException as stop:
             ended = isinstance(stop, SystemExit)  # Lightning's answer to Ctrl-C and SIGTERM
             last = folder / "checkpoints" / "last.ckpt"
-            if is_first and (ended or lost_another(stop)) and last.is_file():
+            stopped = ended or isinstance(stop, KeyboardInterrupt) or lost_another(stop)
+            if is_first and stopped and last.is_file():
                 print(f"stopped; resume with: finetune fit --resume {folder}", flush=True)
             if ended:
                 raise KeyboardInterrupt from stop
@@ -224,11 +220,14 @@ MOST_ERRORS = 5
 
 
 def data_errors(cli: FinetuneCLI) -> list[str]:
-    """What would make a figure wrong, such as a leak between given folders; it stops no fit."""
-    errors = [finding for finding in cli.datamodule.findings if finding.severity == "error"]
+    """What would make a figure wrong, such as a leak, and what nobody uses; it stops no fit."""
+    found = cli.datamodule.findings
+    errors = [finding for finding in found if finding.severity == "error"]
     lines = [f"! {finding.path}: {finding.problem}" for finding in errors[:MOST_ERRORS]]
     if len(errors) > MOST_ERRORS:
         lines.append(f"! and {len(errors) - MOST_ERRORS} more")
+    missed = [each for each in found if each.kind == "unused" and each.severity == "warning"]
+    lines += [f"! {number} {what}" for what, number in Counter(f.problem for f in missed).items()]
     return [*lines, f"! see finetune check {cli.datamodule.given_root}"] if lines else []
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from finetune.commands.guest import Where
 from finetune.commands.outputs import FIGURES, Output, wanted_output
+from finetune.commands.terminal import aligned
 from finetune.commands.verb import Typed, verb
 from finetune.errors import PretrainedWeightsError, UsageError
 from finetune.spec.schema import whole
@@ -29,6 +30,7 @@ class _Opened(NamedTuple):
     size: int
     in_chans: int
     classes: int
+    answers: str  # what it says, in words
     fits: tuple[SplitRecord, ...] = ()
 
 
@@ -82,7 +84,7 @@ def inspect(
 
     layers = layer_table(opened.network, opened.size, in_chans=opened.in_chans)
     size = f"{opened.size}x{opened.size} pixels"
-    print(f"{network}: {size}, {opened.in_chans} channels, {opened.classes} classes")
+    print(f"{network}: {size}, {opened.in_chans} channels, {opened.answers}")
     rows = layers if all or len(layers) <= 40 else _thinned(layers)
     print("\n".join(_table(rows)))
     if len(rows) < len(layers):
@@ -115,8 +117,15 @@ def _of_checkpoint(path: Path, size: int | None, wanted: dict[str, int | None]) 
                 f"Expected --{name.replace('_', '-')} {own[name]} as in the checkpoint, found "
                 f"{value}; leave it out."
             )
-    fits = fits_of(classifier)
-    return _Opened(classifier.network, size or preprocessing.image_size, **own, fits=fits)
+    names = classifier.class_names
+    answers = f"{len(names)} classes" if classifier.task.has_choices else f"a number ({names[0]})"
+    return _Opened(
+        classifier.network,
+        size or preprocessing.image_size,
+        **own,
+        answers=answers,
+        fits=fits_of(classifier),
+    )
 
 
 def _by_name(name: str, size: int | None, in_chans: int, classes: int, *, weights: bool) -> _Opened:
@@ -135,7 +144,7 @@ def _by_name(name: str, size: int | None, in_chans: int, classes: int, *, weight
             "tf_efficientnet_lite0 or a checkpoint."
         ) from error
     size = preprocessing_of(name, in_chans=in_chans, image_size=size).image_size
-    return _Opened(network, size, in_chans, classes)
+    return _Opened(network, size, in_chans, classes, f"{classes} classes")
 
 
 def _thinned(layers: list[Layer]) -> list[Layer]:
@@ -145,15 +154,7 @@ def _thinned(layers: list[Layer]) -> list[Layer]:
 
 
 def _table(layers: list[Layer]) -> list[str]:
-    rows = [COLUMNS, *(_row(layer) for layer in layers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index < 3 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    lines = aligned([COLUMNS, *map(_row, layers)], left=range(3))
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
 from finetune.commands.terminal import HushedText
-from finetune.processes import STARTED_BY_US, own_place, started_by_us
+from finetune.processes import PARENT, SECONDS_TO_END, STARTED_BY_US, own_place, started_by_us
 
-SECONDS_TO_END = 10  # in good order, before what is left is killed
 INTERRUPTED, FAILED = 130, 1
 
 
@@ -105,7 +104,7 @@ def _environment() -> Iterator[None]:
     They import from the working directory only where this process does. So a ``finetune.py`` that
     lies there is never run, and a module of ``--imports`` is found in all processes or in none.
     """
-    added = {STARTED_BY_US: "1"}
+    added = {STARTED_BY_US: "1", PARENT: str(os.getpid())}
     if not {"", os.getcwd()} & set(sys.path):
         added["PYTHONSAFEPATH"] = "1"
     before = {name: os.environ.get(name) for name in added}

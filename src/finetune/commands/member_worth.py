@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 def describe_ensemble(
     whole: Ensemble, chosen: Ensemble, held_out: HeldOut, of_chosen: HeldOut
 ) -> list[str]:
-    """A row a member or recipe, one for the ensemble, its diversity, and whether it is best.
-
-    Args:
-        whole, chosen: before and after the selection.
-        held_out, of_chosen: what they answered to the same images.
-    """
+    """A row a member or recipe, one for the ensemble, its diversity, and whether it is best."""
     from finetune.combining.diversity import diversity
 
     judged = chosen.task.held_out_loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
+from finetune.commands.terminal import aligned
 from finetune.commands.verb import verb
 from finetune.errors import UsageError
 
@@ -68,8 +69,4 @@ def _print(found: list[Listed]) -> None:
                 each.licence,
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *numbers, data, licence in rows:
-        cells = [f"{name:<{widths[0]}}"]
-        cells += [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=False)]
-        print("  ".join([*cells, f"{data:<{widths[3]}}", licence]).rstrip())
+    print("\n".join(aligned(rows, left={0, 3, 4})))

@@ -60,6 +60,11 @@ def many_fits(arguments: Sequence[str]) -> MultiFit | None:
     rest, folds = take(rest, "--folds")
     rest, where = _take_engine(rest)
     if seeds is None and folds is None:
+        if len(rest) < len(arguments) and take(rest, "--resume")[1] is None:
+            raise UsageError(
+                "Expected several members beside --engine, found one fit; add --seeds N or "
+                "--folds N."
+            )
         return None
     if seeds is not None and folds is not None:
         raise UsageError("Expected --seeds or --folds, found both; leave one out.")

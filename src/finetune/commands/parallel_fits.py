@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
+from finetune.processes import PARENT
+
 Place = TypeVar("Place")
 Outcome = TypeVar("Outcome")
 
@@ -68,7 +70,7 @@ def fit_in_a_process(name: str, arguments: Sequence[str]) -> str | None:
     said = ""
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "finetune", "fit", *arguments],
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
+        env={**os.environ, "PYTHONSAFEPATH": "1", PARENT: str(os.getpid())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -118,6 +118,18 @@ def _in_our_words(line: str, options: Iterable[str], names: Mapping[str, str]) -
     return f"{name}: {what}" + (f" Given value: {value}" if value else "")
 
 
+def _nearest(name: str, options: Sequence[str]) -> str | None:
+    """The option that was meant: the same word in another section, one spelt alike, or longer."""
+
+    def word(option: str) -> str:
+        return option.rpartition(".")[2].strip("-").replace("-", "_")
+
+    same = [option for option in options if word(option) == word(name)]
+    alike = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    longer = [option for option in options if word(option).endswith(f"_{word(name)}")]
+    return next(iter(same or alike or longer), None)
+
+
 def explain(
     message: str,
     program: str,
@@ -133,17 +145,21 @@ def explain(
         names: how keys are typed, where that is not ``--key``.
     """
     options = list(options)
-    line = _in_our_words(re.sub(r"\s+", " ", message).strip().rstrip("."), options, names)
+    line = re.sub(r"(?<=\S)\.$", "", re.sub(r"\s+", " ", message).strip())  # "." is a folder
+    line = _in_our_words(line, options, names)
     wrong = re.search(
         r"(?:unrecognized arguments:|does not accept (?:option|nested key)) *'?([^ =']+)", line
     )
     if wrong is None:
         return f"{line}. See {program} --help."
     name = "--" + wrong[1].lstrip("-")
-    nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     found = wrong[1] if line.startswith("unrecognized") else name
-    if nearest:
-        hint = f"; did you mean {nearest[0]}?"
+    nearest = _nearest(name, options)
+    if not found.startswith("-"):  # a value without an option, which is mostly the images
+        takes_images = "--data.root" in options and os.path.isdir(found)
+        hint = f"; did you mean --data.root {found}?" if takes_images else "."
+    elif nearest is not None:
+        hint = f"; did you mean {nearest}?"
     elif name.startswith("--data.") and "--model.backbone" not in options:
         hint = ", which is about the images of a fit: this verb takes those that are named."
     elif not found.startswith("-"):

@@ -59,7 +59,7 @@ def answer_in_parts(
     work = {"checkpoint": file_id(file), **deciding, "part_size": part_size}
     names = runtime.agree(lambda: opened_parts(folder, work, overwrite=overwrite))
     record = PartsRecord(folder, work, names)
-    before = record.images
+    before = record.answered
     pending = _pending(record, given, part_size)
     if engine == "ray":
         from finetune.prediction.on_ray import answers_on_ray
@@ -118,6 +118,7 @@ def _keep_off(folder: str, checkpoint: Path, given: list[str]) -> None:
 
 def _tell(folder: str, record: PartsRecord, before: int) -> None:
     images, bad = record.finish()
-    print(f"{images - bad:,} images answered in {folder}, {images - before:,} of them now")
+    answered = images - bad
+    print(f"{answered:,} images answered in {folder}, {answered - before:,} of them now")
     if bad:
         print(f"left out {bad:,}: {folder}_bad-*.parquet says which and why", file=sys.stderr)

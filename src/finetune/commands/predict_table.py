@@ -43,9 +43,10 @@ def answer_in_table(
     if safe or output is not None:
         written = _checked(output, [checkpoint, *named], named, overwrite=overwrite, safe=safe)
 
+    from finetune.combining.ensemble import Ensemble
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction import find_images
-    from finetune.prediction.predictor import fits_of, load_model, rule_of
+    from finetune.prediction.predictor import fits_of, load_model
 
     quiet_libraries()
     files = find_images(named)
@@ -57,7 +58,7 @@ def answer_in_table(
         return
     for path, reason in predictions.skipped:
         print(f"left out {path}: {reason}", file=sys.stderr)
-    rule, unknown = rule_of(model), predictions.unknown
+    rule, unknown = Ensemble.of(model).unknown, predictions.unknown
     if rule is not None and unknown is not None:
         print(drift(rule, int(unknown.sum()), len(unknown)), file=sys.stderr)
     if written is not None:
@@ -67,7 +68,7 @@ def answer_in_table(
 def drift(rule: UnknownRule, unknown: int, images: int) -> str:
     """Whether images look like those that calibrated the rule, in words."""
     p_value = rule.drift_p_value(unknown, images)
-    verdict = "more than chance: they are other images" if p_value < DRIFTED else "as expected"
+    verdict = "more than chance: they are other images" if p_value < DRIFTED else "it may be chance"
     return (
         f"{unknown} of {images} images are unknown, of images like those that calibrated at most "
         f"{rule.alpha:.0%} on average: {verdict} (p = {p_value:.2g})"

@@ -74,6 +74,7 @@ def report(
         images=[root],
     )
 
+    from finetune.reporting.answer import board_answer
     from finetune.reporting.report import write_page
     from finetune.reporting.sources import load_sources, merge_folds
     from finetune.runtime import Runtime
@@ -88,6 +89,7 @@ def report(
     if ranked is not None:
         found = {name: with_embeddings(source, runtime) for name, source in found.items()}
         write_all_suspects(ranked, found)
+    board = _leaderboard(found)
     with page.writing() as beside:
         write_page(
             beside,
@@ -96,17 +98,17 @@ def report(
                 for name, source in found.items()
             },
             title=title or ", ".join(source.title for source in found.values()),
-            leaderboard=_leaderboard(found),
+            leaderboard=board,
             columns={name: source.columns for name, source in found.items()},
         )
     for source in found.values():
-        lead = source.evaluation.leading[0]
-        told = f"{lead.name} {lead.value:.3f}"
-        if lead.interval is not None:
-            told += " [" + ", ".join(f"{end:.3f}" for end in lead.interval) + "]"
-        print(f"{source.title}: {told} on {len(source.evaluation.paths)} images")
+        answer = source.answer
+        told = f"\n{answer}" if len(found) == 1 else f" {answer.sentences[0]}"
+        print(f"{source.title}:{told}")
         if source.evaluation.dominant is not None:
             print(source.evaluation.dominant)
+    if board is not None:
+        print(board_answer(board))
     print(f"report in {page.path}")
     return page.path
 

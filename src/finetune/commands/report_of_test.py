@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
     from finetune.commands.evaluate import Judged
     from finetune.evaluation.judgement import Judgement
+    from finetune.reporting.page import PageSection
 
 
-def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[Judgement, Path]:
-    """All figures of a test, and the page of its report in the run's folder."""
+def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[PageSection, Path]:
+    """All that is told of a test, and the page of its report in the run's folder."""
     from finetune.evaluation.judge import judge as all_figures
     from finetune.evaluation.judge import numbered
-    from finetune.reporting.report import describe_environment, write_report
-    from finetune.reporting.sources import read_details
+    from finetune.reporting.details import how_to_test, read_details
+    from finetune.reporting.report import section_of, write_section
 
     evaluation = all_figures(
         judged.task,
@@ -30,16 +31,20 @@ def write_report_of(judged: Judged, folder: Path, name: str) -> tuple[Judgement,
         judged.class_names,
         judged.paths,
         thresholds=judged.thresholds,
+        half_width=judged.half_width,
         groups=numbered(judged.groups),
     )
+    details = read_details(folder, judged.task)
     details = replace(
-        read_details(folder, judged.task),
+        details,
+        stage="test",
         root=judged.root,
         embeddings=_embeddings(judged),
-        environment=describe_environment(),
     )
-    title = f"Test of {folder.resolve().name}"
-    return evaluation, write_report(folder / name, evaluation, details, title=title)
+    again = how_to_test(judged.checkpoint, details)
+    details = replace(details, commands=[*details.commands, *again])
+    section = section_of(f"Test of {folder.resolve().name}", evaluation, details)
+    return section, write_section(folder / name, section)
 
 
 def _embeddings(judged: Judged) -> NDArray[np.float32] | None:

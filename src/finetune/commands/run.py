@@ -22,6 +22,11 @@ class Run:
 
     Attributes:
         folder: absolute.
+
+    Examples:
+        >>> run = finetune.Run("runs/pets-1")
+        >>> run.best.name, "nll" in run.metrics["val"]
+        ('best.ckpt', True)
     """
 
     folder: Path

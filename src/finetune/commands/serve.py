@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
-from finetune.commands.outputs import OptionalPath, Output, checked_output
+from finetune.commands.outputs import OptionalPath, Output, wanted_output
 from finetune.commands.verb import Typed
 from finetune.errors import UsageError
 from finetune.extras import need
@@ -57,16 +57,14 @@ def serve(
 
     inside = is_loopback(host)
     token = _checked(token, host, inside=inside)
-    written = None
-    if corrections is not None:
-        written = checked_output(
-            corrections,
-            endings=(),
-            overwrite=True,
-            option="--corrections",
-            inputs=[checkpoint],
-            images=[root],
-        )
+    written = wanted_output(
+        corrections,
+        endings=(),
+        overwrite=True,
+        option="--corrections",
+        inputs=[checkpoint],
+        images=[root],
+    )
 
     from finetune.commands.trainer import quiet_libraries
     from finetune.prediction.predictor import load_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
-from finetune.commands.outputs import FIGURES, OptionalPath, checked_output
+from finetune.commands.outputs import FIGURES, OptionalPath, wanted_output
 from finetune.commands.verb import Typed, verb
 from finetune.spec.schema import whole
 
@@ -54,16 +54,14 @@ def similar(
         UsageError: a figure that must not be written.
     """
     folder = None if Path(among).suffix.lower() in (".npz", ".parquet") else among
-    written = None
-    if figure is not None:
-        written = checked_output(
-            figure,
-            endings=FIGURES,
-            overwrite=overwrite,
-            option="--figure",
-            inputs=[checkpoint, image, among],
-            images=[folder],
-        )
+    written = wanted_output(
+        figure,
+        endings=FIGURES,
+        overwrite=overwrite,
+        option="--figure",
+        inputs=[checkpoint, image, among],
+        images=[folder],
+    )
 
     from finetune.prediction.feature_space import Features, features_of
     from finetune.prediction.predictor import fits_of, load_model
@@ -84,9 +82,9 @@ def similar(
         print(f"{neighbour.distance:.4f}  {neighbour.path}")
     if written is not None:
         from finetune.reporting.contact_sheet import contact_sheet
-        from finetune.reporting.style import to_png
+        from finetune.reporting.style import save_png
 
         with written.writing() as beside:
-            beside.write_bytes(to_png(contact_sheet(query.paths[0], found)))
+            save_png(contact_sheet(query.paths[0], found), beside)
         print(f"contact sheet in {written.path}")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,10 @@ from finetune.commands import folder_options as options
 from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import PAGES, TABLES, OptionalPath, wanted_output
 from finetune.commands.verb import Typed, verb
+from finetune.csv_table import csv_text
+from finetune.errors import UsageError
 from finetune.spec.schema import whole
+from finetune.tables.cells import escaped
 from finetune.tables.writing import encodable
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def suggest(
     output: Annotated[OptionalPath, Typed(metavar="FILE.csv")] = None,
     page: Annotated[OptionalPath, Typed(metavar="FILE.html")] = None,
     overwrite: bool = False,
+    safe_csv: bool = False,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     cache_dir: options.CacheDir = None,
     accelerator: options.Accelerator = "auto",
@@ -47,6 +50,7 @@ def suggest(
         output: a table, whose column label can be filled in: it is a manifest then.
         page: a page to label them on, offline, with keys; it saves a manifest.
         overwrite: replace what is there.
+        safe_csv: put names that a spreadsheet would take for formulas behind an apostrophe.
         max_pixels: refuse images with more pixels, at least 1.
         cache_dir: instead of the platform's cache folder.
         accelerator: where the network runs: auto, cpu, gpu, cuda or mps.
@@ -60,6 +64,11 @@ def suggest(
         UsageError: an output that must not be written, or several labels an image.
     """
     named = each_of(images)
+    if safe_csv and output is None:
+        raise UsageError(
+            "Expected --output FILE.csv beside --safe-csv, found none; leave --safe-csv out, or "
+            "name the table."
+        )
     rule = {"overwrite": overwrite, "inputs": [checkpoint, *named], "images": named}
     table = wanted_output(output, endings=TABLES, **rule)
     labelling = wanted_output(page, endings=PAGES, option="--page", **rule)
@@ -83,7 +92,7 @@ def suggest(
     print("\n".join(_lines(found, len(files))))
     if table is not None:
         with table.writing() as beside:
-            write_suggestions(beside, found)
+            write_suggestions(beside, found, safe=safe_csv)
         print(f"table in {table.path}: fill in label, and it is a manifest")
     if labelling is not None:
         from finetune.reporting.label_page import render_label_page
@@ -109,12 +118,16 @@ def _guess(suggestion: Suggestion) -> str:
     return f"{suggestion.classes[0]}? ({suggestion.probability:.2f})"
 
 
-def write_suggestions(beside: Path, found: Suggestions) -> None:
-    """``path,label,guess,probability,score,unknown``; the label is left to be filled in."""
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "label", "guess", "probability", "score", "unknown"))
-        for each in (*found.chosen, *found.unknown):
-            numbers = f"{each.probability:.6f}", f"{each.score:.6f}"
-            path = encodable(os.path.abspath(each.path))
-            writer.writerow((path, "", each.classes[0], *numbers, str(each.unknown).lower()))
+def write_suggestions(beside: Path, found: Suggestions, *, safe: bool = False) -> None:
+    """``path,label,guess,probability,score,unknown``; the label is left to be filled in.
+
+    A path is absolute, so no spreadsheet takes it for a formula; the name of a class may be one.
+    """
+    rows = []
+    for each in (*found.chosen, *found.unknown):
+        numbers = f"{each.probability:.6f}", f"{each.score:.6f}"
+        path = encodable(os.path.abspath(each.path))
+        guess = escaped(each.classes[0]) if safe else each.classes[0]
+        rows.append((path, "", encodable(guess), *numbers, str(each.unknown).lower()))
+    columns = ("path", "label", "guess", "probability", "score", "unknown")
+    beside.write_text(csv_text(columns, rows), encoding="utf-8", newline="")

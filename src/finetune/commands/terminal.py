@@ -13,7 +13,7 @@ import sys
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -35,7 +35,21 @@ def shown(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-class ShownText(io.TextIOBase):
+class _AboveText(io.TextIOBase):
+    """A text stream that writes to another one, and is like it otherwise."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+
+class ShownText(_AboveText):
     """A text stream that escapes what would act, and that outlives its reader.
 
     Args:
@@ -45,11 +59,8 @@ class ShownText(io.TextIOBase):
     """
 
     def __init__(self, stream: TextIO, *, needs_reader: bool) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._needs_reader = needs_reader
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -63,10 +74,6 @@ class ShownText(io.TextIOBase):
     def isatty(self) -> bool:
         """False, so that libraries send no escape sequences, which would be shown."""
         return False
-
-    def writable(self) -> bool:
-        """Always."""
-        return True
 
     def write(self, text: str) -> int:
         """Write the text, escaped."""
@@ -117,19 +124,12 @@ def shown_streams(*, needs_reader: bool) -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-class HushedText(io.TextIOBase):
+class HushedText(_AboveText):
     """A text stream that drops what the thread prints that made it, and passes on all other."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._hushed = threading.get_ident()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def writable(self) -> bool:
-        """Always."""
-        return True
 
     def write(self, text: str) -> int:
         """Write the text, unless it is the hushed thread's."""
@@ -139,6 +139,20 @@ class HushedText(io.TextIOBase):
         """Hand on what is waiting."""
         if not self.closed:
             self._stream.flush()
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> list[str]:
+    """Rows of cells as lines of columns, two blanks between; those of ``left`` begin at one place,
+    the others end at one.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def on_terminal() -> bool:

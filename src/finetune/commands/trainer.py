@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from finetune.commands.apply_recipe import choose_size_from_scratch, name_backbone
-from finetune.commands.config_files import checkpoint_option, option_value
+from finetune.commands.config_files import checkpoint_option
 from finetune.commands.held_out_images import label_columns_of, split_settings
 from finetune.commands.parsing import explain, take_all
 from finetune.commands.resume import keep_settings
@@ -172,9 +172,7 @@ class FinetuneCLI(LightningCLI):
             )
             parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
             parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
-            parser.add_argument(
-                "--engine", type=Engine | None, help="Fit members here, or as tasks of Ray."
-            )
+            parser.add_argument("--engine", type=Engine | None, help="Fit members by local or ray.")
             parser.add_argument("--address", type=str | None, help="Of a Ray cluster that runs.")
             # Members of an ensemble differ in seed_everything and share the split of data.seed.
             parser.link_arguments("seed_everything", "data.training_seed", compute_fn=_seed_number)
@@ -188,7 +186,7 @@ class FinetuneCLI(LightningCLI):
         if path is not None:
             self.checkpoint = read_checkpoint(path)
             self.record = fitted_record(path, self.checkpoint.details)
-            manifest = option_value(args, "--data.manifest")
+            manifest = next(reversed(take_all(args, "--data.manifest")[1]), None)
             try:
                 parser.set_defaults(self._defaults(self.checkpoint, manifest))
             except KeyError as error:  # a setting that this version does not know
@@ -238,10 +236,8 @@ class FinetuneCLI(LightningCLI):
         check_strategy(trainer.strategy, trainer.num_nodes)
         found = Runtime.joined if self._joins else Runtime.chosen
         self.runtime = found(trainer.accelerator, trainer.devices)
-        for name in (
-            *("seeds", "folds", "engine", "address"),
-            *("resume", "update", "track_to", "imports"),
-        ):
+        spoken = "seeds folds engine address resume update track_to imports"
+        for name in spoken.split():
             if self.config.get(name) is not None:
                 raise UsageError(
                     f"Expected --{name.replace('_', '-')} on the command line, "

@@ -142,10 +142,6 @@ def check_together(build: Callable[[], Any]) -> None:
 def check_callbacks(callbacks: Sequence[Any], figures: Sequence[str]) -> None:
     """Refuse a callback that waits for a figure that nothing logs.
 
-    Args:
-        callbacks: the user's.
-        figures: that there are.
-
     Raises:
         UsageError: the nearest figure is named.
     """

@@ -95,6 +95,22 @@ def check_what_weights_know(cli: FinetuneCLI) -> None:
         )
 
 
+def lines_about_val(cli: FinetuneCLI) -> list[str]:
+    """What picks the result where so few images are new that none of them is held out."""
+    if cli.updates is None or cli.record is None:
+        return []
+    train, val = (
+        sum(not cli.record.knows_id(image.id) for image in cli.datamodule.images(side))
+        for side in ("train", "val")
+    )
+    if not train or val:
+        return []
+    return [
+        f"no new image is val ({train} train): what is kept, and the val figures, go by the old "
+        "val images alone, which say nothing about new ones"
+    ]
+
+
 def compare_with_old(cli: FinetuneCLI, run: Path, folder: Path) -> None:
     """Say whether anything got worse, by the test images of the old run.
 

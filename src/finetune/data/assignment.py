@@ -16,7 +16,7 @@ from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
 from finetune.data.splits import check_fractions, fold_labels, held_out_by, split_labels
 from finetune.data.walk import normal_name
 from finetune.errors import ImageFolderError, UsageError
-from finetune.spec.labels import order as label_order
+from finetune.spec.images import by_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,7 @@ def assign_splits(
         images = _deal(folder.root, images, groups, settings, to_fill, movable=("train",))
     if has_folds:
         images = _assign_folds(folder.root, images, groups, settings)
-    order = {"train": 0, "val": 1, "test": 2, None: 3}
-    images.sort(key=lambda image: (order[image.split], label_order(image.label)))
-    return replace(folder, images=tuple(images))
+    return replace(folder, images=tuple(sorted(images, key=by_side)))
 
 
 def check_classes_in_train(folder: ImageFolder) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,8 @@ from PIL import __version__ as pillow_version
 from torch import Tensor
 
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash
-from finetune.data.decoding import ImageReader, decode_bytes
-from finetune.data.image_bytes import image_bytes
+from finetune.data.decoding import ImageReader, file_content, unreadable
 from finetune.data.image_shards import ShardIndex, ShardWriter
-from finetune.errors import ImageError
 from finetune.spec.images import content_id
 
 CacheMode = Literal["off", "memory", "disk", "auto"]
@@ -70,17 +67,14 @@ class CachedReader:
             pixels = self._index.read(identity)
         if pixels is not None:
             return pixels
-        try:
-            content = image_bytes(path)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        content = file_content(path)
         content_key = bytes.fromhex(content_id(content))
         with self._lock:
             pixels = self._index.read_content(content_key)
             if pixels is not None:
                 self._write(identity, content_key, None)
                 return pixels
-        pixels = decode_bytes(content, name=str(path), **asdict(self.reader))
+        pixels = self.reader.decode(content, name=str(path))
         with self._lock:
             self._write(identity, content_key, pixels)
         return pixels
@@ -199,8 +193,4 @@ def _stamp(path: Path) -> tuple[int, ...]:
     try:
         return file_stamp(path)
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> ImageError:
-    return ImageError(f"Expected an image at {path}: {error.strerror}.")
+        raise unreadable(path, error) from error

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finetune.data.assignment import SplitSettings
 from finetune.data.cache import CacheMode
-from finetune.data.dataloaders import silence_worker_advice
-from finetune.data.dataset import (
-    Reader,
-    balancing_weights,
-    shuffled_order,
-)
+from finetune.data.dataset import Reader, balancing_weights, shuffled_order
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.device_choice import DeviceChoice, OnDevice
 from finetune.data.findings import write_findings
 from finetune.data.folder import Split
-from finetune.data.found_images import FoundImages, OnBadImage
+from finetune.data.found_images import FoundImages
 from finetune.data.image_loaders import ImageLoaders, Loader
 from finetune.data.labelled_folder import LabelledFolder, check_choice
 from finetune.data.manifest import write_manifest
@@ -32,13 +29,10 @@ from finetune.data.preview import write_batch_image
 from finetune.data.readers import Readers
 from finetune.data.shard_files import folder_of, shards_at
 from finetune.data.sides import Sides, one_class_only
-from finetune.data.transforms import (
-    Augmentation,
-)
-from finetune.data.workers import choose_num_workers as choose_num_workers
+from finetune.data.transforms import Augmentation
 from finetune.errors import UsageError
 from finetune.runtime import Runtime
-from finetune.spec.choices import TaskOfData
+from finetune.spec.choices import OnBadImage, TaskOfData
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.settings import DATA, check_settings
 
@@ -97,6 +91,13 @@ class ImageFolderDataModule(LabelledFolder):
             manifest has it, and class folders are one class each.
         label_columns: columns of the manifest, one a label, with 1, 0 or nothing (not known); or
             the one of numbers.
+
+    Examples:
+        >>> data = finetune.ImageFolderDataModule("pets", batch_size=8, num_workers=0)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.dtype, images.shape, data.class_names
+        (torch.uint8, torch.Size([8, 3, 224, 224]), ('cat', 'dog'))
     """
 
     def __init__(
@@ -227,7 +228,10 @@ class ImageFolderDataModule(LabelledFolder):
             ImageFolderError: nothing to train on, one class only, no test images, ...
             ImageError: some files cannot be read, and ``on_bad_image`` is ``error``.
         """
-        silence_worker_advice()
+        # Not at import, for the filter is the whole process's: workers are chosen from data's size.
+        warnings.filterwarnings(
+            "ignore", message=".*does not have many workers.*", category=PossibleUserWarning
+        )
         if stage == "fit":
             self._require("train")
             if self.num_classes < 2 and not self._found_images.found.has_numbers:

@@ -1,15 +1,15 @@
-"""The one Dataset: labelled images, or plain files, through a reader and a transform."""
+"""The one Dataset: labelled images through a reader and a transform."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, Sampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from finetune.data.decoding import ImageReader
 from finetune.data.folder import LabelledImage
@@ -19,7 +19,7 @@ from finetune.spec.labels import Label, indexes, several
 from finetune.tasks.known import target_of
 
 Reader = Callable[[Path], Tensor]
-NO_LABEL = -1
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ Item = tuple[Tensor, int | Tensor] | tuple[Tensor, int | Tensor, Tensor]
 
 
 class ImageDataset(Dataset[Item]):
-    """``(transform(reader(path)), label)``; plain paths have the label -1.
+    """``(transform(reader(path)), label)``.
 
     With ``soft_labels`` ``(N, C)`` a third entry is the image's row of them.
 
@@ -45,7 +45,7 @@ class ImageDataset(Dataset[Item]):
 
     def __init__(
         self,
-        images: Sequence[LabelledImage | Path],
+        images: Sequence[LabelledImage],
         transform: Callable[[Tensor], Tensor],
         reader: Reader | None = None,
         soft_labels: Tensor | None = None,
@@ -61,7 +61,7 @@ class ImageDataset(Dataset[Item]):
     @property
     def paths(self) -> list[Path]:
         """The file of each image."""
-        return [i.path if isinstance(i, LabelledImage) else i for i in self.images]
+        return [image.path for image in self.images]
 
     def __getitem__(self, index: int | Draw) -> Item:
         """The image as the transform leaves it, and its label or labels."""
@@ -77,8 +77,6 @@ class ImageDataset(Dataset[Item]):
 
     def _item(self, index: int) -> Item:
         image = self.images[index]
-        if not isinstance(image, LabelledImage):
-            return self.transform(self.reader(image)), NO_LABEL
         view = self.transform(self.reader(image.path))
         if self.soft_labels is None:
             return view, target_of(image.label)
@@ -114,43 +112,43 @@ def balancing_weights(labels: Sequence[Label]) -> Tensor:
     return 1 / classes.bincount().double()[classes]
 
 
-class InOrder(Sampler[Draw]):
-    """Each image once, in its place; nothing is random about its view."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(index, 0) for index in range(self.length))
-
-
-class ShuffledDraws(DistributedSampler[Draw]):
-    """A new order and new random views every epoch, both from ``(seed, epoch)`` alone.
+class EpochSampler(DistributedSampler[Drawn]):
+    """A new order every epoch, from ``(seed, epoch)`` alone.
 
     Lightning calls :meth:`set_epoch`, so a resumed fit is as the uninterrupted one would;
     elsewhere each pass counts as the next epoch. Dealt out to the processes where there are
     several, so that their batches are together those of one; Lightning would shuffle them again.
     """
 
-    def __init__(self, length: int, seed: int, weights: Tensor | None = None) -> None:
+    def __init__(self, length: int, seed: int) -> None:
         runtime = Runtime()
         images: Any = range(length)
         super().__init__(images, runtime.world_size, runtime.rank, shuffle=False, seed=seed)
         self.length = length
-        self.weights = weights
-        self.epoch = 0
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[Drawn]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
-        order = shuffled_order(self.length, generator, self.weights)
-        seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-        draws = [Draw(index, seed) for index, seed in zip(order, seeds, strict=True)]
-        return iter(Runtime().deal(draws))
+        return iter(Runtime().deal(self.drawn(generator)))
+
+    def drawn(self, generator: torch.Generator) -> list[Drawn]:
+        """The epoch of all processes."""
+        raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch, counted from 0."""
         self.epoch = epoch
+
+
+class ShuffledDraws(EpochSampler[Draw]):
+    """The images of an epoch, each with a new random view."""
+
+    def __init__(self, length: int, seed: int, weights: Tensor | None = None) -> None:
+        super().__init__(length, seed)
+        self.weights = weights
+
+    def drawn(self, generator: torch.Generator) -> list[Draw]:
+        """Of all processes."""
+        order = shuffled_order(self.length, generator, self.weights)
+        seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
+        return [Draw(index, seed) for index, seed in zip(order, seeds, strict=True)]

@@ -59,7 +59,19 @@ _pillow_settings = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class ImageReader:
-    """``decode_image`` with its settings: small, picklable, comparable."""
+    """Decodes a file into ``uint8 (in_chans, H, W)``, upright, RGB or (``in_chans=1``) grey.
+
+    The content decides the format, not the file's ending. Values lie in memory as ``(H, W, C)``,
+    which resizes fastest.
+
+    Attributes:
+        in_chans: 3 or 1.
+        short_side: largest short side wanted, in pixels; a larger image is shrunk to exactly
+            it, with antialiasing, keeping its aspect ratio. None keeps the image's size.
+        max_pixels: most pixels that a file may have.
+        long_side: how the other side is rounded where an image is shrunk.
+        max_decoding_mb: most memory that decoding may take, in MiB.
+    """
 
     in_chans: int = 3
     short_side: int | None = None
@@ -82,83 +94,59 @@ class ImageReader:
         return cls(in_chans, most.resize_size, max_pixels, most.long_side, max_decoding_mb)
 
     def __call__(self, path: str | os.PathLike[str]) -> Tensor:
-        """The image as ``uint8 (in_chans, H, W)``."""
-        try:
-            content = image_bytes(path)
-        except OSError as error:
-            raise ImageError(f"Expected an image at {path}: {error.strerror}.") from error
-        return self.decode(content, name=str(path))
+        """The image of a file.
+
+        Raises:
+            ImageError: it cannot be read, is truncated, is no image, or is too large.
+        """
+        return self.decode(file_content(path), name=str(path))
 
     def decode(self, content: bytes, *, name: str) -> Tensor:
         """The same of a file that is in memory already; ``name`` is for the error message."""
-        return decode_bytes(
-            content,
-            name=name,
-            in_chans=self.in_chans,
-            short_side=self.short_side,
-            max_pixels=self.max_pixels,
-            long_side=self.long_side,
-            max_decoding_mb=self.max_decoding_mb,
-        )
+        if self.in_chans not in (1, 3):
+            raise UsageError(
+                f"Expected in_chans to be 1 (grey) or 3 (colour), found {self.in_chans}."
+            )
+        with open_image(content, name=name, max_pixels=self.max_pixels) as image:
+            reduction = _reduction(image, self.short_side)
+            needed, room = decoding_bytes(image, reduction=reduction), self.max_decoding_mb * 2**20
+            if needed > room:
+                raise ImageError(
+                    f"Expected an image that takes at most {self.max_decoding_mb:,} MiB to decode, "
+                    f"found one of {image.width} x {image.height} pixels ({image.format}, "
+                    f"{image.mode}) that takes {needed / 2**20:,.0f} MiB at {name}; shrink it, or "
+                    "raise max_decoding_mb."
+                )
+            try:
+                with memory_taken(needed, room):
+                    pixels = _decode(image, "L" if self.in_chans == 1 else "RGB", reduction)
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow's plugins raise whatever broken bytes lead them to
+                raise ImageError(
+                    f"Expected a complete {image.format} image, found a damaged one at {name} "
+                    f"({error}); replace or remove it."
+                ) from error
+        if self.short_side is None:
+            return pixels
+        return shrink(pixels, self.short_side, self.long_side)
 
 
-def decode_image(
-    path: str | os.PathLike[str],
-    *,
-    in_chans: int = 3,
-    short_side: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Tensor:
-    """Decode one file into ``uint8 (in_chans, H, W)``, upright, RGB or (``in_chans=1``) grey.
-
-    The values lie in memory as ``(H, W, C)``, which resizes fastest.
-
-    Args:
-        path: the file; its content decides the format, not its ending.
-        in_chans: 3 or 1.
-        short_side: largest short side wanted, in pixels; a larger image is shrunk to exactly
-            it, with antialiasing, keeping its aspect ratio. None keeps the image's size.
-        max_pixels: most pixels that a file may have.
+def file_content(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image of this machine, also of one in a shard or a table.
 
     Raises:
-        ImageError: the file cannot be read, is truncated, is no image, or is too large.
+        ImageError: it cannot be read.
     """
-    return ImageReader(in_chans, short_side, max_pixels)(path)
+    try:
+        return image_bytes(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
-def decode_bytes(
-    content: bytes,
-    *,
-    name: str,
-    in_chans: int = 3,
-    short_side: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    long_side: LongSide = "truncated",
-    max_decoding_mb: int = MAX_DECODING_MB,
-) -> Tensor:
-    """:func:`decode_image` for a file already in memory; ``name`` is for the error message."""
-    if in_chans not in (1, 3):
-        raise UsageError(f"Expected in_chans to be 1 (grey) or 3 (colour), found {in_chans}.")
-    with open_image(content, name=name, max_pixels=max_pixels) as image:
-        reduction = _reduction(image, short_side)
-        needed = decoding_bytes(image, reduction=reduction)
-        if needed > max_decoding_mb * 2**20:
-            raise ImageError(
-                f"Expected an image that takes at most {max_decoding_mb:,} MiB to decode, found "
-                f"one of {image.width} x {image.height} pixels ({image.format}, {image.mode}) that "
-                f"takes {needed / 2**20:,.0f} MiB at {name}; shrink it, or raise max_decoding_mb."
-            )
-        try:
-            with memory_taken(needed, max_decoding_mb * 2**20):
-                pixels = _decode(image, "L" if in_chans == 1 else "RGB", reduction)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's plugins raise whatever broken bytes lead them to
-            raise ImageError(
-                f"Expected a complete {image.format} image, found a damaged one at {name} "
-                f"({error}); replace or remove it."
-            ) from error
-    return pixels if short_side is None else shrink(pixels, short_side, long_side)
+def unreadable(path: object, error: OSError) -> ImageError:
+    """What to say of a file that the system does not give."""
+    return ImageError(f"Expected an image at {path}: {error.strerror or 'it is gone'}.")
 
 
 def shrink(pixels: Tensor, short_side: int, long_side: LongSide = "truncated") -> Tensor:

@@ -65,11 +65,11 @@ class DeviceChoice:
         device = self.device or torch.device("cpu")
         key = (device, tuple(image.path for image in images), id(reader))
         if key not in self._uploaded:
-            paths = [image.path for image in images]
+            dataset = ImageDataset(images, _as_it_is, reader)
             loader = DataLoader(
-                ImageDataset(images, _as_it_is, reader),
+                dataset,
                 batch_size=None,
-                num_workers=choose_num_workers(paths) if num_workers is None else num_workers,
+                num_workers=choose_num_workers(dataset.paths, num_workers),
                 generator=torch.Generator(),
             )
             self._uploaded[key] = DeviceImages.uploaded(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.decoding import decode_image
+from finetune.data.decoding import ImageReader
 from finetune.data.inspection import Inspection
 from finetune.errors import ImageError
 
@@ -114,7 +114,7 @@ def small_copy(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        pixels = decode_image(path, in_chans=1, short_side=2 * SMALL)[0].numpy()
+        pixels = ImageReader(1, 2 * SMALL)(path)[0].numpy()
     except ImageError:  # changed since it was inspected
         return np.zeros((SMALL, SMALL))
     return np.asarray(Image.fromarray(pixels).resize((SMALL, SMALL)), dtype=float)

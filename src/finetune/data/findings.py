@@ -6,14 +6,13 @@ splits, a class missing from train), a *warning* deserves a look, a *note* is on
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from io import StringIO
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from finetune.csv_table import csv_text
 from finetune.files import write_text
 
 Severity = Literal["error", "warning", "note"]
@@ -35,9 +34,5 @@ class Finding:
 
 def write_findings(path: str | os.PathLike[str], findings: Iterable[Finding]) -> None:
     """Write findings as a CSV (``bad_images.csv`` of a run folder)."""
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "kind", "severity", "problem", "remedy"))
-    for each in findings:
-        writer.writerow((each.path, each.kind, each.severity, each.problem, each.remedy))
-    write_text(Path(path), text.getvalue())
+    columns = [field.name for field in fields(Finding)]
+    write_text(Path(path), csv_text(columns, (astuple(each) for each in findings)))

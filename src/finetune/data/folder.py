@@ -21,6 +21,7 @@ from finetune.data.walk import (
     UnusedFile,
     Walk,
     holds_images_alone,
+    lines_about_expected,
     normal_name,
     unlisted_message,
 )
@@ -28,7 +29,8 @@ from finetune.errors import ImageFolderError
 from finetune.spec.images import SPLITS as SPLITS
 from finetune.spec.images import LabelledImage as LabelledImage
 from finetune.spec.images import Split as Split
-from finetune.spec.labels import indexes, moved, order, several
+from finetune.spec.images import by_side
+from finetune.spec.labels import indexes, moved, several
 
 SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
@@ -102,7 +104,7 @@ class ImageFolder:
         if extra:
             raise ImageFolderError(
                 f"Expected only the classes {_listed(class_names)} in {self.root}, found also "
-                f"{_listed(extra)}; rename or move away these folders, or train with them."
+                f"{_listed(extra)}; correct these labels or folders, or train with them."
             )
         labels = [index[name] for name in self.class_names]
         names = len(class_names)
@@ -135,7 +137,8 @@ def scan_folder(root: str | os.PathLike[str]) -> ImageFolder:
     if split_folders:
         for folder in folders:
             if folder not in split_folders.values():
-                walk.leave_out(folder, "beside the split folders, so in no split")
+                reason = "beside the split folders, so in no split"
+                walk.leave_out(folder, reason, expected=True)
         found_images = [
             (split, name, path)
             for split, folder in split_folders.items()
@@ -155,16 +158,12 @@ def _assemble(root: Path, walk: Walk, found: list[_Found]) -> ImageFolder:
     return ImageFolder(
         root=root,
         class_names=tuple(class_names),
-        images=tuple(sorted(images, key=_order)),
+        # Within a class the walk's order (sorted by name) stays, for Python's sort is stable.
+        images=tuple(sorted(images, key=by_side)),
         unused=tuple(walk.unused),
         unlisted=tuple(walk.unlisted),
         empty_classes=tuple(sorted(walk.empty - label_of.keys())),
     )
-
-
-def _order(image: LabelledImage) -> tuple[int, tuple[float, ...]]:
-    # Within a class the walk's order (sorted by name) stays, for Python's sort is stable.
-    return (SPLITS.index(image.split) if image.split else 0, order(image.label))
 
 
 def _no_images_message(root: Path, walk: Walk) -> str:
@@ -172,6 +171,7 @@ def _no_images_message(root: Path, walk: Walk) -> str:
         return unlisted_message(walk)
     flat = sum(unused.reason.startswith("outside any class") for unused in walk.unused)
     seen = f"{flat} files outside any class folder" if flat else "none"
+    seen = ", ".join([seen, *lines_about_expected(walk.unused)])
     return (
         f"Expected images in {root}/<class>/ or {root}/train/<class>/, found {seen}; "
         f"put each class's images ({', '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}) "

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
@@ -19,15 +18,13 @@ from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_folders import as_label_sets, with_labels_of_copies, without_copies
 from finetune.data.labelled_shards import read_shards
-from finetune.data.manifest import read_manifest, with_more
+from finetune.data.manifest import manifest_columns, read_manifest, with_more
 from finetune.data.number_cells import NUMBERS, refuse_folders
 from finetune.data.shard_files import folder_of, shards_at
-from finetune.errors import ImageFolderError
+from finetune.errors import ImageFolderError, UsageError
 from finetune.runtime import Runtime
-from finetune.spec.choices import TaskOfData
+from finetune.spec.choices import OnBadImage, TaskOfData
 from finetune.spec.splits import SplitRecord
-
-OnBadImage = Literal["error", "skip"]
 
 
 def read_images(
@@ -118,7 +115,23 @@ class FoundImages:
                 self.more, folder_of(self.root), allow_outside=self.allow_outside, task=task
             )
             found = with_more(found, further)
-        return groups_by_pattern(found, self.group_by) if self.group_by else found
+        return groups_by_pattern(found, self._pattern) if self._pattern else found
+
+    @property
+    def _pattern(self) -> str | None:
+        """What groups by the path.
+
+        Raises:
+            UsageError: it is the name of a column, which a split keeps together for good.
+        """
+        if self.group_by and self.manifest and self.group_by in manifest_columns(self.manifest):
+            raise UsageError(
+                f"Expected a regular expression on paths to group by, found {self.group_by!r}, a "
+                f"column of {self.manifest}; call the column group, or keep its values together "
+                f"with finetune split {self.root} --manifest {self.manifest} --group-by "
+                f"{self.group_by} --output split.csv."
+            )
+        return self.group_by
 
     @property
     def paths(self) -> list[Path]:

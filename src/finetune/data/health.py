@@ -45,7 +45,7 @@ def check_folder(
         *duplicate_findings(folder, inspections, near=duplicates == "near"),
         *class_findings(folder, [image for image, _ in readable]),
         *look_findings([inspection for _, inspection in readable]),
-        *(_unused_note(unused.path, unused.reason) for unused in folder.unused),
+        *map(_unused, folder.unused),
     ]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.severity])
@@ -127,8 +127,9 @@ def class_findings(folder: ImageFolder, readable: Sequence[LabelledImage]) -> li
     ]
 
 
-def _unused_note(path: Path, reason: str) -> Finding:
-    return Finding(path, "unused", "note", f"not used: {reason}")
+def _unused(each: UnusedFile) -> Finding:
+    severity: Severity = "warning" if each.expected else "note"
+    return Finding(each.path, "unused", severity, f"not used: {each.reason}")
 
 
 def _duplicate_finding(folder: ImageFolder, group: Sequence[int], relation: str) -> Finding:
@@ -189,6 +190,11 @@ def _vocabulary_findings(folder: ImageFolder) -> Iterator[Finding]:
         problem = f"only one class, {folder.class_names[0]!r}"
         remedy = "put each class's images into a folder of its own"
         yield Finding(root, "one_class", "error", problem, remedy)
+    for name in folder.class_names:
+        if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name):
+            problem = f"the name of class {name!r} is no UTF-8"
+            remedy = "rename the folder, or save the manifest as CSV with UTF-8"
+            yield Finding(root, "undecodable_name", "warning", problem, remedy)
     spellings: dict[str, list[str]] = {}
     for name in folder.class_names:
         spellings.setdefault(" ".join(name.casefold().split()), []).append(name)

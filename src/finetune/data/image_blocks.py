@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from finetune import storage
 from finetune.data.image_tables import TABLES, row_blocks
 from finetune.data.tar_shards import SHARDS, TarBlock
-from finetune.data.walk import Walk, unlisted_message, why_hidden
+from finetune.data.walk import Walk, lines_about_expected, unlisted_message, why_hidden
 from finetune.errors import DataError, ImageError, ImageFolderError, UsageError
 from finetune.spec.protocols import ImageBlock, StreamedImage
 
@@ -174,6 +175,8 @@ def _local_images(folder: str) -> Iterator[ListedFile]:
         yield ListedFile(path, os.stat(path).st_size)
     if walk.unlisted:
         raise ImageFolderError(unlisted_message(walk))
+    for line in lines_about_expected(walk.unused):
+        warnings.warn(f"{folder}: {line}", stacklevel=2)
 
 
 def _remote_images(folder: str) -> Iterator[ListedFile]:

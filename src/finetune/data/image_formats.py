@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from PIL import Image, _imaging
 
 # What Pillow reads without starting any other program; HEIF where pillow-heif is installed.
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # brands; ISO/IEC 23008-12
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 
 
@@ -46,6 +47,16 @@ def guessed_kind(content: bytes) -> str:
         return "XML or SVG"
     if start.startswith((b"%!ps", b"%pdf", b"\xc5\xd0\xd3\xc6")):
         return "PostScript or PDF, which is a program and is not run"
+    if start[4:8] == b"ftyp" and (start[8:12] in _HEIF or start[8:12] == b"avif"):
+        return _unread(start[8:12])
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer (run `git lfs pull`)"
     return "no known image format"
+
+
+def _unread(brand: bytes) -> str:
+    """An image of a phone, which is damaged where the package that reads it is there."""
+    form, package = ("AVIF", "Pillow with AVIF") if brand == b"avif" else ("HEIF", "pillow-heif")
+    if form in readable_formats():
+        return f"a damaged {form} image"
+    return f"a {form} image, for which the package {package} is needed"

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finetune.data.dataloaders import make_loader
-from finetune.data.dataset import ImageDataset, InOrder, ShuffledDraws
+from finetune.data.dataset import Draw, ImageDataset, ShuffledDraws
 from finetune.data.device_choice import DeviceChoice
 from finetune.data.folder import LabelledImage
 from finetune.data.on_device import DeviceBatches
@@ -24,6 +24,8 @@ from finetune.data.transforms import (
     training_transform,
 )
 from finetune.data.views import SeveralViews
+from finetune.data.workers import choose_num_workers
+from finetune.runtime import can_pin_memory
 from finetune.spec.preprocessing import Preprocessing
 
 Images = Sequence[LabelledImage]
@@ -75,7 +77,7 @@ class ImageLoaders:
         """Without augmentation, in order, from images that live on the device."""
         return DeviceBatches(
             self.device_choice.uploaded(images, self._reader, None, self.num_workers),
-            InOrder(len(images)),
+            [Draw(index, 0) for index in range(len(images))],
             self.preprocessing,
             "none",
             batch_size=self.batch_size,
@@ -107,10 +109,14 @@ class ImageLoaders:
         return self.readers.of([self.preprocessing])
 
     def _loader(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
-        return make_loader(
+        """A loader whose use leaves the global random state as it was."""
+        workers = choose_num_workers(dataset.paths, self.num_workers)
+        return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            seed=self.seed,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=can_pin_memory(),
+            generator=torch.Generator().manual_seed(self.seed),
             **options,
         )

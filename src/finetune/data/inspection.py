@@ -30,7 +30,7 @@ from finetune.long_steps import told
 from finetune.spec.images import content_id, place_of
 
 LOOK_SIDE = 128  # short side, in pixels, at which an image's looks are measured
-VERSION = 3  # of what is remembered; another number forgets everything
+VERSION = 4  # of what is remembered; another number forgets everything
 ENDING = ".inspections"
 LIMIT_BYTES = 256 * 2**20  # of all data sets' memories together
 
@@ -44,12 +44,13 @@ class Inspection:
 
     Attributes:
         path: the file.
-        size, mtime_ns: of the file, in bytes and nanoseconds; they tell whether it has changed.
+        size: of the file in bytes.
         problem: why it cannot be read, or None.
         content_hash: of its bytes; empty if it cannot be opened.
         format, mode: as Pillow names them, such as JPEG and RGB.
         width, height: in pixels, as stored.
         orientation: EXIF's number, 1 for upright.
+        pages: whether a TIFF has more pages than the first, which alone is read.
         colours: how many colours (of 32 768) it takes to cover 95 % of its area.
         flatness: share of pixels equal to their right and lower neighbours, in [0, 1].
         brightest: the largest value of any channel, 0 to 255.
@@ -61,7 +62,6 @@ class Inspection:
 
     path: Path
     size: int = 0
-    mtime_ns: int = 0
     problem: str | None = None
     content_hash: str = ""
     format: str = ""
@@ -69,6 +69,7 @@ class Inspection:
     width: int = 0
     height: int = 0
     orientation: int = 1
+    pages: bool = False
     colours: int = 0
     flatness: float = 0.0
     brightest: int = 0
@@ -88,11 +89,10 @@ def inspect_file(
 ) -> Inspection:
     """Read and decode one file; never raises for what is wrong with the file."""
     try:
-        status = place_of(path)[0].stat()
         content = image_bytes(path)
     except OSError as error:
         return Inspection(path, problem=f"cannot be opened: {error.strerror}")
-    known = Inspection(path, len(content), status.st_mtime_ns, content_hash=content_id(content))
+    known = Inspection(path, len(content), content_hash=content_id(content))
     try:
         with open_image(content, name=str(path), max_pixels=max_pixels) as image:
             known = replace(
@@ -103,6 +103,7 @@ def inspect_file(
                 height=image.height,
                 orientation=orientation_of(image),
             )
+            known = replace(known, pages=_has_pages(image))
         reader = ImageReader(3, LOOK_SIDE, max_pixels, max_decoding_mb=max_decoding_mb)
         pixels = reader.decode(content, name=str(path))
     except ImageError as error:
@@ -182,6 +183,17 @@ def _looks(pixels: Tensor) -> tuple[int, float]:
     inner = values[:, :-1, :-1]
     equal = (inner == values[:, :-1, 1:]) & (inner == values[:, 1:, :-1])
     return colours, round(float(equal.all(axis=0).mean()), 4)
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Of TIFF alone: what is second in a GIF moves, and in a telephone's JPEG it is a preview."""
+    if image.format != "TIFF":
+        return False
+    try:
+        image.seek(1)
+    except Exception:  # EOFError: there is none; or whatever broken bytes lead to
+        return False
+    return True
 
 
 def _perceptual_hash(pixels: Tensor) -> str:

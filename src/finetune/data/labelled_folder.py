@@ -14,7 +14,7 @@ from finetune.data.folder import SPLITS, ImageFolder, LabelledImage, Split
 from finetune.data.found_images import FoundImages
 from finetune.data.groups import groups_with_duplicates
 from finetune.data.label_cells import check_labels_had
-from finetune.data.sides import Sides, none_on_side
+from finetune.data.sides import Sides, none_on_side, one_class_only
 from finetune.errors import UsageError
 from finetune.spec.images import label_counts
 from finetune.spec.splits import SplitRecord
@@ -77,9 +77,12 @@ class LabelledFolder(LightningDataModule):
         own = self._given_class_names or self._of_classifier("class_names")
         if own:
             return tuple(own)
-        check_classes_in_train(self._found_images.found)
-        check_labels_had(self._found_images.found)
-        return self._found_images.found.class_names
+        found = self._found_images.found
+        check_classes_in_train(found)
+        check_labels_had(found)
+        if len(found.class_names) < 2 and not found.has_numbers:
+            raise one_class_only(self.root, found.class_names[0])
+        return found.class_names
 
     @property
     def task_name(self) -> str:

@@ -7,15 +7,13 @@ number is predicted. ``split.csv`` in a run folder is one.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune.csv_table import CsvTable, read_csv_table
+from finetune.csv_table import CsvTable, csv_text, read_csv_table
 from finetune.data.assignment import image_keys, relative_names
 from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
 from finetune.data.image_bytes import is_there
@@ -25,7 +23,8 @@ from finetune.data.walk import UnusedFile, images_below, normal_name
 from finetune.errors import ManifestError
 from finetune.files import write_text
 from finetune.spec.choices import TaskOfData
-from finetune.spec.labels import cell, indexes, moved, order
+from finetune.spec.images import by_side
+from finetune.spec.labels import cell, indexes, moved
 
 COLUMNS = ("path", "label", "split", "fold", "group", "hash")
 
@@ -123,7 +122,7 @@ def as_folder(
         LabelledImage(row.path, label, row.group, row.split, row.fold, row.hash)
         for row, label in zip(rows, labels, strict=True)
     ]
-    images.sort(key=_place)
+    images.sort(key=by_side)
     return ImageFolder(
         root=root,
         class_names=class_names,
@@ -141,16 +140,12 @@ def write_manifest(path: str | os.PathLike[str], folder: ImageFolder) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = relative_names(folder.root, folder.images)
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     column = folder.class_names[0] if folder.has_numbers else LABEL
-    writer.writerow(column if name == LABEL else name for name in COLUMNS)
-    for name, image in zip(names, folder.images, strict=True):
-        label = cell(image.label, folder.class_names)
-        fold = "" if image.fold is None else image.fold
-        extra = (image.split or "", fold, image.group or "", image.id)
-        writer.writerow((name, label, *extra))
-    write_text(path, text.getvalue())
+    rows = [
+        (name, cell(i.label, folder.class_names), i.split, i.fold, i.group, i.id)
+        for name, i in zip(names, folder.images, strict=True)
+    ]
+    write_text(path, csv_text([column if name == LABEL else name for name in COLUMNS], rows))
 
 
 def with_previous(folder: ImageFolder, previous: ImageFolder) -> ImageFolder:
@@ -175,19 +170,17 @@ def with_more(folder: ImageFolder, more: ImageFolder) -> ImageFolder:
     positions = [names.index(name) if name in had else -1 for name in folder.class_names]
     images = [replace(i, label=moved(i.label, positions, len(names))) for i in kept]
     images += more.with_class_names(names).images
-    return replace(folder, class_names=names, images=tuple(sorted(images, key=_place)))
-
-
-def _place(image: LabelledImage) -> tuple[int, tuple[float, ...]]:
-    sides: dict[Split | None, int] = {"train": 0, "val": 1, "test": 2, None: 3}
-    return sides[image.split], order(image.label)
+    return replace(folder, class_names=names, images=tuple(sorted(images, key=by_side)))
 
 
 def unlisted_images(folder: ImageFolder) -> list[UnusedFile]:
     """Files below a manifest's root that look like images and that it does not list."""
     listed = {os.path.abspath(image.path) for image in folder.images}
-    found = images_below(os.path.abspath(folder.root))
-    return [UnusedFile(path, "not in the manifest") for path in found if str(path) not in listed]
+    return [
+        UnusedFile(path, "not in the manifest")
+        for path in images_below(folder.root)
+        if os.path.abspath(path) not in listed
+    ]
 
 
 def manifest_columns(path: str | os.PathLike[str]) -> list[str]:
@@ -214,7 +207,10 @@ def _read_lines(path: Path, root: Path, labels_in: Sequence[str]) -> Iterator[Li
             raise ManifestError(f"Expected a path in line {number} of {path}, found none.")
         if base is None and not os.path.isabs(cells["path"]):
             base = path.parent if is_there(path.parent / cells["path"]) else root
-        yield Line((base or root) / cells["path"], cells, f"line {number} of {path}")
+        file = (base or root) / cells["path"]
+        if "\\" in cells["path"] and not file.exists():  # as Windows writes them
+            file = (base or root) / cells["path"].replace("\\", "/")
+        yield Line(file, cells, f"line {number} of {path}")
 
 
 def parse_row(line: Line, group_column: str, labels_in: Sequence[str], *, numbers: bool) -> Row:

@@ -17,11 +17,6 @@ LABEL = "label"
 def number_column(columns: Sequence[str], known: Sequence[str], place: str) -> str:
     """The column of numbers: ``label``, or else the only one that has no meaning of its own.
 
-    Args:
-        columns: of the manifest.
-        known: those with a meaning of their own.
-        place: of the manifest, for the message.
-
     Raises:
         ManifestError: none, or several.
     """

@@ -7,13 +7,13 @@ no process reads, nothing but a few numbers an image travels, and no step waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import default_collate
 
 from finetune.data.batched_operations import applied
 from finetune.data.dataset import Draw
@@ -103,7 +103,7 @@ class DeviceBatches:
     def __init__(
         self,
         dataset: DeviceImages,
-        sampler: Sampler[Draw],
+        sampler: Iterable[Draw],
         preprocessing: Preprocessing,
         augmentation: Augmentation,
         *,

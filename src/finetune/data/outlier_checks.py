@@ -54,6 +54,18 @@ def look_findings(inspections: Sequence[Inspection]) -> list[Finding]:
                 "scale them once for all images alike (12 bits: multiply by 16)",
             )
         )
+    pages = [each for each in inspections if each.pages]
+    if pages:
+        findings.append(
+            Finding(
+                _common(inspections),
+                "pages",
+                "warning",
+                f"TIFF files of several pages, of which the first alone is used: {len(pages)}, the "
+                f"first {pages[0].path.name}",
+                "write each page, or what all of them show, as an image of its own",
+            )
+        )
     turned = sum(each.orientation != 1 for each in inspections)
     if turned:
         problem = f"images stored turned, and read upright: {turned}"

@@ -13,13 +13,12 @@ from torch import Tensor
 from finetune.files import atomic_write
 
 MOST = 32  # images shown
+COLUMNS = 8
 TILE = 160  # side of one in pixels
 CAPTION = 20  # height of the line below it
 
 
-def batch_image(
-    images: Tensor, labels: Tensor, class_names: Sequence[str], *, columns: int = 8
-) -> Image.Image:
+def batch_image(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> Image.Image:
     """Tiles with captions, at most 32 of them.
 
     Args:
@@ -27,10 +26,9 @@ def batch_image(
         labels: ``(B,)`` class indexes, ``(B, K)`` probabilities where images were mixed, or
             ``(B, 1)`` numbers.
         class_names: ``K`` names.
-        columns: tiles a row.
     """
     shown = min(len(images), MOST)
-    columns = max(1, min(columns, shown))
+    columns = max(1, min(COLUMNS, shown))
     rows = -(-shown // columns)
     sheet = Image.new("RGB", (columns * TILE, rows * (TILE + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)

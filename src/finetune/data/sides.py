@@ -13,6 +13,7 @@ from finetune.data.folder import ImageFolder, LabelledImage, Split
 from finetune.data.following import differences, follow, record_of, trained
 from finetune.data.found_images import FoundImages
 from finetune.data.groups import groups_with_duplicates
+from finetune.data.walk import holds_images_alone
 from finetune.errors import ImageFolderError, ManifestError
 from finetune.spec.splits import SplitRecord
 
@@ -34,6 +35,8 @@ def one_class_only(root: Path, only: str) -> ImageFolderError:
     """What to say where there is one class; it may be the folder itself that was meant."""
     inner = root / only
     nested = any((inner / name).is_dir() for name in ("train", "val", "test"))
+    if inner.is_dir() and not nested:  # a folder around those of the classes
+        nested = sum(holds_images_alone(str(path)) for path in inner.iterdir() if path.is_dir()) > 1
     remedy = (
         f"did you mean --data.root {inner}?"
         if nested
@@ -128,4 +131,14 @@ class Sides:
 
     def differences(self, folder: ImageFolder) -> str:
         """What has come, changed and gone since the fit that is followed; empty if nothing has."""
-        return "" if self.followed is None else str(differences(folder, self.followed))
+        if self.followed is None:
+            return ""
+        given = {image.path: image.split for image in self.found_images.found.images}
+        left = sum(i.split != "test" and given.get(i.path) == "test" for i in folder.images)
+        lines = [str(differences(folder, self.followed))]
+        if left:
+            lines.append(
+                f"{left} images of the test side stood in train or val of the fit, perhaps as "
+                "copies: they do not test"
+            )
+        return "\n".join(filter(None, lines))

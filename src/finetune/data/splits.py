@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from finetune.data.dealt_blocks import Block, blocks_of
+from finetune.data.dealt_blocks import Block, Dealer, blocks_of, largest_first
 from finetune.data.folder import Split
 from finetune.data.label_set_dealer import LabelSetDealer
 from finetune.errors import UsageError
@@ -102,7 +102,7 @@ def held_out_by(fold: int, fold_of: Sequence[int | None], labels: Sequence[Label
 
 def _dealer(
     labels: Sequence[Label], shares: Mapping[S, Fraction], must_have: S | None
-) -> _Dealer[S] | LabelSetDealer[S]:
+) -> Dealer[S]:
     """One for classes, or bins of numbers, and one for several labels an image."""
     classes = [label for label in labels if isinstance(label, int)]
     numbers = [label for label in labels if isinstance(label, float)]
@@ -113,48 +113,34 @@ def _dealer(
     return LabelSetDealer(labels, shares, must_have)
 
 
-class _Dealer(Generic[S]):
-    """Deals blocks to sides: decided ones first, then groups, then single images exactly."""
+class _Dealer(Dealer[S]):
+    """Deals groups first, then single images exactly."""
 
     def __init__(
         self, labels: Sequence[int], shares: Mapping[S, Fraction], must_have: S | None
     ) -> None:
-        self.labels = labels
-        self.shares = shares
-        self.must_have = must_have
-        self.sizes = Counter(labels)
-        self.counts: dict[S, Counter[int]] = {side: Counter() for side in shares}
-        self.side_of: dict[int, S] = {}
+        super().__init__([(label,) for label in labels], shares, must_have)
         self.targets = self._targets()
 
-    def deal(self, blocks: Sequence[Block], previous: Sequence[S | None] | None) -> list[S]:
-        """The side of each image."""
-        decided = [block.decided(previous) for block in blocks]
-        open_blocks = []
-        for block, side in zip(blocks, decided, strict=True):
-            if side is None:
-                open_blocks.append(block)
-            else:
-                self._put(block, side, previous)
-        largest_first = sorted(open_blocks, key=lambda block: -len(block.members))
-        grouped = [block for block in largest_first if len(block.members) > 1]
+    def deal_open(self, blocks: Sequence[Block]) -> Sequence[Block]:
+        """Groups by the shares of their classes, the largest first, then each class's images."""
+        grouped = [block for block in largest_first(blocks) if len(block.members) > 1]
         for block in grouped:
-            self._put(block, self._least_filled(block))
+            self.put(block, self._least_filled(block))
         singles: dict[int, list[Block]] = defaultdict(list)
-        for block in open_blocks:
+        for block in blocks:
             if len(block.members) == 1:
-                singles[self.labels[block.members[0]]].append(block)
+                singles[self.having[block.members[0]][0]].append(block)
         for label in sorted(singles):
             self._deal_singles(label, singles[label])
-        self._give_back(grouped)
-        return [self.side_of[index] for index in range(len(self.labels))]
+        return grouped
 
     def _targets(self) -> dict[int, dict[S, int]]:
         """For each class, whole numbers of images a side that differ from its share by < 1."""
         totals: Counter[S] = Counter()
         targets = {}
-        for label in sorted(self.sizes):
-            targets[label] = self._apportion(self.sizes[label], totals)
+        for label, size in self.sizes.items():
+            targets[label] = self._apportion(size, totals)
             totals.update(targets[label])
         return targets
 
@@ -176,15 +162,9 @@ class _Dealer(Generic[S]):
             result[side] += 1
         return result
 
-    def _put(self, block: Block, side: S, previous: Sequence[S | None] | None = None) -> None:
-        for index in block.members:
-            own = previous[index] if previous is not None else None
-            self.side_of[index] = side if own is None else own
-            self.counts[self.side_of[index]][self.labels[index]] += 1
-
     def _least_filled(self, block: Block) -> S:
         """The side that putting the block on brings nearest to all classes' shares."""
-        classes = Counter(self.labels[index] for index in block.members)
+        classes = self.labels_of(block)
 
         def excess(side: S) -> float:
             return sum(
@@ -206,18 +186,5 @@ class _Dealer(Generic[S]):
         start = 0
         for side, need in needs.items():
             for block in blocks[start : start + need]:
-                self._put(block, side)
+                self.put(block, side)
             start += need
-
-    def _give_back(self, grouped: Sequence[Block]) -> None:
-        """Move the smallest group to train for a class that only whole groups left without."""
-        if self.must_have is None:
-            return
-        for label in sorted(self.sizes):
-            if self.counts[self.must_have][label]:
-                continue
-            having = [b for b in grouped if any(self.labels[i] == label for i in b.members)]
-            for block in having[-1:]:
-                for index in block.members:
-                    self.counts[self.side_of[index]][self.labels[index]] -= 1
-                self._put(block, self.must_have)

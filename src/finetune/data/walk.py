@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -16,15 +18,24 @@ from finetune.errors import ImageFolderError
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jfif .png .bmp .webp .tif .tiff .gif .ppm .pgm".split()  # noqa: SIM905
 )
+# Images all the same, which somebody put there to be used: of those that are not, one is told.
+_NEEDED = {".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "Pillow with AVIF"}
+_UNREAD_IMAGES = frozenset(
+    ".jp2 .j2k .jpe .psd .svg .dng .cr2 .cr3 .nef .arw .orf .rw2 .dcm .czi .nd2 .lif".split()  # noqa: SIM905
+)
 JUNK_NAMES = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"})
 
 
 @dataclass(frozen=True, slots=True)
 class UnusedFile:
-    """A file or folder that is not used, and why."""
+    """A file or folder that is not used, and why.
+
+    ``expected`` says that whoever put it there will think that it is: an image of another format.
+    """
 
     path: Path
     reason: str
+    expected: bool = False
 
 
 def normal_name(name: str) -> str:
@@ -52,7 +63,15 @@ def images_below(folder: str | os.PathLike[str]) -> list[Path]:
     found = [Path(path) for path in walk.images_below(os.fspath(folder))]
     if walk.unlisted:
         raise ImageFolderError(unlisted_message(walk))
+    for line in lines_about_expected(walk.unused):
+        warnings.warn(f"{os.fspath(folder)}: {line}", stacklevel=2)
     return found
+
+
+def lines_about_expected(unused: Iterable[UnusedFile]) -> list[str]:
+    """What is left out although one would think that it is used: a line a reason, with numbers."""
+    numbers = Counter(each.reason for each in unused if each.expected)
+    return [f"{number} not used: {reason}" for reason, number in numbers.items()]
 
 
 def unlisted_message(walk: Walk) -> str:
@@ -84,9 +103,9 @@ class Walk:
         self._suffixes = readable_suffixes()
         self._visited: set[tuple[int, int]] = set()
 
-    def leave_out(self, path: str, reason: str) -> None:
+    def leave_out(self, path: str, reason: str, *, expected: bool = False) -> None:
         """Note what is not used, and why."""
-        self.unused.append(UnusedFile(Path(path), reason))
+        self.unused.append(UnusedFile(Path(path), reason, expected))
 
     def class_files(self, folder: str, reason_outside: str) -> Iterator[tuple[str, str]]:
         """``(class name, file)`` of all images in the class folders of ``folder``."""
@@ -124,7 +143,9 @@ class Walk:
                 if self.is_image(path):
                     yield path
                 else:
-                    self.leave_out(path, _why_not_read(os.path.splitext(path)[1].lower()))
+                    suffix = os.path.splitext(path)[1].lower()
+                    is_image = suffix in _NEEDED or suffix in _UNREAD_IMAGES
+                    self.leave_out(path, _why_not_read(suffix), expected=is_image)
 
     def entries(self, folder: str | Path) -> tuple[list[str], list[str]]:
         """Folders and files in a folder, sorted by name, hidden ones and junk left out."""
@@ -185,8 +206,8 @@ def why_hidden(name: str) -> str | None:
 
 
 def _why_not_read(suffix: str) -> str:
-    if suffix in (".heic", ".heif"):
-        return f"{suffix} needs the package pillow-heif"
-    if suffix == ".avif":
-        return "the installed Pillow cannot read .avif"
+    if suffix in _NEEDED:
+        return f"{suffix} needs the package {_NEEDED[suffix]}"
+    if suffix in _UNREAD_IMAGES:
+        return f"{suffix} is not read; convert it to PNG, TIFF or JPEG"
     return f"not an image by its ending ({suffix or 'none'})"

@@ -79,14 +79,18 @@ def reading_seconds(paths: Sequence[Path]) -> float:
     return len(paths) * (0.0015 + 8e-9 * mean_size)
 
 
-def choose_num_workers(paths: Sequence[Path], *, cores: int | None = None) -> int:
-    """Reading processes for a pass over these files.
+def choose_num_workers(
+    paths: Sequence[Path], given: int | None = None, *, cores: int | None = None
+) -> int:
+    """Reading processes for a pass over these files, unless their number is given.
 
     None where reading everything once takes less than 20 s, for starting processes takes seconds;
     otherwise one a core beside an accelerator, one for every two cores beside the processor alone.
     """
     from finetune.runtime import has_accelerator
 
+    if given is not None:
+        return given
     cores = usable_cores() if cores is None else cores
     if cores < 2 or reading_seconds(paths) < WORKERS_WORTH_SECONDS:
         return 0

@@ -63,10 +63,14 @@ def evaluate(
 
     Raises:
         UsageError: shapes that do not belong together, or rows that are no probabilities.
+
+    Examples:
+        >>> answers = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]
+        >>> found = finetune.evaluate([0, 1, 1, 0], answers, ["cat", "dog"])
+        >>> found.accuracy, found.errors().tolist()
+        (0.75, [2])
     """
-    names = tuple(str(name) for name in class_names)
-    p = np.asarray(probabilities, dtype=np.float64)
-    y = _checked(labels, p, names)
+    y, p, names = _checked(labels, probabilities, class_names)
     if not (np.isfinite(p).all() and p.min() >= 0 and np.abs(p.sum(axis=1) - 1).max() < 1e-2):
         raise UsageError(
             "Expected probabilities in [0, 1] whose rows sum to 1, found "
@@ -94,9 +98,7 @@ def evaluate_logits(
     Raises:
         UsageError: shapes that do not belong together, or values that are not finite.
     """
-    names = tuple(str(name) for name in class_names)
-    z = np.asarray(logits, dtype=np.float64)
-    y = _checked(labels, z, names)
+    y, z, names = _checked(labels, logits, class_names)
     if not np.isfinite(z).all():
         raise UsageError(
             f"Expected finite logits, found {int((~np.isfinite(z)).sum())} that are not; "
@@ -175,8 +177,11 @@ def _log_probabilities(logits: Floats) -> Floats:
     return values
 
 
-def _checked(labels: ArrayLike, answers: Floats, class_names: tuple[str, ...]) -> Integers:
-    y = np.asarray(labels)
+def _checked(
+    labels: ArrayLike, given: ArrayLike, names: Sequence[str]
+) -> tuple[Integers, Floats, tuple[str, ...]]:
+    y, answers = np.asarray(labels), np.asarray(given, dtype=np.float64)
+    class_names = tuple(str(name) for name in names)
     if answers.ndim != 2 or answers.shape[1] != len(class_names) or len(class_names) < 2:
         raise UsageError(
             "Expected answers (images, classes) of at least two classes, "
@@ -192,7 +197,7 @@ def _checked(labels: ArrayLike, answers: Floats, class_names: tuple[str, ...]) -
             f"Expected integer labels from 0 to {len(class_names) - 1}, found "
             f"{y.min()} to {y.max()} ({y.dtype})."
         )
-    return y.astype(np.int64)
+    return y.astype(np.int64), answers, class_names
 
 
 def _class_scores(

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from finetune.errors import UsageError
 from finetune.evaluation.evaluate import evaluate_logits
 from finetune.evaluation.judgement import Judgement
 from finetune.evaluation.label_evaluation import evaluate_labels
+from finetune.evaluation.number_evaluation import evaluate_numbers
 from finetune.tasks.class_scores import Integers
 from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.multilabel import MULTILABEL
+from finetune.tasks.regression import REGRESSION
 from finetune.tasks.task import Task
 
 
@@ -26,10 +27,21 @@ def _classes(targets: ArrayLike, outputs: ArrayLike, **known: Any) -> Judgement:
     )
 
 
+def _labels(targets: ArrayLike, outputs: ArrayLike, *, half_width: None, **known: Any) -> Judgement:
+    return evaluate_labels(targets, outputs, **known)
+
+
+def _numbers(
+    targets: ArrayLike, outputs: ArrayLike, *, thresholds: None, chosen_here: bool, **known: Any
+) -> Judgement:
+    return evaluate_numbers(targets, outputs, **known)
+
+
 # A line a task.
 JUDGES: Mapping[str, Callable[..., Judgement]] = {
     MULTICLASS.name: _classes,
-    MULTILABEL.name: evaluate_labels,
+    MULTILABEL.name: _labels,
+    REGRESSION.name: _numbers,
 }
 
 
@@ -42,6 +54,7 @@ def judge(
     *,
     thresholds: Sequence[float] | None = None,
     chosen_here: bool = False,
+    half_width: float | None = None,
     groups: Integers | None = None,
     folds: ArrayLike | None = None,
     confidence_level: float = 0.95,
@@ -55,19 +68,14 @@ def judge(
         class_names, paths: of the outputs and of the images.
         thresholds: probabilities above which outputs are named, where the task has them.
         chosen_here: whether they were chosen on these very images.
+        half_width: of the interval about each number, where the answers have one.
         groups: ``(N,)``; a bootstrap draws images of one number together.
         folds: the fold ``(N,)`` that each image was held out in.
         confidence_level: of all intervals.
 
     Raises:
-        UsageError: shapes that do not belong together, outputs that are not finite, or a task of
-            which nothing is told yet but its figures.
+        UsageError: shapes that do not belong together, or outputs that are not finite.
     """
-    if task.name not in JUDGES:
-        raise UsageError(
-            f"Expected answers of {' or '.join(JUDGES)}, found the task {task.name}, for "
-            "which there is no page yet; metrics.json of its run has its figures."
-        )
     return JUDGES[task.name](
         targets,
         outputs,
@@ -75,6 +83,7 @@ def judge(
         paths=paths,
         thresholds=thresholds,
         chosen_here=chosen_here,
+        half_width=half_width,
         groups=groups,
         folds=folds,
         confidence_level=confidence_level,
@@ -135,6 +144,7 @@ def _again(evaluation: Judgement, **changes: Any) -> Judgement:
         "paths": evaluation.paths,
         "thresholds": evaluation.thresholds,
         "chosen_here": evaluation.chosen_here,
+        "half_width": evaluation.half_width,
         "groups": evaluation.groups,
         "confidence_level": evaluation.confidence_level,
     }

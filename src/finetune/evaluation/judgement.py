@@ -21,7 +21,7 @@ from finetune.tasks.task import Task
 
 FEW_IMAGES = 5  # below this many test images a class's or a label's own figures mean little
 Interval = tuple[float, float]
-Kind = Literal["share", "number", "count", "text"]
+Kind = Literal["share", "number", "amount", "count", "text"]
 Value = str | float | None
 
 
@@ -31,7 +31,8 @@ class Score:
 
     Attributes:
         value: NaN where it is not defined.
-        kind: a ``share`` is shown in per cent, a ``number`` as it is.
+        kind: a ``share`` is shown in per cent, a ``number`` as it is, an ``amount`` has the user's
+            unit and any size.
         interval: at the evaluation's level, where there is one.
         rises: whether more of it is better.
     """
@@ -151,12 +152,20 @@ class Judgement(Protocol):
         """Whether they were chosen on these very images, so that what they decide flatters."""
 
     @property
+    def half_width(self) -> float | None:
+        """Of the interval about each number, in its unit, where the answers have one."""
+
+    @property
     def groups(self) -> Integers | None:
         """Images of one number ``(N,)`` are drawn together by a bootstrap; None: each alone."""
 
     @property
     def losses(self) -> Floats:
         """The plain loss of each image, ``(N,)``."""
+
+    @property
+    def confidences(self) -> Floats | None:
+        """How sure each answer is, ``(N,)`` in ``[0, 1]``; None where answers do not say."""
 
     @property
     def dominant(self) -> DominantImage | None:
@@ -221,6 +230,9 @@ def readable(value: Value, kind: Kind) -> str:
             return f"{100 * float(value):.1f} %"
         case "number":
             return f"{float(value):.4f}"
+        case "amount":
+            large = abs(float(value)) >= 1e4
+            return f"{float(value):,.0f}" if large else f"{float(value):.4g}"
         case _:
             return str(value)
 
@@ -245,11 +257,13 @@ def fold_summary(values: Sequence[float], name: str) -> dict[str, Any]:
     return {name: list(values), "mean": mean, "standard_deviation": deviation}
 
 
-def fold_score(values: Sequence[float]) -> tuple[Score, ...]:
+def fold_score(
+    values: Sequence[float], kind: Kind = "share", *, rises: bool = True
+) -> tuple[Score, ...]:
     """The mean over folds with their deviation around it; nothing without folds."""
     if not values:
         return ()
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     name = f"mean of {len(values)} folds"
-    name += "" if math.isnan(spread) else f", ± {readable(spread, 'share')}"
-    return (Score(name, float(np.mean(values))),)
+    name += "" if math.isnan(spread) else f", ± {readable(spread, kind)}"
+    return (Score(name, float(np.mean(values)), kind=kind, rises=rises),)

@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finetune.evaluation.intervals import percentile_interval, resampled_counts
+from finetune.evaluation.intervals import bootstrap_counts, percentile_interval
 from finetune.evaluation.judgement import FEW_IMAGES, Interval
 from finetune.tasks.class_scores import CALIBRATION_BINS, ConfidenceBins, Floats, Integers
 from finetune.tasks.class_scores import confidence_bins as bins_of
 from finetune.tasks.label_scores import FIGURES, LabelScores, label_scores, weighted_scores
 from finetune.tasks.multilabel import MULTILABEL, offsets
 
-RESAMPLES = 1000  # fewer where images are so many that the counts would take the memory
-MOST_COUNTS = 20_000_000
 MOST_NUMBERS = 4_000_000  # of weights at a time
 
 
@@ -44,6 +42,10 @@ class LabelAnswers:
     groups: Integers | None = field(default=None, repr=False)
     fold_maps: tuple[float, ...] = ()
     confidence_level: float = 0.95
+
+    @property
+    def half_width(self) -> None:
+        """None: there are no intervals about labels."""
 
     @cached_property
     def offsets(self) -> Floats:
@@ -84,6 +86,12 @@ class LabelAnswers:
         return np.exp(self.log_probabilities)
 
     @cached_property
+    def confidences(self) -> Floats:
+        """Probability of the whole answer, as if labels were independent, ``(N,)``."""
+        sure: Floats = np.maximum(self.probabilities, 1 - self.probabilities).prod(axis=1)
+        return sure
+
+    @cached_property
     def log_probabilities(self) -> Floats:
         """Of each label in nats, ``(N, K)``."""
         values: Floats = MULTILABEL.log_probabilities(torch.from_numpy(self.outputs)).numpy()
@@ -115,8 +123,7 @@ class LabelAnswers:
 
     @cached_property
     def _counts(self) -> Floats:
-        resamples = min(RESAMPLES, max(RESAMPLES // 5, MOST_COUNTS // len(self.paths)))
-        return resampled_counts(self.groups, len(self.paths), resamples=resamples)
+        return bootstrap_counts(self.groups, len(self.paths))
 
     @cached_property
     def resampled(self) -> Floats:

@@ -40,7 +40,7 @@ def mcnemar_p_value(first_only: int, second_only: int) -> float:
 
 
 def accuracy_difference(
-    first: Rights, second: Rights, *, confidence_level: float = 0.95, seed: int = 0
+    first: Rights, second: Rights, *, confidence_level: float = 0.95
 ) -> Difference:
     """Of the shares of right answers ``(N,)``, by McNemar's exact test.
 
@@ -57,7 +57,7 @@ def accuracy_difference(
         first_only,
         second_only,
         value=float(difference.mean()),
-        interval=bootstrap_interval(difference, confidence_level=confidence_level, seed=seed),
+        interval=bootstrap_interval(difference, confidence_level=confidence_level),
         p_value=mcnemar_p_value(first_only, second_only),
     )
 

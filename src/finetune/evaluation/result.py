@@ -89,6 +89,11 @@ class Evaluation:
         coverage, risk: ``(N,)`` each; ``aurc`` is the mean risk, smaller is better.
         confusion: ``(C, C)`` counts, rows are labels, columns predictions.
         fold_accuracies: accuracy of each fold, if ``evaluate`` was told the folds.
+
+    Examples:
+        >>> found = finetune.evaluate([0, 1, 1], [[1, 0], [0, 1], [1, 0]], ["cat", "dog"])
+        >>> found.confusion.tolist()  # a cat, and two dogs of which one was taken for a cat
+        [[1, 0], [1, 1]]
     """
 
     labels: Integers = field(repr=False)
@@ -142,6 +147,10 @@ class Evaluation:
         return False
 
     @property
+    def half_width(self) -> None:
+        """None: there are no intervals about classes."""
+
+    @property
     def groups(self) -> None:
         """None: each image is drawn alone."""
 
@@ -193,7 +202,7 @@ class Evaluation:
         """Accuracy decides."""
         return (
             Score("accuracy", self.accuracy, self.accuracy_wilson),
-            Score("macro F1", self.macro_f1),
+            Score("macro F1", self.macro_f1, self.macro_f1_interval),
             Score("NLL", self.nll, kind="number", rises=False),
             Score("calibration error", self.calibration_error, rises=False),
         )

@@ -48,18 +48,16 @@ def separation(strangers: Floats, known: Floats) -> Separation:
     return Separation(area, (above - area) / len(strangers), (below - area) / len(known))
 
 
-def auroc_interval(
-    auroc: float, variance: float, images: int, *, confidence_level: float = 0.95
-) -> tuple[float, float]:
-    """Its normal interval within ``[0, 1]``.
+def auroc_interval(auroc: float, variance: float, images: int) -> tuple[float, float]:
+    """Its normal 95 % interval within ``[0, 1]``.
 
     Where no two images overlap the variance says nothing: then Wilson's interval, as if so many
     ``images``, the fewer of strangers and known, had all been told apart.
     """
     if variance <= 0:
-        low, high = wilson_interval(images, images, confidence_level=confidence_level)
+        low, high = wilson_interval(images, images)
         return (low, high) if auroc > 0.5 else (1 - high, 1 - low)
-    half = float(norm.ppf((1 + confidence_level) / 2)) * math.sqrt(variance)
+    half = float(norm.ppf(0.975)) * math.sqrt(variance)
     return max(0.0, auroc - half), min(1.0, auroc + half)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.ensemble_file import build_ensemble
 from finetune.combining.members import ClassifierMember, TableMember
 from finetune.errors import ExportError
-from finetune.training.checkpoints import Checkpoint
 from finetune.training.classifier import ImageClassifier
-from finetune.training.thresholds import thresholds_of
 
 IN_MEMORY = Path("memory")  # where checkpoint errors name a file
 
@@ -22,15 +19,10 @@ def exportable_copy(model: ImageClassifier | Ensemble) -> Ensemble:
     Raises:
         ExportError: a member is a table of saved predictions, at any depth.
     """
-    if isinstance(model, ImageClassifier):
-        calibration = model.details.get("calibration")
-        return Ensemble(
-            [_copied_classifier(model)],
-            calibration=Calibration.from_dict(calibration) if calibration else None,
-        )
-    _refuse_tables(model)
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    return build_ensemble(model.describe(), tensors, Ensemble, IN_MEMORY)
+    ensemble = Ensemble.of(model)
+    _refuse_tables(ensemble)
+    tensors = {name: tensor.detach().cpu() for name, tensor in ensemble.state_dict().items()}
+    return build_ensemble(ensemble.describe(), tensors, Ensemble, IN_MEMORY)
 
 
 def only_classifier(ensemble: Ensemble) -> ImageClassifier | None:
@@ -38,26 +30,6 @@ def only_classifier(ensemble: Ensemble) -> ImageClassifier | None:
     first = ensemble.parts[0]
     alone = len(ensemble.parts) == 1 and isinstance(first, ClassifierMember)
     return first.classifier if alone and isinstance(first, ClassifierMember) else None
-
-
-def _copied_classifier(classifier: ImageClassifier) -> ClassifierMember:
-    thresholds = thresholds_of(classifier.task, classifier.details)
-    checkpoint = Checkpoint(
-        path=IN_MEMORY,
-        state_dict={
-            name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()
-        },
-        hyper_parameters={
-            name: value for name, value in classifier.hparams.items() if not name.startswith("_")
-        },
-        task=classifier.task,
-        class_names=classifier.class_names,
-        backbone=classifier.backbone,
-        network=classifier.spec,
-        preprocessing=classifier.preprocessing,
-        details={} if thresholds is None else {"thresholds": thresholds},
-    )
-    return ClassifierMember.from_checkpoint(checkpoint, "classifier")
 
 
 def _refuse_tables(ensemble: Ensemble) -> None:

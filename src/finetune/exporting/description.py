@@ -11,8 +11,11 @@ from finetune.combining.ensemble import Ensemble
 from finetune.distribution import own_version
 from finetune.spec.preprocessing import Preprocessing
 from finetune.training.checkpoints import plain
+from finetune.training.fitted_splits import SPLIT_ENTRIES
 
 VERSION = 1
+# Names of files, and which images were fitted on, picked and calibrated.
+_AT_HOME = {"name", "roles", "out_of_fold", *SPLIT_ENTRIES}
 # Of a classifier's hyperparameters, those that shape its network; the rest is about training.
 NETWORK = ("class_names", "backbone", "image_size", "in_chans", "network_options")
 
@@ -85,7 +88,7 @@ def _input(name: str, preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _public(entry: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in entry.items() if key not in ("name", "roles", "data")}
+    kept = {key: value for key, value in entry.items() if key not in _AT_HOME}
     if ":" in kept.get("backbone", ""):  # a folder of the user's, or a hub that nobody need ask
         kept["backbone"] = kept["network"]["architecture"]
         kept["hyper_parameters"] = {**kept["hyper_parameters"], "backbone": kept["backbone"]}

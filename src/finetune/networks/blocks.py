@@ -68,18 +68,18 @@ def convolution(
     return nn.Sequential(*layers)
 
 
-def pooling(kind: PoolKind, size: int = 2) -> nn.Module:
-    """Pooling that keeps a last incomplete window: ``(B, C, H, W)`` to ``ceil(H / size)`` rows.
+def pooling(kind: PoolKind) -> nn.Module:
+    """Pooling that keeps a last incomplete window: ``(B, C, H, W)`` to ``ceil(H / 2)`` rows.
 
-    Sum and average pooling are convolutions of each channel with a constant kernel, 1 or 1/size².
+    Sum and average pooling are convolutions of each channel with a constant kernel, 1 or 1/4.
     """
     match kind:
         case "max":
-            return nn.MaxPool2d(size, ceil_mode=True)
+            return nn.MaxPool2d(2, ceil_mode=True)
         case "average":
-            return nn.AvgPool2d(size, ceil_mode=True)
+            return nn.AvgPool2d(2, ceil_mode=True)
         case "sum":
-            return nn.AvgPool2d(size, ceil_mode=True, divisor_override=1)
+            return nn.AvgPool2d(2, ceil_mode=True, divisor_override=1)
         case _:
             assert_never(kind)
 

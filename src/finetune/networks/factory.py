@@ -85,6 +85,11 @@ def create_network(
         UnknownBackboneError: no network has this name; the message lists the nearest.
         PretrainedWeightsError: the weights cannot be had or do not fit.
         NetworkError: the network refuses an option.
+
+    Examples:
+        >>> network = finetune.create_network("resnet18", num_classes=5)
+        >>> network(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 5])
     """
     return build_network(
         network_spec(name, in_chans=in_chans, image_size=image_size, **options),

@@ -1,4 +1,4 @@
-"""What makes the logits: the tensors that hold one row a class."""
+"""The final layer, and what in it makes the logits: the tensors that hold one row a class."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from torch import nn
 from finetune.networks.image_network import ImageNetwork
 
 
+def final_layers(network: ImageNetwork) -> list[nn.Module]:
+    """The final layer; several where their answers are averaged (distilled vision transformers)."""
+    found = network.get_classifier()
+    return list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+
+
+def final_parameters(network: ImageNetwork) -> set[str]:
+    """Names of the parameters of :func:`final_layers`."""
+    owned = {id(value) for layer in final_layers(network) for value in layer.parameters()}
+    return {name for name, value in network.named_parameters() if id(value) in owned}
+
+
 def output_tensors(network: ImageNetwork) -> tuple[str, ...]:
     """Names of weight and bias of the linear layers whose outputs are the logits.
 
@@ -16,14 +28,10 @@ def output_tensors(network: ImageNetwork) -> tuple[str, ...]:
     also where several answers are averaged (distilled vision transformers) or a norm stands before
     the layer (LeViT, RepViT). Batch norms inside a final layer are not among them.
 
-    Args:
-        network: a timm classifier or a baseline.
-
     Returns:
         No names where it is not plain which layer that is.
     """
-    found = network.get_classifier()
-    heads = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+    heads = final_layers(network)
     inside = {id(module) for head in heads for module in head.modules()}
     layers = {
         name: module

@@ -5,8 +5,6 @@ always called ``"head"``::
 
     list(network_stages(resnet))       # ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head']
     freeze(resnet, stages_below(resnet, "layer4"))  # layer4 and head learn, the rest stands still
-    trainable_stages(resnet)           # ('layer4', 'head')
-    frozen_boundary(resnet)            # 'layer4': everything below it is frozen
 
 Frozen means frozen: ``requires_grad`` is off *and* the modules stay in eval mode, so that dropout
 is silent and batch-norm statistics do not move. Modes do not survive ``network.train()``: whoever
@@ -30,6 +28,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.errors import NetworkError
+from finetune.networks.final_layer import final_parameters
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.splitting import Split, split_at_parameters
 
@@ -47,7 +46,7 @@ def network_stages(network: ImageNetwork) -> dict[str, tuple[str, ...]]:
     as the last norm of ConvNeXt, belongs to the last stage below it.
     """
     names = [name for name, _ in network.named_parameters()]
-    head = _head_parameters(network)
+    head = final_parameters(network) | {name for name in names if name.startswith(AUXILIARY)}
     groups = group_with_matcher(((name, name) for name in names), network.group_matcher(True))
     depths = [groups[depth] for depth in sorted(groups)]
     if len(depths) > 1 and not head.isdisjoint(depths[-1]):
@@ -116,18 +115,6 @@ def apply_modes(network: ImageNetwork, *, batch_norm: BatchNormMode = "eval") ->
                 module.eval()
 
 
-def trainable_stages(network: ImageNetwork) -> tuple[str, ...]:
-    """Names of the stages in which at least one parameter learns."""
-    learning = {name for name, value in network.named_parameters() if value.requires_grad}
-    stages = network_stages(network).items()
-    return tuple(stage for stage, members in stages if not learning.isdisjoint(members))
-
-
-def frozen_boundary(network: ImageNetwork) -> str | None:
-    """The lowest stage that learns; all below it is frozen. None if nothing learns."""
-    return next(iter(trainable_stages(network)), None)
-
-
 def split_at(network: ImageNetwork, boundary: str) -> Split:
     """Cut the network into what lies below a stage and the rest, sharing its modules.
 
@@ -143,17 +130,6 @@ def split_at(network: ImageNetwork, boundary: str) -> Split:
     stages = network_stages(network)
     _check_stages([boundary], list(stages))
     return split_at_parameters(network, boundary, stages[boundary])
-
-
-def _head_parameters(network: ImageNetwork) -> set[str]:
-    classifier = network.get_classifier()
-    layers = classifier if isinstance(classifier, tuple | list) else (classifier,)
-    owned = {id(value) for layer in layers for value in layer.parameters()}
-    return {
-        name
-        for name, value in network.named_parameters()
-        if id(value) in owned or name.startswith(AUXILIARY)
-    }
 
 
 def _stage_name(index: int, members: Sequence[str], others: Collection[str]) -> str:

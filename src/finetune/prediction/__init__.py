@@ -3,8 +3,6 @@
 from finetune.prediction.inference import predict as predict
 from finetune.prediction.inputs import ImageInput as ImageInput
 from finetune.prediction.inputs import ImageViews as ImageViews
-from finetune.prediction.inputs import OnBadImage as OnBadImage
 from finetune.prediction.inputs import find_images as find_images
 from finetune.prediction.predictions import Predictions as Predictions
-from finetune.prediction.probability_model import ProbabilityModel as ProbabilityModel
-from finetune.prediction.probability_model import SingleClassifier as SingleClassifier
+from finetune.spec.choices import OnBadImage as OnBadImage

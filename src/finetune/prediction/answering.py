@@ -7,17 +7,17 @@ from pathlib import Path
 
 from torch import Tensor, empty
 
+from finetune.combining.ensemble import Ensemble
 from finetune.combining.test_time_augmentation import View, mean_over_views
 from finetune.errors import CheckpointMismatchError
 from finetune.prediction.predictions import Predictions
-from finetune.prediction.probability_model import ProbabilityModel
 from finetune.training.features.recorded import recorded_features
 
 Outputs = tuple[Tensor, Tensor]
 
 
 def outputs_of(
-    model: ProbabilityModel,
+    model: Ensemble,
     views: Sequence[Tensor],
     paths: Sequence[Path],
     augmentations: Sequence[View],
@@ -56,7 +56,7 @@ def outputs_of(
     return outputs, rule.strangeness(features[0])
 
 
-def predictions_of(model: ProbabilityModel, outputs: Outputs, paths: Sequence[Path]) -> Predictions:
+def predictions_of(model: Ensemble, outputs: Outputs, paths: Sequence[Path]) -> Predictions:
     """The answers for N images, whose outputs ``(M, N, C)`` are on the CPU."""
     members, strangeness = outputs
     answer = model.answer(members)

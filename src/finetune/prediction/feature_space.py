@@ -51,6 +51,13 @@ class Features:
         paths: one an image, as given.
         ids: of the images' whole content.
         values: what enters the final layer, float32 ``(N, D)``.
+
+    Examples:
+        >>> pets = finetune.embed("runs/pets-1", "pets", quiet=True)
+        >>> one = finetune.embed("runs/pets-1", "pets/cat/00.png", quiet=True)
+        >>> nearest = one.nearest(pets, number=3)[0]
+        >>> nearest.path.endswith("00.png"), round(nearest.distance, 3)
+        (True, 0.0)
     """
 
     network: str
@@ -153,7 +160,7 @@ def features_of(
         UsageError: an ensemble without a classifier.
         NetworkError: a network whose final layer takes no features.
     """
-    classifier = model if isinstance(model, ImageClassifier) else model.first_classifier
+    classifier = Ensemble.of(model).first_classifier
     if classifier is None:
         raise UsageError(
             "Expected a classifier, or an ensemble with one, found saved predictions alone; give "

@@ -16,28 +16,29 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from finetune.combining.ensemble import Ensemble
 from finetune.combining.test_time_augmentation import View, chosen_views
-from finetune.data.datamodule import choose_num_workers
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
+from finetune.data.workers import choose_num_workers
 from finetune.errors import ImageError, UsageError
 from finetune.prediction.answering import outputs_of, predictions_of
 from finetune.prediction.inputs import (
     Collated,
     ImageInput,
     ImageViews,
-    OnBadImage,
     collate_views,
     named_images,
+    stopped_by,
 )
 from finetune.prediction.predictions import Predictions
-from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
 from finetune.runtime import Runtime, can_pin_memory
+from finetune.spec.choices import OnBadImage
 from finetune.training.classifier import ImageClassifier
 
 
 def predict(
-    classifier: ImageClassifier | ProbabilityModel,
+    classifier: ImageClassifier | Ensemble,
     images: ImageInput | Iterable[ImageInput],
     *,
     batch_size: int = 32,
@@ -73,13 +74,20 @@ def predict(
     Raises:
         DataError: no images. ImageError: one that cannot be read, with ``on_bad_image="error"``.
         UsageError: another kind of argument.
+
+    Examples:
+        >>> best = finetune.Run("runs/pets-1").best
+        >>> classifier = finetune.ImageClassifier.from_checkpoint(best)
+        >>> answers = finetune.predict(classifier, "new")
+        >>> answers.probabilities.shape  # images, classes
+        torch.Size([3, 2])
     """
     _check_arguments(classifier, batch_size, on_bad_image)
-    model = SingleClassifier(classifier) if isinstance(classifier, ImageClassifier) else classifier
+    model = Ensemble.of(classifier)
     views = chosen_views(test_time_augmentation)
     named = named_images(images)
     paths = [path for path, _ in named]
-    workers = choose_num_workers(paths) if num_workers is None else num_workers
+    workers = choose_num_workers(paths, num_workers)
     loader = DataLoader(
         ImageViews(named, model.preprocessings, max_pixels, max_decoding_mb),
         batch_size=batch_size,
@@ -120,7 +128,7 @@ def _check_arguments(classifier: object, batch_size: int, on_bad_image: str) -> 
 class _Answering(LightningModule):
     """Lets Lightning's trainer place members and batches on devices."""
 
-    def __init__(self, model: ProbabilityModel, views: Sequence[View]) -> None:
+    def __init__(self, model: Ensemble, views: Sequence[View]) -> None:
         super().__init__()
         self.model = model.eval()
         self.views = views
@@ -141,7 +149,7 @@ class _Collector(Callback):
     def __init__(
         self,
         paths: Sequence[Path],
-        model: ProbabilityModel,
+        model: Ensemble,
         on_answer: Callable[[Path, Predictions], None] | None,
         on_bad_image: OnBadImage,
     ) -> None:
@@ -163,7 +171,7 @@ class _Collector(Callback):
     ) -> None:
         indexes, _, bad = batch
         if bad and self.on_bad_image == "error":
-            raise ImageError(bad[0][1])
+            raise stopped_by(bad[0][1])
         self.bad.update(bad)
         if not indexes:
             return

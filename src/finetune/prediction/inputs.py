@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -23,7 +22,6 @@ from finetune.data.walk import images_below
 from finetune.errors import DataError, ImageError
 from finetune.spec.preprocessing import Preprocessing
 
-OnBadImage = Literal["error", "skip"]
 FileOrFolder = str | os.PathLike[str]
 ImageInput = FileOrFolder | Held
 
@@ -81,6 +79,11 @@ def _expand(item: str) -> list[Path]:
     raise DataError(f"Expected an image or a folder, found nothing at {item}; check the path.")
 
 
+def stopped_by(reason: str) -> ImageError:
+    """The error about an image that cannot be read, where such images are not left out."""
+    return ImageError(f"{reason.rstrip('.')}, or leave such files out: --on-bad-image skip.")
+
+
 class ImageViews(Dataset[tuple[int, list[Tensor] | str]]):
     """Index of an image, and its view for each preprocessing, or why it could not be read."""
 
@@ -118,11 +121,7 @@ class ImageViews(Dataset[tuple[int, list[Tensor] | str]]):
         return index, self.of(partial(self._read, index))
 
     def of(self, read: Callable[[ImageReader], Tensor]) -> list[Tensor] | str:
-        """An image's views ``(C, S, S)``, or why it cannot be read.
-
-        Args:
-            read: decodes the image as a reader does.
-        """
+        """An image's views ``(C, S, S)``, or why it cannot be read."""
         try:
             decoded = {chans: read(reader) for chans, reader in self.readers.items()}
         except ImageError as error:

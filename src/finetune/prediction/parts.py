@@ -179,6 +179,11 @@ class PartsRecord:
         """How many are done, those that cannot be read among them."""
         return sum(key.images for key in self._done.values())
 
+    @property
+    def answered(self) -> int:
+        """How many of them have an answer."""
+        return self.images - self._bad
+
     def size_of(self, number: int) -> int:
         """How many images a block is to have: those of its part where there is one."""
         key = self._done.get(number)
@@ -212,7 +217,7 @@ class PartsRecord:
                 "parts of further ones; name another folder, or the images as before."
             )
         self._done, self._bad = _done(_names(self.folder))
-        _write_index(self.folder, self.work, images=self.images - self._bad, bad=self._bad)
+        _write_index(self.folder, self.work, images=self.answered, bad=self._bad)
         return Done(self.images, self._bad)
 
 

@@ -42,6 +42,14 @@ class Predictions:
             ``(N,)`` float64, at least 0; None where nothing was calibrated for unknown images.
         skipped: images that could not be read, with the reason; only with
             ``on_bad_image="skip"``.
+
+    Examples:
+        >>> answers = finetune.load("runs/pets-1")("new")
+        >>> [path.name for path in answers.paths], answers.unknown
+        (['1.png', '2.png', '3.png'], None)
+        >>> set(answers.labels) <= {"cat", "dog"}
+        True
+        >>> answers.to_csv("answers.csv")
     """
 
     task: Task

@@ -10,19 +10,18 @@ from lightning import Trainer
 
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.ensemble_file import checkpoint_file
-from finetune.combining.unknown import UnknownRule
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.errors import UsageError
 from finetune.prediction.inference import predict
-from finetune.prediction.inputs import ImageInput, OnBadImage
+from finetune.prediction.inputs import ImageInput
 from finetune.prediction.predictions import Predictions
 from finetune.runtime import Runtime
+from finetune.spec.choices import OnBadImage
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
 from finetune.training.checkpoints import ENTRY, read_content
 from finetune.training.classifier import ImageClassifier
-from finetune.training.fitted_splits import split_records
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,12 @@ class Predictor:
 
     Attributes:
         model: what answers, in ``eval`` mode.
+
+    Examples:
+        >>> predictor = finetune.Run("runs/pets-1").predictor()
+        >>> answers = predictor(["pets/cat/00.png", "pets/dog/0*.png"], batch_size=64)
+        >>> len(answers)
+        11
     """
 
     model: ImageClassifier | Ensemble
@@ -43,9 +48,7 @@ class Predictor:
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """How the members see an image, each way once."""
-        if isinstance(self.model, ImageClassifier):
-            return (self.model.preprocessing,)
-        return self.model.preprocessings
+        return Ensemble.of(self.model).preprocessings
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -97,6 +100,11 @@ def load(path: str | Path) -> Predictor:
 
     Raises:
         CheckpointError: there is no checkpoint of ours.
+
+    Examples:
+        >>> predictor = finetune.load("runs/pets-1")
+        >>> predictor.class_names, predictor.preprocessing.image_size
+        (('cat', 'dog'), 32)
     """
     return Predictor(load_model(path))
 
@@ -117,13 +125,4 @@ def load_model(path: str | Path, runtime: Runtime | None = None) -> ImageClassif
 
 def fits_of(model: ImageClassifier | Ensemble) -> tuple[SplitRecord, ...]:
     """How the fits behind a classifier or an ensemble split their images, as far as known."""
-    if isinstance(model, ImageClassifier):
-        return split_records(model.details)
-    return tuple(model.fitted_on)
-
-
-def rule_of(model: ImageClassifier | Ensemble) -> UnknownRule | None:
-    """Which images a classifier or an ensemble calls unknown, where that was calibrated."""
-    if isinstance(model, ImageClassifier):
-        return UnknownRule.from_entry(model.details.get("unknown"))
-    return model.unknown
+    return Ensemble.of(model).fitted_on

@@ -21,9 +21,8 @@ from finetune.combining.test_time_augmentation import chosen_views
 from finetune.data.workers import usable_cores
 from finetune.errors import ImageError
 from finetune.prediction.answering import outputs_of, predictions_of
-from finetune.prediction.inputs import ImageViews, collate_views
+from finetune.prediction.inputs import ImageViews, collate_views, stopped_by
 from finetune.prediction.predictions import Predictions
-from finetune.prediction.probability_model import SingleClassifier
 from finetune.runtime import Runtime
 from finetune.spec.answer_settings import AnswerSettings
 from finetune.spec.protocols import ImageBlock, StreamedImage
@@ -62,7 +61,7 @@ class StreamPredictor:
         settings: AnswerSettings,
         runtime: Runtime,
     ) -> None:
-        self.model = SingleClassifier(model) if isinstance(model, ImageClassifier) else model
+        self.model = Ensemble.of(model)
         self.settings = settings
         place = runtime.device
         devices = 1 if place.type == "cpu" else [place.index or 0]
@@ -123,7 +122,7 @@ class StreamPredictor:
         indexes, views, bad = collate_views([(i, views) for i, (_, views) in enumerate(batch)])
         reasons = [(batch[index][0], reason) for index, reason in bad]
         if reasons and self.settings.on_bad_image == "error":
-            raise ImageError(reasons[0][1])
+            raise stopped_by(reasons[0][1])
         names = [batch[index][0] for index in indexes]
         if not names:
             return AnsweredBatch([], None, reasons)

@@ -28,7 +28,7 @@ from finetune.data.inspection import Inspection
 from finetune.errors import DataError
 from finetune.prediction.feature_space import features_of
 from finetune.prediction.inference import predict
-from finetune.prediction.predictor import fits_of, rule_of
+from finetune.prediction.predictor import fits_of
 from finetune.runtime import device_of
 from finetune.tasks.one_class import only_one_class
 from finetune.training.classifier import ImageClassifier
@@ -114,7 +114,7 @@ def suggest_among(
         features_of(model, paths, max_pixels=max_pixels, store=store).values
     )
     probabilities = _answers(model, features, paths, max_pixels)
-    scores, rule = informative(probabilities), rule_of(model)
+    scores, rule = informative(probabilities), Ensemble.of(model).unknown
     strangeness = torch.zeros(len(new)) if rule is None else rule.strangeness(features)
     strange = strangeness > 1
     copies = _lesser_copies(new, scores)

@@ -12,12 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from finetune.csv_table import own_rows
 from finetune.errors import DataError
 from finetune.reporting.style import THEMES, ThemeName, add_legend, escape_math, new_axes
 
 Curve = Sequence[tuple[float, float]]  # (epochs that are over, value)
 LEARNING_RATE = "lr"  # Lightning's LearningRateMonitor names its curves lr-...
 AT_MOST = 6  # panels
+CURVE_SIZE = (5.2, 3.1)  # inches
+SHORT = {"map": "mAP", "mae": "MAE", "nll": "NLL"}
 NOT_A_METRIC = ("phase", "epoch", "step")
 
 
@@ -28,8 +31,7 @@ def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
         DataError: the file is no such table.
     """
     try:
-        with metrics_csv.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = own_rows(metrics_csv)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Expected a metrics.csv at {metrics_csv}: {error}") from error
     curves: dict[str, list[tuple[float, float]]] = {}
@@ -73,23 +75,38 @@ def _number(text: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def learning_curves_figure(curves: Mapping[str, Curve], *, theme: ThemeName = "light") -> Figure:
-    """One panel a metric: ``train/loss`` and ``val/loss`` share the panel ``loss``."""
+def panels_of(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
+    """Curves by stage of each metric, the most telling first: ``train/loss`` and ``val/loss`` share
+    the panel ``loss``.
+    """
     panels: dict[str, dict[str, Curve]] = {}
     for name, curve in curves.items():
         stage, _, metric = name.rpartition("/")
         if curve and not _is_learning_rate(name) and stage != "test":
             panels.setdefault(metric, {})[stage or metric] = curve
-    shown = dict(sorted(panels.items(), key=lambda item: _importance(item[0]))[:AT_MOST])
-    columns = min(3, max(1, len(shown)))
-    rows = max(1, math.ceil(len(shown) / columns))
+    order = sorted(panels, key=_importance)
+    return {SHORT.get(metric, metric.replace("_", " ")): panels[metric] for metric in order}
+
+
+def panel_figure(title: str, stages: Mapping[str, Curve], *, theme: ThemeName = "light") -> Figure:
+    """One metric over the fit."""
+    figure, (ax,) = new_axes(theme, *CURVE_SIZE)
+    _panel(ax, title, stages, theme)
+    return figure
+
+
+def learning_curves_figure(
+    panels: Mapping[str, Mapping[str, Curve]], *, theme: ThemeName = "light"
+) -> Figure:
+    """Several metrics side by side, from :func:`panels_of`, at least one."""
+    shown = dict(list(panels.items())[:AT_MOST])
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
     figure, axes = new_axes(theme, 3.6 * columns + 0.6, 2.9 * rows, rows=rows, columns=columns)
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
-    for ax, (metric, stages) in zip(axes, shown.items(), strict=False):
-        _panel(ax, metric.replace("_", " "), stages, theme)
-    if not shown:
-        axes[0].text(0.5, 0.5, "no curves", ha="center", color=THEMES[theme].text)
+    for ax, (title, stages) in zip(axes, shown.items(), strict=False):
+        _panel(ax, title, stages, theme)
     return figure
 
 
@@ -100,8 +117,8 @@ def learning_rate_figure(curves: Mapping[str, Curve], *, theme: ThemeName = "lig
         # Groups that differ in weight decay alone share a rate: one line for both.
         if _is_learning_rate(name) and curve and list(curve) not in map(list, rates.values()):
             rates[name] = curve
-    figure, (ax,) = new_axes(theme, 5.4, 3.2)
-    _panel(ax, "Learning rate", rates, theme)
+    figure, (ax,) = new_axes(theme, *CURVE_SIZE)
+    _panel(ax, "learning rate", rates, theme)
     if any(value > 0 for curve in rates.values() for _, value in curve):
         ax.set_yscale("log")
     return figure
@@ -117,7 +134,7 @@ def _is_learning_rate(name: str) -> bool:
 
 
 def _importance(metric: str) -> tuple[int, str]:
-    first = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "nll", "calibration_error")
+    first = ("loss", "accuracy", "map", "mae", "nll", "balanced_accuracy", "macro_f1")
     return (first.index(metric) if metric in first else len(first), metric)
 
 
@@ -136,7 +153,7 @@ def _panel(ax: Axes, title: str, lines: Mapping[str, Curve], theme: ThemeName) -
             markersize=3.5,
             label=escape_math(name),
         )
-    ax.set(title=escape_math(title), xlabel="epochs")
+    ax.set(xlabel="epochs", ylabel=escape_math(title))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(color=colours.grid, linewidth=0.7)
     if 0 < len(lines) <= 8:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from finetune.combining.members import Member
-from finetune.data.decoding import ImageReader
-from finetune.data.transforms import evaluation_transform
+from finetune.prediction.feature_space import features_of
 from finetune.reporting.explain import weighted_classifiers
 from finetune.reporting.thumbnails import locate
 from finetune.training.classifier import ImageClassifier
-from finetune.training.features.extract import live_features
 
 
 def listened_to(model: ImageClassifier | Member) -> ImageClassifier | None:
@@ -25,29 +22,11 @@ def listened_to(model: ImageClassifier | Member) -> ImageClassifier | None:
 
 
 def embed(
-    classifier: ImageClassifier,
-    paths: Sequence[str],
-    *,
-    root: Path | None = None,
-    batch_size: int = 32,
+    classifier: ImageClassifier, paths: Sequence[str], *, root: Path | None = None
 ) -> NDArray[np.float32]:
     """What enters the final layer, ``(N, D)``, for images named as in an evaluation.
 
     Raises:
-        ImageError: an image that cannot be read.
+        DataError, ImageError: an image that is not there, or cannot be read.
     """
-    preprocessing = classifier.preprocessing
-    reader = ImageReader.of([preprocessing])
-    transform = evaluation_transform(preprocessing)
-    rows = []
-    classifier.eval()
-    for batch in _batches(paths, batch_size):
-        images = torch.stack([transform(reader(locate(path, root))) for path in batch])
-        with torch.inference_mode():
-            features = live_features(classifier, images.to(classifier.mean.device))
-        rows.append(features.flatten(1).float().cpu().numpy())
-    return np.concatenate(rows)
-
-
-def _batches(paths: Sequence[str], size: int) -> Iterable[Sequence[str]]:
-    return (paths[start : start + size] for start in range(0, len(paths), size))
+    return features_of(classifier, [locate(path, root) for path in paths]).values

@@ -25,9 +25,9 @@ from torch.nn.functional import interpolate
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember, Member
 from finetune.data.decoding import MAX_PIXELS, ImageReader
+from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.transforms import MAX_ASPECT, evaluation_transform
 from finetune.errors import NetworkError, UsageError
-from finetune.prediction.probability_model import SingleClassifier
 from finetune.spec.preprocessing import Preprocessing
 from finetune.tasks.multilabel import offsets
 from finetune.tasks.task import Task
@@ -46,7 +46,9 @@ class Explanation:
         heat: ``(H, W)`` in ``[0, 1]``, the strongest place is 1; all 0 if nothing speaks for the
             class, and 0 outside of the part that the network sees.
         seen: that part, ``(top, left, bottom, right)`` in pixels; of several members the smallest.
-        class_name, probability: of the explained class.
+        class_name, probability: of the explained class; of numbers which way the answer is moved,
+            and the number.
+        told: the probability or the number, for people.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Explanation:
     seen: tuple[int, int, int, int]
     class_name: str
     probability: float
+    told: str
 
 
 def grad_cam(network: nn.Module, images: Tensor, target: int | Sequence[int]) -> Tensor:
@@ -66,6 +69,11 @@ def grad_cam(network: nn.Module, images: Tensor, target: int | Sequence[int]) ->
     Raises:
         NetworkError: the network has no feature map.
     """
+    return evidence(network, images, target).clamp_min(0)
+
+
+def evidence(network: nn.Module, images: Tensor, target: int | Sequence[int]) -> Tensor:
+    """The same ``(B, h, w)`` with what speaks against: below 0 it lowers the output."""
     was_training = network.training
     network.eval()
     try:
@@ -74,7 +82,7 @@ def grad_cam(network: nn.Module, images: Tensor, target: int | Sequence[int]) ->
     finally:
         network.train(was_training)
     weights = gradients.mean(dim=(2, 3), keepdim=True)
-    return (weights * activations).sum(dim=1).clamp_min(0)
+    return (weights * activations).sum(dim=1)
 
 
 def explain(
@@ -83,10 +91,12 @@ def explain(
     class_names: Iterable[str | None] = (None,),
     *,
     max_pixels: int = MAX_PIXELS,
+    max_decoding_mb: int = MAX_DECODING_MB,
 ) -> list[Explanation]:
     """Explain an answer for an image, once for each class name; None is what was predicted.
 
-    Of several labels an image these are all that were named, or the likeliest where none was.
+    Of several labels an image these are all that were named, or the likeliest where none was. A
+    number has two maps on one scale: what raises it, and what lowers it.
 
     Args:
         model: an :class:`ImageClassifier`, or an ensemble, whose members' maps are averaged
@@ -94,6 +104,7 @@ def explain(
         image: its file, or what a file holds.
         class_names: what to explain.
         max_pixels: more is refused as a decompression bomb.
+        max_decoding_mb: most memory that decoding may take, in MiB.
 
     Raises:
         UsageError: an unknown class.
@@ -107,7 +118,10 @@ def explain(
         )
     needed = {3} | {classifier.preprocessing.in_chans for classifier, _ in members}
     path = Path("image") if isinstance(image, bytes) else Path(image)
-    readers = {in_chans: ImageReader(in_chans, max_pixels=max_pixels) for in_chans in needed}
+    readers = {
+        chans: ImageReader(chans, max_pixels=max_pixels, max_decoding_mb=max_decoding_mb)
+        for chans in needed
+    }
     pixels = {
         in_chans: read.decode(image, name=str(path)) if isinstance(image, bytes) else read(path)
         for in_chans, read in readers.items()
@@ -118,11 +132,6 @@ def explain(
         order = [classifier.class_names.index(name) for name in names]
         answers.append(_logits(classifier, pixels).cpu()[:, order])
     task = members[0][0].task
-    if not task.has_choices:
-        raise UsageError(
-            f"Expected names to explain, found the task {task.name}, for which there is no "
-            "explanation yet; ask for the number by predict."
-        )
     answer = _answer(model, task.mixture(torch.stack(answers), [share for _, share in members]))
     probabilities = task.probabilities(answer.logits)[0]
     wanted: list[str] = []
@@ -132,17 +141,24 @@ def explain(
         wanted += _named(task, answer, names) if name is None else [name]
     explained = []
     for name in dict.fromkeys(wanted):
-        heat, seen = _joint_heat(members, pixels, name)
-        explained.append(
+        value = float(probabilities[names.index(name)])
+        told = f"{100 * value:.1f} %" if task.has_choices else f"{value:.6g}"
+        both, seen = _joint_heat(members, pixels, name, signed=not task.has_choices)
+        maps = (
+            {name: both} if task.has_choices else {f"raises {name}": both, f"lowers {name}": -both}
+        )
+        explained += [
             Explanation(
                 path=path,
                 image=pixels[3].permute(1, 2, 0).numpy(),
-                heat=heat,
+                heat=np.maximum(heat, 0),
                 seen=seen,
-                class_name=name,
-                probability=float(probabilities[names.index(name)]),
+                class_name=shown,
+                probability=value,
+                told=told,
             )
-        )
+            for shown, heat in maps.items()
+        ]
     return explained
 
 
@@ -155,7 +171,7 @@ class _Answered(NamedTuple):
 
 def _answer(model: ImageClassifier | Member, pooled: Tensor) -> _Answered:
     if isinstance(model, ImageClassifier):
-        answer = SingleClassifier(model).answer(pooled.unsqueeze(0))
+        answer = Ensemble.of(model).answer(pooled.unsqueeze(0))
         return _Answered(answer.logits, answer.thresholds)
     calibrated = model.calibrated(pooled) if isinstance(model, Ensemble) else pooled
     return _Answered(calibrated, model.thresholds)
@@ -214,24 +230,32 @@ def _view(classifier: ImageClassifier, pixels: Pixels) -> Tensor:
 
 
 def _joint_heat(
-    members: Sequence[tuple[ImageClassifier, float]], pixels: Pixels, class_name: str
+    members: Sequence[tuple[ImageClassifier, float]],
+    pixels: Pixels,
+    class_name: str,
+    *,
+    signed: bool,
 ) -> tuple[NDArray[np.float32], tuple[int, int, int, int]]:
+    """The members' maps, each with its share, at the image's size; the strongest place is 1 or -1.
+
+    Without a sign what speaks against is nothing.
+    """
     height, width = pixels[3].shape[-2:]
     heat = torch.zeros(height, width)
     parts = []
     for classifier, share in members:
         view = classifier.normalised(_view(classifier, pixels))
         target = classifier.class_names.index(class_name)
-        cam = grad_cam(classifier.network, view, target)[0].cpu()
+        cam = (evidence if signed else grad_cam)(classifier.network, view, target)[0].cpu()
         parts.append(seen_part((height, width), classifier.preprocessing))
         top, left, bottom, right = parts[-1]
         size = (max(1, bottom - top), max(1, right - left))
         placed = interpolate(cam[None, None].float(), size, mode="bilinear", align_corners=False)
-        strongest = placed.max()
+        strongest = placed.abs().max()
         if strongest > 0:
             window = (slice(top, top + size[0]), slice(left, left + size[1]))
             heat[window] += share * placed[0, 0] / strongest
-    strongest = heat.max()
+    strongest = heat.abs().max()
     smallest = min(parts, key=lambda part: part[2] - part[0])
     return (heat / strongest if strongest > 0 else heat).numpy(), smallest
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import PercentFormatter
 
 from finetune.evaluation.intervals import wilson_interval
 from finetune.evaluation.judgement import Judgement
@@ -24,81 +23,67 @@ from finetune.reporting.style import (
     names_width,
     new_axes,
     set_names,
-    set_title,
 )
 from finetune.tasks.class_scores import ConfidenceBins, Floats
 
-NUMBERS_IN_CELLS = 20  # up to here every cell of a confusion matrix holds its number
+ROWS = 20  # of a figure with a row a class; of more classes the worst ones
+TRUST_SIZE = (5.2, 4.2)  # inches
 MARKED_CONFUSIONS = 10
 
 
-def confusion_figure(
-    evaluation: Evaluation, *, normalise: bool = False, theme: ThemeName = "light"
-) -> Figure:
-    """Labels in rows, predictions in columns: counts, or shares of each row.
+def confusion_figure(evaluation: Evaluation, *, theme: ThemeName = "light") -> Figure:
+    """Images by label, in rows, and prediction, in columns.
 
-    With more than 40 classes only some rows carry a name, and the most frequent confusions are
-    circled and listed instead.
+    Up to 20 classes have their numbers in the cells. Of more than 40 classes only some rows carry a
+    name, and the most frequent confusions are circled and listed instead.
     """
     matrix = evaluation.confusion.astype(float)
-    if normalise:
-        support = matrix.sum(axis=1, keepdims=True)
-        matrix = np.divide(matrix, support, out=np.zeros_like(matrix), where=support > 0)
     n_classes = len(matrix)
     names = display_names(evaluation.class_names, limit=24 if n_classes <= MANY else 18)
-    size = 9 if n_classes <= 20 else 7.5
-    flat = n_classes <= 8 and max(map(len, names)) <= 10
-    side = float(np.clip(0.4 * n_classes, 2.4, 7.5))
-    room = names_width(names, size)
+    numbers = n_classes <= ROWS
+    size = 9 if numbers else 7.5
+    flat = n_classes <= 8 and max(map(len, names)) <= 5
+    side, room = min(0.4 * n_classes, 7.5), names_width(names, size)
     listed = 2.2 if n_classes > MANY else 0.0  # inches of text below
-    below = (0.3 if flat else room) + listed
-    figure, (ax,) = new_axes(theme, side + room + 1.7, side + below + 1.1)
-    colours = THEMES[theme]
+    inches = rows_size(n_classes) if numbers else (side + room + 1.7, side + room + listed + 1.1)
+    figure, (ax,) = new_axes(theme, *inches)
     # Single errors stay visible beside hundreds of right answers.
-    highest = 1.0 if normalise else max(matrix.max(), 1.0)
-    norm = PowerNorm(0.5, vmin=0, vmax=highest)
-    image = ax.imshow(matrix, cmap=colours.colormap, norm=norm, interpolation="nearest")
-    _colour_bar(figure, ax, image, normalise=normalise, theme=theme)
+    norm = PowerNorm(0.5, vmin=0, vmax=max(matrix.max(), 1.0))
+    shape: dict[str, Any] = {"aspect": "auto"} if numbers else {"interpolation": "nearest"}
+    image = ax.imshow(matrix, cmap=THEMES[theme].colormap, norm=norm, **shape)
     every = math.ceil(n_classes / MANY)
     shown = list(range(0, n_classes, every))
     rotation = 0 if flat else 90
     set_names(ax.xaxis, shown, [names[i] for i in shown], fontsize=size, rotation=rotation)
     set_names(ax.yaxis, shown, [names[i] for i in shown], fontsize=size)
-    if n_classes <= NUMBERS_IN_CELLS:
-        _write_numbers(ax, matrix, highest, normalise, theme)
-    what = "share of the label's images" if normalise else "images"
     ax.set(xlabel="prediction", ylabel="label")
-    set_title(figure, theme, f"Confusion matrix ({what})")
+    if numbers:
+        _write_numbers(ax, matrix, theme)
+    else:
+        _colour_bar(figure, ax, image, theme)
     if n_classes > MANY:
         _circle_confusions(ax, evaluation, theme)
     return figure
 
 
-def _colour_bar(
-    figure: Figure, ax: Axes, image: AxesImage, *, normalise: bool, theme: ThemeName
-) -> None:
+def _colour_bar(figure: Figure, ax: Axes, image: AxesImage, theme: ThemeName) -> None:
     """With few ticks, for a root scale crowds them at its upper end."""
-    ticks = [share * float(image.get_clim()[1] or 1) for share in (0, 0.1, 0.4, 1)]
-    if not normalise:
-        ticks = sorted({float(round(tick)) for tick in ticks})
+    highest = float(image.get_clim()[1] or 1)
+    ticks = sorted({float(round(share * highest)) for share in (0, 0.1, 0.4, 1)})
     bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02, ticks=ticks)
     bar.ax.tick_params(colors=THEMES[theme].text, labelsize=8)
-    if normalise:
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    bar.set_label("images", color=THEMES[theme].text)
     bar.outline.set_edgecolor(THEMES[theme].grid)
 
 
-def _write_numbers(
-    ax: Axes, matrix: Floats, highest: float, normalise: bool, theme: ThemeName
-) -> None:
+def _write_numbers(ax: Axes, matrix: Floats, theme: ThemeName) -> None:
     colours = THEMES[theme]
-    size = 10 if len(matrix) <= 8 else 7.5
+    size = 10 if len(matrix) <= 12 else 7.5
     for row, column in np.argwhere(matrix > 0):
         value = matrix[row, column]
-        text = f"{100 * value:.0f} %" if normalise else f"{value:.0f}"
-        on_strong = math.sqrt(value / highest) > 0.62
+        on_strong = math.sqrt(value / matrix.max()) > 0.62
         colour = colours.background if on_strong else colours.text
-        ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+        ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=size)
 
 
 def _circle_confusions(ax: Axes, evaluation: Evaluation, theme: ThemeName) -> None:
@@ -113,6 +98,11 @@ def _circle_confusions(ax: Axes, evaluation: Evaluation, theme: ThemeName) -> No
     lines = [f"{p.count}× {names[p.label]} → {names[p.prediction]}" for p in pairs]
     text = "\n".join(["prediction", "", "Circled, the most frequent confusions:", *lines])
     ax.set_xlabel(text, fontsize=8.5, loc="left", multialignment="left")
+
+
+def rows_size(rows: int) -> tuple[float, float]:
+    """Inches of a figure with a row a class: one height, whatever it shows of each."""
+    return 5.2, max(2.6, 1.5 + 0.24 * min(rows, ROWS))
 
 
 class HasBins(Protocol):
@@ -131,7 +121,7 @@ def reliability_figure(
 ) -> Figure:
     """How often the classifier is right when it is so sure; below, how often it is so sure."""
     figure, (ax, below) = new_axes(
-        theme, 5, 5.4, rows=2, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
+        theme, *TRUST_SIZE, rows=2, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
     )
     colours = THEMES[theme]
     bins = evaluation.calibration
@@ -154,7 +144,6 @@ def reliability_figure(
         xlim=(0, 1),
         ylim=(0, 1.03),
         ylabel=axes[1],
-        title=f"Reliability: calibration error {100 * bins.error:.1f} %",
     )
     below.set(xlabel=axes[0], ylabel=axes[2])
     legend_below(figure, theme)
@@ -170,7 +159,7 @@ def _bin_intervals(ax: Axes, bins: ConfidenceBins, centres: Floats, colour: str)
 
 def coverage_risk_figure(evaluation: Evaluation, *, theme: ThemeName = "light") -> Figure:
     """The error rate that is left when only the surest share of the images is answered."""
-    figure, (ax,) = new_axes(theme, 5.4, 3.8)
+    figure, (ax,) = new_axes(theme, *TRUST_SIZE)
     colours = THEMES[theme]
     ax.step(
         100 * evaluation.coverage, 100 * evaluation.risk, where="post", color=colours.blue, lw=2
@@ -190,7 +179,6 @@ def coverage_risk_figure(evaluation: Evaluation, *, theme: ThemeName = "light") 
         ylim=(0, top),
         xlabel="coverage: share of images answered, surest first (%)",
         ylabel="error rate among them (%)",
-        title=f"Coverage against risk: area {evaluation.aurc:.4f}",
     )
     ax.grid(color=colours.grid, linewidth=0.7)
     return figure
@@ -199,21 +187,21 @@ def coverage_risk_figure(evaluation: Evaluation, *, theme: ThemeName = "light") 
 def per_class_figure(evaluation: Evaluation, *, theme: ThemeName = "light") -> Figure:
     """Recall of each class with its interval, and precision, worst recall first.
 
-    Of more than 40 classes the 40 worst are shown.
+    Of more than 20 classes the 20 worst are shown.
     """
     with_images = [scores for scores in evaluation.per_class if scores.support]
-    worst = sorted(with_images, key=lambda scores: scores.recall)[:MANY]
+    worst = sorted(with_images, key=lambda scores: scores.recall)[:ROWS]
     display = dict(zip(evaluation.class_names, display_names(evaluation.class_names), strict=True))
-    figure, (ax,) = new_axes(theme, 6.4, 1.5 + 0.24 * len(worst))
+    figure, (ax,) = new_axes(theme, *rows_size(len(evaluation.class_names)))
     for row, scores in enumerate(worst):
         _class_row(ax, row, scores, theme, label=row == 0)
     names = [f"{display[s.name]} ({s.support}{', few' if s.few_images else ''})" for s in worst]
     set_names(ax.yaxis, range(len(worst)), names)
     ax.set_ylim(len(worst) - 0.4, -0.6)
-    count = f"the {len(worst)} worst of {len(with_images)} classes"
-    ax.set(xlim=(-2, 102), xlabel="%")
-    which = count if len(worst) < len(with_images) else "by class"
-    set_title(figure, theme, f"Recall and precision, {which} (with its images)")
+    which = (
+        "" if len(worst) == len(with_images) else f"the {len(worst)} worst of {len(with_images)}, "
+    )
+    ax.set(xlim=(-2, 102), xlabel="%", ylabel=f"{which}class (images)")
     ax.grid(axis="x", color=THEMES[theme].grid, linewidth=0.7)
     legend_below(figure, theme)
     return figure
@@ -255,34 +243,32 @@ def class_balance_figure(
 ) -> Figure:
     """Images of each class or label by split, ``{split: {class: images}}``, largest class first.
 
-    More than 40 are drawn as a curve over their rank.
+    More than 20 are drawn as a curve over their rank.
     """
     totals: dict[str, int] = {}
     for images in counts.values():
         for name, count in images.items():
             totals[name] = totals.get(name, 0) + count
     order = sorted(totals, key=lambda name: -totals[name])
-    figure, (ax,) = new_axes(theme, 6.4, 3.6 if len(order) > MANY else 1.4 + 0.24 * len(order))
+    figure, (ax,) = new_axes(theme, *rows_size(len(order)))
     palette = THEMES[theme].palette
     positions = np.arange(len(order))
     start = np.zeros(len(order))
     for colour, (split, of_split) in zip(palette, counts.items(), strict=False):
         values = np.array([of_split.get(name, 0) for name in order], dtype=float)
-        if len(order) > MANY:
+        if len(order) > ROWS:
             ax.fill_between(positions, start, start + values, color=colour, label=split, lw=0)
         else:
             ax.barh(positions, values, left=start, color=colour, label=split, height=0.75)
         start += values
-    if len(order) > MANY:
+    if len(order) > ROWS:
         ax.set(xlim=(0, len(order) - 1), xlabel=f"{len(order)} names, largest first")
         ax.set_ylabel("images")
     else:
         set_names(ax.yaxis, positions.tolist(), display_names(order))
         ax.set_ylim(len(order) - 0.4, -0.6)
-        ax.set_xlabel("images")
-    set_title(figure, theme, f"{what.capitalize()} balance ({', '.join(counts)})")
-    if len(counts) > 1:
-        legend_below(figure, theme)
+        ax.set(xlabel="images", ylabel=what)
+    legend_below(figure, theme)
     return figure
 
 
@@ -290,7 +276,7 @@ def leaderboard_figure(
     evaluations: Mapping[str, Judgement], *, theme: ThemeName = "light"
 ) -> Figure:
     """The leading figure of several classifiers with its 95 % interval, in the order given."""
-    figure, (ax,) = new_axes(theme, 6.4, 1.3 + 0.34 * len(evaluations))
+    figure, (ax,) = new_axes(theme, 5.2, 1.3 + 0.34 * len(evaluations))
     colours = THEMES[theme]
     leads = [evaluation.leading[0] for evaluation in evaluations.values()]
     scale = 100 if leads[0].kind == "share" else 1
@@ -300,7 +286,6 @@ def leaderboard_figure(
         ax.scatter(scale * lead.value, row, s=40, color=colours.blue, zorder=3)
     set_names(ax.yaxis, range(len(evaluations)), display_names(list(evaluations), limit=36))
     ax.set_ylim(len(evaluations) - 0.4, -0.6)
-    ax.set(xlabel="%" if leads[0].kind == "share" else leads[0].name)
-    set_title(figure, theme, f"95 % interval of the {leads[0].name}")
+    ax.set(xlabel=leads[0].name + (" (%)" if leads[0].kind == "share" else ""))
     ax.grid(axis="x", color=colours.grid, linewidth=0.7)
     return figure

@@ -26,14 +26,7 @@ def render_choice(
     left_out: Mapping[str, str],
     conclusion: Sequence[str],
 ) -> str:
-    """The page as text.
-
-    Args:
-        title: headline of the page.
-        found: the choice.
-        left_out: why others were not judged, by name.
-        conclusion: lines on the choice.
-    """
+    """The page as text."""
     light, dark = (to_png(frontier_figure(found, theme=theme)) for theme in ("light", "dark"))
     caption = (
         "Accuracy, with 95 % intervals, against the time of an image. Orange: the one to take. "

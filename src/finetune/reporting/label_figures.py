@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from finetune.evaluation.label_evaluation import LabelEvaluation
-from finetune.reporting.figures import legend_below
+from finetune.reporting.figures import ROWS, legend_below, rows_size
 from finetune.reporting.style import (
     MANY,
     THEMES,
@@ -16,7 +16,6 @@ from finetune.reporting.style import (
     names_width,
     new_axes,
     set_names,
-    set_title,
 )
 from finetune.tasks.class_scores import Floats
 
@@ -26,13 +25,13 @@ NUMBERS_IN_CELLS = 14
 def per_label_figure(evaluation: LabelEvaluation, *, theme: ThemeName = "light") -> Figure:
     """Average precision of each label with its interval, and F1, the worst first.
 
-    Of more than 40 labels the 40 worst are shown.
+    Of more than 20 labels the 20 worst are shown.
     """
     scores = evaluation.per_label
     defined = [index for index, each in enumerate(scores) if each.support]
-    worst = sorted(defined, key=lambda index: scores[index].ap)[:MANY]
+    worst = sorted(defined, key=lambda index: scores[index].ap)[:ROWS]
     names = display_names(evaluation.class_names)
-    figure, (ax,) = new_axes(theme, 6.4, 1.5 + 0.24 * max(1, len(worst)))
+    figure, (ax,) = new_axes(theme, *rows_size(len(names)))
     colours = THEMES[theme]
     for row, index in enumerate(worst):
         ends = evaluation.label_interval(index, "ap") or (scores[index].ap, scores[index].ap)
@@ -47,10 +46,8 @@ def per_label_figure(evaluation: LabelEvaluation, *, theme: ThemeName = "light")
     titles = [f"{names[i]} ({scores[i].support}{', few' if few[i] else ''})" for i in worst]
     set_names(ax.yaxis, rows.tolist(), titles)
     ax.set_ylim(len(worst) - 0.4, -0.6)
-    ax.set(xlim=(-2, 102), xlabel="%")
-    which = f"the {len(worst)} worst of {len(defined)} labels"
-    which = which if len(worst) < len(defined) else "by label"
-    set_title(figure, theme, f"Average precision and F1, {which} (with its images)")
+    which = f"the {len(worst)} worst of {len(defined)}, " if len(worst) < len(defined) else ""
+    ax.set(xlim=(-2, 102), xlabel="%", ylabel=f"{which}label (images)")
     ax.grid(axis="x", color=colours.grid, linewidth=0.7)
     legend_below(figure, theme)
     return figure
@@ -59,13 +56,13 @@ def per_label_figure(evaluation: LabelEvaluation, *, theme: ThemeName = "light")
 def most_missed_figure(evaluation: LabelEvaluation, *, theme: ThemeName = "light") -> Figure:
     """Images with each label that were found and missed, and others it was named for.
 
-    Most missed first; of more than 40 labels the first 40.
+    Most missed first; of more than 20 labels the first 20.
     """
     missed, added = evaluation.missed.sum(axis=0), evaluation.added.sum(axis=0)
     support = np.array([each.support for each in evaluation.per_label])
-    order = np.lexsort((-added, -missed))[:MANY]
+    order = np.lexsort((-added, -missed))[:ROWS]
     names = display_names(evaluation.class_names)
-    figure, (ax,) = new_axes(theme, 6.4, 1.5 + 0.24 * len(order))
+    figure, (ax,) = new_axes(theme, *rows_size(len(names)))
     colours, rows = THEMES[theme], np.arange(len(order))
     found, lost = (support - missed)[order], missed[order]
     ax.barh(rows, found, color=colours.blue, label="found", height=0.75)
@@ -75,8 +72,7 @@ def most_missed_figure(evaluation: LabelEvaluation, *, theme: ThemeName = "light
     ax.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     set_names(ax.yaxis, rows.tolist(), [names[index] for index in order])
     ax.set_ylim(len(order) - 0.4, -0.6)
-    ax.set_xlabel("images")
-    set_title(figure, theme, "Labels found and missed, most missed first")
+    ax.set(xlabel="images", ylabel="label")
     legend_below(figure, theme)
     return figure
 
@@ -111,7 +107,6 @@ def co_occurrence_figure(evaluation: LabelEvaluation, *, theme: ThemeName = "lig
     bar.ax.tick_params(colors=colours.text, labelsize=8)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     bar.outline.set_edgecolor(colours.grid)
-    set_title(figure, theme, "Labels that stand together (% of the row's images)")
     return figure
 
 

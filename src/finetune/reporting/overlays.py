@@ -57,7 +57,7 @@ def _row(explanations: Sequence[Explanation]) -> Image.Image:
     images = [(first.path.name, "", first.image)]
     for e in explanations:
         nothing = "" if e.heat.any() else ", no evidence"
-        images.append((e.class_name, f" {100 * e.probability:.1f} %{nothing}", overlay(e)))
+        images.append((e.class_name, f" {e.told}{nothing}", overlay(e)))
     height, width = first.image.shape[:2]
     step = max(width, NARROWEST) + GAP
     row = Image.new("RGB", (step * len(images) - GAP, height + CAPTION), "white")

@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from markupsafe import Markup
 
 from finetune.evaluation.comparison import Leaderboard, compare_classes
 from finetune.evaluation.judgement import Judgement, readable
+from finetune.reporting.answer import Answer, answer_of, board_answer, least_sure
+from finetune.reporting.details import ReportDetails
 from finetune.reporting.thumbnails import thumbnail_uris
-from finetune.reporting.triage import LabelSuspect
+from finetune.reporting.triage import LabelSuspect, credible
 
 MAX_ERRORS = 400  # cards in a gallery; predictions.csv has them all
 MAX_SUSPECTS = 24
+MAX_UNSURE = 6
+FIRST_ERRORS = 14  # the others behind a fold
 IMAGE_BUDGET = 2_500_000  # bytes of thumbnails on a page, as base64
 GENERATOR = '<meta name="generator" content="finetune">'  # by it a page is known to be ours
 TEMPLATES = Path(__file__).parent / "templates"
@@ -31,13 +36,18 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True, slots=True)
 class PageFigure:
-    """A drawn figure: the light PNG, the dark PNG, and what it shows, in words."""
+    """A drawn figure: the light PNG, the dark PNG, and what it shows, in words.
+
+    ``place``, ``wide`` and ``folded`` are those of :class:`finetune.reporting.drawings.Drawing`.
+    """
 
     name: str
     caption: str
     light: bytes = field(repr=False)
     dark: bytes = field(repr=False)
+    place: str = ""
     wide: bool = False
+    folded: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +55,19 @@ class PageSection:
     """What the page shows of one evaluation.
 
     Attributes:
-        root: folder that relative paths of images start from.
         suspects: of wrong labels, ranked; the suspected ones among the first are shown.
-        settings, environment: nested mappings of plain values.
-        findings: objects with ``path``, ``problem`` and ``remedy``.
     """
 
     title: str
     evaluation: Judgement
+    details: ReportDetails = field(default_factory=ReportDetails)
     figures: Sequence[PageFigure] = ()
-    root: Path | None = None
     suspects: Sequence[LabelSuspect] = ()
-    settings: Mapping[str, Any] | None = None
-    findings: Sequence[Any] | None = None
-    environment: Mapping[str, Any] | None = None
+
+    @cached_property
+    def answer(self) -> Answer:
+        """What the page opens with."""
+        return answer_of(self.evaluation, self.details, self.suspects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,7 @@ def render(template: str, title: str, **values: Any) -> str:
         css=Markup(css),
         script=Markup(script),
         drawn=_drawn,
+        coded=_coded,
         readable=readable,
         **values,
     )
@@ -124,10 +134,17 @@ def content_policy(css: str, script: str) -> str:
     )
 
 
+def _coded(text: str) -> Markup:
+    """What stands between backticks as code."""
+    parts = enumerate(text.split("`"))
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(part) if place % 2 else part for place, part in parts)
+
+
 def _drawn(figure: PageFigure) -> Markup:
     template = (
         '<figure class="{kind}"><picture>'
-        '<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+        '<source srcset="{dark}" media="screen and (prefers-color-scheme: dark)">'
         '<img src="{light}" alt="{caption}"></picture><figcaption>{caption}</figcaption></figure>'
     )
     return Markup(template).format(
@@ -143,30 +160,56 @@ def _png_uri(content: bytes) -> str:
 
 
 def _section(section: PageSection, budget: int) -> dict[str, Any]:
-    evaluation = section.evaluation
-    suspects = [s for s in section.suspects[:MAX_SUSPECTS] if s.suspected]
-    wrong = evaluation.errors().tolist()
-    chosen = wrong[:MAX_ERRORS]
-    wanted = [*(s.path for s in suspects), *(evaluation.paths[i] for i in chosen)]
-    uris = thumbnail_uris(wanted, root=section.root, budget=budget)
-    errors = [
-        (evaluation.shown(i), _shown_path(path, section.root), uris.get(path))
-        for i, path in ((i, evaluation.paths[i]) for i in chosen)
-    ]
+    evaluation, details = section.evaluation, section.details
+    suspected = credible(evaluation, section.suspects)
+    suspects = suspected[:MAX_SUSPECTS]
+    wrong, unsure = evaluation.errors().tolist(), least_sure(evaluation)
+    chosen, doubtful = wrong[:MAX_ERRORS], unsure[:MAX_UNSURE]
+    paths = [evaluation.paths[i] for i in (*doubtful, *chosen)]
+    wanted = [*(s.path for s in suspects), *paths]
+    uris = thumbnail_uris(wanted, root=details.root, budget=budget)
+
+    def card(path: str) -> tuple[str, str | None]:
+        return _shown_path(path, details.root), uris.get(path)
+
+    def cards(indexes: Sequence[int]) -> list[tuple[Any, ...]]:
+        return [(evaluation.shown(i), *card(evaluation.paths[i])) for i in indexes]
+
+    errors = cards(chosen)
     return {
         "title": section.title,
+        "answer": section.answer,
         "images": len(evaluation.paths),
+        "stage": details.stage,
         "evaluation": evaluation,
-        "figures": section.figures,
-        "errors": errors,
+        "sides": _sides(details.class_counts or {}),
+        "figures": [each for each in section.figures if not each.folded],
+        "folded": [each for each in section.figures if each.folded],
+        "errors": errors[:FIRST_ERRORS],
+        "more_errors": errors[FIRST_ERRORS:],
         "n_errors": len(wrong),
         "error_labels": sorted({part for shown, *_ in errors for part in shown.of_label}),
         "error_answers": sorted({part for shown, *_ in errors for part in shown.of_answer}),
-        "suspects": [(s, _shown_path(s.path, section.root), uris.get(s.path)) for s in suspects],
-        "findings": section.findings,
-        "settings": list(flatten(section.settings or {})),
-        "environment": list(flatten(section.environment or {})),
+        "unsure": cards(doubtful),
+        "n_unsure": len(unsure),
+        "n_unproved": sum(s.suspected for s in section.suspects) - len(suspected),
+        "suspects": [(s, *card(s.path)) for s in suspects],
+        "n_suspects": len(suspected),
+        "findings": details.findings,
+        "settings": list(flatten(details.settings or {})),
+        "environment": list(flatten(details.environment or {})),
+        "commands": details.commands,
     }
+
+
+def _sides(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, int, str]]:
+    """Of each side of the split its images, and how many its smallest and its largest class has."""
+    told = []
+    for side, of_class in counts.items():
+        least, *_, most = sorted(of_class.items(), key=lambda item: item[1]) * 2
+        ends = f"{least[1]} ({least[0]}) to {most[1]} ({most[0]})"
+        told.append((side, sum(of_class.values()), ends if least[1] < most[1] else f"{most[1]}"))
+    return told
 
 
 def _board(board: PageBoard) -> dict[str, Any]:
@@ -187,6 +230,7 @@ def _board(board: PageBoard) -> dict[str, Any]:
     ]
     pair = [*leaderboard.evaluations.items()]
     return {
+        "answer": board_answer(leaderboard),
         "classes": compare_classes(pair[0], pair[1]) if len(pair) == 2 else {},
         "images": len(first.paths),
         "test": "McNemar's exact test" if lead.name == "accuracy" else "a paired bootstrap",

@@ -3,7 +3,7 @@
 report/
 ├── index.html        everything at a glance, self-contained
 ├── metrics.json      the figures, with their intervals
-├── per_class.csv    of several labels an image, per_label.csv
+├── per_class.csv    of several labels an image, per_label.csv; of numbers, per_range.csv
 ├── predictions.csv   path, label, prediction, confidence, p:<class>, ...
 ├── suspects.csv      images whose label should be looked at
 └── figures/*.png
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +27,7 @@ from finetune.files import atomic_folder, write_bytes, write_text
 from finetune.reporting import figures
 from finetune.reporting.csv_files import write_parts, write_predictions
 from finetune.reporting.details import ReportDetails as ReportDetails
-from finetune.reporting.drawings import GALLERIES, NAMES, Drawing, drawings_of, drawings_of_fit
+from finetune.reporting.drawings import NAMES, Drawing, drawings_of, drawings_of_fit
 from finetune.reporting.page import PageBoard, PageFigure, PageSection, render_page
 from finetune.reporting.style import to_png
 from finetune.reporting.triage import rank_suspects, write_suspects
@@ -34,7 +35,7 @@ from finetune.reporting.triage import rank_suspects, write_suspects
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scikit-learn")
 MAX_SUSPECT_ROWS = 500
 TABLES = (
-    *("index.html", "metrics.json", "per_class.csv", "per_label.csv"),
+    *("index.html", "metrics.json", "per_class.csv", "per_label.csv", "per_range.csv"),
     *("predictions.csv", "suspects.csv"),
 )
 
@@ -56,12 +57,23 @@ def write_report(
         folder: for example ``RUN/report``.
         details: what else to tell; its fields can also be given by name (``settings=...``).
         title: headline of the page.
+
+    Examples:
+        >>> answers = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]
+        >>> found = finetune.evaluate([0, 1, 1, 0], answers, ["cat", "dog"])
+        >>> finetune.write_report("report", found, title="Pets").name
+        'index.html'
     """
     details = ReportDetails(**more) if details is None else details
+    return write_section(folder, section_of(title, evaluation, details))
+
+
+def write_section(folder: Path | str, section: PageSection) -> Path:
+    """What :func:`write_report` writes, of a section that is known already."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as beside:
-        _write_into(beside, evaluation, details, title)
+        _write_into(beside, section)
         written = {folder / path.relative_to(beside) for path in report_files(beside)}
     for path in set(report_files(folder)) - written:  # of an earlier test, not about this one
         path.unlink()
@@ -90,8 +102,7 @@ def write_page(
         leaderboard: shown first, with ``columns`` ``{name: {column: value}}`` added to its table.
     """
     sections = [
-        _page_section(name, evaluation, details, draw_all(evaluation, details))
-        for name, (evaluation, details) in evaluations.items()
+        section_of(name, evaluation, details) for name, (evaluation, details) in evaluations.items()
     ]
     board = None if leaderboard is None else _page_board(leaderboard, columns or {})
     path = Path(path)
@@ -116,37 +127,32 @@ def draw_all(evaluation: Judgement, details: ReportDetails) -> list[PageFigure]:
     return [_drawn(drawing) for drawing in drawings]
 
 
-def _write_into(folder: Path, evaluation: Judgement, details: ReportDetails, title: str) -> None:
-    drawn = draw_all(evaluation, details)
+def section_of(title: str, evaluation: Judgement, details: ReportDetails) -> PageSection:
+    """All that a page says of one evaluation, figures drawn and suspects ranked."""
+    if details.environment is None:
+        details = replace(details, environment=describe_environment())
+    return PageSection(
+        title,
+        evaluation,
+        details,
+        draw_all(evaluation, details),
+        rank_suspects(evaluation, MAX_SUSPECT_ROWS, embeddings=details.embeddings),
+    )
+
+
+def _write_into(folder: Path, section: PageSection) -> None:
+    evaluation = section.evaluation
     (folder / "figures").mkdir()
-    for figure in drawn:
+    for figure in section.figures:
         write_bytes(folder / "figures" / f"{figure.name}.png", figure.light)
-    for name, draw in GALLERIES.items():
-        content = to_png(draw(evaluation, root=details.root))
-        write_bytes(folder / "figures" / f"{name}.png", content)
-    section = _page_section(title, evaluation, details, drawn)
     write_suspects(folder / "suspects.csv", section.suspects)
     name, parts = evaluation.parts
     write_parts(folder / f"{name}.csv", parts)
     write_predictions(folder / "predictions.csv", evaluation)
-    metrics = json.dumps(evaluation.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
-    write_text(folder / "metrics.json", metrics + "\n")
-    write_text(folder / "index.html", render_page(title, [section]))
-
-
-def _page_section(
-    title: str, evaluation: Judgement, details: ReportDetails, drawn: Sequence[PageFigure]
-) -> PageSection:
-    return PageSection(
-        title=title,
-        evaluation=evaluation,
-        figures=drawn,
-        root=details.root,
-        suspects=rank_suspects(evaluation, MAX_SUSPECT_ROWS, embeddings=details.embeddings),
-        settings=details.settings,
-        findings=details.findings,
-        environment=describe_environment() if details.environment is None else details.environment,
-    )
+    metrics = {**evaluation.to_dict(), "answer": section.answer.to_dict()}
+    text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False)
+    write_text(folder / "metrics.json", text + "\n")
+    write_text(folder / "index.html", render_page(section.title, [section]))
 
 
 def _page_board(
@@ -159,8 +165,10 @@ def _page_board(
 
 
 def _drawn(drawing: Drawing) -> PageFigure:
-    light, dark = (to_png(drawing.draw(theme=theme), dpi=110) for theme in ("light", "dark"))
-    return PageFigure(drawing.name, drawing.caption, light, dark, drawing.wide)
+    light, dark = (to_png(drawing.draw(theme=theme), dpi=150) for theme in ("light", "dark"))
+    return PageFigure(
+        drawing.name, drawing.caption, light, dark, drawing.place, drawing.wide, drawing.folded
+    )
 
 
 def _version(package: str) -> str:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from finetune.combining.calibrated_answer import Calibration
-from finetune.documents import read_yaml
 from finetune.errors import DataError, UsageError
 from finetune.evaluation.judge import judge, numbered, with_names, with_paths
 from finetune.evaluation.judgement import Judgement
-from finetune.reporting.curves import read_curves
-from finetune.reporting.details import ReportDetails
+from finetune.reporting.answer import Answer, answer_of
+from finetune.reporting.details import (
+    ReportDetails,
+    how_to_test,
+    read_details,
+    root_of,
+)
 from finetune.reporting.thumbnails import locate
+from finetune.reporting.triage import rank_suspects
 from finetune.tables.reading import read_table
 from finetune.tables.writing import ENDINGS
-from finetune.tasks.task import Task
+from finetune.tasks.regression import REGRESSION
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
@@ -44,13 +47,11 @@ class Source:
     """An evaluation with all that its place tells about it.
 
     Attributes:
-        stage: "test", "val", "val, out of fold", or "" if a CSV of somewhere does not tell.
         columns: for a leaderboard: parameters, size, ...
         weights: the checkpoint that gave the answers, where it is known.
     """
 
     name: str
-    stage: str
     evaluation: Judgement
     details: ReportDetails = field(default_factory=ReportDetails)
     columns: Mapping[str, str | float] = field(default_factory=dict)
@@ -59,16 +60,13 @@ class Source:
     @property
     def title(self) -> str:
         """The name, and which images it is about."""
-        return f"{self.name} ({self.stage})" if self.stage else self.name
+        return f"{self.name} ({self.details.stage})" if self.details.stage else self.name
 
-
-@dataclass(frozen=True, slots=True)
-class BadImage:
-    """A row of a run's ``bad_images.csv``."""
-
-    path: str
-    problem: str
-    remedy: str
+    @property
+    def answer(self) -> Answer:
+        """What its figures say."""
+        suspects = rank_suspects(self.evaluation, embeddings=self.details.embeddings)
+        return answer_of(self.evaluation, self.details, suspects)
 
 
 def load_source(path: str | Path, *, root: Path | None = None) -> Source:
@@ -89,7 +87,8 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
     path = Path(path)
     if path.is_dir() and (folds := sorted(path.glob(FOLDS))):
         merged = merge_folds({str(fold.parents[1].name): _held_out(fold, root) for fold in folds})
-        return replace(merged, name=path.resolve().name, stage="val")
+        details = replace(merged.details, stage="val")
+        return replace(merged, name=path.resolve().name, details=details)
     if path.is_dir():
         return _from_run(path, root)
     if not path.exists():
@@ -98,7 +97,7 @@ def load_source(path: str | Path, *, root: Path | None = None) -> Source:
         )
     if path.suffix.lower() in ENDINGS:
         name = path.parent.name if path.stem == "predictions" and path.parent.name else path.stem
-        return Source(name, "", read_evaluation(path), ReportDetails(root=root))
+        return Source(name, read_evaluation(path), ReportDetails(root=root))
     return _held_out(path, root)
 
 
@@ -174,13 +173,17 @@ def merge_folds(sources: Mapping[str, Source]) -> Source:
         chosen_here=any(evaluation.chosen_here for evaluation in evaluations),
         folds=np.repeat(np.arange(len(evaluations)), [len(e.paths) for e in evaluations]),
     )
-    details = replace(first.details, learning_curves=None, class_counts=None)
+    details = replace(first.details, stage="", learning_curves=None, class_counts=None, commands=())
     name = f"{len(sources)} folds: {', '.join(sources)}"
-    return Source(name, "", evaluation, details, weights=first.weights)
+    return Source(name, evaluation, details, weights=first.weights)
 
 
-def read_evaluation(path: Path) -> Judgement:
+def read_evaluation(path: Path, names: Sequence[str] | None = None) -> Judgement:
     """Judge a table of predictions; images without a label are left out.
+
+    Args:
+        path: of the table.
+        names: of its run's checkpoint, which also knows the name of a column of numbers.
 
     Raises:
         DataError: no image has a label.
@@ -197,9 +200,10 @@ def read_evaluation(path: Path) -> Judgement:
         table.task,
         table.labels[known],
         table.logits[known],
-        table.class_names,
+        names if names and table.task == REGRESSION else table.class_names,
         [image for image, has_label in zip(table.paths, known, strict=True) if has_label],
         thresholds=table.thresholds,
+        half_width=table.half_width,
         groups=None if groups is None else groups[known],
     )
 
@@ -210,7 +214,8 @@ def _from_run(folder: Path, root: Path | None) -> Source:
     answers = next((folder / a for a in TEST_ANSWERS if (folder / a).is_file()), None)
     checkpoint = None if weights is None else read_checkpoint(weights, mmap=True)
     if answers is not None:
-        stage, evaluation = "test", read_evaluation(answers)
+        names = None if checkpoint is None else checkpoint.class_names
+        stage, evaluation = "test", read_evaluation(answers, names)
     elif checkpoint is not None:
         stage, evaluation = _stage(checkpoint), _of_checkpoint(checkpoint)
     else:
@@ -219,9 +224,10 @@ def _from_run(folder: Path, root: Path | None) -> Source:
             "give a folder that `finetune fit` or `finetune test` wrote."
         )
     columns = {} if checkpoint is None else {**_columns(checkpoint), **_times(folder)}
-    return Source(
-        name, stage, evaluation, read_details(folder, evaluation.task, root), columns, weights
-    )
+    details = read_details(folder, evaluation.task, root)
+    again = how_to_test(weights, details) if weights is not None and stage == "test" else []
+    details = replace(details, stage=stage, commands=[*details.commands, *again])
+    return Source(name, evaluation, details, columns, weights)
 
 
 def _held_out(path: Path, root: Path | None) -> Source:
@@ -237,34 +243,9 @@ def _held_out(path: Path, root: Path | None) -> Source:
     columns = _columns(checkpoint)
     settings = path.absolute().parent.parent / "config.yaml"
     if root is None and path.parent.name == "checkpoints":
-        root = _root(_settings(settings))
-    return Source(
-        path.stem, _stage(checkpoint), evaluation, ReportDetails(root=root), columns, path
-    )
-
-
-def read_details(folder: Path, task: Task, root: Path | None = None) -> ReportDetails:
-    """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
-    settings = _settings(folder / "config.yaml")
-    root = _root(settings) if root is None else root
-    metrics = folder / "metrics.csv"
-    return ReportDetails(
-        root=root,
-        learning_curves=read_curves(metrics) if metrics.is_file() else None,
-        class_counts=_class_counts(folder / "split.csv", task),
-        settings=settings,
-        findings=[
-            BadImage(row.get("path", ""), row.get("problem", ""), row.get("remedy", ""))
-            for row in _rows(folder / "bad_images.csv")
-        ],
-    )
-
-
-def _root(settings: Mapping[str, Any]) -> Path | None:
-    """The folder of the fit's images, as it was given."""
-    data = settings.get("data")
-    root = data.get("root") if isinstance(data, Mapping) else None
-    return Path(str(root)) if root else None
+        root = root_of(settings)
+    details = ReportDetails(_stage(checkpoint), root)
+    return Source(path.stem, evaluation, details, columns, path)
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Judgement:
@@ -286,6 +267,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Judgement:
         val["paths"],
         thresholds=thresholds if calibration is None else calibration.thresholds,
         chosen_here=checkpoint.details.get("thresholds") is None,
+        half_width=None if calibration is None else calibration.half_width,
         groups=np.unique(val["ids"], return_inverse=True)[1] if val.get("ids") else None,
     )
 
@@ -316,23 +298,3 @@ def _times(folder: Path) -> dict[str, float]:
     if "ms_per_image" in test:
         times["ms an image"] = float(test["ms_per_image"])
     return times
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    return read_yaml(path) if path.is_file() else {}
-
-
-def _class_counts(path: Path, task: Task) -> dict[str, dict[str, int]] | None:
-    counts: dict[str, dict[str, int]] = {}
-    for row in _rows(path):
-        of_split = counts.setdefault(row.get("split") or "unsplit", {})
-        for name in task.names_in(row.get("label", "")):
-            of_split[name] = of_split.get(name, 0) + 1
-    return {s: counts[s] for s in ("train", "val", "test", "unsplit") if s in counts} or None
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

@@ -119,12 +119,6 @@ def add_legend(ax: Axes, theme: ThemeName, **options: Any) -> None:
         text.set_fontfamily(font_families())
 
 
-def set_title(figure: Figure, theme: ThemeName, text: str) -> None:
-    """A title over the whole figure, which long names beside the axes do not push out of it."""
-    title = figure.suptitle(text, color=THEMES[theme].text, fontsize=12)
-    title.set_fontfamily(font_families())
-
-
 def names_width(names: Sequence[str], fontsize: float) -> float:
     """Inches that the widest of some names takes, roughly; East Asian characters take two."""
     widest = max(sum(_columns(character) for character in name) for name in names)

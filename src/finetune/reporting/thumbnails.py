@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.data.decoding import decode_image
+from finetune.data.decoding import ImageReader
 from finetune.data.image_bytes import is_there
 from finetune.data.shard_files import folder_of
 from finetune.errors import ImageError
@@ -21,9 +21,8 @@ SIDE = 128  # pixels of the square
 
 def read_thumbnail(path: str | Path, *, side: int = SIDE) -> NDArray[np.uint8] | None:
     """The upright centre square of an image, ``(side, side, 3)``, or None if it cannot be read."""
-    try:
-        pixels = decode_image(path, short_side=side).permute(1, 2, 0).numpy()
-    except (ImageError, OSError, ValueError):
+    pixels = _pixels(path, side)
+    if pixels is None:
         return None
     height, width = pixels.shape[:2]
     short = min(height, width)
@@ -34,13 +33,19 @@ def read_thumbnail(path: str | Path, *, side: int = SIDE) -> NDArray[np.uint8] |
 
 def read_whole(path: str | Path, *, side: int) -> NDArray[np.uint8] | None:
     """The whole upright image, its longer side at most ``side``, or None if it cannot be read."""
-    try:
-        pixels = decode_image(path, short_side=side).permute(1, 2, 0).numpy()
-    except (ImageError, OSError, ValueError):
+    pixels = _pixels(path, side)
+    if pixels is None:
         return None
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(image)
+
+
+def _pixels(path: str | Path, side: int) -> NDArray[np.uint8] | None:
+    try:
+        return ImageReader(short_side=side)(path).permute(1, 2, 0).numpy()
+    except (ImageError, OSError, ValueError):
+        return None
 
 
 def data_uri(pixels: NDArray[np.uint8], *, quality: int = 60) -> str:

@@ -16,7 +16,6 @@ compare with; cleanlab itself would bring pandas along for these few lines.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
@@ -28,8 +27,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from finetune.csv_table import csv_text
 from finetune.evaluation.judgement import Judgement, Question
-from finetune.files import atomic_write
+from finetune.files import write_text
 from finetune.tasks.class_scores import Floats, Integers
 from finetune.tasks.multiclass import MULTICLASS
 
@@ -143,6 +143,15 @@ def rank_suspects(
     return tuple(_in_turns(by_label, by_distance)[:limit])
 
 
+def credible(evaluation: Judgement, suspects: Sequence[LabelSuspect]) -> list[LabelSuspect]:
+    """The suspected ones, without those of classes of which the answers find less than half.
+
+    There the answers are what is wrong: they prove little about labels.
+    """
+    found = {name: right.mean() for name, right in evaluation.rights()}
+    return [each for each in suspects if each.suspected and found.get(each.label, 1.0) >= 0.5]
+
+
 def _by_label(evaluation: Judgement) -> list[LabelSuspect]:
     found = [_of_question(evaluation, question) for question in evaluation.questions()]
     both = chain.from_iterable(found)
@@ -183,7 +192,8 @@ def _in_turns(
 ) -> list[LabelSuspect]:
     """What the answers and what the features put first, one by one; each image once.
 
-    An image that both name keeps its quality by the answers.
+    An image that both name keeps its quality by the answers, and their reason where it is the only
+    one that suspects it.
     """
     of_image: dict[int, LabelSuspect] = {}
     for each in by_label:
@@ -194,15 +204,16 @@ def _in_turns(
             found.setdefault(one.index, one)
         if other is not None:
             known = of_image.get(other.index, other)
-            found.setdefault(other.index, replace(other, quality=known.quality))
+            strange = other.suspected or not known.suspected
+            told = replace(other, quality=known.quality) if strange else known
+            found.setdefault(other.index, told)
     return list(found.values())
 
 
 def write_suspects(path: Path, suspects: Sequence[LabelSuspect]) -> None:
     """A CSV to go through by hand: path, label, suggested label, quality of the label."""
-    with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "reason", "suggested", "quality", "suspected"])
-        for s in suspects:
-            quality = f"{s.quality:.6f}"
-            writer.writerow([s.path, s.label, s.reason, s.suggested, quality, s.suspected])
+    columns = ("path", "label", "reason", "suggested", "quality", "suspected")
+    rows = (
+        (s.path, s.label, s.reason, s.suggested, f"{s.quality:.6f}", s.suspected) for s in suspects
+    )
+    write_text(path, csv_text(columns, rows))

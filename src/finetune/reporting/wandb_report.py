@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.csv_table import own_rows
 from finetune.errors import UsageError
 from finetune.evaluation.judgement import Judgement
 from finetune.reporting.report import report_files
@@ -91,16 +91,16 @@ def _tables(report: Path, evaluation: Judgement) -> dict[str, Any]:
     first, *others = evaluation.tables
     chosen = evaluation.errors()[:IMAGES].tolist()
     errors = [(evaluation.paths[i], evaluation.shown(i)) for i in chosen]
-    with (report / "suspects.csv").open(encoding="utf-8", newline="") as file:
-        suspects = list(csv.DictReader(file))[:IMAGES]
-    return {
+    suspects = own_rows(report / "suspects.csv")[:IMAGES]
+    tables = {
         first.name: table(list(parts[0]), [list(part.values()) for part in parts]),
         **{each.name: table([title for title, _ in each.columns], each.rows) for each in others},
         "errors": table(
             ["image", "path", "label", "prediction", "confidence"],
             [(image(path), path, s.label, s.answer, s.sure) for path, s in errors],
         ),
-        "suspects": table(
-            ["image", *suspects[0]], [(image(s["path"]), *s.values()) for s in suspects]
-        ),
     }
+    if suspects:  # of numbers there are none
+        rows = [(image(s["path"]), *s.values()) for s in suspects]
+        tables["suspects"] = table(["image", *suspects[0]], rows)
+    return tables

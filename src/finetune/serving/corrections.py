@@ -6,16 +6,14 @@ of them. The last word on an image counts.
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
 
-from finetune.csv_table import read_csv_table
+from finetune.csv_table import csv_text, read_csv_table
 from finetune.data.decoding import open_image
 from finetune.errors import ManifestError, OutputError
 from finetune.files import write_bytes, write_text
@@ -103,7 +101,8 @@ class Corrections:
                         raise HTTPException(507, "The folder for corrections is full.")
                     write_bytes(place, content)
                     self._bytes += len(content)
-                write_text(self.table, _table(columns, rows.values()))
+                cells = ([row.get(name) for name in columns] for row in rows.values())
+                write_text(self.table, csv_text(columns, cells))
             except (ManifestError, OutputError) as error:
                 print(f"finetune: a correction was not kept: {error}", file=sys.stderr)
                 raise HTTPException(507, "The correction could not be written.") from error
@@ -118,11 +117,3 @@ class Corrections:
         )
         columns = [*dict.fromkeys((*COLUMNS, *found.columns))]
         return columns, {row["path"]: row for _, row in found.rows}
-
-
-def _table(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

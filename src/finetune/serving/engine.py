@@ -23,7 +23,6 @@ from finetune.data.workers import usable_cores
 from finetune.errors import ImageError
 from finetune.prediction.answering import outputs_of, predictions_of
 from finetune.prediction.inputs import ImageViews
-from finetune.prediction.probability_model import ProbabilityModel, SingleClassifier
 from finetune.runtime import device_of
 from finetune.serving.answers import JsonAnswer, json_answers
 from finetune.serving.budget import Budget
@@ -74,8 +73,7 @@ class Engine:
         max_pixels: int = MAX_PIXELS,
         max_decoding_mb: int = MAX_DECODING_MB,
     ) -> None:
-        of_one = SingleClassifier(model) if isinstance(model, ImageClassifier) else model
-        self.model: ProbabilityModel = of_one.eval()
+        self.model = Ensemble.of(model).eval()
         self.device = device_of(model)
         self.limits = max_pixels, max_decoding_mb
         self.in_work = Budget(images_in_work)

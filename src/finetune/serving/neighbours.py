@@ -85,10 +85,6 @@ class Neighbours:
     def nearest(self, content: bytes, network: AbstractContextManager[object]) -> list[Like]:
         """The nearest first; images that have gone since are left out.
 
-        Args:
-            content: of a file.
-            network: held while the network runs.
-
         Raises:
             ImageError: it cannot be read.
             DataError: there is no training image left.

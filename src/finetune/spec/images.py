@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from finetune.spec.labels import Label, indexes
+from finetune.spec.labels import Label, indexes, order
 
 ID_BYTES = 16
 SEPARATOR = "::"  # between a file that holds images and the name of one
@@ -73,6 +73,12 @@ def place_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
     text = os.fspath(path)
     within = _WITHIN.fullmatch(text) if SEPARATOR in text else None
     return (Path(path), "") if within is None else (Path(within[1]), within[2].replace(os.sep, "/"))
+
+
+def by_side(image: LabelledImage) -> tuple[int, tuple[float, ...]]:
+    """Sorts images by side, those that stand on none last, then by label."""
+    side = len(SPLITS) if image.split is None else SPLITS.index(image.split)
+    return side, order(image.label)
 
 
 def content_id(content: bytes) -> str:

@@ -21,6 +21,10 @@ class Preprocessing:
         interpolation: of the resize, always antialiased.
         long_side: how the long side becomes a whole number of pixels when the short one is resized:
             "truncated" as torchvision and timm do, "rounded" in checkpoints of version 1.
+
+    Examples:
+        >>> finetune.Preprocessing(image_size=224, crop_fraction=0.875).resize_size
+        256
     """
 
     image_size: int = 224

@@ -64,18 +64,22 @@ class ImageBlock(Protocol):
         """
 
 
-class ImageSource(Protocol):
+class NamedImages(Protocol):
     """Labelled images, each on one side of a split."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """What labels are indexes into."""
 
     def images(self, split: Split) -> Sequence[LabelledImage]:
         """Those of one side, in the order of its unshuffled batches."""
 
     def names(self, split: Split) -> list[str]:
         """Their paths below the root."""
+
+
+class ImageSource(NamedImages, Protocol):
+    """Labelled images, and what their labels mean."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What labels are indexes into."""
 
 
 class HeldOutData(ImageSource, Protocol):
@@ -87,14 +91,8 @@ class HeldOutData(ImageSource, Protocol):
         """Images ``(B, C, S, S)`` in ``[0, 1]``, a batch for each preprocessing, and labels."""
 
 
-class PhaseData(Protocol):
+class PhaseData(NamedImages, Protocol):
     """What a phase of a fit learns from: batches, whatever is in them, and whose they are."""
-
-    def images(self, split: Split) -> Sequence[LabelledImage]:
-        """Those of one side, in the order of its unshuffled batches."""
-
-    def names(self, split: Split) -> list[str]:
-        """Their paths below the root."""
 
     def class_counts(self, split: Split) -> Mapping[str, int]:
         """Images of each class."""

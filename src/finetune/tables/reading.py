@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from finetune.csv_table import CsvTable, read_csv_table
 from finetune.errors import DataError
 from finetune.extras import need
+from finetune.spec import numbers
 from finetune.spec.labels import NOT_KNOWN, SEPARATOR, THRESHOLD
 from finetune.tables.cells import PREFIX, log_probability, unescaped
 from finetune.tables.writing import format_of
 from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.multilabel import MULTILABEL
+from finetune.tasks.regression import REGRESSION
 from finetune.tasks.task import Task
 
+ANSWER, ENDS = "prediction", ("lower", "upper")  # of numbers
 LARGEST_LOG = math.log1p(-(2.0**-53))  # of a probability that is not 1
 ROUNDING = 1e-2  # how far a row of few digits may be from a sum of 1
 
@@ -33,11 +36,14 @@ class PredictionTable:
     Attributes:
         file: where it lies.
         paths: ``N`` names of images, as written.
-        task: several labels an image where there are columns ``t:<label>``, else one class.
+        task: several labels an image where there are columns ``t:<label>``, a number where there is
+            a column ``prediction`` and none of probabilities, else one class.
         labels: of one class an image ``(N,)`` indexes into ``class_names``, -1 where the table
-            tells no label; of several labels ``(N, K)`` with 1, 0, and NaN where it is not known.
+            tells no label; of several labels ``(N, K)`` with 1, 0, and NaN where it is not known;
+            numbers ``(N, 1)`` likewise.
         logits: ``(N, C)``; of one class an image log probabilities, whose exponents sum to 1.
         thresholds: of several labels ``(K,)``, probabilities above which each is named.
+        half_width: of the intervals about numbers, where there are columns ``lower, upper``.
         groups: ``(N,)`` what the column ``group`` has; empty where there is none.
     """
 
@@ -49,6 +55,7 @@ class PredictionTable:
     task: Task = MULTICLASS
     thresholds: tuple[float, ...] | None = None
     groups: tuple[str, ...] = field(default=(), repr=False)
+    half_width: float | None = None
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -72,6 +79,8 @@ class PredictionTable:
 def read_table(path: str | Path) -> PredictionTable:
     """Read a table of predictions; needed are ``path`` and at least two columns ``p:<class>``.
 
+    Of numbers ``path`` and ``prediction``; the column itself has no name then but ``number``.
+
     ``label`` may be missing or empty; other columns are not looked at. Formats are told by the
     ending, as they are written.
 
@@ -86,14 +95,16 @@ def read_table(path: str | Path) -> PredictionTable:
         raise DataError(f"Expected a table of predictions at {path}, found no regular file there.")
     table = read(path)
     columns = [name for name in table.columns if name.startswith(PREFIX)]
+    if len(set(table.columns)) != len(table.columns):
+        raise DataError(f"{path}: expected each column once, found one twice; rename it.")
+    if not columns and {"path", ANSWER} <= set(table.columns):
+        return _of_numbers(path, table)
     if "path" not in table.columns or len(columns) < 2:
         raise DataError(
             f"{path}: expected columns path, label and one '{PREFIX}<class>' for each of at least "
             f"two classes, found {list(table.columns[:6])}; write it with `finetune predict` or "
             "`finetune test`."
         )
-    if len(set(table.columns)) != len(table.columns):
-        raise DataError(f"{path}: expected each column once, found one twice; rename it.")
     class_names = tuple(name.removeprefix(PREFIX) for name in columns)
     paths = _paths(table)
     if all(THRESHOLD + name in table.columns for name in class_names):
@@ -185,8 +196,44 @@ def _of_several_labels(
         names,
         MULTILABEL,
         tuple(np.minimum(bounds[0], math.exp(LARGEST_LOG)).tolist()) if len(bounds) else None,
-        tuple(row["group"] for _, row in table.rows) if "group" in table.columns else (),
+        _groups(table),
     )
+
+
+def _of_numbers(path: Path, table: CsvTable) -> PredictionTable:
+    def column(name: str, *, empty: bool = False) -> NDArray[np.float64]:
+        values = np.full(len(table.rows), math.nan)
+        for position, (line, row) in enumerate(table.rows):
+            text = row.get(name, "")
+            try:
+                values[position] = math.nan if empty and not text else numbers.number(text)
+            except ValueError:
+                expected = f"a number such as 31.5 in column {name!r}"
+                raise _wrong(path, line, expected, repr(text[:40])) from None
+        return values
+
+    answers, half_width = column(ANSWER), None
+    if table.rows and set(ENDS) <= set(table.columns):
+        low, high = map(column, ENDS)
+        half_width = float(np.median(high - low) / 2)
+        rounding = 1e-6 * (np.abs([low, high]).max() + half_width)
+        if half_width < 0 or np.abs((high - low) / 2 - half_width).max() > rounding:
+            expected = f"intervals of one width in columns {' and '.join(ENDS)}"
+            raise _wrong(path, table.rows[0][0], expected, "several")
+    return PredictionTable(
+        path,
+        _paths(table),
+        column("label", empty=True)[:, None],
+        answers[:, None],
+        ("number",),
+        REGRESSION,
+        groups=_groups(table),
+        half_width=half_width,
+    )
+
+
+def _groups(table: CsvTable) -> tuple[str, ...]:
+    return tuple(row["group"] for _, row in table.rows) if "group" in table.columns else ()
 
 
 def _marks(table: CsvTable, number: int, text: str, index: Mapping[str, int]) -> list[float]:

@@ -32,11 +32,7 @@ class ClassificationLoss(nn.Module):
 
     def __init__(self, *, label_smoothing: float = 0.0, focal_gamma: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1 or focal_gamma < 0:
-            raise UsageError(
-                "Expected label_smoothing in [0, 1) and focal_gamma >= 0, found "
-                f"{label_smoothing} and {focal_gamma}."
-            )
+        check_loss(label_smoothing, focal_gamma)
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma
         # One number a class; never saved, for a checkpoint must not depend on it.
@@ -58,6 +54,15 @@ class ClassificationLoss(nn.Module):
         losses = -(smoothed * weights * modulation * log_probabilities).sum(dim=1)
         # As torch does: hard labels are averaged by their weights, soft ones by their number.
         return losses.sum() / ((targets * weights).sum() if hard else len(logits))
+
+
+def check_loss(label_smoothing: float, focal_gamma: float) -> None:
+    """Refuse settings of a loss that are out of their range."""
+    if not 0 <= label_smoothing < 1 or focal_gamma < 0:
+        raise UsageError(
+            "Expected label_smoothing in [0, 1) and focal_gamma >= 0, found "
+            f"{label_smoothing} and {focal_gamma}."
+        )
 
 
 def class_weights(kind: ClassWeights, counts: Sequence[int]) -> Tensor | None:

@@ -5,7 +5,7 @@ Log probabilities are logits too. So no answer is too sure to be told from certa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,18 +25,18 @@ from finetune.tasks.class_scores import (
 from finetune.tasks.distillation import distillation_loss
 from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.losses import ClassificationLoss, batch_mixing, class_weights
-from finetune.tasks.units import AsTheyAre
+from finetune.tasks.task import Task
 
-HIGHER_IS_BETTER = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
 TOP_K = 5
 
 
 @dataclass(frozen=True, slots=True)
-class MultiClass:
+class MultiClass(Task):
     """See :class:`finetune.tasks.task.Task`, which says what each of these is for."""
 
     name: ClassVar[str] = "multiclass"
     deciding: ClassVar[str] = "nll"
+    rising: ClassVar[Set[str]] = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
     closed_form: ClassVar[Literal["multinomial", "binary", "ridge"]] = "multinomial"
     has_choices: ClassVar[bool] = True
 
@@ -49,14 +49,6 @@ class MultiClass:
                 "give one folder of images a class."
             )
         return found
-
-    def number_of_outputs(self, names: Sequence[str]) -> int:
-        """A logit a class."""
-        return len(names)
-
-    def unit(self, outputs: int) -> AsTheyAre:
-        """None: outputs are logits."""
-        return AsTheyAre()
 
     def collate(self, targets: Sequence[int]) -> Tensor:
         """Class indexes as int64 ``(N,)``."""
@@ -85,9 +77,10 @@ class MultiClass:
 
     loss = ClassificationLoss
     class_weights = staticmethod(class_weights)
-    mixing = staticmethod(batch_mixing)
-    distillation_loss = staticmethod(distillation_loss)
-    held_out_loss = staticmethod(held_out_loss)
+    # They call their parameters as one does where there are classes.
+    mixing = staticmethod(batch_mixing)  # type: ignore[assignment]
+    distillation_loss = staticmethod(distillation_loss)  # type: ignore[assignment]
+    held_out_loss = staticmethod(held_out_loss)  # type: ignore[assignment]
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """``(..., C)`` in float32; of float32 logits, as their own softmax has them."""
@@ -101,16 +94,9 @@ class MultiClass:
         """The likeliest class, ``(...)``; of equals the first."""
         return categorical.likeliest(outputs)
 
-    def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
-        """The likeliest class of each image."""
-        return self.worded(self.decide(outputs), names)
-
     def confidence(self, outputs: Tensor) -> Tensor:
         """Probability of the likeliest class, ``(...)``."""
         return categorical.probabilities(outputs).amax(dim=-1)
-
-    def thresholds(self, outputs: Tensor, targets: Tensor) -> None:
-        """None: the likeliest class is named."""
 
     def figure_names(self, outputs: int) -> list[str]:
         """Top-5 accuracy from 11 classes on."""
@@ -141,10 +127,6 @@ class MultiClass:
         """Accuracy and NLL."""
         right = 1 - self.held_out_loss(outputs, targets, "accuracy")
         return f"accuracy {right:.4f}  nll {self.held_out_loss(outputs, targets, 'nll'):.4f}"
-
-    def higher_is_better(self, monitor: str) -> bool:
-        """Accuracies and F1 are; losses and errors are not."""
-        return monitor.split("/")[-1] in HIGHER_IS_BETTER
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Negative log likelihood in nats."""

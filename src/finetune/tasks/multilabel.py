@@ -6,7 +6,7 @@ in the loss, not in a figure, not in a calibration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,12 +22,8 @@ from finetune.tasks import categorical
 from finetune.tasks.distillation import distillation_loss
 from finetune.tasks.held_out_loss import held_out_loss
 from finetune.tasks.label_scores import best_thresholds, label_scores, mean_of
-from finetune.tasks.losses import ClassWeights, batch_mixing
-from finetune.tasks.task import Loss, Mixing
-from finetune.tasks.units import AsTheyAre
-
-HIGHER_IS_BETTER = {"map", "macro_auroc", "macro_f1", "exact_set_accuracy"}
-
+from finetune.tasks.losses import ClassWeights, batch_mixing, check_loss
+from finetune.tasks.task import Loss, Mixing, Task
 
 ABSENT_ENOUGH = 0.05  # probability below which an absent label costs nothing: the paper's margin
 
@@ -54,11 +50,7 @@ class BinaryLoss(nn.Module):
         negative_gamma: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1 or focal_gamma < 0:
-            raise UsageError(
-                "Expected label_smoothing in [0, 1) and focal_gamma >= 0, found "
-                f"{label_smoothing} and {focal_gamma}."
-            )
+        check_loss(label_smoothing, focal_gamma)
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma
         self.negative_gamma = negative_gamma
@@ -82,11 +74,12 @@ class BinaryLoss(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class MultiLabel:
+class MultiLabel(Task):
     """See :class:`finetune.tasks.task.Task`, which says what each of these is for."""
 
     name: ClassVar[str] = "multilabel"
     deciding: ClassVar[str] = "nll"
+    rising: ClassVar[Set[str]] = {"map", "macro_auroc", "macro_f1", "exact_set_accuracy"}
     closed_form: ClassVar[Literal["multinomial", "binary", "ridge"]] = "binary"
     has_choices: ClassVar[bool] = True
 
@@ -104,14 +97,6 @@ class MultiLabel:
                 "rename it."
             )
         return found
-
-    def number_of_outputs(self, names: Sequence[str]) -> int:
-        """A logit a label."""
-        return len(names)
-
-    def unit(self, outputs: int) -> AsTheyAre:
-        """None: outputs are logits."""
-        return AsTheyAre()
 
     def collate(self, targets: Sequence[tuple[int, ...]]) -> Tensor:
         """1, 0 and -1 (not known) for each label as float32 ``(N, K)``, NaN for -1."""
@@ -180,10 +165,6 @@ class MultiLabel:
         """1 or 0 for each label, ``(..., K)``, of outputs less the logits of the thresholds."""
         return (outputs > 0).float()
 
-    def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
-        """The labels of each image, joined by ``|``; empty for none."""
-        return self.worded(self.decide(outputs), names)
-
     def confidence(self, outputs: Tensor) -> Tensor:
         """Probability of the least sure of the K answers, ``(...)``."""
         return outputs.abs().sigmoid().amin(dim=-1)
@@ -230,10 +211,6 @@ class MultiLabel:
         """The share of all answers that are right, and NLL."""
         right = 1 - self.held_out_loss(outputs, targets, "accuracy")
         return f"labels right {right:.4f}  nll {self.held_out_loss(outputs, targets, 'nll'):.4f}"
-
-    def higher_is_better(self, monitor: str) -> bool:
-        """Precision, F1 and right sets are; losses are not."""
-        return monitor.split("/")[-1] in HIGHER_IS_BETTER
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Negative log likelihood in nats of an image's known answers, ``(..., N)``.

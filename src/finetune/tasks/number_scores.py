@@ -1,17 +1,12 @@
-"""Figures of numbers: MAE, RMSE, R2, Spearman's correlation, and their intervals over groups."""
+"""Figures of numbers: MAE, RMSE, R2, Spearman's correlation, of images that count once or more."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 
 from finetune.tasks.class_scores import Floats
 
 FIGURES = ("mae", "rmse", "r2", "spearman")
-RESAMPLES = 1000
-LEVEL = 0.95
 
 
 def number_scores(answers: Floats, truth: Floats) -> dict[str, float]:
@@ -19,53 +14,47 @@ def number_scores(answers: Floats, truth: Floats) -> dict[str, float]:
 
     R2 and Spearman's correlation are 0 where all numbers are equal: nothing can be told of them.
     """
+    (row,) = weighted_number_scores(answers, truth, np.ones((1, len(truth)))).tolist()
+    return dict(zip(FIGURES, row, strict=True))
+
+
+def weighted_number_scores(answers: Floats, truth: Floats, weights: Floats) -> Floats:
+    """The same ``(R, 4)`` where images count as often as ``weights (R, N)`` say, >= 0."""
+    images = weights.sum(axis=1)
     errors = answers - truth
-    excess = truth - truth.mean()
-    total = float(excess @ excess)
-    values = (
-        float(np.abs(errors).mean()),
-        float(np.sqrt(np.mean(errors**2))),
-        1 - float(errors @ errors) / total if total > 0 else 0.0,
-        _correlation(_ranks(answers), _ranks(truth)),
+    squares = weights @ errors**2
+    middle = truth - truth.mean()  # so that squares of it lose no digits
+    total = weights @ middle**2 - (weights @ middle) ** 2 / images
+    alike = np.isclose(total, 0, atol=1e-12 * float(middle @ middle))
+    explained = 1 - squares / np.where(alike, 1, total)
+    return np.stack(
+        [
+            weights @ np.abs(errors) / images,
+            np.sqrt(squares / images),
+            np.where(alike, 0, explained),
+            _correlation(_ranks(answers, weights), _ranks(truth, weights), weights),
+        ],
+        axis=1,
     )
-    return dict(zip(FIGURES, values, strict=True))
 
 
-def score_intervals(
-    answers: Floats, truth: Floats, groups: Sequence[int], *, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """The 95 % percentile bootstrap interval of each figure; whole groups are drawn.
-
-    Args:
-        answers, truth: ``(N,)``.
-        groups: ``(N,)``, equal for images that belong together, each its own otherwise.
-        seed: of the draws.
-    """
-    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    members = [np.flatnonzero(group_of == group) for group in range(group_of.max() + 1)]
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(RESAMPLES):
-        chosen = generator.integers(len(members), size=len(members))
-        rows = np.concatenate([members[group] for group in chosen])
-        drawn.append(list(number_scores(answers[rows], truth[rows]).values()))
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.asarray(drawn), [tail, 1 - tail], axis=0)
-    return {
-        name: (float(least), float(most))
-        for name, least, most in zip(FIGURES, low, high, strict=True)
-    }
-
-
-def _ranks(values: Floats) -> Floats:
-    """From 1, equal values at their mean rank."""
+def _ranks(values: Floats, weights: Floats) -> Floats:
+    """Ranks ``(R, N)``, each image standing as often as it counts; equal values at their mean."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Floats = (last - (counts - 1) / 2)[inverse]
+    first = np.cumsum(counts) - counts
+    of_value = np.add.reduceat(weights[:, np.argsort(inverse, kind="stable")], first, axis=1)
+    ranks: Floats = (np.cumsum(of_value, axis=1) - (of_value - 1) / 2)[:, inverse]
     return ranks
 
 
-def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    one, other = first - first.mean(), second - second.mean()
-    sizes = float(np.sqrt((one @ one) * (other @ other)))
-    return float(one @ other) / sizes if sizes > 0 else 0.0
+def _correlation(first: Floats, second: Floats, weights: Floats) -> Floats:
+    """Pearson's of ranks, ``(R,)``; 0 where one of them is the same everywhere."""
+    images = weights.sum(axis=1, keepdims=True)
+    one, other = (
+        each - (weights * each).sum(axis=1, keepdims=True) / images for each in (first, second)
+    )
+    sizes = np.sqrt((weights * one**2).sum(axis=1) * (weights * other**2).sum(axis=1))
+    products = (weights * one * other).sum(axis=1)
+    # Ranks differ by halves: below that is rounding.
+    found: Floats = np.divide(products, sizes, out=np.zeros(len(weights)), where=sizes > 0.1)
+    return found

@@ -10,11 +10,6 @@ from finetune.tasks.task import Task
 def only_one_class(task: Task, what: str, *, instead: str) -> None:
     """Refuse what is not there yet for several labels an image.
 
-    Args:
-        task: of the checkpoint.
-        what: is asked for.
-        instead: what to do.
-
     Raises:
         UsageError: the task is another.
     """

@@ -7,7 +7,7 @@ alternatives (temperatures, votes, entropies) is refused here, in one line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NoReturn
 
@@ -19,10 +19,8 @@ from finetune.spec.choices import Metric
 from finetune.spec.numbers import LARGEST, quantile_bins
 from finetune.tasks.losses import ClassWeights
 from finetune.tasks.number_scores import FIGURES, number_scores
-from finetune.tasks.task import Mixing
+from finetune.tasks.task import Mixing, Task
 from finetune.tasks.units import Unit
-
-HIGHER_IS_BETTER = {"r2", "spearman"}
 
 
 class HuberLoss(nn.Module):
@@ -47,11 +45,12 @@ class HuberLoss(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Regression:
+class Regression(Task):
     """See :class:`finetune.tasks.task.Task`, which says what each of these is for."""
 
     name: ClassVar[str] = "regression"
     deciding: ClassVar[str] = "mae"
+    rising: ClassVar[Set[str]] = {"r2", "spearman"}
     closed_form: ClassVar[Literal["multinomial", "binary", "ridge"]] = "ridge"
     has_choices: ClassVar[bool] = False
 
@@ -64,10 +63,6 @@ class Regression:
                 "each."
             )
         return found
-
-    def number_of_outputs(self, names: Sequence[str]) -> int:
-        """One a column."""
-        return len(names)
 
     def unit(self, outputs: int) -> Unit:
         """The user's."""
@@ -139,16 +134,9 @@ class Regression:
         """The numbers themselves."""
         return outputs
 
-    def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
-        """The number of each image with six digits."""
-        return self.worded(outputs, names)
-
     def confidence(self, outputs: Tensor) -> Tensor:
         """Refused: an interval says how sure a number is."""
         _refuse("a confidence", "calibrate with --conformal for intervals")
-
-    def thresholds(self, outputs: Tensor, targets: Tensor) -> None:
-        """None: nothing is named."""
 
     def figure_names(self, outputs: int) -> list[str]:
         """MAE, RMSE, R2, Spearman's correlation."""
@@ -165,10 +153,6 @@ class Regression:
         """MAE and R2."""
         figures = self.figures(outputs, targets)
         return f"mae {figures['mae']:.4g}  r2 {figures['r2']:.4f}"
-
-    def higher_is_better(self, monitor: str) -> bool:
-        """R2 and correlation are; errors are not."""
-        return monitor.split("/")[-1] in HIGHER_IS_BETTER
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The absolute error in the user's unit, ``(..., N)``."""

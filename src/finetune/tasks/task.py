@@ -6,7 +6,7 @@ K outputs, M members; outputs are what a network says before any activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -39,6 +39,10 @@ class Task(Protocol):
         """The figure that picks epochs and settles ties, the lower the better."""
 
     @property
+    def rising(self) -> Set[str]:
+        """The figures of which more is better."""
+
+    @property
     def closed_form(self) -> Literal["multinomial", "binary", "ridge"]:
         """Which problem the final layer is, where it is fitted without gradient steps.
 
@@ -62,10 +66,12 @@ class Task(Protocol):
         """
 
     def number_of_outputs(self, names: Sequence[str]) -> int:
-        """K, for the names of what is predicted."""
+        """K, for the names of what is predicted: one a name."""
+        return len(names)
 
     def unit(self, outputs: int) -> AsTheyAre:
         """What turns a network's answers into outputs; its tensors are the classifier's."""
+        return AsTheyAre()
 
     def collate(self, targets: Sequence[Any]) -> Tensor:
         """The targets of some images, as the data's rooms keep them, as one tensor ``(N, ...)``."""
@@ -109,6 +115,7 @@ class Task(Protocol):
 
     def named(self, outputs: Tensor, names: Sequence[str]) -> list[str]:
         """The same in words, for each of N images."""
+        return self.worded(self.decide(outputs), names)
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Probability of what is named, ``(...)``, in the outputs' precision."""
@@ -118,6 +125,7 @@ class Task(Protocol):
 
         Whoever has thresholds subtracts their logits before :meth:`decide` and :meth:`named`.
         """
+        return None
 
     # Judgement
 
@@ -134,6 +142,7 @@ class Task(Protocol):
 
     def higher_is_better(self, monitor: str) -> bool:
         """Whether a figure such as ``val/accuracy`` is meant to rise."""
+        return monitor.split("/")[-1] in self.rising
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The plain loss of each image, ``(..., N)`` float64; :attr:`deciding` is their mean."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from finetune.errors import TrainingError
+from finetune.networks.final_layer import final_parameters
 from finetune.networks.image_network import ImageNetwork
 from finetune.runtime import Runtime
 
@@ -120,9 +121,9 @@ class L2SP(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = cast(ImageNetwork, pl_module.network)
-        final = {id(value) for value in network.get_classifier().parameters()}
+        final = final_parameters(network)
         for name, value in network.named_parameters():
-            if id(value) not in final and name not in self.start:
+            if name not in final and name not in self.start:
                 self.start[name] = value.detach().cpu().clone()
 
     @override

@@ -37,11 +37,6 @@ def check_content(content: Mapping[str, Any], entry_name: str, path: str | Path)
     Tensors are judged by what describes them, which reads none: a mapped file stays mapped. Whether
     they are finite, :func:`check_finite` tells where they are read.
 
-    Args:
-        content: the whole file, as it was read.
-        entry_name: the key of this project's entry.
-        path: for the message.
-
     Raises:
         CheckpointError: the first value that is odd, or a task of a later version.
     """

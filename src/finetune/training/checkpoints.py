@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,26 +70,6 @@ class Checkpoint:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class Described(Protocol):
-    """What a file says of a classifier beside its weights."""
-
-    @property
-    def hyper_parameters(self) -> dict[str, Any]:
-        """Its constructor's arguments."""
-
-    @property
-    def task(self) -> Task:
-        """What it predicts."""
-
-    @property
-    def network(self) -> NetworkSpec:
-        """Which network exactly."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How it sees images."""
-
-
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
     """Read a classifier's checkpoint, whoever wrote it, without unpickling code.
 
@@ -100,6 +80,11 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Checkpoint:
 
     Raises:
         CheckpointError: no such file, no checkpoint, one of other software, or a newer version.
+
+    Examples:
+        >>> checkpoint = finetune.read_checkpoint("runs/pets-1/checkpoints/best.ckpt")
+        >>> checkpoint.backbone, checkpoint.class_names
+        ('test_resnet', ('cat', 'dog'))
     """
     return as_checkpoint(read_content(path, mmap=mmap), path)
 

@@ -31,7 +31,6 @@ from finetune.training.checkpoint_schema import check_tensors, damaged
 from finetune.training.checkpoints import (
     ENTRY,
     Checkpoint,
-    Described,
     describe,
     plain,
     read_checkpoint,
@@ -129,7 +128,7 @@ class ImageClassifier(LightningModule):
         teacher_temperature: float = 2.0,
         compile_backend: str | None = None,
         task: TaskName = "multiclass",
-        _like: Described | None = None,
+        _like: Checkpoint | None = None,
     ) -> None:
         super().__init__()
         parse_strategy(strategy)  # before weights are looked for, which may take a while
@@ -211,7 +210,7 @@ class ImageClassifier(LightningModule):
         return classifier
 
     @classmethod
-    def like(cls, described: Described) -> ImageClassifier:
+    def like(cls, described: Checkpoint) -> ImageClassifier:
         """The classifier of a description with random weights, in ``eval`` mode; asks nobody."""
         return cls(**{**described.hyper_parameters, "pretrained": False}, _like=described).eval()
 

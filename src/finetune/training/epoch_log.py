@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
+from finetune.csv_table import own_rows
 from finetune.files import append_text, write_text
 
 Row = Mapping[str, object]
@@ -75,11 +76,7 @@ def _columns(path: Path) -> list[str]:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows that were written whole; none where there is no table."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if None not in row.values()]
+    return [row for row in own_rows(path) if None not in row.values()]
 
 
 def _place(row: Row) -> tuple[float, float]:

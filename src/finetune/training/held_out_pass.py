@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,8 @@ from lightning import LightningModule
 from torch import Tensor
 
 from finetune.runtime import Runtime
-from finetune.spec.protocols import PhaseData
+from finetune.spec.images import Split
+from finetune.spec.protocols import NamedImages, PhaseData
 from finetune.tasks.task import Task
 from finetune.training.checkpoints import plain
 from finetune.training.temperature import rescaled_nll
@@ -58,13 +60,16 @@ def fitted_on(data: PhaseData, val: Outputs | None) -> dict[str, Any]:
     record = data.split_record
     entries: dict[str, Any] = {"data": plain(record.settings), "split": record.plain}
     if val is not None:
-        logits, labels = val
         # Fewer answers than images where the trainer limits its validation batches.
-        images = data.images("val")[: len(labels)]
-        entries["val"] = {
-            "logits": logits,
-            "labels": labels,
-            "paths": data.names("val")[: len(labels)],
-            "ids": [image.id for image in images],
-        }
+        entries["val"] = kept_answers(data, ("val",), val, range(len(val[1])))
     return entries
+
+
+def kept_answers(
+    data: NamedImages, sides: Sequence[Split], answers: Outputs, rows: Sequence[int]
+) -> dict[str, Any]:
+    """What a checkpoint keeps of the answers to these rows of some sides' images."""
+    names = [name for side in sides for name in data.names(side)]
+    ids = [image.id for side in sides for image in data.images(side)]
+    paths, own = ([each[row] for row in rows] for each in (names, ids))
+    return {"logits": answers[0], "labels": answers[1], "paths": paths, "ids": own}

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from finetune.tasks import categorical
 from finetune.tasks.multilabel import MULTILABEL
-from finetune.training.linear_probe import (
-    Probe,
-    check_features,
-    mean_one,
-    mixed_spreads,
-    patient,
-    principal_axes,
-)
+from finetune.training.linear_probe import Probe
 from finetune.training.logistic_regression import logistic_problem, solve_logistic
-from finetune.training.penalty_search import FOLDS, L2_GRID, all_dealt, stratified_parts
+from finetune.training.penalty_search import (
+    FOLDS,
+    L2_GRID,
+    PenaltyCurve,
+    all_dealt,
+    stratified_parts,
+)
+from finetune.training.probe_rows import ProbeRows, patient
 
 # A yes and a no share the weight of a binary problem between them, half each with its own sign:
 # the sum of their squares is half of its square.
@@ -52,7 +52,7 @@ class _Problems:
         self, label: int, l2: float, used: Tensor, *, tolerance: float, start: Tensor | None = None
     ) -> Tensor | None:
         """Coefficients ``(2, r + 1)`` of one label from the used rows; None: they all say one."""
-        used = used & ~self.targets[:, label].isnan()
+        used = used & ~self.targets[:, label].isnan() & (self.weights > 0)
         answers = self.targets[used, label].long()
         if len(torch.unique(answers)) < 2:
             return None
@@ -87,65 +87,45 @@ def fit_label_probe(
     Raises:
         TrainingError: features that are not finite.
     """
-    rows = features.detach().to("cpu", torch.float64)
-    check_features(rows)
-    truth = targets.detach().cpu().double()
     tell = patient(say)
-    mean, spread = rows.mean(dim=0), mixed_spreads(rows)
-    projected, axes = principal_axes((rows - mean) / spread)
-    problems = _Problems(projected, truth, mean_one(sample_weights, len(rows)))
+    prepared = ProbeRows.of(features, sample_weights, groups)
+    truth = targets.detach().cpu().double()
+    problems = _Problems(prepared.rows, truth, prepared.weights)
     scores: dict[float, float] = {}
     of_label = l2_of_labels
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
-        own = torch.arange(len(rows)) if groups is None else groups
+        own = prepared.groups
         fold_of = stratified_parts(torch.tensor(MULTILABEL.strata(truth)), own, FOLDS, seed)
         search = _Search(problems, all_dealt(fold_of, own), own, tell)
-        chosen, scores = search.chosen(L2_GRID if l2 is None else l2, refine=l2 is None)
+        search.search(L2_GRID if l2 is None else l2, refine=l2 is None)
+        scores, chosen = search.scores, search.strongest_within_one_standard_error()
         of_label = search.of_labels()
-    weight = torch.zeros(num_labels, rows.shape[1], dtype=torch.float64)
-    bias = torch.zeros(num_labels, dtype=torch.float64)
-    everything = torch.ones(len(rows), dtype=torch.bool)
+    coefficients = torch.zeros(num_labels, prepared.rows.shape[1] + 1, dtype=torch.float64)
+    everything = torch.ones(len(truth), dtype=torch.bool)
     for label in range(num_labels):
         penalty = chosen if of_label is None else of_label[label]
         found = problems.solved(label, penalty, everything, tolerance=1e-8)
         if found is None:
-            bias[label] = _constant(truth[:, label])
+            coefficients[label, -1] = _constant(truth[:, label])
         else:
-            coefficients = found[1] - found[0]
-            weight[label] = (axes @ coefficients[:-1]) / spread
-            bias[label] = coefficients[-1] - weight[label] @ mean
+            coefficients[label] = found[1] - found[0]
+    weight, bias = prepared.for_raw(coefficients[:, :-1], coefficients[:, -1])
     return Probe(weight, bias, chosen, scores, l2_of_labels=of_label)
 
 
-class _Search:
+class _Search(PenaltyCurve):
     """Held-out NLL over all known answers, as a function of the penalty."""
 
     def __init__(
         self, problems: _Problems, fold_of: Tensor, groups: Tensor, tell: Callable[[str], None]
     ) -> None:
-        self.problems, self.fold_of, self.tell = problems, fold_of, tell
+        super().__init__(tell)
+        self.problems, self.fold_of = problems, fold_of
         self.group_of = torch.unique(groups, return_inverse=True)[1]
-        self.scores: dict[float, float] = {}
-        self.errors: dict[float, float] = {}
         self.losses: dict[float, Tensor] = {}  # held out, (N, K); NaN where nothing is known
         self.starts: dict[tuple[int, int], Tensor | None] = {}
-
-    def chosen(self, grid: Sequence[float], *, refine: bool) -> tuple[float, dict[float, float]]:
-        """The penalty to take, and the mean NLL in nats of each that was tried."""
-        for l2 in sorted(map(float, grid), reverse=True):
-            self._try(l2)
-            values = list(self.scores.values())
-            if len(values) > 2 and min(values[:-2]) < min(values[-2:]):
-                break
-        best = min(self.scores, key=self.scores.__getitem__)
-        if refine:
-            for l2 in (best * 10**0.5, best / 10**0.5):
-                self._try(l2)
-            best = min(self.scores, key=self.scores.__getitem__)
-        bound = self.scores[best] + self.errors[best]
-        return max(l2 for l2, nll in self.scores.items() if nll <= bound), self.scores
 
     def of_labels(self) -> tuple[float, ...] | None:
         """A penalty for each label, if they are better than a common one; None if not.
@@ -168,7 +148,8 @@ class _Search:
             return None
         return tuple(penalties[own] for own in _own(losses, known))
 
-    def _try(self, l2: float) -> None:
+    def judged(self, l2: float) -> tuple[float, float]:
+        """Fit all labels of all folds."""
         rows, targets = self.problems.rows, self.problems.targets
         outputs = torch.zeros_like(targets)
         judged = torch.zeros_like(targets, dtype=torch.bool)
@@ -193,8 +174,7 @@ class _Search:
         # Answers to one image are not independent: their sums are.
         excess = torch.zeros(len(rows), dtype=torch.float64)
         excess.index_add_(0, image, weights * (losses - mean))
-        self.scores[l2], self.errors[l2] = mean, float(excess.norm())
-        self.tell(f"penalty {l2:.3g}, held-out NLL {mean:.3f}")
+        return mean, float(excess.norm())
 
 
 def _own(losses: Tensor, known: Tensor) -> list[int]:

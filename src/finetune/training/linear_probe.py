@@ -4,16 +4,11 @@ Features are standardised, the L2 penalty is chosen by cross-validation over a l
 and the standardisation is folded back, so that the result is a plain final layer for raw features.
 As the strategy ``head`` this is the whole fit; otherwise it is where fine-tuning starts (linear
 probing, then fine-tuning: Kumar et al. 2022).
-
-Each feature is divided by its spread mixed in equal parts with the mean spread of all features
-(root of the mean square). By its own alone, a feature that hardly varies in training gets a weight
-of tens of thousands, and one image in which it does vary an answer that is absurd and sure.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,9 +18,7 @@ from torch import Tensor
 from finetune.errors import TrainingError
 from finetune.training.logistic_regression import logistic_problem, solve_logistic
 from finetune.training.penalty_search import L2_GRID, PenaltySearch
-
-# A fit that takes longer says where it is.
-QUIET_SECONDS = 3.0
+from finetune.training.probe_rows import ProbeRows, patient
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,32 +90,29 @@ def fit_probe(
     Raises:
         TrainingError: features that are not finite, or fewer than two classes with images.
     """
-    rows = features.detach().to("cpu", torch.float64)
     labels = labels.detach().cpu()
-    _check(rows, labels, num_classes)
+    _check(features, labels, num_classes)
     tell = patient(say)
+    prepared = ProbeRows.of(features, sample_weights, groups, spreads)
+    rows, weights = prepared.rows, prepared.weights
     present = torch.unique(labels)
     dense = torch.searchsorted(present, labels)
-    weights = mean_one(sample_weights, len(rows))
-    mean, spread = rows.mean(dim=0), mixed_spreads(rows) if spreads is None else spreads
-    projected, axes = principal_axes((rows - mean) / spread)
-
     held_out_nll: dict[float, float] = {}
     answers: Tensor | None = None
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
-        own = torch.arange(len(rows)) if groups is None else groups
-        search = PenaltySearch(projected, dense, weights, own, len(present), seed=seed, tell=tell)
+        search = PenaltySearch(
+            rows, dense, weights, prepared.groups, len(present), seed=seed, tell=tell
+        )
         search.search(L2_GRID if l2 is None else l2, refine=l2 is None)
         held_out_nll, chosen = search.scores, search.strongest_within_one_standard_error()
         answers = search.held_out_logits(chosen) if held_out else None
         tell(f"penalty {chosen:.3g} is taken; fitting {len(rows)} rows, {len(present)} classes")
-    problem = logistic_problem(projected, dense, weights, len(present))
-    coefficients = solve_logistic(problem, chosen)
-    weight = coefficients[:, :-1] @ axes.T / spread
-    bias = coefficients[:, -1] - weight @ mean
-    weight, bias = _with_absent_classes(weight, bias, rows, present, num_classes)
+    coefficients = solve_logistic(logistic_problem(rows, dense, weights, len(present)), chosen)
+    weight, bias = prepared.for_raw(coefficients[:, :-1], coefficients[:, -1])
+    if len(present) < num_classes:
+        weight, bias = _with_absent_classes(weight, bias, features, present, num_classes)
     return Probe(weight, bias, chosen, held_out_nll, held_out_logits=answers)
 
 
@@ -156,34 +146,12 @@ def out_of_fold(
     return answers
 
 
-def mixed_spreads(rows: Tensor) -> Tensor:
-    """Standard deviations ``(D,)``, each mixed in equal parts with their mean; 1 if all are 0."""
-    spread = rows.std(dim=0, correction=0)
-    common = spread.mean()
-    if not common > 0:
-        return torch.ones_like(spread)
-    return ((spread.square() + common.square()) / 2).sqrt()
-
-
-def patient(say: Callable[[str], None] | None) -> Callable[[str], None]:
-    """Passes lines on once the fit has taken a few seconds."""
-    started = time.monotonic()
-
-    def tell(line: str) -> None:
-        seconds = time.monotonic() - started
-        if say is not None and seconds > QUIET_SECONDS:
-            say(f"final layer: {line} ({seconds:.0f} s)")
-
-    return tell
-
-
-def _check(rows: Tensor, labels: Tensor, num_classes: int) -> None:
-    if rows.ndim != 2 or labels.shape != rows.shape[:1]:
+def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise ValueError(
-            f"Expected features (N, D) and labels (N,), found {tuple(rows.shape)} and "
+            f"Expected features (N, D) and labels (N,), found {tuple(features.shape)} and "
             f"{tuple(labels.shape)}."
         )
-    check_features(rows)
     found = torch.unique(labels).tolist()
     if len(found) < 2 or found[0] < 0 or found[-1] >= num_classes:
         raise TrainingError(
@@ -192,54 +160,12 @@ def _check(rows: Tensor, labels: Tensor, num_classes: int) -> None:
         )
 
 
-def check_features(rows: Tensor) -> None:
-    """Refuse features that are not finite.
-
-    Raises:
-        TrainingError: the backbone's answer holds NaN or infinity.
-    """
-    if not bool(rows.isfinite().all()):
-        raise TrainingError(
-            "Expected finite features, found NaN or infinity; the backbone's weights or its "
-            "precision are at fault: try precision 32-true or other pretrained weights."
-        )
-
-
-def mean_one(sample_weights: Tensor | None, count: int) -> Tensor:
-    """Weights ``(count,)`` in float64 with a mean of 1; None: all alike."""
-    if sample_weights is None:
-        return torch.ones(count, dtype=torch.float64)
-    weights = sample_weights.detach().to("cpu", torch.float64)
-    if weights.shape != (count,) or bool((weights < 0).any()) or not bool(weights.sum() > 0):
-        raise ValueError("Expected one weight >= 0 a sample, with a positive sum.")
-    return weights / weights.mean()
-
-
-def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows ``(N, r)`` in their principal axes, and the axes ``(D, r)``; ``r <= min(N, D)``.
-
-    The penalty does not see a rotation, and the optimum has no part outside the span of the rows:
-    the problem is the same, and smaller where there are fewer images than features.
-    """
-    count, width = rows.shape
-    if count < width:
-        values, left = torch.linalg.eigh(rows @ rows.T)
-        keep = values > 1e-11 * values[-1]
-        roots = values[keep].sqrt()
-        return left[:, keep] * roots, rows.T @ (left[:, keep] / roots)
-    values, axes = torch.linalg.eigh(rows.T @ rows)
-    axes = axes[:, values > 1e-11 * values[-1]]
-    return rows @ axes, axes
-
-
 def _with_absent_classes(
-    weight: Tensor, bias: Tensor, rows: Tensor, present: Tensor, num_classes: int
+    weight: Tensor, bias: Tensor, features: Tensor, present: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
     """Adds classes without an image: about one image's worth of probability everywhere."""
-    if len(present) == num_classes:
-        return weight, bias
-    typical = float((rows @ weight.T + bias).logsumexp(dim=1).mean())
+    typical = float(Probe(weight, bias, 0.0).logits(features).logsumexp(dim=1).mean())
     full_weight = weight.new_zeros(num_classes, weight.shape[1])
-    full_bias = bias.new_full((num_classes,), typical - math.log(len(rows) + 1))
+    full_bias = bias.new_full((num_classes,), typical - math.log(len(features) + 1))
     full_weight[present], full_bias[present] = weight, bias
     return full_weight, full_bias

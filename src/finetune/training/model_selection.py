@@ -15,11 +15,10 @@ from finetune.tasks.known import task_of
 from finetune.tasks.task import Task
 from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
 from finetune.training.checksums import CHECKSUMS
+from finetune.training.held_out_pass import Outputs
 from finetune.training.temperature import rescaled, rescaled_nll
 
 WINSORISED = 0.02  # of the gains at either end, and at least one
-
-Outputs = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)

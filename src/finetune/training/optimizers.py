@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.errors import TrainingError, UsageError
+from finetune.networks.final_layer import final_parameters
 from finetune.networks.image_network import ImageNetwork
 
 # Of a classifier's settings, what the optimizer, its schedule and its rates are made of.
@@ -68,7 +69,7 @@ def parameter_groups(
         TrainingError: nothing in the network is trainable.
     """
     _check_ranges(lr, backbone_lr_factor, weight_decay, layer_decay)
-    final = {id(parameter) for parameter in _final_layer_parameters(network)}
+    final = final_parameters(network)
     exempt = _exempt_from_decay(network)
     depths = _depths_below_top(network) if layer_decay < 1 else {}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -76,7 +77,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         # -1 is the final layer; the backbone's depth counts down from the layer under it.
-        depth = -1 if id(parameter) in final else depths.get(name, 0)
+        depth = -1 if name in final else depths.get(name, 0)
         decayed = parameter.ndim > 1 and name not in exempt
         if (depth, decayed) not in groups:
             scale = 1.0 if depth < 0 else backbone_lr_factor * layer_decay**depth
@@ -222,12 +223,6 @@ def _check_ranges(
 
 def _exempt_from_decay(network: ImageNetwork) -> set[str]:
     return set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
-
-
-def _final_layer_parameters(network: ImageNetwork) -> Iterable[nn.Parameter]:
-    classifier = network.get_classifier()
-    layers = classifier if isinstance(classifier, tuple) else (classifier,)  # distilled networks
-    return (parameter for layer in layers for parameter in layer.parameters())
 
 
 def _depths_below_top(network: ImageNetwork) -> dict[str, int]:

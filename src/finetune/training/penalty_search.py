@@ -9,6 +9,7 @@ fold tells penalties apart as well as over five. The fit itself is on everything
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -29,57 +30,24 @@ MAX_WORK = 2e9
 VARIANCE_ENOUGH = 0.98
 
 
-class PenaltySearch:
-    """Held-out NLL as a function of the penalty.
-
-    Args:
-        rows: ``(N, r)``, standardised, in their principal axes by rising variance.
-        labels: ``(N,)`` in ``[0, num_classes)``.
-        weights: ``(N,)``, >= 0.
-        groups: ``(N,)`` integers; rows of one group are never split between folds.
-        num_classes: C.
-        seed: of the assignment to folds.
-        tell: gets a line for each penalty that was tried.
+class PenaltyCurve(ABC):
+    """Held-out NLL as a function of the penalty; with much work, fewer penalties are tried.
 
     Attributes:
         scores: mean negative log-likelihood of the held-out rows for each penalty tried.
         standard_errors: of these means.
     """
 
-    def __init__(
-        self,
-        rows: Tensor,
-        labels: Tensor,
-        weights: Tensor,
-        groups: Tensor,
-        num_classes: int,
-        *,
-        seed: int = 0,
-        tell: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        images = len(torch.unique(groups))
-        enough = max(MAX_IMAGES, MAX_IMAGES_A_CLASS * num_classes)
-        part_of = stratified_parts(labels, groups, FOLDS * math.ceil(images / enough), seed)
-        self.used = used = part_of < FOLDS
-        self.num_classes = num_classes
-        self.rows, self.labels, self.weights = rows[used], labels[used], weights[used]
-        self.fold_of, self.tell = part_of[used], tell
-        self.much = FOLDS * self.rows.numel() * num_classes > MAX_WORK
-        if self.much:
-            variance = self.rows.square().sum(dim=0).cumsum(dim=0)
-            dropped = int((variance < (1 - VARIANCE_ENOUGH) * variance[-1]).sum())
-            self.rows = self.rows[:, dropped:]
-        work = max(1, self.rows.numel() * num_classes)
-        judged = min(FOLDS, max(1, int(MAX_WORK / work)))
-        self.problems: dict[int, LogisticProblem] = {}
-        for fold in torch.unique(self.fold_of[self.fold_of >= 0]).tolist()[:judged]:
-            rest = self.fold_of != fold
-            self.problems[fold] = logistic_problem(
-                self.rows[rest], self.labels[rest], self.weights[rest], num_classes
-            )
-        self.solutions: dict[float, dict[int, Tensor]] = {}
+    much = False
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
         self.scores: dict[float, float] = {}
         self.standard_errors: dict[float, float] = {}
+
+    @abstractmethod
+    def judged(self, l2: float) -> tuple[float, float]:
+        """The score of one penalty, and its standard error."""
 
     def search(self, grid: Sequence[float], *, refine: bool) -> None:
         """Try penalties from strong to weak, then, if ``refine``, half decades around the best.
@@ -106,6 +74,61 @@ class PenaltySearch:
         bound = self.scores[best] + self.standard_errors[best]
         return max(l2 for l2, nll in self.scores.items() if nll <= bound)
 
+    def _best(self) -> float:
+        return min(self.scores, key=lambda l2: self.scores[l2])
+
+    def _try(self, l2: float) -> None:
+        self.scores[l2], self.standard_errors[l2] = self.judged(l2)
+        self.tell(f"penalty {l2:.3g}, held-out NLL {self.scores[l2]:.3f}")
+
+
+class PenaltySearch(PenaltyCurve):
+    """The curve of multinomial logistic regression.
+
+    Args:
+        rows: ``(N, r)``, standardised, in their principal axes by rising variance.
+        labels: ``(N,)`` in ``[0, num_classes)``.
+        weights: ``(N,)``, >= 0.
+        groups: ``(N,)`` integers; rows of one group are never split between folds.
+        num_classes: C.
+        seed: of the assignment to folds.
+        tell: gets a line for each penalty that was tried.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        groups: Tensor,
+        num_classes: int,
+        *,
+        seed: int = 0,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__(tell)
+        images = len(torch.unique(groups))
+        enough = max(MAX_IMAGES, MAX_IMAGES_A_CLASS * num_classes)
+        part_of = stratified_parts(labels, groups, FOLDS * math.ceil(images / enough), seed)
+        self.used = used = part_of < FOLDS
+        self.num_classes = num_classes
+        self.rows, self.labels, self.weights = rows[used], labels[used], weights[used]
+        self.fold_of = part_of[used]
+        self.much = FOLDS * self.rows.numel() * num_classes > MAX_WORK
+        if self.much:
+            variance = self.rows.square().sum(dim=0).cumsum(dim=0)
+            dropped = int((variance < (1 - VARIANCE_ENOUGH) * variance[-1]).sum())
+            self.rows = self.rows[:, dropped:]
+        work = max(1, self.rows.numel() * num_classes)
+        judged = min(FOLDS, max(1, int(MAX_WORK / work)))
+        self.problems: dict[int, LogisticProblem] = {}
+        for fold in torch.unique(self.fold_of[self.fold_of >= 0]).tolist()[:judged]:
+            rest = self.fold_of != fold
+            self.problems[fold] = logistic_problem(
+                self.rows[rest], self.labels[rest], self.weights[rest], num_classes
+            )
+        self.solutions: dict[float, dict[int, Tensor]] = {}
+
     def held_out_logits(self, l2: float) -> Tensor:
         """Logits ``(N, C)`` of a penalty that was tried, of each row by the fold that left it out.
 
@@ -122,16 +145,14 @@ class PenaltySearch:
     def _answers(self, out: Tensor, solution: Tensor) -> Tensor:
         return self.rows[out] @ solution[:, :-1].T + solution[:, -1]
 
-    def _best(self) -> float:
-        return min(self.scores, key=lambda l2: self.scores[l2])
-
     def _near(self, l2: float) -> dict[int, Tensor]:
         """The folds' solutions for the penalty nearest to this one."""
         if not self.solutions:
             return {}
         return self.solutions[min(self.solutions, key=lambda tried: abs(math.log(tried / l2)))]
 
-    def _try(self, l2: float) -> None:
+    def judged(self, l2: float) -> tuple[float, float]:
+        """Fit all judged folds, each from its solution for the penalty nearest to this one."""
         near = self._near(l2)
         losses = torch.zeros(len(self.rows), dtype=torch.float64)
         judged = torch.zeros(len(self.rows), dtype=torch.bool)
@@ -146,9 +167,7 @@ class PenaltySearch:
         self.solutions[l2] = solved
         weights = self.weights[judged] / self.weights[judged].sum()
         mean = float(weights @ losses[judged])
-        self.scores[l2] = mean
-        self.standard_errors[l2] = float((weights * (losses[judged] - mean)).norm())
-        self.tell(f"penalty {l2:.3g}, held-out NLL {mean:.3f}")
+        return mean, float((weights * (losses[judged] - mean)).norm())
 
 
 def stratified_parts(labels: Tensor, groups: Tensor, parts: int, seed: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The final layer fitted properly for numbers: ridge regression in closed form.
 
-Features are prepared as in :mod:`finetune.training.linear_probe`. For each fold the cross-products
+For each fold the cross-products
 of the others are diagonalised once, after which any penalty costs next to nothing.
 """
 
@@ -12,15 +12,9 @@ import torch
 from torch import Tensor
 
 from finetune.tasks.regression import REGRESSION
-from finetune.training.linear_probe import (
-    Probe,
-    check_features,
-    mean_one,
-    mixed_spreads,
-    patient,
-    principal_axes,
-)
+from finetune.training.linear_probe import Probe
 from finetune.training.penalty_search import FOLDS, all_dealt, stratified_parts
+from finetune.training.probe_rows import ProbeRows, patient
 
 # Penalties on the sum of the squares, from strong to weak by half decades (scikit-learn's alpha).
 RIDGE_GRID = tuple(10 ** (step / 2) for step in range(14, -5, -1))
@@ -55,23 +49,19 @@ def fit_ridge_probe(
     Raises:
         TrainingError: features that are not finite.
     """
-    rows = features.detach().to("cpu", torch.float64)
-    check_features(rows)
+    prepared = ProbeRows.of(features, sample_weights, groups)
+    rows, weights = prepared.rows, prepared.weights
     truth = targets.detach().cpu().double().reshape(len(rows), num_columns)
-    weights = mean_one(sample_weights, len(rows))
-    mean, spread = rows.mean(dim=0), mixed_spreads(rows)
-    projected, axes = principal_axes((rows - mean) / spread)
     scores: dict[float, float] = {}
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
-        own = torch.arange(len(rows)) if groups is None else groups
         grid = sorted(map(float, RIDGE_GRID if l2 is None else l2), reverse=True)
-        chosen, scores = _chosen(projected, truth, weights, own, grid, seed)
+        chosen, scores = _chosen(rows, truth, weights, prepared.groups, grid, seed)
         patient(say)(f"penalty {chosen:.3g} is taken")
-    coefficients, intercept = _Solved(projected, truth, weights).at(chosen)
-    weight = (axes @ coefficients).T / spread
-    return Probe(weight, intercept - weight @ mean, chosen, scores)
+    coefficients, intercept = _Solved(rows, truth, weights).at(chosen)
+    weight, bias = prepared.for_raw(coefficients.T, intercept)
+    return Probe(weight, bias, chosen, scores)
 
 
 class _Solved:

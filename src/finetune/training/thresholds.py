@@ -15,10 +15,6 @@ def thresholds_of(task: Task, details: Mapping[str, Any]) -> Thresholds | None:
     """Those of a checkpoint, ``(K,)``: as noted, or by its answers to held-out images.
 
     None: the task has none, or nothing was held out.
-
-    Args:
-        task: of the checkpoint.
-        details: its ``finetune`` entry.
     """
     noted, val = details.get("thresholds"), details.get("val")
     if noted is not None:
@@ -39,6 +35,8 @@ def mean_thresholds(
     known = [thresholds for thresholds in each if thresholds is not None]
     if len(known) < len(each):
         return None
+    if len(known) == 1:  # bit for bit
+        return known[0]
     logits = [[math.log(value / (1 - value)) for value in thresholds] for thresholds in known]
     means = [
         sum(share * logit for share, logit in zip(coefficients, column, strict=True))

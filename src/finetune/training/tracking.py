@@ -127,9 +127,6 @@ def finish_tracking(folder: Path) -> None:
     """End the active Weights & Biases run, which is about a fit.
 
     The run keeps the best checkpoint as its artifact, and the folder keeps which run it was.
-
-    Args:
-        folder: the run folder.
     """
     wandb: Any = sys.modules.get("wandb")
     run = _active_run()

@@ -23,7 +23,8 @@ for (const button of document.querySelectorAll("table.sortable th button")) {
   });
 }
 for (const form of document.querySelectorAll("form.filters")) {
-  const items = [...document.getElementById(form.dataset.gallery).children];
+  const gallery = document.getElementById(form.dataset.gallery);
+  const items = [...gallery.querySelectorAll("li")];
   const apply = () => {
     const { label, prediction, confidence, text } = form.elements;
     const wanted = text.value.toLowerCase();
@@ -36,6 +37,8 @@ for (const form of document.querySelectorAll("form.filters")) {
         !item.dataset.path.toLowerCase().includes(wanted);
       shown += item.hidden ? 0 : 1;
     }
+    const more = gallery.querySelector("details");
+    if (more && shown < items.length) more.open = true;
     form.querySelector("output").textContent = `${shown} of ${items.length} shown`;
   };
   form.hidden = false;

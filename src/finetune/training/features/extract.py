@@ -11,13 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from finetune.cache_dir import file_stamp
 from finetune.data.dataset import Draw, ImageDataset
@@ -96,10 +95,7 @@ def frozen_features(
         ImageError: an image that cannot be read.
         NetworkError: the network cannot be cut at this boundary.
     """
-    keys = [
-        (image.id or image_id(image.path)) if isinstance(image, LabelledImage) else image_id(image)
-        for image in dataset.images
-    ]
+    keys = [image.id or image_id(image.path) for image in dataset.images]
     size = (
         batch_size or BATCH_SIZE["cpu" if classifier.mean.device.type == "cpu" else "accelerator"]
     )
@@ -125,11 +121,8 @@ def dataset_for(
         if view is None
         else training_transform(preprocessing, view.augmentation)
     )
-    images = datamodule.images(split)
-    workers = datamodule.num_workers
-    if workers is None:
-        workers = choose_num_workers([image.path for image in images])
-    return ImageDataset(images, transform, datamodule.reader(preprocessing)), workers
+    dataset = ImageDataset(datamodule.images(split), transform, datamodule.reader(preprocessing))
+    return dataset, choose_num_workers(dataset.paths, datamodule.num_workers)
 
 
 def space_key(classifier: Normalising, boundary: str, view: StoredView | None) -> str:
@@ -155,17 +148,15 @@ def live_features(classifier: Normalising, images: Tensor, boundary: str = "head
     return bottom(normalised(images, classifier.mean, classifier.std))
 
 
-def _check_unchanged(image: LabelledImage | Path, key: str) -> None:
-    path = image.path if isinstance(image, LabelledImage) else image
-    stamp = image.stamp if isinstance(image, LabelledImage) else ()
+def _check_unchanged(image: LabelledImage, key: str) -> None:
     try:
-        same = file_stamp(path) == stamp or image_id(path) == key
+        same = file_stamp(image.path) == image.stamp or image_id(image.path) == key
     except OSError:
         same = False
     if not same:
         raise DataError(
-            f"Expected {path} to stay as it is while it is learnt from, found that it has changed; "
-            "start again when nothing writes there any more."
+            f"Expected {image.path} to stay as it is while it is learnt from, found that it has "
+            "changed; start again when nothing writes there any more."
         )
 
 
@@ -180,7 +171,7 @@ def _forward(
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=_InOrder(draws),
+        sampler=draws,
         num_workers=num_workers,
         pin_memory=can_pin_memory(),
         collate_fn=collate_bytes,
@@ -218,16 +209,3 @@ def _state_below(network: ImageNetwork, boundary: str) -> dict[str, Tensor]:
         for name, value in network.state_dict().items()
         if name not in above and (name.rpartition(".")[0] not in modules_above or "." not in name)
     }
-
-
-class _InOrder(Sampler[Any]):
-    """The given draws, in their order."""
-
-    def __init__(self, draws: Sequence[int | Draw]) -> None:
-        self.draws = draws
-
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    def __iter__(self) -> Iterator[int | Draw]:
-        return iter(self.draws)

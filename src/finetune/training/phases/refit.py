@@ -9,20 +9,18 @@ never learn.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from finetune.runtime import Runtime
 from finetune.spec.images import Split
-from finetune.spec.protocols import FitData
 from finetune.training.checkpoints import ENTRY
 from finetune.training.features.activations import CachedActivations
+from finetune.training.held_out_pass import kept_answers
 from finetune.training.linear_probe import out_of_fold
-from finetune.training.model_selection import Candidate, Outputs
+from finetune.training.model_selection import Candidate
 from finetune.training.penalty_search import FOLDS, all_dealt, stratified_parts
 from finetune.training.phases.probe import (
     FittedLayer,
@@ -79,7 +77,10 @@ def refit_on_all(kept: CachedActivations, found: Candidate) -> tuple[Candidate, 
         **found.entry,
         "fit": {**found.facts, "refitted": layer.details},
         "split": datamodule.split_record.with_val_trained().plain,
-        "val": _kept_answers(datamodule, answers, answered.tolist()),
+        "val": {
+            **kept_answers(datamodule, SIDES, answers, answered.tolist()),
+            "out_of_fold": True,
+        },
     }
     state = {"state_dict": classifier.state_dict(), ENTRY: entry}
     return Candidate.of({**state, "hyper_parameters": found.hyper_parameters}), layer
@@ -93,16 +94,3 @@ def _folds(kept: CachedActivations, rows: Rows) -> Tensor:
     fold_of = stratified_parts(strata, groups, FOLDS, kept.datamodule.seed)
     # Sets of labels, and numbers, are often one image's alone.
     return all_dealt(fold_of, groups) if task.closed_form != "multinomial" else fold_of
-
-
-def _kept_answers(data: FitData, answers: Outputs, rows: Sequence[int]) -> dict[str, Any]:
-    """What a checkpoint keeps of the answers to these of the labelled images."""
-    images = [image for side in SIDES for image in data.images(side)]
-    names = [name for side in SIDES for name in data.names(side)]
-    return {
-        "logits": answers[0],
-        "labels": answers[1],
-        "paths": [names[row] for row in rows],
-        "ids": [images[row].id for row in rows],
-        "out_of_fold": True,
-    }

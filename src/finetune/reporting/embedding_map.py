@@ -1,10 +1,8 @@
-"""Figures with images in them, and a map of all images."""
+"""A map of all images."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, assert_never
 
 import numpy as np
@@ -15,43 +13,11 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from finetune.errors import UsageError
-from finetune.evaluation.judgement import Judgement
 from finetune.reporting.style import THEMES, ThemeName, display_names, font_families, new_axes
-from finetune.reporting.thumbnails import locate, read_thumbnail
 from finetune.tasks.class_scores import Floats, Integers
 
-COLUMNS = 6
 Projection = Literal["pca", "tsne"]
 MARKERS = "osD^vP*X<>"
-
-
-def top_losses(evaluation: Judgement, limit: int) -> NDArray[np.int64]:
-    """Indexes of the images with the highest loss, the highest first."""
-    return np.argsort(-evaluation.losses, kind="stable")[:limit]
-
-
-def top_losses_figure(
-    evaluation: Judgement,
-    *,
-    root: Path | None = None,
-    limit: int = 18,
-    theme: ThemeName = "light",
-) -> Figure:
-    """The images that cost the classifier most, right answers without conviction included."""
-    chosen = top_losses(evaluation, limit)
-    return _image_figure(evaluation, chosen, "Highest losses", root, theme)
-
-
-def confident_errors_figure(
-    evaluation: Judgement,
-    *,
-    root: Path | None = None,
-    limit: int = 18,
-    theme: ThemeName = "light",
-) -> Figure:
-    """The wrong answers that the classifier was surest of: often the label is what is wrong."""
-    chosen = evaluation.errors()[:limit]
-    return _image_figure(evaluation, chosen, "Most confident errors", root, theme)
 
 
 def embedding_figure(
@@ -69,7 +35,7 @@ def embedding_figure(
     class's name at its middle.
     """
     points, title = project(embeddings, projection, seed=seed)
-    figure, (ax,) = new_axes(theme, 6.6, 5.2)
+    figure, (ax,) = new_axes(theme, 5.2, 4.2)
     colours = THEMES[theme]
     present = np.unique(labels)
     names = display_names(class_names, limit=18)
@@ -125,53 +91,6 @@ def project(
             return tsne.fit_transform(embeddings), "Map of the images (t-SNE)"
         case _:
             assert_never(projection)
-
-
-def _image_figure(
-    evaluation: Judgement,
-    chosen: NDArray[np.int64],
-    title: str,
-    root: Path | None,
-    theme: ThemeName,
-) -> Figure:
-    columns = min(COLUMNS, max(1, len(chosen)))
-    rows = max(1, math.ceil(len(chosen) / columns))
-    figure, axes = new_axes(theme, 1.75 * columns, 0.5 + 2.2 * rows, rows=rows, columns=columns)
-    figure.suptitle(title, color=THEMES[theme].text, fontsize=12)
-    for ax in axes:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-    for ax, index in zip(axes, chosen, strict=False):
-        _image(ax, evaluation, int(index), root, theme)
-    if len(chosen) == 0:
-        axes[0].text(0.5, 0.5, "none", ha="center", color=THEMES[theme].text)
-    return figure
-
-
-def _image(
-    ax: Axes,
-    evaluation: Judgement,
-    index: int,
-    root: Path | None,
-    theme: ThemeName,
-) -> None:
-    colours = THEMES[theme]
-    pixels = read_thumbnail(locate(evaluation.paths[index], root))
-    if pixels is None:
-        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        ax.text(0.5, 0.5, "no image", ha="center", va="center", color=colours.muted, fontsize=8)
-    else:
-        ax.imshow(pixels)
-    shown = evaluation.shown(index)
-    sure = "" if shown.sure is None else f"\n{100 * shown.sure:.0f} % sure"
-    told = (f"label: {shown.label}", shown.remark or f"answer: {shown.answer}")
-    label, answer = (display_names([line], limit=24)[0] for line in told)
-    ax.set_title(
-        f"{label}\n{answer}{sure}",
-        fontsize=7.5,
-        color=colours.orange if shown.wrong else colours.text,
-        fontfamily=font_families(),
-    )
 
 
 def _name_middles(
