@@ -31,8 +31,9 @@ install: $(VENV)/.demo  ## Install finetune with its offline weights and sample 
 demo: $(VENV)/.demo  ## Fine-tune, test and predict on the embedded sample, beside a network from scratch
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/demo.sh $(SAMPLE)
 
-# One process a core, one thread each, whose waiting takes no core from the others.
-PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# One process a core, one thread each, whose waiting takes no core from the others. A file stays in
+# one, for the fits that its tests share; the long ones first, as tests/conftest.py sorts them.
+PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev  ## Run all tests
 	$(PYTEST)

@@ -9,6 +9,7 @@ import pytest
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from finetune.cli import main
+from finetune.commands.runs import new_run_folder
 
 SMALL = (
     "--model.backbone=test_resnet",
@@ -132,3 +133,20 @@ def test_reading_processes_without_shared_memory_are_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "/dev/shm" in line
     assert "num_workers 0" in line
+
+
+def test_a_run_whose_name_differs_in_case_alone_gets_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On macOS and Windows ``Cats-1`` and ``cats-1`` are one folder."""
+    make = os.mkdir
+
+    def mkdir(path: Path, *rest: Any) -> None:
+        there = {each.casefold() for each in os.listdir(Path(path).parent)}
+        if Path(path).name.casefold() in there:
+            raise FileExistsError(17, "File exists", str(path))
+        make(path, *rest)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    folders = [new_run_folder(tmp_path / "runs", name) for name in ("Cats", "cats", "Cats")]
+    assert [folder.name for folder in folders] == ["Cats-1", "cats-2", "Cats-3"]

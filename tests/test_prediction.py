@@ -2,6 +2,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from finetune import ImageClassifier, predict
 from finetune.data.decoding import ImageReader
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import DataError, ImageError, UsageError
+from finetune.exporting.copying import exportable_copy
 from finetune.prediction import find_images
+from finetune.prediction.feature_space import features_of
 from finetune.tables.reading import read_table
 
 CLASSES = ("blue", "green", "red")
@@ -27,6 +30,18 @@ CLASSES = ("blue", "green", "red")
 def classifier() -> ImageClassifier:
     torch.manual_seed(0)
     return ImageClassifier(CLASSES, "test_resnet", pretrained=False, image_size=32).eval()
+
+
+def test_a_classifier_that_is_asked_in_training_trains_on(classifier, colour_folder: Path) -> None:
+    learning = deepcopy(classifier).train()
+    modes = [module.training for module in learning.modules()]
+    assert any(modes)
+    features_of(learning, colour_folder)
+    exportable_copy(learning)
+    assert [module.training for module in learning.modules()] == modes
+    assert all(parameter.requires_grad for parameter in learning.parameters())
+    expected = predict(classifier, colour_folder)
+    assert torch.equal(predict(learning, colour_folder).logits, expected.logits)
 
 
 def test_answers_equal_a_forward_of_each_image(classifier, colour_folder: Path) -> None:

@@ -3,6 +3,7 @@
 ``fork`` hands a child all that its parent holds; ``spawn`` and ``forkserver`` hand it a pickle.
 """
 
+import functools
 import os
 import pickle
 import subprocess
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
+import finetune
 from finetune.cli import main
 from finetune.prediction import predict
 from finetune.training.classifier import ImageClassifier
 
 FIT = [
     *("fit", "--name=x", "--model.backbone=test_resnet", "--model.pretrained=false"),
-    *("--model.image_size=32", "--model.strategy=partial:2", "--trainer.accelerator=cpu"),
+    *("--model.image_size=32", "--trainer.accelerator=cpu"),
     *("--trainer.max_epochs=1", "--data.num_workers=0"),
 ]
 PROGRAM = """
@@ -39,22 +41,39 @@ if __name__ == "__main__":
 """
 
 
+PACKAGE = Path(str(finetune.__file__)).parent
+# Made only on an accelerator, or after several phases on live images, of the same parts.
+OF_THE_SAME_PARTS = {"data/device_choice.py", "training/interpolation.py"}
+# Hands on what is in memory already, in this process.
+WITHOUT_PROCESSES = {"training/features/datamodule.py"}
+
+
 def test_what_a_reading_process_is_handed_can_be_pickled(
     colour_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every loader of a fit and of a prediction."""
+    """Of every loader that a fit or a prediction makes, wherever it is made."""
     handed: dict[str, bytes] = {}
-    iterate = DataLoader.__iter__
+    make = DataLoader.__init__
 
-    def remembered(self: DataLoader) -> object:
-        whole = (self.dataset, self.collate_fn, self.worker_init_fn)
-        handed[type(self.dataset).__name__] = pickle.dumps(whole)
-        return iterate(self)
+    @functools.wraps(make)  # Lightning reads its signature
+    def made(self: DataLoader, *given: object, **options: object) -> None:
+        make(self, *given, **options)
+        for depth in (1, 2):  # of a hook's loaders Lightning is between
+            file = Path(sys._getframe(depth).f_code.co_filename)
+            if file.is_relative_to(PACKAGE):
+                whole = (self.dataset, self.collate_fn, self.worker_init_fn)
+                handed[file.relative_to(PACKAGE).as_posix()] = pickle.dumps(whole)
 
-    monkeypatch.setattr(DataLoader, "__iter__", remembered)
-    assert main([*FIT, f"--data.root={colour_folder}"]) == 0
+    monkeypatch.setattr(DataLoader, "__init__", made)
+    for strategy in ("partial:2", "all"):  # of kept activations, of live images
+        assert main([*FIT, f"--data.root={colour_folder}", f"--model.strategy={strategy}"]) == 0
     predict(ImageClassifier.from_checkpoint("runs/x-1/checkpoints/best.ckpt"), colour_folder)
-    assert len(handed) >= 3, f"images, kept activations, images to be answered: {list(handed)}"
+    making = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if "DataLoader(" in path.read_text(encoding="utf-8")
+    }
+    assert making - OF_THE_SAME_PARTS - WITHOUT_PROCESSES <= {*handed}
     for content in handed.values():
         assert pickle.loads(content)  # noqa: S301 - what was pickled above
 

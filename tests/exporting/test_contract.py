@@ -16,14 +16,14 @@ from finetune import Ensemble, ImageClassifier, export
 from finetune.exporting.safetensors_folder import read_safetensors
 
 MakeClassifier = Callable[..., ImageClassifier]
+FORMATS = {"onnx": "m.onnx", "torch": "m.pt2", "safetensors": "folder"}
 NETWORKS = [
     pytest.param("baseline_cnn", 32, {}, id="baseline_cnn"),
     pytest.param("test_vit", 160, {}, id="test_vit"),
     pytest.param("resnet18", 64, {}, id="resnet18"),
-    pytest.param("mobilenetv3_small_050", 64, {}, id="mobilenetv3_small_050"),
+    # MobileNetV3's squeeze-and-excite and hard swish, in a few layers.
+    pytest.param("test_efficientnet", 32, {"act_layer": "hard_swish"}, id="hard_swish"),
     pytest.param("tf_efficientnet_lite0", 64, {}, id="tf_efficientnet_lite0"),
-    # With its auxiliary head it answers with a pair, and needs its full size.
-    pytest.param("inception_v3", 299, {"aux_logits": True}, id="inception_v3"),
 ]
 
 
@@ -53,7 +53,7 @@ def test_every_format_answers_as_the_classifier(
     network_options: dict[str, object],
 ) -> None:
     classifier = make_classifier(backbone, size, calibrated=True, network_options=network_options)
-    for format, name in (("onnx", "m.onnx"), ("torch", "m.pt2"), ("safetensors", "folder")):
+    for format, name in FORMATS.items():
         exported = export(classifier, tmp_path / name, format=format)
         assert exported.greatest_difference < 1e-5
         assert exported.inputs == {"images": classifier.preprocessing}
@@ -71,6 +71,22 @@ def test_every_format_answers_as_the_classifier(
         views = {classifier.preprocessing: images}
         again = ensemble.answer(ensemble.member_logits(views))
         assert torch.equal(again.probabilities, expected)
+
+
+@pytest.mark.slow
+def test_a_network_that_answers_with_a_pair_is_one_graph(
+    make_classifier: MakeClassifier, tmp_path: Path
+) -> None:
+    """Inception v3 with its auxiliary head, at its full size: ONNX is made of PyTorch's program."""
+    classifier = make_classifier(
+        "inception_v3", 299, calibrated=True, network_options={"aux_logits": True}
+    )
+    exported = export(classifier, tmp_path / "m.onnx", format="onnx")
+    assert exported.greatest_difference < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    images = random_images(classifier, 2)
+    (found,) = session.run(["probabilities"], {"images": images.numpy()})
+    assert_close(torch.from_numpy(found), answers(classifier, images), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

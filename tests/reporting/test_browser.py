@@ -150,25 +150,6 @@ def test_nothing_goes_past_the_edge_of_a_phone(opened: webdriver.Chrome) -> None
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_a_printed_report_is_two_pages(
-    browser: webdriver.Chrome, tmp_path: Path, make_evaluation: Callable[..., Evaluation]
-) -> None:
-    names = [f"class {i}" for i in range(12)]
-    curves = {"train/loss": [(0, 1.0)], "val/loss": [(0, 1.0)], "val/accuracy": [(0, 0.5)]}
-    details = ReportDetails(
-        class_counts={side: dict.fromkeys(names, 20) for side in ("train", "val", "test")},
-        learning_curves=curves,
-        settings={"model": "x"},
-        commands=["finetune fit --config runs/demo-1/config.yaml"] * 2,
-    )
-    path = tmp_path / "index.html"
-    write_page(path, {"t": (make_evaluation(400, names), details)}, title="t")
-    browser.get(path.as_uri())
-    browser.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
-    printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
-    assert len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(printed["data"]))) == 2
-
-
 def test_a_screen_reader_finds_names_for_everything(opened: webdriver.Chrome) -> None:
     nodes = opened.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     nameless = [
@@ -200,6 +181,25 @@ def test_without_its_script_the_page_shows_everything(
     cards = opened.find_elements(By.CSS_SELECTOR, "#gallery1 li")
     assert len(cards) == (evaluation.predictions != evaluation.labels).sum()
     assert not opened.find_element(By.CSS_SELECTOR, "form.filters").is_displayed()
+
+
+def test_a_printed_report_is_two_pages(
+    browser: webdriver.Chrome, tmp_path: Path, make_evaluation: Callable[..., Evaluation]
+) -> None:
+    names = [f"class {i}" for i in range(12)]
+    curves = {"train/loss": [(0, 1.0)], "val/loss": [(0, 1.0)], "val/accuracy": [(0, 0.5)]}
+    details = ReportDetails(
+        class_counts={side: dict.fromkeys(names, 20) for side in ("train", "val", "test")},
+        learning_curves=curves,
+        settings={"model": "x"},
+        commands=["finetune fit --config runs/demo-1/config.yaml"] * 2,
+    )
+    path = tmp_path / "index.html"
+    write_page(path, {"t": (make_evaluation(400, names), details)}, title="t")
+    browser.get(path.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
+    assert len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(printed["data"]))) == 2
 
 
 HOSTILE = ["=1+1", 'say "it", twice', *EVIL]

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable
@@ -184,7 +185,8 @@ def test_figures_of_a_row_are_drawn_in_one_size(
         ("reliability", "coverage_risk"),
         ("learning_loss", "learning_figure"),
     ):
-        sizes = {Image.open(page.parent / "figures" / f"{name}.png").size for name in row}
+        drawn = [(page.parent / "figures" / f"{name}.png").read_bytes() for name in row]
+        sizes = {Image.open(io.BytesIO(content)).size for content in drawn}
         assert len(sizes) == 1
 
 

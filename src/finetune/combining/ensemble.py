@@ -21,6 +21,7 @@ from finetune.combining.pooling import pool
 from finetune.combining.selection import choose_coefficients
 from finetune.combining.unknown import UnknownRule
 from finetune.combining.unknown_images import rule_for
+from finetune.networks.splitting import evaluating
 from finetune.spec.choices import Metric, Pooling, Scaling, Selecting, Share
 from finetune.spec.choices import SetScore as Score
 from finetune.spec.images import Split
@@ -103,10 +104,14 @@ class Ensemble(MemberOutputs):
 
     @classmethod
     def of(cls, model: ImageClassifier | Ensemble) -> Ensemble:
-        """An ensemble as it is; a classifier, with the rules of its checkpoint, as one of one."""
+        """An ensemble as it is; a classifier, with the rules of its checkpoint, as one of one.
+
+        The classifier keeps its modes: whoever has it answer puts it into ``eval``.
+        """
         if isinstance(model, Ensemble):
             return model
-        return ensemble_file.ensemble_of_one(ClassifierMember(model, "classifier"), cls)
+        with evaluating(model):
+            return ensemble_file.ensemble_of_one(ClassifierMember(model, "classifier"), cls)
 
     def save(self, path: str | Path) -> None:
         """Write one self-contained file that loads without running code; shared tensors once."""

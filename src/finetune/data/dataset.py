@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from finetune.spec.labels import Label, indexes, several
 from finetune.tasks.known import target_of
 
 Reader = Callable[[Path], Tensor]
-Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,43 +111,30 @@ def balancing_weights(labels: Sequence[Label]) -> Tensor:
     return 1 / classes.bincount().double()[classes]
 
 
-class EpochSampler(DistributedSampler[Drawn]):
-    """A new order every epoch, from ``(seed, epoch)`` alone.
+class ShuffledDraws(DistributedSampler[Draw]):
+    """A new order and new random views every epoch, both from ``(seed, epoch)`` alone.
 
     Lightning calls :meth:`set_epoch`, so a resumed fit is as the uninterrupted one would;
     elsewhere each pass counts as the next epoch. Dealt out to the processes where there are
     several, so that their batches are together those of one; Lightning would shuffle them again.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, weights: Tensor | None = None) -> None:
         runtime = Runtime()
         images: Any = range(length)
         super().__init__(images, runtime.world_size, runtime.rank, shuffle=False, seed=seed)
         self.length = length
+        self.weights = weights
+        self.epoch = 0
 
-    def __iter__(self) -> Iterator[Drawn]:
+    def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
-        return iter(Runtime().deal(self.drawn(generator)))
-
-    def drawn(self, generator: torch.Generator) -> list[Drawn]:
-        """The epoch of all processes."""
-        raise NotImplementedError
+        order = shuffled_order(self.length, generator, self.weights)
+        seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
+        draws = [Draw(index, seed) for index, seed in zip(order, seeds, strict=True)]
+        return iter(Runtime().deal(draws))
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch, counted from 0."""
         self.epoch = epoch
-
-
-class ShuffledDraws(EpochSampler[Draw]):
-    """The images of an epoch, each with a new random view."""
-
-    def __init__(self, length: int, seed: int, weights: Tensor | None = None) -> None:
-        super().__init__(length, seed)
-        self.weights = weights
-
-    def drawn(self, generator: torch.Generator) -> list[Draw]:
-        """Of all processes."""
-        order = shuffled_order(self.length, generator, self.weights)
-        seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-        return [Draw(index, seed) for index, seed in zip(order, seeds, strict=True)]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from finetune.data.dataset import EpochSampler
 from finetune.runtime import Runtime
 from finetune.spec.images import LabelledImage, Split
 from finetune.spec.protocols import FitData
@@ -102,14 +101,22 @@ class _CachedViews(Dataset[tuple[Any, ...]]):
         return item if self.soft_labels is None else (*item, self.soft_labels[index])
 
 
-class _ShuffledViews(EpochSampler[Choice]):
-    """The images of an epoch, each in one of its views."""
+class _ShuffledViews(DistributedSampler[Choice]):
+    """Order and views of an epoch, from ``(seed, epoch)`` alone, so that a resumed fit goes on."""
 
     def __init__(self, length: int, views: int, seed: int, order: Order) -> None:
-        super().__init__(length, seed)
-        self.views, self.order = views, order
+        runtime = Runtime()
+        images: Any = range(length)
+        super().__init__(images, runtime.world_size, runtime.rank, shuffle=False, seed=seed)
+        self.length, self.views, self.order = length, views, order
 
-    def drawn(self, generator: torch.Generator) -> list[Choice]:
+    def __iter__(self) -> Iterator[Choice]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        self.epoch += 1
         order = self.order(generator)
         views = torch.randint(self.views, (self.length,), generator=generator).tolist()
-        return list(zip(order, views, strict=True))
+        return iter(Runtime().deal(list(zip(order, views, strict=True))))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, counted from 0; Lightning calls it."""
+        self.epoch = epoch
