@@ -165,11 +165,8 @@ class FinetuneCLI(LightningCLI):
                 help="Stop in good order after this time: 90s, 10m, 2h.",
             )
             parser.add_argument("--resume", type=str | None, help="Run folder to resume.")
-            parser.add_argument(
-                "--update",
-                type=str | None,
-                help="Run folder to begin from, where images or classes were added.",
-            )
+            more = "Run folder to begin from, where images or classes were added."
+            parser.add_argument("--update", type=str | None, help=more)
             parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
             parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
             parser.add_argument("--engine", type=Engine | None, help="Fit members by local or ray.")
