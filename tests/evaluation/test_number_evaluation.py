@@ -14,7 +14,7 @@ from finetune.evaluation.judgement import readable
 from finetune.evaluation.number_evaluation import NumberEvaluation, evaluate_numbers
 from finetune.reporting.answer import answer_of
 from finetune.reporting.csv_files import write_predictions
-from finetune.reporting.drawings import drawings_of
+from finetune.reporting.drawings import NAMES, drawings_of
 from finetune.reporting.page import PageSection, render_page
 from finetune.reporting.report import ReportDetails, write_report
 from finetune.reporting.sources import read_evaluation
