@@ -165,7 +165,7 @@ def test_other_errors_are_of_our_tree(run: finetune.Run, tmp_path: Path) -> None
 
 def test_every_option_of_the_command_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", "--help"])
-    shown = re.findall(r"^ +(?:-c .*, )?--([\w.-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+    shown = re.findall(r"^ +(?:-c.*, )?--([\w.-]+)", capsys.readouterr().out, flags=re.MULTILINE)
     options = {option.replace("-", "_") for option in shown}
     named = set(option_names("fit").values())
     assert named <= options
