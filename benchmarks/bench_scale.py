@@ -1,12 +1,14 @@
-"""How `finetune predict` grows with the images: peak memory, images a second, a killed node.
+"""How the verbs grow with the images: peak memory, images a second, a killed node.
 
     python benchmarks/bench_scale.py --images 10000 100000
     python benchmarks/bench_scale.py --images 10000 --engines local ray
+    python benchmarks/bench_scale.py --shards 10000 100000
     python benchmarks/bench_scale.py --rates PHOTOGRAPH.jpg
     python benchmarks/bench_scale.py --kill-a-node
 
 Images are hard links of one small PNG, 1,000 a folder, so that nothing but the work itself is
-measured. Processor time is told beside the clock's, for a machine that is shared.
+measured; in shards they are 10,000 a tar file, no two alike. Processor time is told beside the
+clock's, for a machine that is shared.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import argparse
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[])
     parser.add_argument("--engines", nargs="+", default=["local"])
+    parser.add_argument("--shards", type=int, nargs="*", default=[])
     parser.add_argument("--rates", type=Path, default=None)
     parser.add_argument("--kill-a-node", action="store_true")
     given = parser.parse_args()
@@ -51,6 +56,26 @@ def main() -> None:
             images = linked(folder / f"{number}", number)
             for engine in given.engines:
                 measure(checkpoint, images, number, engine, folder / f"{engine}-{number}")
+        if given.shards:
+            print(
+                "| verb | images in shards | seconds | processor's | of it a second | peak, MiB |"
+            )
+        for number in given.shards:
+            pattern = sharded(folder / f"shards-{number}", number)
+            cache = f"--cache-dir={folder / f'cache-{number}'}"
+            split = ["split", pattern, cache, f"--output={folder / f'{number}.csv'}"]
+            output = f"--output={folder / f'answers-{number}'}/"
+            for call in (
+                ["check", pattern, cache],
+                split,
+                ["predict", str(checkpoint), pattern, output, "--accelerator=cpu"],
+            ):
+                seconds, busy, peak = timed(call)
+                print(
+                    f"| {call[0]} | {number:,} | {seconds:.0f} | {busy:.0f} | {number / busy:.0f} "
+                    f"| {peak:.0f} |",
+                    flush=True,
+                )
         if given.rates is not None:
             rates(given.rates)
         if given.kill_a_node:
@@ -88,20 +113,42 @@ def linked(root: Path, number: int) -> Path:
     return root
 
 
-def measure(checkpoint: Path, images: Path, number: int, engine: str, output: Path) -> None:
-    command = [sys.executable, "-m", "finetune", "predict", str(checkpoint), str(images)]
-    command += [f"--output={output}/", f"--engine={engine}", "--accelerator=cpu", "--devices=1"]
+def sharded(folder: Path, number: int) -> str:
+    """The pattern of shards with so many JPEGs of 32 x 32 pixels, of ten classes."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for start in range(0, number, 10_000):
+        with tarfile.open(folder / f"{start // 10_000:04d}.tar", "w") as shard:
+            for index in range(start, min(start + 10_000, number)):
+                colours = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+                content = BytesIO()
+                Image.fromarray(colours.repeat(8, 0).repeat(8, 1)).save(content, "JPEG")
+                said = f"{index % 10}".encode()
+                for name, data in (("jpg", content.getvalue()), ("cls", said)):
+                    info = tarfile.TarInfo(f"{index:07d}.{name}")
+                    info.size = len(data)
+                    shard.addfile(info, BytesIO(data))
+    return f"{folder}/*.tar"
+
+
+def timed(call: list[str]) -> tuple[float, float, float]:
+    """Seconds by the clock and of the processor, and the peak in MiB, of a command."""
     began = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, "-m", "finetune", *call], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
-    seconds = time.monotonic() - began
     assert status == 0
-    busy = used.ru_utime + used.ru_stime
+    seconds = time.monotonic() - began
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+def measure(checkpoint: Path, images: Path, number: int, engine: str, output: Path) -> None:
+    call = ["predict", str(checkpoint), str(images), f"--output={output}/", f"--engine={engine}"]
+    seconds, busy, peak = timed([*call, "--accelerator=cpu", "--devices=1"])
     rows = sum(pyarrow.parquet.read_metadata(p).num_rows for p in output.glob("part-*.parquet"))
     assert rows == number
     print(
         f"| {engine} | {number:,} | {seconds:.0f} | {busy:.0f} | {number / seconds:.0f} "
-        f"| {number / busy:.0f} | {used.ru_maxrss / 1024:.0f} |",
+        f"| {number / busy:.0f} | {peak:.0f} |",
         flush=True,
     )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ os.environ.update(
     # Lightning 2.6.6 still calls what jsonargparse 4.53 deprecates.
     JSONARGPARSE_DEPRECATION_WARNINGS="off",
 )
+
+
+settings.register_profile("suite", deadline=None)  # a busy machine is no fault
+settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

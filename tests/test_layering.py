@@ -26,7 +26,7 @@ FLOOR = {
 ALLOWED = {
     "errors": set(),
     "distribution": set(),
-    "cache_dir": set(),
+    "cache_dir": {"spec"},
     "csv_table": {"errors"},
     "extras": {"distribution", "errors"},
     "files": {"errors"},

@@ -165,12 +165,12 @@ def test_other_errors_are_of_our_tree(run: finetune.Run, tmp_path: Path) -> None
 
 def test_every_option_of_the_command_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", "--help"])
-    shown = re.findall(r"^ +(?:-c .*, )?--([\w.-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+    shown = re.findall(r"^ +(?:-c.*, )?--([\w.-]+)", capsys.readouterr().out, flags=re.MULTILINE)
     options = {option.replace("-", "_") for option in shown}
     named = set(option_names("fit").values())
     assert named <= options
     sections = {"trainer", "model", "data", "print_config"}  # a whole section's file
-    of_several = {"seeds", "folds", "backbones"}
+    of_several = {"seeds", "folds", "backbones", "engine", "address"}
     by_other_means = GIVEN_ELSEWHERE | {"trainer.strategy"}
     nested = {option for option in options if option.count(".") > 1}
     assert options - named <= sections | of_several | by_other_means | nested

@@ -25,6 +25,8 @@ from typing import BinaryIO
 
 from platformdirs import user_cache_path
 
+from finetune.spec.images import place_of
+
 NAME = "finetune-cache"
 TAG = "CACHEDIR.TAG"
 SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # of https://bford.info/cachedir/
@@ -50,12 +52,15 @@ def short_hash(text: str) -> str:
 def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """What changes whenever a file's content does: size, times of change, inode, device.
 
+    Of an image in a shard or table, those of that file.
+
     Of the two times the second cannot be set back. It counts in steps of the system's clock: a
     file that was changed just now is waited for, so that its next change shows.
 
     Raises:
         OSError: there is no such file.
     """
+    path, _ = place_of(path)
     found = os.stat(path)
     if 0 <= time.time_ns() - found.st_ctime_ns < CLOCK_STEP_NS:
         time.sleep(CLOCK_STEP_NS / 1e9)

@@ -69,7 +69,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "is_initialized": lambda: False,
         "init": init,
         "shutdown": lambda: None,
-        "cluster_resources": lambda: Ray.resources,
+        "nodes": lambda: [{"Alive": True, "Resources": Ray.resources}],
         "put": lambda value: value,
         "get": lambda value: value,
         "data": data,
@@ -130,23 +130,28 @@ def test_what_an_actor_cannot_read_is_one_line(call: list[str], capsys) -> None:
 @pytest.mark.parametrize(
     ("resources", "devices", "actors", "of_each"),
     [
-        ({"CPU": 16.0}, "auto", 4, {"num_cpus": 4.0}),
-        ({"CPU": 1.0}, "2", 2, {"num_cpus": 0.5}),
-        ({"CPU": 16.0, "GPU": 2.0}, "auto", 2, {"num_cpus": 8.0, "num_gpus": 1.0}),
-        ({"CPU": 16.0, "GPU": 2.0}, "4", 4, {"num_cpus": 4.0, "num_gpus": 0.5}),
-        ({"CPU": 16.0, "GPU": 2.0}, "1", 1, {"num_cpus": 16.0, "num_gpus": 1.0}),
+        ([{"CPU": 16.0}], "auto", 4, {"num_cpus": 4.0}),
+        ([{"CPU": 7.0}], "auto", 1, {"num_cpus": 7.0}),
+        ([{"CPU": 1.0}], "2", 2, {"num_cpus": 0.5}),
+        ([{"CPU": 16.0, "GPU": 2.0}], "auto", 2, {"num_cpus": 8.0, "num_gpus": 1.0}),
+        ([{"CPU": 16.0, "GPU": 2.0}], "4", 4, {"num_cpus": 4.0, "num_gpus": 0.5}),
+        ([{"CPU": 16.0, "GPU": 2.0}], "1", 1, {"num_cpus": 16.0, "num_gpus": 1.0}),
+        ([{}, {"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], "auto", 3, {"num_cpus": 1.0}),
+        ([{"CPU": 2.0}, {"CPU": 2.0}], "1", 1, {"num_cpus": 2.0}),
+        ([{"CPU": 6.0}, {"CPU": 6.0}], "auto", 2, {"num_cpus": 6.0}),
+        ([{"CPU": 16.0}, {"CPU": 2.0}], "auto", 5, {"num_cpus": 3.0}),
     ],
 )
-def test_actors_share_what_the_cluster_has(
-    resources: dict[str, float], devices: str, actors: int, of_each: dict[str, float]
+def test_actors_share_what_the_nodes_have(
+    resources: list[dict[str, float]], devices: str, actors: int, of_each: dict[str, float]
 ) -> None:
     from finetune.prediction.on_ray import shares
 
-    assert shares(devices, resources, blocks=100, on_cpu="GPU" not in resources) == (
-        actors,
-        of_each,
-    )
-    assert shares(devices, resources, blocks=1, on_cpu=True)[0] == 1
+    nodes = [{"Alive": True, "Resources": each} for each in resources]
+    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}})
+    on_cpu = not any("GPU" in each for each in resources)
+    assert shares(devices, nodes, blocks=100, on_cpu=on_cpu) == (actors, of_each)
+    assert shares(devices, nodes, blocks=1, on_cpu=True)[0] == 1
 
 
 def test_wrong_calls_are_one_line(call: list[str], capsys) -> None:

@@ -43,7 +43,7 @@ def answers(folder: str = "answers") -> Rows:
 
 
 def table_of(checkpoint: str, *images: object) -> Rows:
-    call = ["predict", checkpoint, *map(str, images), "--accelerator=cpu"]
+    call = ["predict", checkpoint, *map(str, images), "--accelerator=cpu", "--batch-size=1"]
     assert main([*call, "--output=whole.parquet", "--overwrite"]) == 0
     return answers("whole.parquet")
 
@@ -283,8 +283,8 @@ def test_shards_tables_and_stores_are_answered_as_their_files(
     }
     for name, given in sources.items():
         output = f"memory://out/{name}/"
-        assert predict(checkpoint, *given, output=output) == 0, name
-        assert predict(checkpoint, *given, output=output) == 0, name
+        assert predict(checkpoint, *given, output=output, batch_size=1) == 0, name
+        assert predict(checkpoint, *given, output=output, batch_size=1) == 0, name
         (Path("local") / name).mkdir(parents=True)
         memory.get(f"/out/{name}/*", f"local/{name}/")
         found = answers(f"local/{name}")

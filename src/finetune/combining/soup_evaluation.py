@@ -40,12 +40,14 @@ class Score:
         said: the figures in words.
         loss: what decides, lower is better: the NLL, ``1 - accuracy`` or the Brier score.
         barrier: how much less ``nll`` the worse end of a line may have than the point half-way.
+        images: how many were answered.
     """
 
     nll: float
     said: str
     loss: float
     barrier: float
+    images: int
 
     @property
     def sort_key(self) -> tuple[float, float]:
@@ -103,6 +105,7 @@ class WeightsEvaluator:
             said=task.in_words(logits, labels),
             loss=task.held_out_loss(logits, labels, self.metric),
             barrier=BARRIER if task.has_choices else BARRIER * nll,
+            images=len(self.rows),
         )
 
     def answers(self, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

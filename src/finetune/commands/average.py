@@ -112,5 +112,7 @@ def describe_soup(soup: Soup, names: list[str], metric: str) -> list[str]:
         verdict = "worse than"
     task = TASKS[soup.entry["task"]]
     word = metric if task.has_choices else task.deciding
-    rows.append(f"the average is {verdict} the best member by held-out {word}")
+    rows.append(
+        f"the average is {verdict} the best member by held-out {word} on {soup.score.images} images"
+    )
     return rows

@@ -53,7 +53,7 @@ def check(
     missing from train, an unreadable file); 2: a wrong call.
 
     Args:
-        data: DIR/<class>/... or DIR/train|val|test/<class>/...
+        data: DIR/<class>/... or DIR/train|val|test/<class>/..., or shards: 'x{0..9}.tar', x.parquet
         manifest: CSV with path, label and perhaps split and group, which decides instead.
         allow_outside: accept files of the manifest outside DIR.
         task: whether a cell of the manifest is one class, several labels or a number; auto: one of
@@ -94,7 +94,7 @@ def check(
         perceptual=duplicates == "near",
         cache_dir=cache_dir,
     )
-    if task == "multilabel" and manifest is None:
+    if task == "multilabel" and not folder.by_rows:
         folder = with_labels_of_copies(folder, inspections)
     findings = check_folder(folder, inspections, duplicates=duplicates)
     if json:

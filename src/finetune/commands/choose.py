@@ -57,7 +57,7 @@ def choose(
     Features are kept, so that a fit afterwards starts from them. Val and test images are not used.
 
     Args:
-        data: DIR/<class>/... or DIR/train|val|test/<class>/...
+        data: DIR/<class>/... or DIR/train|val|test/<class>/..., or shards: 'x{0..9}.tar', x.parquet
         backbones: names as for --model.backbone, with commas between them, each perhaps with a file
             of its weights; by default a short list, or without a hub those that are installed.
         budget: stop measuring after this time, such as 90s, 5m or 1h.

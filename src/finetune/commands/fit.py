@@ -134,7 +134,7 @@ def _new_folder(cli: FinetuneCLI, name: str | None = None) -> Path:
 
     backbone = cli.model.backbone.replace(":", "-").replace("/", "-").strip("-.")
     name = cli.config.name or name or backbone
-    return new_run_folder(Path(cli.config.runs), name, images=cli.datamodule.root)
+    return new_run_folder(Path(cli.config.runs), name, images=cli.datamodule.given_root)
 
 
 def parse_time(text: str | None) -> float | None:
@@ -229,7 +229,7 @@ def data_errors(cli: FinetuneCLI) -> list[str]:
         lines.append(f"! and {len(errors) - MOST_ERRORS} more")
     missed = [each for each in found if each.kind == "unused" and each.severity == "warning"]
     lines += [f"! {number} {what}" for what, number in Counter(f.problem for f in missed).items()]
-    return [*lines, f"! see finetune check {cli.datamodule.root}"] if lines else []
+    return [*lines, f"! see finetune check {cli.datamodule.given_root}"] if lines else []
 
 
 def teach(cli: FinetuneCLI, teacher: str) -> None:

@@ -64,7 +64,10 @@ def describe_ensemble(
     gain = best - judged(pooled, labels, metric)
     verdict = "better than" if gain > 1e-9 else "equal to" if gain > -1e-9 else "worse than"
     word = metric if chosen.task.has_choices else chosen.task.deciding
-    lines.append(f"the ensemble is {verdict} the best member by held-out {word} ({gain:+.4f})")
+    lines.append(
+        f"the ensemble is {verdict} the best member by held-out {word} ({gain:+.4f}) "
+        f"on {len(rows)} images"
+    )
     return lines
 
 

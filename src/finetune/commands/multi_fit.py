@@ -12,20 +12,25 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from finetune.commands.config_files import check_texts
 from finetune.commands.parallel_fits import (
     device_options,
     fit_in_a_process,
+    fits_on_cpu,
     run_side_by_side,
 )
 from finetune.commands.parsing import take, take_all
 from finetune.commands.resume import refuse_what_is_decided
 from finetune.documents import read_json
 from finetune.errors import FinetuneError, UsageError
+from finetune.extras import need
 from finetune.files import write_text
 from finetune.processes import ProcessesNeeded
+from finetune.spec.choices import Engine
 from finetune.spec.run_files import MEMBERS as MEMBERS_SCHEMA
 
 MEMBERS = "members.json"
@@ -39,11 +44,14 @@ class MultiFit:
     """What to fit: the members' names, each with its options, and the options that all share.
 
     Those beside ``--resume`` are shared too, and interrupted members are resumed by them.
+    ``engine`` says where they are fitted: here, or as tasks of Ray on the cluster at ``address``.
     """
 
     members: dict[str, list[str]]
     shared: list[str]
     beside: tuple[str, ...] = ()
+    engine: Engine = "local"
+    address: str | None = None
 
     @property
     def is_of_backbones(self) -> bool:
@@ -62,12 +70,18 @@ def many_fits(arguments: Sequence[str]) -> MultiFit | None:
     rest, backbones = take(rest, BACKBONES[0])
     if backbones is None:
         rest, backbones = take(rest, BACKBONES[1])
+    rest, where = _take_engine(rest)
     if seeds is None and folds is None and backbones is None:
+        if len(rest) < len(arguments) and take(rest, "--resume")[1] is None:
+            raise UsageError(
+                "Expected several members beside --engine, found one fit; add --seeds N or "
+                "--folds N."
+            )
         return None
     if sum(each is not None for each in (seeds, folds, backbones)) > 1:
         raise UsageError("Expected --seeds, --folds or --backbones, found two; leave one out.")
     if backbones is not None:
-        return MultiFit(_of_backbones(backbones, rest), rest)
+        return MultiFit(_of_backbones(backbones, rest), rest, (), *where)
     number = _number(seeds if folds is None else folds)
     if folds is None:
         members = {f"seed-{n}": [f"--seed_everything={n}"] for n in range(number)}
@@ -75,7 +89,26 @@ def many_fits(arguments: Sequence[str]) -> MultiFit | None:
         members = {
             f"fold-{n}": [f"--data.folds={number}", f"--data.fold={n}"] for n in range(number)
         }
-    return MultiFit(members, rest)
+    return MultiFit(members, rest, (), *where)
+
+
+def _take_engine(arguments: Sequence[str]) -> tuple[list[str], tuple[Engine, str | None]]:
+    """The other arguments, and where members are fitted.
+
+    Raises:
+        UsageError: no engine of this name, or an address without Ray.
+        MissingPackageError: Ray is not there.
+    """
+    rest, engine = take(arguments, "--engine")
+    rest, address = take(rest, "--address")
+    if engine not in (None, *get_args(Engine)) or (address and engine != "ray"):
+        raise UsageError(
+            f"Expected --engine local or ray, --address beside ray alone, found {engine or 'none'}"
+            f"{' and an address' * bool(address)}; correct it."
+        )
+    if engine == "ray":
+        need("ray", "--engine ray")
+    return rest, ("ray" if engine == "ray" else "local", address)
 
 
 def _of_backbones(names: str, shared: Sequence[str]) -> dict[str, list[str]]:
@@ -113,16 +146,18 @@ def fit_many(fits: MultiFit, group: Path) -> int:
     # What only the person at the command line may decide is never kept in a file.
     kept, _ = without_spoken(fits.shared)
     write_text(group / MEMBERS, json.dumps({"members": fits.members, "shared": kept}))
-    calls = {}
-    for name, options in fits.members.items():
-        if finished(group, name):
-            print(f"{name}: there already")
-            continue
-        interrupted = _interrupted(group, name)
-        # An interrupted member has its settings in its own folder.
-        resume = [f"--resume={interrupted}", *fits.beside] if interrupted else []
-        calls[name] = resume or [*fits.shared, *options, f"--runs={group}", f"--name={name}"]
-    problems = _fit_all(calls, device_options(fits.shared))
+    names = [name for name in fits.members if not finished(group, name)]
+    for name in fits.members.keys() - names:
+        print(f"{name}: there already")
+    if fits.engine == "ray":
+        from finetune.commands.fits_on_ray import fit_on_ray
+
+        on_cpu = fits_on_cpu(fits.shared)
+        fit = partial(_fit_now, fits, group)
+        problems = fit_on_ray(names, fit, fits.address, on_cpu=on_cpu)
+    else:
+        calls = {name: _call(fits, group, name) for name in names}
+        problems = _fit_all(calls, device_options(fits.shared))
     failed = [name for name in problems if not finished(group, name)]
     for name in failed:
         problem = problems[name] or "it ended, but its run folder does not say that it was fitted"
@@ -140,6 +175,19 @@ def fit_many(fits: MultiFit, group: Path) -> int:
             print(f"next: finetune report {group}/fold-*-1 --folds --output folds.html")
         print(f"next: finetune ensemble {group} --data.root DIR --output ensemble.ckpt")
     return 1 if failed else 0
+
+
+def _call(fits: MultiFit, group: Path, name: str) -> list[str]:
+    """The options of a member's fit."""
+    if interrupted := _interrupted(group, name):
+        # Its settings lie in its own folder.
+        return [f"--resume={interrupted}", *fits.beside]
+    return [*fits.shared, *fits.members[name], f"--runs={group}", f"--name={name}"]
+
+
+def _fit_now(fits: MultiFit, group: Path, name: str) -> str | None:
+    """Fit a member, or resume it where a process that has gone has left it."""
+    return None if finished(group, name) else _fit_here(name, _call(fits, group, name))
 
 
 def _fit_all(
@@ -224,6 +272,7 @@ def resumed_group(arguments: Sequence[str]) -> tuple[MultiFit, Path] | None:
             that decides what only the command line may.
     """
     rest, value = take(arguments, "--resume")
+    rest, where = _take_engine(rest)
     path = Path(value) if value else None
     if path is None or not (path / MEMBERS).is_file():
         return None
@@ -238,7 +287,7 @@ def resumed_group(arguments: Sequence[str]) -> tuple[MultiFit, Path] | None:
                 f"Expected {spoken[0].partition('=')[0]} on the command line, found it in "
                 f"{path / MEMBERS}; give it there."
             )
-    return MultiFit(kept["members"], [*shared, *rest], tuple(rest)), path
+    return MultiFit(kept["members"], [*shared, *rest], tuple(rest), *where), path
 
 
 def without_spoken(

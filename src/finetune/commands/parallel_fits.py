@@ -35,6 +35,13 @@ def device_options(arguments: Sequence[str]) -> list[list[str]]:
     return [[f"--trainer.devices=[{number}]"] for number in range(count)]
 
 
+def fits_on_cpu(arguments: Sequence[str]) -> bool:
+    """Whether the settings leave accelerators alone."""
+    from finetune.commands.trainer import FinetuneCLI
+
+    return bool(FinetuneCLI("fit", arguments, joins=False).config.trainer.accelerator == "cpu")
+
+
 def run_side_by_side(
     jobs: Mapping[str, Callable[[Place], Outcome]], places: Sequence[Place]
 ) -> dict[str, Outcome]:

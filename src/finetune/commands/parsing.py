@@ -162,6 +162,8 @@ def explain(
         hint = f"; did you mean {nearest}?"
     elif name.startswith("--data.") and "--model.backbone" not in options:
         hint = ", which is about the images of a fit: this verb takes those that are named."
+    elif not found.startswith("-"):
+        hint = "; a pattern of several files goes in quotes."
     else:
         hint = "."
     return f"Expected an option of {program}, found {found}{hint} See {program} --help."

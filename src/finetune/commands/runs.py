@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,8 +93,9 @@ def run_folder_of(checkpoint: str | Path) -> Path | None:
 
 def free_stage(folder: Path, stage: str, images: str) -> str:
     """``stage``, or ``stage-<folder>`` if ``metrics.json`` has it about other images."""
+    name = re.sub(r"[^\w.]+", "-", Path(images).name).strip("-")  # of shards it is a pattern
     for count_up in count(1):
-        suffix = "" if count_up == 1 else f"-{Path(images).name}"
+        suffix = "" if count_up == 1 else f"-{name}"
         suffix += "" if count_up < 3 else f"-{count_up - 1}"
         known = read_metrics(folder).get(stage + suffix, {})
         if known.get("images", images) == images:

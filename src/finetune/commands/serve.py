@@ -105,6 +105,7 @@ def _service(
     image_limits: tuple[int, int],
 ) -> Service:
     """All that a server needs, ready; nothing listens yet."""
+    from finetune.data.shard_files import folder_of
     from finetune.prediction.predictor import fits_of
     from finetune.reporting.explain import weighted_classifiers
     from finetune.serving.app import Service
@@ -133,7 +134,7 @@ def _service(
         kept = Corrections(corrections.path, answering.class_names, answering.task)
     if root is not None:
         store = FeatureStore(cache_dir)
-        near = Neighbours(answering.first_classifier, fits, root, store, *image_limits)
+        near = Neighbours(answering.first_classifier, fits, folder_of(root), store, *image_limits)
     return Service(model, engine, limits, token, own_names_only, kept, near)
 
 

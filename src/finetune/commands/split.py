@@ -41,7 +41,7 @@ def split(
     It is written as a CSV that --data.manifest reads. The folder stays as it is.
 
     Args:
-        data: DIR/<class>/... or DIR/train|val|test/<class>/...
+        data: DIR/<class>/... or DIR/train|val|test/<class>/..., or shards: 'x{0..9}.tar', x.parquet
         output: the CSV to write.
         overwrite: replace what is there.
         manifest: CSV path,label[,group] to split instead of the folder.
@@ -102,7 +102,7 @@ def split(
         root=folder.root,
         cache_dir=cache_dir,
     )
-    copies = task == "multilabel" and manifest is None
+    copies = task == "multilabel" and not folder.by_rows
     if copies:
         folder = with_labels_of_copies(folder, inspections)
     folder = readable_folder(folder, inspections, on_bad_image=on_bad_image)
@@ -148,7 +148,7 @@ def _found(
             folder,
             read_manifest(
                 previous,
-                data,
+                folder.root,
                 allow_outside=outside,
                 task="multilabel" if folder.has_label_sets else task,
             ),

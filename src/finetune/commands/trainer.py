@@ -31,6 +31,7 @@ from finetune.errors import FinetuneError, UsageError
 from finetune.extras import need
 from finetune.processes import own_place
 from finetune.runtime import Runtime, devices_of_launched
+from finetune.spec.choices import Engine
 from finetune.spec.schema import optional
 from finetune.spec.settings import SEED, check_settings
 from finetune.spec.splits import SplitRecord
@@ -164,15 +165,14 @@ class FinetuneCLI(LightningCLI):
                 help="Stop in good order after this time: 90s, 10m, 2h.",
             )
             parser.add_argument("--resume", type=str | None, help="Run folder to resume.")
-            parser.add_argument(
-                "--update",
-                type=str | None,
-                help="Run folder to begin from, where images or classes were added.",
-            )
+            more = "Run folder to begin from, where images or classes were added."
+            parser.add_argument("--update", type=str | None, help=more)
             parser.add_argument("--seeds", type=int | None, help="Fit this many members.")
             parser.add_argument("--folds", type=int | None, help="Fit a member on each fold.")
             several = "Fit a final layer on each of A,B=FILE,... and what is best together."
             parser.add_argument("--backbones", type=str | None, help=several)
+            parser.add_argument("--engine", type=Engine | None, help="Fit members by local or ray.")
+            parser.add_argument("--address", type=str | None, help="Of a Ray cluster that runs.")
             # Members of an ensemble differ in seed_everything and share the split of data.seed.
             parser.link_arguments("seed_everything", "data.training_seed", compute_fn=_seed_number)
             # Elsewhere the checkpoint decides the classes.
@@ -235,7 +235,8 @@ class FinetuneCLI(LightningCLI):
         check_strategy(trainer.strategy, trainer.num_nodes)
         found = Runtime.joined if self._joins else Runtime.chosen
         self.runtime = found(trainer.accelerator, trainer.devices)
-        for name in ("seeds", "folds", "backbones", "resume", "update", "track_to", "imports"):
+        spoken = "seeds folds backbones engine address resume update track_to imports"
+        for name in spoken.split():
             if self.config.get(name) is not None:
                 raise UsageError(
                     f"Expected --{name.replace('_', '-')} on the command line, "

@@ -27,6 +27,7 @@ from finetune.data.labelled_folder import LabelledFolder, check_choice
 from finetune.data.manifest import write_manifest
 from finetune.data.preview import write_batch_image
 from finetune.data.readers import Readers
+from finetune.data.shard_files import folder_of, shards_at
 from finetune.data.sides import Sides, one_class_only
 from finetune.data.transforms import Augmentation
 from finetune.errors import UsageError
@@ -47,6 +48,7 @@ class ImageFolderDataModule(LabelledFolder):
 
         root/<class>/*.jpg                 val and test parts are held out, stratified
         root/train|val|test/<class>/*.jpg  as given; what is missing is held out from train
+        x{0000..0123}.tar, *.parquet       see :mod:`finetune.data.labelled_shards`
 
     Batches are ``images`` ``uint8 (B, C, S, S)``, which a classifier converts and normalises, and
     ``labels`` int64 ``(B,)``, or of several labels an image float ``(B, K)`` with 1, 0 and NaN
@@ -54,7 +56,7 @@ class ImageFolderDataModule(LabelledFolder):
     random views, whatever the number of workers.
 
     Args:
-        root: the folder.
+        root: the folder, or shards.
         manifest: CSV with ``path,label[,split][,fold][,group]`` that decides instead of folders.
         more: a manifest of further images, beside those of the folder or of ``manifest``; of a
             file that both have, its label counts.
@@ -133,14 +135,16 @@ class ImageFolderDataModule(LabelledFolder):
         # The two left out are the model's: Lightning refuses to log one key with two values.
         self.save_hyperparameters(ignore=["class_names", "preprocessing"])
         check_settings(self.hparams, DATA, option="data.")
-        if label_columns and (manifest is None or task == "multiclass"):
+        by_rows = manifest is not None or bool(shards_at(root))
+        if label_columns and (not by_rows or task == "multiclass"):
             raise UsageError(
                 "Expected label_columns of a manifest with several labels an image, found "
-                f"{'no manifest' if manifest is None else 'task multiclass'}; leave it out."
+                f"{'task multiclass' if by_rows else 'no manifest'}; leave it out."
             )
         if folds is not None and fold is None:
             raise UsageError(f"Expected fold, 0 ... {folds - 1}, together with folds={folds}.")
-        self.root = Path(root)
+        self.given_root = Path(root)
+        self.root = folder_of(root)
         self.manifest = manifest
         self.apply_recipe(
             augmentation=AUGMENTATION if augmentation == "auto" else augmentation,
@@ -154,7 +158,7 @@ class ImageFolderDataModule(LabelledFolder):
         self._given_preprocessing = preprocessing
         self._given_class_names = None if class_names is None else tuple(class_names)
         found_images = FoundImages(
-            self.root,
+            self.given_root,
             manifest=manifest,
             allow_outside=allow_outside,
             group_by=group_by,

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from finetune.data.decoding_memory import MAX_DECODING_MB, decoding_bytes, memory_taken
+from finetune.data.image_bytes import image_bytes
 from finetune.data.image_formats import guessed_kind, readable_formats
 from finetune.errors import ImageError, UsageError
 from finetune.spec.preprocessing import LongSide, Preprocessing
@@ -133,13 +133,13 @@ class ImageReader:
 
 
 def file_content(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file of this machine.
+    """The bytes of an image of this machine, also of one in a shard or a table.
 
     Raises:
         ImageError: it cannot be read.
     """
     try:
-        return Path(path).read_bytes()
+        return image_bytes(path)
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -50,6 +50,7 @@ class ImageFolder:
 
     ``class_names`` are those with at least one image in any split, sorted by code point, in
     Unicode's composed form (NFC); ``images`` are sorted by split, class and file name.
+    ``by_rows``: rows of a manifest or of shards say the labels, not folders.
     """
 
     root: Path
@@ -58,6 +59,7 @@ class ImageFolder:
     unused: tuple[UnusedFile, ...] = ()
     unlisted: tuple[UnusedFile, ...] = ()  # folders whose images nobody can know
     empty_classes: tuple[str, ...] = ()
+    by_rows: bool = False
 
     @property
     def splits(self) -> tuple[Split, ...]:

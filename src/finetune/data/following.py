@@ -10,6 +10,7 @@ from unicodedata import normalize
 
 from finetune.data.assignment import names_below
 from finetune.data.folder import ImageFolder, LabelledImage, Split
+from finetune.data.image_bytes import is_there
 from finetune.spec.images import ImageRef
 from finetune.spec.labels import Label, indexes, moved
 from finetune.spec.splits import SplitRecord, Standing
@@ -119,11 +120,11 @@ def listed_folder(root: Path, record: SplitRecord) -> ImageFolder | None:
     there = [
         LabelledImage(path, ref.label, id=ref.id)
         for ref, paths in spelled
-        if (path := next((each for each in paths if each.is_file()), None)) is not None
+        if (path := next((each for each in paths if is_there(each)), None)) is not None
     ]
     if not there:
         return None
-    return ImageFolder(root, record.class_names, tuple(there))
+    return ImageFolder(root, record.class_names, tuple(there), by_rows=True)
 
 
 def record_of(

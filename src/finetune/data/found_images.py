@@ -17,8 +17,10 @@ from finetune.data.groups import groups_by_pattern
 from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_folders import as_label_sets, with_labels_of_copies, without_copies
+from finetune.data.labelled_shards import read_shards
 from finetune.data.manifest import manifest_columns, read_manifest, with_more
 from finetune.data.number_cells import NUMBERS, refuse_folders
+from finetune.data.shard_files import folder_of, shards_at
 from finetune.errors import ImageFolderError, UsageError
 from finetune.runtime import Runtime
 from finetune.spec.choices import OnBadImage, TaskOfData
@@ -34,17 +36,20 @@ def read_images(
     task: TaskOfData = "auto",
     label_columns: Sequence[str] | None = None,
 ) -> ImageFolder:
-    """The images of a manifest, or of class folders, which are labels where several are asked for.
+    """The images of a manifest, of shards, or of class folders, which may be labels of several.
 
     See :func:`finetune.data.manifest.read_manifest`.
     """
+    shards = shards_at(root)
+    if shards and manifest is None:
+        return read_shards(shards, folder_of(root), task=task, label_columns=label_columns or ())
     if manifest is None:
         found = scan_folder(root)
         refuse_folders(found, task)
         return as_label_sets(found) if task == "multilabel" else found
     return read_manifest(
         manifest,
-        root,
+        folder_of(root),
         allow_outside=allow_outside,
         group_column=group_column,
         task=task,
@@ -84,13 +89,13 @@ class FoundImages:
     @property
     def folders_are_labels(self) -> bool:
         """Whether an image may lie in several class folders, and then has their labels."""
-        return self.task == "multilabel" and self.manifest is None and self.listed is None
+        return self.task == "multilabel" and not self.found.by_rows
 
     @cached_property
     def found(self) -> ImageFolder:
         """All of them, readable or not."""
         followed = self.listed if self.manifest is None else None
-        listed = listed_folder(self.root, followed) if followed else None
+        listed = listed_folder(folder_of(self.root), followed) if followed else None
         if followed and listed is None and self.task == "multilabel":
             raise ImageFolderError(
                 f"Expected images of a fit, which was by manifest, in {self.root}, found none; "
@@ -107,7 +112,7 @@ class FoundImages:
             task: TaskOfData = "multilabel" if found.has_label_sets else "multiclass"
             task = NUMBERS if found.has_numbers else task
             further = read_manifest(
-                self.more, self.root, allow_outside=self.allow_outside, task=task
+                self.more, folder_of(self.root), allow_outside=self.allow_outside, task=task
             )
             found = with_more(found, further)
         return groups_by_pattern(found, self._pattern) if self._pattern else found

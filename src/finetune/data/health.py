@@ -55,9 +55,12 @@ def unreadable_files(
     inspections: Iterable[Inspection], unlisted: Iterable[UnusedFile] = ()
 ) -> list[Finding]:
     """An error for each file that is no image, damaged, or too large, and for hidden folders."""
-    remedy = "change the folder's rights, or train with --data.on_bad_image skip"
-    folders = [Finding(each.path, "unreadable", "error", each.reason, remedy) for each in unlisted]
-    return folders + [
+    beyond = []
+    for each in unlisted:
+        remedy = "write it again" if each.path.is_file() else "change the folder's rights"
+        remedy += ", or train with --data.on_bad_image skip"
+        beyond.append(Finding(each.path, "unreadable", "error", each.reason, remedy))
+    return beyond + [
         Finding(
             inspection.path,
             "unreadable",
@@ -85,8 +88,8 @@ def readable_folder(
     if bad and on_bad_image == "error":
         raise ImageError(
             f"Expected only readable images in {folder.root}, found {len(bad)} that are not, the "
-            f"first {bad[0].path} ({bad[0].problem}); see `finetune check "
-            f"{folder.root}`, or leave them out with --data.on_bad_image skip."
+            f"first {bad[0].path} ({bad[0].problem}); see `finetune "
+            "check`, or leave them out with --data.on_bad_image skip."
         )
     pairs = zip(folder.images, inspections, strict=True)
     return replace(

@@ -79,7 +79,7 @@ def image_blocks(
             yield FileBlock(tuple(waiting))
             waiting.clear()
 
-    for address in (each for item in given for each in _numbered(item)):
+    for address in (each for item in given for each in numbered(item)):
         for found in _found_at(address, rows):
             if isinstance(found, ListedFile):
                 waiting.append(found)
@@ -112,7 +112,7 @@ def each_once(given: Iterable[str]) -> list[str]:
     return places
 
 
-def _numbered(item: str) -> Iterator[str]:
+def numbered(item: str) -> Iterator[str]:
     """``a{08..11}`` as ``a08, a09, a10, a11``, as a shell has it."""
     found = None if os.path.exists(item) else _RANGE.search(item)
     if found is None:
@@ -121,7 +121,7 @@ def _numbered(item: str) -> Iterator[str]:
     low, high = found.groups()
     for value in range(int(low), int(high) + 1):
         name = str(value).zfill(len(low) if low.startswith("0") else 0)
-        yield from _numbered(item[: found.start()] + name + item[found.end() :])
+        yield from numbered(item[: found.start()] + name + item[found.end() :])
 
 
 def _found_at(address: str, rows: int) -> Iterator[ListedFile | ImageBlock]:

@@ -23,10 +23,11 @@ from torch import Tensor
 from finetune.cache_dir import CachedFiles, file_stamp, short_hash, write_all
 from finetune.data.decoding import MAX_PIXELS, ImageReader, open_image, orientation_of
 from finetune.data.decoding_memory import MAX_DECODING_MB
+from finetune.data.image_bytes import image_bytes, is_there
 from finetune.data.workers import usable_cores
 from finetune.errors import ImageError
 from finetune.long_steps import told
-from finetune.spec.images import content_id
+from finetune.spec.images import content_id, place_of
 
 LOOK_SIDE = 128  # short side, in pixels, at which an image's looks are measured
 VERSION = 4  # of what is remembered; another number forgets everything
@@ -88,11 +89,10 @@ def inspect_file(
 ) -> Inspection:
     """Read and decode one file; never raises for what is wrong with the file."""
     try:
-        status = path.stat()
-        content = path.read_bytes()
+        content = image_bytes(path)
     except OSError as error:
         return Inspection(path, problem=f"cannot be opened: {error.strerror}")
-    known = Inspection(path, status.st_size, content_hash=content_id(content))
+    known = Inspection(path, len(content), content_hash=content_id(content))
     try:
         with open_image(content, name=str(path), max_pixels=max_pixels) as image:
             known = replace(
@@ -210,7 +210,7 @@ def _reason(message: str, path: Path) -> str:
 def _stamp(path: Path) -> Stamp | None:
     """What tells whether a file has changed; None of one that cannot be read now."""
     try:
-        return file_stamp(path) if os.access(path, os.R_OK) else None
+        return file_stamp(path) if os.access(place_of(path)[0], os.R_OK) else None
     except OSError:
         return None
 
@@ -231,7 +231,7 @@ def _remember(files: CachedFiles, group: str, seen: Memory) -> None:
     """Write one file of all that is known of a group, also by other processes meanwhile."""
     older = files.listed(group, ENDING)
     # What has been deleted or moved since is forgotten, or the memory would only grow.
-    known = {k: v for k, v in (_recall(files, group) | seen).items() if os.path.exists(k)}
+    known = {k: v for k, v in (_recall(files, group) | seen).items() if is_there(k)}
     values = {key: (stamp, {**asdict(seen), "path": key}) for key, (stamp, seen) in known.items()}
     content = json.dumps(values).encode()
     path = files.new_path(group, ENDING)

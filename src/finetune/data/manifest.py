@@ -11,10 +11,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from finetune.csv_table import CsvTable, csv_text, read_csv_table
 from finetune.data.assignment import image_keys, relative_names
 from finetune.data.folder import SPLIT_FOLDERS, ImageFolder, LabelledImage, Split
+from finetune.data.image_bytes import is_there
 from finetune.data.label_cells import cell_of_columns, checked_columns, read_cells
 from finetune.data.number_cells import LABEL, NUMBERS, number_column, read_numbers
 from finetune.data.walk import UnusedFile, images_below, normal_name
@@ -27,8 +29,18 @@ from finetune.spec.labels import cell, indexes, moved
 COLUMNS = ("path", "label", "split", "fold", "group", "hash")
 
 
+class Line(NamedTuple):
+    """What is said of an image: its file, the cells by column, and where that stands."""
+
+    path: Path
+    cells: Mapping[str, str]
+    place: str
+
+
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
+    """The same, understood; the label is a cell's text still."""
+
     path: Path
     label: str
     split: Split | None
@@ -70,21 +82,41 @@ def read_manifest(
     if task == NUMBERS:
         found = labels_in or manifest_columns(path)
         labels_in = (number_column(found, (*COLUMNS, group_column), str(path)),)
-    rows = list(_read_rows(path, root, group_column, labels_in, numbers=task == NUMBERS))
+    rows = [
+        parse_row(line, group_column, labels_in, numbers=task == NUMBERS)
+        for line in _read_lines(path, root, labels_in)
+    ]
     if not rows:
         raise ManifestError(f"Expected images in {path}, found only a header.")
     if not allow_outside:
         _refuse_outside(path, rows, root)
-    rows, unused = _without_repeats(path, rows)
-    missing = [row.path for row in rows if not row.path.is_file()]
+    missing = [file for file in dict.fromkeys(row.path for row in rows) if not is_there(file)]
     if missing:
         raise ManifestError(
             f"Expected all files of {path} to exist, found {len(missing)} missing, the first "
             f"{missing[0]}; correct the paths or remove these rows."
         )
+    return as_folder(rows, path, root, task, labels_in)
+
+
+def as_folder(
+    rows: list[Row],
+    source: str | Path,
+    root: Path,
+    task: TaskOfData,
+    labels_in: Sequence[str],
+) -> ImageFolder:
+    """The images that rows are about, with labels as their cells say.
+
+    Raises:
+        ManifestError: a file that is said to be two things, or a cell that is no label.
+    """
+    rows, unused = _without_repeats(source, rows)
     cells = [(row.label, row.place) for row in rows]
     class_names, labels = (
-        (labels_in, read_numbers(cells)) if task == NUMBERS else read_cells(cells, task, labels_in)
+        (tuple(labels_in), read_numbers(cells))
+        if task == NUMBERS
+        else read_cells(cells, task, labels_in)
     )
     images = [
         LabelledImage(row.path, label, row.group, row.split, row.fold, row.hash)
@@ -96,6 +128,7 @@ def read_manifest(
         class_names=class_names,
         images=tuple(images),
         unused=tuple(unused),
+        by_rows=True,
     )
 
 
@@ -166,52 +199,52 @@ def _table(path: Path, labels_in: Sequence[str]) -> CsvTable:
     return read_csv_table(path, known=known, required=("path", *needed), error=ManifestError)
 
 
-def _read_rows(
-    path: Path, root: Path, group_column: str, labels_in: Sequence[str], *, numbers: bool
-) -> Iterator[_Row]:
+def _read_lines(path: Path, root: Path, labels_in: Sequence[str]) -> Iterator[Line]:
     table = _table(path, labels_in)
     base: Path | None = None
-    for line, row in table.rows:
-        if not row["path"]:
-            raise ManifestError(f"Expected a path in line {line} of {path}, found none.")
-        if base is None and not os.path.isabs(row["path"]):
-            base = path.parent if (path.parent / row["path"]).exists() else root
-        place = f"line {line} of {path}"
-        if numbers or not labels_in:
-            label = normal_name(row[labels_in[0] if labels_in else LABEL])
-        else:
-            label = cell_of_columns(row, labels_in, place)
-        yield _parse_row(row, label, base or root, group_column, place)
+    for number, cells in table.rows:
+        if not cells["path"]:
+            raise ManifestError(f"Expected a path in line {number} of {path}, found none.")
+        if base is None and not os.path.isabs(cells["path"]):
+            base = path.parent if is_there(path.parent / cells["path"]) else root
+        file = (base or root) / cells["path"]
+        if "\\" in cells["path"] and not file.exists():  # as Windows writes them
+            file = (base or root) / cells["path"].replace("\\", "/")
+        yield Line(file, cells, f"line {number} of {path}")
 
 
-def _parse_row(
-    row: Mapping[str, str], label: str, base: Path, group_column: str, place: str
-) -> _Row:
-    """One line; names are exact, blanks at either end included."""
-    split_name = row.get("split", "").strip()
+def parse_row(line: Line, group_column: str, labels_in: Sequence[str], *, numbers: bool) -> Row:
+    """One line; names are exact, blanks at either end included.
+
+    Raises:
+        ManifestError: a split, a fold or the mark of a label that is none.
+    """
+    cells, place = line.cells, line.place
+    if numbers or not labels_in:
+        label = normal_name(cells[labels_in[0] if labels_in else LABEL])
+    else:
+        label = cell_of_columns(cells, labels_in, place)
+    split_name = cells.get("split", "").strip()
     split = SPLIT_FOLDERS.get(split_name.casefold())
     if split_name and split is None:
         raise ManifestError(
             f"Expected split to be train, val, test or empty in {place}, found {split_name!r}."
         )
-    fold = row.get("fold", "").strip()
+    fold = cells.get("fold", "").strip()
     if fold and not (fold.isascii() and fold.isdecimal() and len(fold) <= 6):
         raise ManifestError(f"Expected fold to be 0, 1, 2, ... in {place}, found {fold[:20]!r}.")
-    file = base / row["path"]
-    if "\\" in row["path"] and not file.exists():  # as Windows writes them
-        file = base / row["path"].replace("\\", "/")
-    return _Row(
-        path=file,
+    return Row(
+        path=line.path,
         label=label,
         split=split,
         fold=int(fold) if fold else None,
-        group=row.get(group_column) or None,
-        hash=row.get("hash", "").strip(),
+        group=cells.get(group_column) or None,
+        hash=cells.get("hash", "").strip(),
         place=place,
     )
 
 
-def _refuse_outside(path: Path, rows: list[_Row], root: Path) -> None:
+def _refuse_outside(path: Path, rows: list[Row], root: Path) -> None:
     prefix = os.path.join(os.path.abspath(root), "")
     outside = [row.path for row in rows if not os.path.abspath(row.path).startswith(prefix)]
     if outside:
@@ -221,9 +254,9 @@ def _refuse_outside(path: Path, rows: list[_Row], root: Path) -> None:
         )
 
 
-def _without_repeats(path: Path, rows: list[_Row]) -> tuple[list[_Row], list[UnusedFile]]:
-    first: dict[str, _Row] = {}
-    kept: list[_Row] = []
+def _without_repeats(source: str | Path, rows: list[Row]) -> tuple[list[Row], list[UnusedFile]]:
+    first: dict[str, Row] = {}
+    kept: list[Row] = []
     unused: list[UnusedFile] = []
     for row in rows:
         known = first.setdefault(os.path.abspath(row.path), row)
@@ -233,12 +266,12 @@ def _without_repeats(path: Path, rows: list[_Row]) -> tuple[list[_Row], list[Unu
             unused.append(UnusedFile(row.path, "listed twice in the manifest"))
         else:
             raise ManifestError(
-                f"Expected one label, split, fold and group a file in {path}, found {row.path} "
+                f"Expected one label, split, fold and group a file in {source}, found {row.path} "
                 f"as {_said(known)} and as {_said(row)}; keep one of the rows."
             )
     return kept, unused
 
 
-def _said(row: _Row) -> str:
+def _said(row: Row) -> str:
     further = [str(each) for each in (row.split, row.fold, row.group) if each is not None]
     return repr(row.label) + (f" ({', '.join(further)})" if further else "")

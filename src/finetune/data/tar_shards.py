@@ -1,4 +1,4 @@
-"""Images in a tar file, as WebDataset writes shards, read as a stream from the first to the last.
+"""Images in a tar file, as WebDataset writes shards, read as a stream or at their places.
 
 The standard library takes a damaged header in the middle of a file for its end. Here it is an
 error, and so is a file that ends without the mark of its end.
@@ -7,18 +7,21 @@ error, and so is a file that ends without the mark of its end.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
 from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
-from typing import IO, Self
+from typing import IO, NamedTuple, Self
 
 from finetune import storage
+from finetune.cache_dir import file_stamp
 from finetune.data.walk import Walk, why_hidden
 from finetune.errors import ImageError
+from finetune.spec.images import SEPARATOR
 from finetune.spec.protocols import StreamedImage
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
-SEPARATOR = "::"  # between the shard and the image in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,62 @@ def _members(address: str) -> Iterator[tuple[str, bytes]]:
             ) from error
         except FileNotFoundError as error:
             raise ImageError(f"Expected a tar file at {address}: it is gone.") from error
+
+
+class Place(NamedTuple):
+    """Where a member's content lies in its shard, in bytes."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TarIndex:
+    """Where each member lies.
+
+    Attributes:
+        places: of regular files, by name, in order.
+        left_out: other members, and why.
+        damage: what ends the shard too early; empty where it is whole.
+    """
+
+    places: Mapping[str, Place]
+    left_out: Mapping[str, str]
+    damage: str = ""
+
+
+def index_of(shard: Path) -> TarIndex:
+    """The members of an uncompressed shard of this machine, found once in each process.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    return _index(str(shard), file_stamp(shard))
+
+
+@cache
+def _index(shard: str, stamp: tuple[int, ...]) -> TarIndex:
+    """By its content's stamp: headers alone are read."""
+    places: dict[str, Place] = {}
+    left_out: dict[str, str] = {}
+    try:
+        with tarfile.open(shard, "r:", tarinfo=_StrictInfo) as file:
+            while (info := file.next()) is not None:
+                file.members.clear()  # type: ignore[attr-defined]  # it would keep all
+                name = PurePosixPath(info.name).as_posix()
+                if info.isdir():
+                    continue
+                if not info.isreg() or info.issparse():
+                    left_out[name] = "not a regular file"
+                elif ".." in PurePosixPath(name).parts:
+                    left_out[name] = "a name that leads out of the shard"
+                elif name in places:
+                    left_out[name] = "twice in the shard: the first one counts"
+                else:
+                    places[name] = Place(info.offset_data, info.size)
+    except (tarfile.TarError, EOFError, UnicodeError) as error:
+        return TarIndex(places, left_out, f"is damaged after {len(places)} files ({error})")
+    return TarIndex(places, left_out)
 
 
 def _stream(file: IO[bytes]) -> tarfile.TarFile:

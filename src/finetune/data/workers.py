@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.data.image_bytes import image_size
 from finetune.processes import own_place
 
 # Below this time for reading all images once, starting workers costs more than it brings.
@@ -72,7 +73,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 def reading_seconds(paths: Sequence[Path]) -> float:
     """About how long one core needs to decode and transform these files, from 32 of their sizes."""
     step = max(1, len(paths) // 32)
-    sizes = [path.stat().st_size for path in paths[::step] if path.exists()]
+    sizes = [size for path in paths[::step] if (size := image_size(path))]
     mean_size = sum(sizes) / max(1, len(sizes))
     # Measured: 1.5 ms for what does not depend on the size, and 8 ns a byte of JPEG.
     return len(paths) * (0.0015 + 8e-9 * mean_size)

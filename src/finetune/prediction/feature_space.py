@@ -19,13 +19,14 @@ from finetune.cache_dir import file_stamp
 from finetune.combining.ensemble import Ensemble
 from finetune.data.dataset import ImageDataset
 from finetune.data.decoding import MAX_PIXELS, ImageReader
+from finetune.data.image_bytes import image_id
 from finetune.data.transforms import evaluation_transform
 from finetune.data.workers import choose_num_workers
 from finetune.errors import CheckpointMismatchError, DataError, UsageError
 from finetune.extras import need
 from finetune.files import atomic_write
 from finetune.prediction.inputs import FileOrFolder, find_images
-from finetune.spec.images import LabelledImage, file_id
+from finetune.spec.images import LabelledImage
 from finetune.tables.writing import encodable
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.extract import frozen_features, space_key
@@ -168,7 +169,7 @@ def features_of(
     files = find_images(images)
     preprocessing = classifier.preprocessing
     reader = ImageReader.of([preprocessing], max_pixels=max_pixels)
-    known = [LabelledImage(path, -1, id=file_id(path), stamp=file_stamp(path)) for path in files]
+    known = [LabelledImage(path, -1, id=image_id(path), stamp=file_stamp(path)) for path in files]
     dataset = ImageDataset(known, evaluation_transform(preprocessing), reader)
     found = frozen_features(classifier, dataset, store=store, num_workers=choose_num_workers(files))
     return Features(

@@ -13,7 +13,10 @@ from torch.utils.data import Dataset, default_collate
 
 from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.decoding_memory import MAX_DECODING_MB
+from finetune.data.image_blocks import numbered
+from finetune.data.image_bytes import is_there
 from finetune.data.in_memory import Held, content_of, each_image
+from finetune.data.shard_files import images_within, is_shard
 from finetune.data.transforms import evaluation_transform
 from finetune.data.walk import images_below
 from finetune.errors import DataError, ImageError
@@ -24,7 +27,7 @@ ImageInput = FileOrFolder | Held
 
 
 def find_images(images: FileOrFolder | Iterable[FileOrFolder]) -> list[Path]:
-    """Files from images, folders (all images below) and glob patterns, in the order given.
+    """Files from images, folders (all images below), shards and patterns, in the order given.
 
     A file named twice is there twice, so that answers line up with what was asked; what a folder or
     pattern brings is left out where it is there already.
@@ -64,8 +67,12 @@ def _expand(item: str) -> list[Path]:
     path = Path(item)
     if path.is_dir():
         return images_below(path)
-    if path.is_file():
+    if is_shard(item) and path.is_file():
+        return images_within(path)
+    if path.is_file() or is_there(item):
         return [path]
+    if (names := list(numbered(item))) != [item]:
+        return [file for name in names for file in _expand(name)]
     if has_magic(item):
         matches = sorted(glob(item, recursive=True))  # "**" names a folder and what is in it
         return list(dict.fromkeys(file for match in matches for file in _expand(match)))

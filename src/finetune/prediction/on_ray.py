@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from finetune.spec.protocols import ImageBlock
 
 # Ray runs whatever reaches its ports: those of a cluster of our own are this machine's alone.
 _HERE = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-_ITSELF = {"log_to_driver": False, "logging_level": "ERROR"}
 CORES_AN_ACTOR = 4  # where no accelerator is: a forward pass gains little from more
 
 
@@ -52,13 +51,9 @@ def answers_on_ray(
     blocks = [{"number": number, "block": block} for number, block in pending]
     if not blocks:
         return
-    with _cluster(address) as ray:
-        actors, of_each = shares(
-            settings.devices,
-            ray.cluster_resources(),
-            blocks=len(blocks),
-            on_cpu=settings.accelerator == "cpu",
-        )
+    with cluster(address) as ray:
+        on_cpu = settings.accelerator == "cpu"
+        actors, of_each = shares(settings.devices, ray.nodes(), blocks=len(blocks), on_cpu=on_cpu)
         options = {
             "content": ray.put(checkpoint.read_bytes()),
             "folder": folder,
@@ -103,23 +98,24 @@ class _Actor:
 
 
 def shares(
-    devices: str, resources: Mapping[str, float], *, blocks: int, on_cpu: bool
+    devices: str, nodes: Sequence[Mapping[str, Any]], *, blocks: int, on_cpu: bool
 ) -> tuple[int, dict[str, float]]:
     """How many actors, and how many cores and accelerators each of them has.
 
     Args:
-        devices: how many actors, or auto: one an accelerator, else one for some cores.
-        resources: of the cluster, as Ray counts them.
+        devices: how many actors, or auto: one an accelerator, else one for some cores of a node.
+        nodes: of the cluster, as Ray tells them.
         blocks: of images; more actors than these would idle.
         on_cpu: leave the accelerators alone.
 
     Raises:
         UsageError: no number.
     """
-    gpus = 0.0 if on_cpu else resources.get("GPU", 0.0)
-    cores = resources.get("CPU", 1.0)
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = 0.0 if on_cpu else sum(each.get("GPU", 0.0) for each in alive)
+    cores = [each["CPU"] for each in alive if each.get("CPU")] or [1.0]
     if devices == "auto":
-        actors = int(gpus) or max(1, int(cores) // CORES_AN_ACTOR)
+        actors = int(gpus) or sum(max(1, int(each) // CORES_AN_ACTOR) for each in cores)
     elif devices.isdecimal() and int(devices) > 0:
         actors = int(devices)
     else:
@@ -128,16 +124,28 @@ def shares(
             "give one, or auto."
         )
     actors = min(actors, blocks)
-    # Ray takes whole cores, or a share of one.
-    of_each = {"num_cpus": float(cores // actors) if cores >= actors else cores / actors}
+    # Ray takes whole cores, or a share of one; and an actor lives on one node.
+    share = sum(cores) / actors
+    while share >= 1 and sum(each // int(share) for each in cores) < actors:
+        share -= 1
+    of_each = {"num_cpus": float(int(share)) if share >= 1 else share}
     if gpus:
         of_each["num_gpus"] = min(1.0, gpus / actors)
     return actors, of_each
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[Any]:
-    """Ray in touch with a cluster, quiet, and reporting to nobody."""
+def cluster(address: str | None, *, members_speak: bool = False) -> Iterator[Any]:
+    """Ray in touch with a cluster, quiet, and reporting to nobody.
+
+    Args:
+        address: of a cluster; None starts one on this machine, which ends with the work.
+        members_speak: whether what tasks print is printed here, behind their names.
+
+    Raises:
+        UsageError: no cluster there.
+    """
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # a line that two members print is printed twice
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call its makers' server
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # exceptions come all the same
     import ray
@@ -146,7 +154,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
     known = ray.is_initialized()
     if not known:
         try:
-            ray.init(**_ITSELF, **({"address": address} if address else _HERE))
+            where = {"address": address} if address else _HERE
+            ray.init(log_to_driver=members_speak, logging_level="ERROR", **where)
         except Exception as error:  # of a node that starts too slowly a plain one
             raise UsageError(
                 f"Expected a Ray cluster at {address or 'this machine'}, found none "

@@ -25,7 +25,9 @@ NOT_A_METRIC = ("phase", "epoch", "step")
 
 
 def read_curves(metrics_csv: Path) -> dict[str, list[tuple[float, float]]]:
-    """Curves by name from the ``metrics.csv`` of a run; an empty field is no point of a curve.
+    """Curves by name from the ``metrics.csv`` of a run, none where there is none.
+
+    An empty field is no point of a curve.
 
     Raises:
         DataError: the file is no such table.

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune.data.decoding import ImageReader
+from finetune.data.image_bytes import is_there
+from finetune.data.shard_files import folder_of
 from finetune.errors import ImageError
 
 SIDE = 128  # pixels of the square
@@ -73,6 +75,6 @@ def thumbnail_uris(
 
 
 def locate(path: str, root: Path | None) -> Path:
-    """Where an image lies: as named, or else below ``root``."""
+    """Where an image lies: as named, or else below ``root``, which may be shards."""
     as_named = Path(path)
-    return as_named if root is None or as_named.exists() else root / path
+    return as_named if root is None or is_there(as_named) else folder_of(root) / path

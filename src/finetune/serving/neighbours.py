@@ -11,6 +11,7 @@ import torch
 
 from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.decoding_memory import MAX_DECODING_MB
+from finetune.data.image_bytes import is_there
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import DataError, UsageError
 from finetune.prediction.feature_space import Features, features_of
@@ -62,7 +63,7 @@ class Neighbours:
         known = {
             str(root / image.path): image
             for image, standing in placed
-            if standing.side == "train" and (root / image.path).is_file()
+            if standing.side == "train" and is_there(root / image.path)
         }
         if not known or classifier is None:
             raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Literal
 from finetune.spec.labels import Label, indexes, order
 
 ID_BYTES = 16
+SEPARATOR = "::"  # between a file that holds images and the name of one
+_WITHIN = re.compile(rf"(.*?\.(?:tar|parquet)){SEPARATOR}(.+)", re.IGNORECASE | re.DOTALL)
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -37,7 +40,7 @@ class LabelledImage:
     """One image: its file, the index of its class, and on which side it stands.
 
     Attributes:
-        path: the file, as found (not resolved).
+        path: the file, as found (not resolved); in a shard or table ``x.tar::name``.
         label: index into the class names of the folder that it belongs to; or which of them it has.
         group: images of one group (a patient, a burst, a video) stay on one side of every split.
         split: None as long as the folder is unsplit.
@@ -58,6 +61,18 @@ class LabelledImage:
 def label_counts(images: Iterable[LabelledImage]) -> Counter[int]:
     """How many of the images have each name, by its index."""
     return Counter(index for image in images for index in indexes(image.label))
+
+
+def within(holder: Path, name: object) -> Path:
+    """The path of an image in a shard or table; :func:`place_of` takes it apart."""
+    return Path(f"{holder}{SEPARATOR}{name}")
+
+
+def place_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """The file that holds an image, and its name in it, with slashes; that of a file is empty."""
+    text = os.fspath(path)
+    within = _WITHIN.fullmatch(text) if SEPARATOR in text else None
+    return (Path(path), "") if within is None else (Path(within[1]), within[2].replace(os.sep, "/"))
 
 
 def by_side(image: LabelledImage) -> tuple[int, tuple[float, ...]]:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from finetune.cache_dir import file_stamp
 from finetune.data.dataset import Draw, ImageDataset
+from finetune.data.image_bytes import image_id
 from finetune.data.transforms import (
     Augmentation,
     collate_bytes,
@@ -34,7 +35,7 @@ from finetune.networks.image_network import ImageNetwork
 from finetune.networks.normalising import normalised
 from finetune.networks.staged import reader_of
 from finetune.runtime import can_pin_memory
-from finetune.spec.images import LabelledImage, Split, file_id
+from finetune.spec.images import LabelledImage, Split
 from finetune.spec.network import NetworkSpec
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.protocols import FitData
@@ -117,7 +118,7 @@ def frozen_features(
         ImageError: an image that cannot be read.
         NetworkError: the network cannot be cut at this boundary.
     """
-    keys = [image.id or file_id(image.path) for image in dataset.images]
+    keys = [image.id or image_id(image.path) for image in dataset.images]
     size = (
         batch_size or BATCH_SIZE["cpu" if classifier.mean.device.type == "cpu" else "accelerator"]
     )
@@ -172,7 +173,7 @@ def live_features(classifier: Normalising, images: Tensor, boundary: str = "head
 
 def _check_unchanged(image: LabelledImage, key: str) -> None:
     try:
-        same = file_stamp(image.path) == image.stamp or file_id(image.path) == key
+        same = file_stamp(image.path) == image.stamp or image_id(image.path) == key
     except OSError:
         same = False
     if not same:
