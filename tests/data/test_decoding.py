@@ -1,5 +1,6 @@
 import io
 import pickle
+import re
 import struct
 import threading
 import tracemalloc
@@ -20,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+import finetune
 from finetune.data.decoding import (
     ImageReader,
     open_image,
@@ -359,6 +361,18 @@ def test_formats_are_a_closed_list() -> None:
             continue  # formats that only some builds, modes or plugins write
         with pytest.raises(ImageError):
             decode_bytes(content, name=f"{name}.jpg")
+
+
+def test_files_are_opened_by_the_bounded_opener_alone() -> None:
+    """Pillow's own ``open`` tries every format and knows no limit; these two open what is ours."""
+    package = Path(finetune.__file__).parent
+    ours = {"data/decoding.py", "data/sample.py", "reporting/style.py"}
+    opening = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"\bImage\.open\(", path.read_text(encoding="utf-8"))
+    }
+    assert opening == ours
 
 
 def test_postscript_named_jpg_starts_no_program(

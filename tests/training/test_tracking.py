@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from finetune import ImageClassifier, ImageFolderDataModule
 from finetune.cli import main
+from finetune.reporting.thumbnails import read_located, read_thumbnail
 from finetune.training.phases.phased_fit import PhasedFit
 from finetune.training.tracking import (
     configured_loggers,
@@ -79,7 +81,8 @@ def fit(folder: Path, data: Path) -> tuple[ImageClassifier, Path]:
         log_every_n_steps=1,
     )
     trainer.fit(classifier, datamodule)
-    track_best(trainer.loggers, folder / "checkpoints" / "best.ckpt", data)
+    best = folder / "checkpoints" / "best.ckpt"
+    track_best(trainer.loggers, best, partial(read_located, root=data))
     finish_tracking(folder)
     wandb.teardown()  # its writing process ends, so the file is complete
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
@@ -228,7 +231,13 @@ def test_several_labels_have_the_same_tables(tmp_path: Path, colour_folder: Path
         ["red", "round"], ["red|round", "red"], ["round", "red|round"],
     ]  # fmt: skip
     worst = worst_predictions(
-        MULTILABEL, outputs, targets, paths, names, Path(), answers=MULTILABEL.named(outputs, names)
+        MULTILABEL,
+        outputs,
+        targets,
+        paths,
+        names,
+        answers=MULTILABEL.named(outputs, names),
+        thumbnail=read_thumbnail,
     )
     assert worst.data[0][2:4] == ["red", "round"]
     assert worst.data[0][0] is not None

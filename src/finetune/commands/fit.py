@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from finetune.training.model_selection import Candidate
     from finetune.training.phases.gradient import TrainerSettings
 
+MOST_ERRORS = 5  # told of a folder
+
 
 def main(arguments: list[str]) -> int:
     """Fit one classifier, or several members of a group."""
@@ -217,9 +219,6 @@ def fit(
         say_what_lies_where(folder)
 
 
-MOST_ERRORS = 5
-
-
 def data_errors(cli: FinetuneCLI) -> list[str]:
     """What would make a figure wrong, such as a leak, and what nobody uses; it stops no fit."""
     found = cli.datamodule.findings
@@ -257,6 +256,7 @@ def run_phases(
 ) -> Candidate | None:
     """One phase after the other, into ``folder/checkpoints``; the model is the best in the end."""
     from finetune.commands.resume import copy_candidates
+    from finetune.reporting.thumbnails import read_located
     from finetune.runtime import use_fast_float32
     from finetune.training.phases.phased_fit import PhasedFit
     from finetune.training.tracking import configured_loggers, track_best
@@ -295,7 +295,7 @@ def run_phases(
         phased_fit.run(resume)
     finally:  # nobody may ever resume a fit that was stopped
         if loggers and is_first and phased_fit.best.is_file():
-            track_best(loggers, phased_fit.best, cli.datamodule.root)
+            track_best(loggers, phased_fit.best, lambda p: read_located(p, cli.datamodule.root))
     if is_first and resume is not None and resumed is None and phased_fit.trainer is None:
         print(f"nothing was left to train after {resume}; {new_fit_from(resume)}")
     return phased_fit.found

@@ -67,11 +67,16 @@ def thumbnail_uris(
     for path in dict.fromkeys(paths):
         if spent >= budget:
             break
-        pixels = read_thumbnail(locate(path, root))
+        pixels = read_located(path, root)
         if pixels is not None:
             uris[path] = data_uri(pixels)
             spent += len(uris[path])
     return uris
+
+
+def read_located(path: str, root: Path | None) -> NDArray[np.uint8] | None:
+    """The square of an image as it is named, or as it is named below ``root``."""
+    return read_thumbnail(locate(path, root))
 
 
 def locate(path: str, root: Path | None) -> Path:

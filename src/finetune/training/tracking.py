@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from numpy.typing import NDArray
 
 from finetune.documents import read_json
 from finetune.errors import UsageError
@@ -28,7 +30,8 @@ from finetune.training.wandb_account import Destination, has_account, mode_here,
 TRACKED = "tracking.json"
 
 WORST_PREDICTIONS = 32
-THUMBNAIL_PIXELS = 160
+# Pixels (H, W, 3) of an image by name; None if it has gone, for a table must not end a fit.
+Thumbnail = Callable[[str], NDArray[np.uint8] | None]
 
 
 def configured_loggers(
@@ -146,7 +149,7 @@ def finish_tracking(folder: Path) -> None:
     write_text(folder / TRACKED, json.dumps(known))
 
 
-def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
+def track_best(loggers: Sequence[Logger], best: Path, thumbnail: Thumbnail) -> None:
     """Send what the best of a fit answers: figures to every logger, tables to Weights & Biases.
 
     A fit of the final layer alone has no epochs, so these are its only figures.
@@ -154,7 +157,7 @@ def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
     Args:
         loggers: of the fit; the CSV log, which is about epochs, is left alone.
         best: the checkpoint, with its answers to the ``val`` images.
-        root: the folder of these images.
+        thumbnail: of one of these images.
     """
     checkpoint = read_checkpoint(best, mmap=True)
     val: Mapping[str, Any] | None = checkpoint.details.get("val")
@@ -169,11 +172,11 @@ def track_best(loggers: Sequence[Logger], best: Path, root: Path) -> None:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()  # the trainer has closed its file: this is a new one
         if isinstance(logger, WandbLogger) and checkpoint.task.has_choices:
-            _send_tables(logger, checkpoint, val, root)
+            _send_tables(logger, checkpoint, val, thumbnail)
 
 
 def _send_tables(
-    logger: WandbLogger, checkpoint: Checkpoint, val: Mapping[str, Any], root: Path
+    logger: WandbLogger, checkpoint: Checkpoint, val: Mapping[str, Any], thumbnail: Thumbnail
 ) -> None:
     import wandb
 
@@ -181,9 +184,10 @@ def _send_tables(
     names = list(checkpoint.class_names)
     thresholds = thresholds_of(task, checkpoint.details)
     shifted = logits if thresholds is None else logits.double() - offsets(thresholds, len(names))
+    answers = task.named(shifted, names)
     tables = {
         "val/worst_predictions": worst_predictions(
-            task, logits, labels, val["paths"], names, root, answers=task.named(shifted, names)
+            task, logits, labels, val["paths"], names, answers=answers, thumbnail=thumbnail
         )
     }
     if task == MULTICLASS:
@@ -199,9 +203,9 @@ def worst_predictions(
     labels: torch.Tensor,
     paths: Sequence[str],
     class_names: Sequence[str],
-    root: Path,
     *,
     answers: Sequence[str],
+    thumbnail: Thumbnail,
 ) -> Any:
     """A table of the images with the highest loss, worst first, with thumbnails.
 
@@ -213,8 +217,9 @@ def worst_predictions(
     confidences, truth = task.confidence(logits), task.worded(labels, class_names)
     table = wandb.Table(columns=["image", "path", "label", "prediction", "confidence", "loss"])
     for index in losses.argsort(descending=True)[:WORST_PREDICTIONS].tolist():
+        pixels = thumbnail(paths[index])
         table.add_data(
-            _thumbnail(root / paths[index]),
+            None if pixels is None else wandb.Image(pixels),
             paths[index],
             truth[index],
             answers[index],
@@ -222,17 +227,3 @@ def worst_predictions(
             float(losses[index]),
         )
     return table
-
-
-def _thumbnail(path: Path) -> Any:
-    """The upright image, small; None if it has gone, for a table must not end a fit."""
-    import wandb
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            thumbnail = ImageOps.exif_transpose(image).convert("RGB")
-    except OSError:
-        return None
-    thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    return wandb.Image(thumbnail)
