@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,61 +67,6 @@ def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and outputs land in the test's own folder."""
     monkeypatch.chdir(tmp_path)
-
-
-def forked(function: Callable[[], int]) -> int:
-    """The process id of a copy of this process that ends with the function's exit code.
-
-    It has imported everything already, which takes a new one seconds. What it prints is not shown.
-    """
-    with warnings.catch_warnings():
-        # Of a fork beside threads: those that are here wait for work.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
-            code = function()
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_code(child: int) -> int:
-    """Of a forked process, when it has ended; of one that was ended, minus the signal's number."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killed_at_rename(number: int, arguments: Sequence[str]) -> int:
-    """``finetune`` in a process of its own, where SIGKILL comes instead of a checkpoint's rename.
-
-    Args:
-        number: how many checkpoints are renamed before.
-        arguments: of the command.
-
-    Returns:
-        Its exit code, if there were not as many.
-    """
-    from finetune.cli import main
-
-    def run() -> int:
-        rename, done = os.replace, 0
-
-        def replace(source: str, target: str) -> None:
-            nonlocal done
-            if str(target).endswith(".ckpt"):
-                if done == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                done += 1
-            rename(source, target)
-
-        os.replace = replace  # type: ignore[assignment]
-        return main(arguments)
-
-    return exit_code(forked(run))
 
 
 @pytest.fixture(scope="module", autouse=True)

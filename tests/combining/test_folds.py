@@ -59,6 +59,7 @@ class Member(nn.Module):
     class_names = NAMES
     preprocessings = ()
     task = MULTICLASS
+    out_of_fold: frozenset[str] = frozenset()
 
     def __init__(
         self, fold: int | None, *, seen: float, unseen: Sequence[float], name: str = "x"
@@ -70,6 +71,10 @@ class Member(nn.Module):
     @property
     def fitted_on(self) -> tuple[SplitRecord, ...]:
         return (SplitRecord({"folds": FOLDS, "fold": self.fold}),)
+
+    @property
+    def judged_on(self) -> tuple[SplitRecord, ...]:
+        return self.fitted_on
 
     def chosen_by(self, ids: Sequence[str], split: str) -> bool:
         return True

@@ -13,11 +13,12 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fsspec.registry import _registry
 
 from finetune import storage
 from finetune.cli import main
 from finetune.prediction import parts
-from tests.conftest import exit_code, forked
+from tests.own_process import exit_code, started
 
 WriteCheckpoint = Callable[..., Path]
 Rows = list[dict[str, object]]
@@ -122,6 +123,19 @@ def test_what_was_ended_at_any_write_is_gone_on_with(
     assert [*bad_images()] == ["images/1.png"]
 
 
+def until_half_of_a_part(arguments: list[str]) -> int:
+    copy = shutil.copyfile
+
+    def copied(source: Path, beside: Path) -> None:
+        if "part-000001" in str(beside):
+            beside.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        copy(source, beside)
+
+    shutil.copyfile = copied  # type: ignore[assignment]
+    return main(arguments)
+
+
 def test_a_process_that_is_killed_leaves_no_half_of_a_part(
     checkpoint: str, colour_folder: Path
 ) -> None:
@@ -129,19 +143,7 @@ def test_a_process_that_is_killed_leaves_no_half_of_a_part(
     call = ["predict", checkpoint, "images", "--output=answers/", "--part-size=3"]
     call += ["--accelerator=cpu", "--on-bad-image=skip"]
 
-    def killed() -> int:
-        copy = shutil.copyfile
-
-        def copied(source: Path, beside: Path) -> None:
-            if "part-000001" in str(beside):
-                beside.write_bytes(b"half")
-                os.kill(os.getpid(), signal.SIGKILL)
-            copy(source, beside)
-
-        shutil.copyfile = copied
-        return main(call)
-
-    assert exit_code(forked(killed)) == -signal.SIGKILL
+    assert exit_code(started(until_half_of_a_part, call)) == -signal.SIGKILL
     assert len(answers()) == 2
     assert [name for name in os.listdir("answers") if name.startswith(".")]
     assert main(call) == 0
@@ -424,7 +426,7 @@ def test_what_a_store_refuses_is_one_line(
     fails: str,
     said: str,
 ) -> None:
-    fsspec.register_implementation("s3", BreakingStore, clobber=True)
+    monkeypatch.setitem(_registry, "s3", BreakingStore)
     BreakingStore.clear_instance_cache()
     monkeypatch.setattr(BreakingStore, "fails", fails)
     into = "s3://bucket/answers/" if fails in ("bucket", "listing") else "answers/"

@@ -20,7 +20,7 @@ from finetune.commands.fit import parse_time
 from finetune.commands.resume import Resumed, copy_candidates, resumed_run
 from finetune.errors import UsageError
 from finetune.training.checkpoints import ENTRY, read_content
-from tests.conftest import exit_code, forked, killed_at_rename
+from tests.own_process import exit_code, killed_at_rename, started
 
 SMALL = (
     "--model.backbone=test_resnet",
@@ -194,10 +194,10 @@ def test_a_killed_baseline_resumes_to_the_undisturbed_run(
 
 def killed_after(seconds: float, *arguments: str) -> None:
     """SIGKILL to a process of its own that runs the command."""
-    child = forked(lambda: main(arguments))
+    process = started(main, arguments)
     time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    exit_code(child)
+    process.kill()
+    exit_code(process)
 
 
 @pytest.mark.parametrize("moment", range(15 if TORTURE else 1))

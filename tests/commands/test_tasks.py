@@ -20,7 +20,7 @@ from finetune.spec.choices import TaskName
 from finetune.tables.reading import read_table
 from finetune.tasks.multilabel import offsets
 from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content
-from tests.conftest import killed_at_rename
+from tests.own_process import killed_at_rename
 
 SMALL = (
     "--model.backbone=test_resnet",

@@ -69,11 +69,11 @@ class BadImage:
 
 def read_details(folder: Path, task: Task, root: Path | None = None) -> ReportDetails:
     """What a run folder tells beside the answers: curves, settings, class balance, bad files."""
-    config, metrics = folder / "config.yaml", folder / "metrics.csv"
+    config = folder / "config.yaml"
     settings = _settings(config)
     return ReportDetails(
         root=root_of(config) if root is None else root,
-        learning_curves=read_curves(metrics) if metrics.is_file() else None,
+        learning_curves=read_curves(folder / "metrics.csv") or None,
         class_counts=_class_counts(folder / "split.csv", task),
         settings=settings,
         commands=[f"finetune fit --config {_from_here(config)}"] if settings else [],

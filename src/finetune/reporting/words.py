@@ -191,7 +191,7 @@ def _confused(evaluation: Evaluation) -> list[Advice]:
     count, total = int(both.max()), int(errors.sum())
     if count < OFTEN or 4 * count < total:
         return []
-    one, other = (evaluation.class_names[i] for i in np.unravel_index(both.argmax(), both.shape))
+    one, other = (evaluation.class_names[i] for i in np.argwhere(both == count)[0])
     return [
         Advice(
             f"Add images that tell {one} from {other}, or make them one class",
