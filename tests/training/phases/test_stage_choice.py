@@ -1,10 +1,16 @@
 """Stages are read where held-out images say so, and only there."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
+from finetune.spec.images import LabelledImage
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.training.linear_probe import Probe, fit_probe
+from finetune.training.phases.probe import _val_agrees
 from finetune.training.phases.stage_choice import answers_better, is_affordable, scales_of
 
 
@@ -72,3 +78,21 @@ def test_many_images_of_many_classes_are_not_fitted_twice() -> None:
     assert is_affordable(features, further, 3)
     assert not is_affordable(features, further[:, :0], 3)
     assert not is_affordable(torch.empty(50_000, 1280), torch.empty(50_000, 496), 10)
+
+
+@pytest.mark.parametrize(("sign", "agrees"), [(1.0, True), (-1.0, False), (None, True)])
+def test_val_images_have_a_veto(sign: float | None, agrees: bool) -> None:
+    """What cross-validation prefers for resembling training images may fail on others."""
+    labels = [] if sign is None else [0, 1]
+    images = [LabelledImage(Path(f"{label}.png"), label) for label in labels]
+    further = torch.tensor([[1.0], [-1.0]]) * (sign or 0.0)
+    kept = SimpleNamespace(
+        datamodule=SimpleNamespace(images=lambda side: images if side == "val" else []),
+        classifier=SimpleNamespace(task=MULTICLASS),
+        entering=lambda side: (torch.zeros(2, 1), further),
+    )
+    plain, other = (
+        Probe(torch.tensor(rows, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 1.0)
+        for rows in ([[0.0], [0.0]], [[0.0, 1.0], [0.0, -1.0]])
+    )
+    assert _val_agrees(kept, plain, other, torch.ones(1)) is agrees  # type: ignore[arg-type]

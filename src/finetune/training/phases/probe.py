@@ -183,7 +183,13 @@ def _reading_stages(kept: CachedActivations, rows: Rows, plain: Probe) -> Probe:
     scales = scales_of(rows.features, rows.further, stage_widths(classifier.network, stages))
     features = torch.cat([rows.features, rows.further * scales], dim=1)
     other = solved(kept, replace(rows, features=features), held_out=True)
-    if not Runtime().agree(lambda: answers_better(other, plain, rows.targets, rows.groups)):
+
+    def is_better() -> bool:
+        return answers_better(other, plain, rows.targets, rows.groups) and _val_agrees(
+            kept, plain, other, scales
+        )
+
+    if not Runtime().agree(is_better):
         return plain
     let_read(classifier, stages, scales)
     before, after = (each.held_out_nll[each.l2] for each in (plain, other))
@@ -192,6 +198,22 @@ def _reading_stages(kept: CachedActivations, rows: Rows, plain: Probe) -> Probe:
         f"instead of {before:.3f}"
     )
     return other
+
+
+def _val_agrees(kept: CachedActivations, plain: Probe, other: Probe, scales: Tensor) -> bool:
+    """Whether val images do not speak against the one that reads stages.
+
+    Where training images resemble each other, as crops and bursts do, cross-validation alone is too
+    sure of what tells single photographs apart.
+    """
+    images = kept.datamodule.images("val")
+    if not images:
+        return True
+    task, labels = kept.classifier.task, targets_of(kept.classifier, images)
+    features, further = kept.entering("val")
+    wide = torch.cat([features, further * scales], dim=1)
+    before = task.held_out_loss(plain.logits(features), labels, "nll")
+    return task.held_out_loss(other.logits(wide), labels, "nll") <= before
 
 
 def solver_of(task: Task) -> Callable[..., Probe]:
