@@ -99,6 +99,7 @@ def stops_when_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     def parsed(self: FinetuneCLI) -> None:
         raise Parsed
 
+    monkeypatch.setattr("finetune.extras._is_there", lambda name: True)  # ray is no part of dev
     monkeypatch.setattr(Parser, "typed", typed)
     monkeypatch.setattr(FinetuneCLI, "before_instantiate_classes", parsed)
     monkeypatch.chdir(ROOT)  # where configs/ is
