@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from finetune.cli import main
+from finetune.cli import _in_one_line, main
 from finetune.commands.runs import new_run_folder
 
 SMALL = (
@@ -133,6 +133,15 @@ def test_reading_processes_without_shared_memory_are_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "/dev/shm" in line
     assert "num_workers 0" in line
+
+
+def test_a_full_disk_is_not_told_as_lost_readers() -> None:
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError as error:
+        told = RuntimeError("the file could not be written")
+        told.__context__ = error
+    assert "/dev/shm" not in _in_one_line("fit", told)
 
 
 def test_a_run_whose_name_differs_in_case_alone_gets_a_folder_of_its_own(

@@ -7,6 +7,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from traceback import extract_tb
 from types import ModuleType
 
 from finetune.commands.allocator import keep_freed_memory
@@ -139,7 +140,11 @@ def _in_one_line(verb: str, error: Exception) -> str:
 def _lost_readers(error: BaseException | None) -> bool:
     """Whether it began with a reading process; Lightning may have failed at what followed."""
     while error is not None:
-        if "DataLoader worker" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+        if "DataLoader worker" in str(error):
+            return True
+        # A full disk is another matter: this is room that a loader's processes share.
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        if full and any("dataloader" in f.filename for f in extract_tb(error.__traceback__)):
             return True
         error = error.__context__
     return False

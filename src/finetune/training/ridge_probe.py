@@ -1,7 +1,7 @@
 """The final layer fitted properly for numbers: ridge regression in closed form.
 
-For each fold the cross-products
-of the others are diagonalised once, after which any penalty costs next to nothing.
+For each fold the cross-products of the others are diagonalised once, after which any penalty costs
+next to nothing.
 """
 
 from __future__ import annotations
