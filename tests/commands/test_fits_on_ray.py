@@ -147,7 +147,14 @@ def test_a_member_whose_node_goes_too_often_is_named_and_can_be_resumed(
     assert "2 of 2 members" in out
 
 
-def test_wrong_calls_are_one_line(call: list[str], capsys) -> None:
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_there = extras._is_there
+    monkeypatch.setattr(extras, "_is_there", lambda name: name != "ray" and is_there(name))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_wrong_calls_are_told_before_the_extra_is_missed(call: list[str], capsys) -> None:
     assert main([*call, "--engine=ray"]) == 2
     assert main([*call, "--seeds=2", "--engine=spark"]) == 2
     assert main([*call, "--seeds=2", "--address=x:1"]) == 2
@@ -157,11 +164,8 @@ def test_wrong_calls_are_one_line(call: list[str], capsys) -> None:
     assert not Path("runs").exists()
 
 
-def test_without_the_extra_it_says_how_to_get_it(
-    call: list[str], capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_there = extras._is_there
-    monkeypatch.setattr(extras, "_is_there", lambda name: name != "ray" and is_there(name))
+@pytest.mark.usefixtures("no_ray")
+def test_without_the_extra_it_says_how_to_get_it(call: list[str], capsys) -> None:
     assert main([*call, "--seeds=2", "--engine=ray"]) == 1
     assert extras.remedy("ray") in capsys.readouterr().err
     assert not Path("runs").exists()

@@ -18,6 +18,7 @@ from finetune.commands.recording import (
 )
 from finetune.commands.resume import Resumed, new_fit_from, say_finished
 from finetune.errors import UsageError
+from finetune.extras import need
 from finetune.files import remove_left_behind
 from finetune.processes import own_place
 
@@ -50,6 +51,9 @@ def main(arguments: list[str]) -> int:
             "Expected one fit in the processes that were started, found several members; run "
             "finetune fit without a launcher: each device is given a member of its own."
         )
+    fits = group[0] if group else several
+    if fits is not None and fits.engine == "ray":
+        need("ray", "--engine ray")
     if group is not None:
         return fit_many(*group)
     if several is not None:

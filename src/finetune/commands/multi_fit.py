@@ -27,7 +27,6 @@ from finetune.commands.parsing import take, take_all
 from finetune.commands.resume import refuse_what_is_decided
 from finetune.documents import read_json
 from finetune.errors import FinetuneError, UsageError
-from finetune.extras import need
 from finetune.files import write_text
 from finetune.processes import ProcessesNeeded
 from finetune.spec.choices import Engine
@@ -97,7 +96,6 @@ def _take_engine(arguments: Sequence[str]) -> tuple[list[str], tuple[Engine, str
 
     Raises:
         UsageError: no engine of this name, or an address without Ray.
-        MissingPackageError: Ray is not there.
     """
     rest, engine = take(arguments, "--engine")
     rest, address = take(rest, "--address")
@@ -106,8 +104,6 @@ def _take_engine(arguments: Sequence[str]) -> tuple[list[str], tuple[Engine, str
             f"Expected --engine local or ray, --address beside ray alone, found {engine or 'none'}"
             f"{' and an address' * bool(address)}; correct it."
         )
-    if engine == "ray":
-        need("ray", "--engine ray")
     return rest, ("ray" if engine == "ray" else "local", address)
 
 
