@@ -210,7 +210,7 @@ def test_the_split_follows_a_new_final_layer() -> None:
     [
         ("resnet18", "layer9", "layer1, layer2"),
         ("resnet18", "stem", "below it"),
-        ("densenet121", "features.denseblock3", "head"),
+        ("xcit_nano_12_p16_224", "blocks.3", "head"),
     ],
 )
 def test_a_boundary_that_cannot_be_cut_is_refused(name: str, boundary: str, words: str) -> None:

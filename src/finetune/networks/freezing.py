@@ -23,11 +23,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from timm.models._manipulate import group_with_matcher
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.errors import NetworkError
+from finetune.networks.depth import parameter_depths
 from finetune.networks.final_layer import final_parameters
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.splitting import Split, split_at_parameters
@@ -41,14 +41,17 @@ AUXILIARY = "AuxLogits."
 def network_stages(network: ImageNetwork) -> dict[str, tuple[str, ...]]:
     """Names of all parameters, by stage, from ``"stem"`` up to ``"head"``.
 
-    The grouping is timm's own (``group_matcher``). ``"head"`` is exactly what
-    ``get_classifier`` returns (and an auxiliary head); what else timm counts to the head, such
-    as the last norm of ConvNeXt, belongs to the last stage below it.
+    The grouping is timm's own where it has one. ``"head"`` is exactly what ``get_classifier``
+    returns (and an auxiliary head); what else timm counts to the head, such as the last norm of
+    ConvNeXt, belongs to the last stage below it.
     """
     names = [name for name, _ in network.named_parameters()]
     head = final_parameters(network) | {name for name in names if name.startswith(AUXILIARY)}
-    groups = group_with_matcher(((name, name) for name in names), network.group_matcher(True))
-    depths = [groups[depth] for depth in sorted(groups)]
+    depth_of = parameter_depths(network, coarse=True)
+    depths = [
+        [name for name in names if depth_of[name] == depth]
+        for depth in sorted(set(depth_of.values()))
+    ]
     if len(depths) > 1 and not head.isdisjoint(depths[-1]):
         depths[-2:] = [depths[-2] + depths[-1]]
     depths = [[name for name in depth if name not in head] for depth in depths]

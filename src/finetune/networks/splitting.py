@@ -1,8 +1,7 @@
 """Cut a network in two at a boundary between stages, without touching it.
 
-At ``"head"`` every timm classifier can be cut. Deeper cuts need to know the order in which a
-family runs its modules: ResNet, EfficientNet, MobileNetV3, ConvNeXt, vision transformer,
-Inception v3 and the baselines.
+At ``"head"`` every timm classifier can be cut. Deeper cuts need to know the order in which it runs
+its modules, see :mod:`finetune.networks.steps`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from finetune.errors import NetworkError
 from finetune.networks.image_network import ImageNetwork
+from finetune.networks.module_chain import feeds_final_layer
 from finetune.networks.staged import Staged
 from finetune.networks.steps import Step, final_dropout, forward_steps, refuse_auxiliary, run_steps
 
@@ -132,7 +132,7 @@ def _split_at_head(network: ImageNetwork) -> Split:
     return Split(bottom, top)
 
 
-def _refuse_layers_between(network: nn.Module, classifier: nn.Module) -> None:
+def _refuse_layers_between(network: ImageNetwork, classifier: nn.Module) -> None:
     """Refuse a norm that belongs to neither half: behind the features, before the final layer.
 
     EfficientViT (MSRA) and SHViT call the linear layer inside of a larger one their classifier.
@@ -142,7 +142,8 @@ def _refuse_layers_between(network: nn.Module, classifier: nn.Module) -> None:
         if owner is network or not any(child is classifier for child in children):
             continue
         others = any(list(child.parameters()) for child in children if child is not classifier)
-        if others and "pre_logits" not in signature(owner.forward).parameters:
+        asked = "pre_logits" in signature(owner.forward).parameters
+        if others and not asked and not feeds_final_layer(network):
             raise NetworkError(
                 f"Expected the final layer of {type(network).__name__} to take its features, found "
                 f"layers between in {type(owner).__name__}; train it live."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,14 @@ from torch.nn import functional
 
 from finetune.errors import NetworkError
 from finetune.networks.image_network import ImageNetwork
-from finetune.networks.steps import Step, final_dropout, forward_steps, run_steps
+from finetune.networks.steps import (
+    Step,
+    final_dropout,
+    forward_steps,
+    mean_of_places,
+    run_steps,
+    stage_widths,
+)
 
 MOST_STAGES = 4
 
@@ -57,8 +64,7 @@ class Staged(ImageNetwork):
 
     def run(self, steps: Sequence[Step], value: Tensor) -> tuple[Tensor, Tensor]:
         """What comes out of some steps, and ``(B, D)`` of the stages among them that are read."""
-        prefix = int(getattr(self, "num_prefix_tokens", 0))
-        value, pooled = run_steps(steps, value, self.read, prefix_tokens=prefix)
+        value, pooled = run_steps(steps, value, partial(mean_of_places, self), self.read)
         # No length: an export would take it for that of every batch.
         none = value.new_empty(value.shape[0], 0)
         return value, torch.cat(pooled, dim=1) if pooled else none
@@ -92,10 +98,9 @@ def readable_stages(network: ImageNetwork) -> tuple[str, ...]:
     if isinstance(network, Staged) or not isinstance(network.get_classifier(), nn.Linear):
         return ()
     try:
-        steps = [name for name, _ in forward_steps(network)]
+        known = list(stage_widths(network))
     except NetworkError:
         return ()
-    known = [name for name in _widths(network) if name in steps]
     every = max(1, len(known) // MOST_STAGES)
     return tuple(known[::-1][::every][:MOST_STAGES][::-1])
 
@@ -134,7 +139,7 @@ def reader_of(network: ImageNetwork, stages: Sequence[str]) -> Staged:
 
 
 def _become_staged(network: ImageNetwork, stages: Sequence[str]) -> None:
-    known = [name for name, _ in forward_steps(network) if name in _widths(network)]
+    known = stage_widths(network)
     named = stages if isinstance(stages, list | tuple) else [stages]  # a file may say anything
     unknown = [stage for stage in named if stage not in known]
     if unknown or not named:
@@ -146,7 +151,7 @@ def _become_staged(network: ImageNetwork, stages: Sequence[str]) -> None:
         network.__class__ = _sibling(type(network))  # type: ignore[arg-type]
     assert isinstance(network, Staged)
     network.read = tuple(name for name in known if name in named)
-    network.read_width = sum(stage_widths(network, network.read))
+    network.read_width = sum(known[name] for name in network.read)
     like = next(network.parameters())
     network.register_buffer("read_scales", torch.ones(network.read_width).to(like))
 
@@ -169,14 +174,3 @@ def _widen(network: Staged) -> None:
         wide.bias.copy_(layer.bias if layer.bias is not None else torch.zeros_like(wide.bias))
     name = next(name for name, module in network.named_modules() if module is layer)
     network.set_submodule(name, wide)
-
-
-def stage_widths(network: ImageNetwork, stages: Sequence[str]) -> list[int]:
-    """How many features each of these stages has."""
-    widths = _widths(network)
-    return [widths[stage] for stage in stages]
-
-
-def _widths(network: ImageNetwork) -> dict[str, int]:
-    """Channels by the name of a stage, as timm tells them."""
-    return {each["module"]: each["num_chs"] for each in getattr(network, "feature_info", ())}

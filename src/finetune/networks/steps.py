@@ -1,99 +1,135 @@
-"""What a network runs, step by step: the order of modules of the families in which it is known.
+"""What a network runs below its head, step by step: its modules, where these are a chain.
 
-ResNet, EfficientNet, MobileNetV3, ConvNeXt, vision transformer, Inception v3 and the baselines.
+In vision transformers and in Eva (DINOv3 too) they are not: positions are added to the patches, and
+the blocks of Eva take them as well. Their order is known.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 
-from timm.models import (
-    ConvNeXt,
-    EfficientNet,
-    InceptionV3,
-    MobileNetV3,
-    ResNet,
-    VisionTransformer,
-)
+from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 
 from finetune.errors import NetworkError
-from finetune.networks.convolutional import ConvolutionalBaseline
-from finetune.networks.fully_connected import FullyConnectedBaseline
 from finetune.networks.image_network import ImageNetwork
+from finetune.networks.module_chain import module_chain
 
 Step = tuple[str, Callable[[Tensor], Tensor]]
 
-# What forward_features runs, in order; "x.*" stands for the children of x, one by one.
-STEPS: dict[type[nn.Module], tuple[str, ...]] = {
-    ResNet: ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4"),
-    EfficientNet: ("conv_stem", "bn1", "blocks.*", "conv_head", "bn2"),
-    MobileNetV3: ("conv_stem", "bn1", "blocks.*"),
-    ConvNeXt: ("stem", "stages.*", "norm_pre"),
-    VisionTransformer: ("patch_embed", "blocks.*", "norm"),
-    InceptionV3: (
-        *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Pool1"),
-        *("Conv2d_3b_1x1", "Conv2d_4a_3x3", "Pool2", "Mixed_5b", "Mixed_5c", "Mixed_5d"),
-        *("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
-        *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
-    ),
-    ConvolutionalBaseline: ("stem", "stages.*"),
-    FullyConnectedBaseline: ("grid", "stem", "stages.*"),
-}
-
 
 def forward_steps(network: ImageNetwork) -> list[Step]:
-    """The modules of ``forward_features``, by name, in the order in which they run."""
+    """What ``forward_features`` runs, in order, by the names of the modules.
+
+    Raises:
+        NetworkError: it cannot be cut in steps.
+    """
     refuse_auxiliary(network)
-    patterns = STEPS.get(getattr(network, "family", type(network)))
-    if patterns is None:
-        known = ", ".join(family.__name__ for family in STEPS)
+    family = getattr(network, "family", type(network))
+    if family is VisionTransformer:
+        assert isinstance(network, VisionTransformer)
+        return _vision_transformer_steps(network)
+    if family is Eva and not _draws_positions(network):
+        assert isinstance(network, Eva)
+        return _eva_steps(network)
+    chain = module_chain(network)
+    if not chain:
         raise NetworkError(
-            f"Expected a network of a family that can be cut inside ({known}), found "
-            f'{type(network).__name__}; cut at "head", or train it live.'
+            f"Expected a network whose modules run one after the other, each on what the one "
+            f"before gave, found {family.__name__}, in whose order other things happen; cut at "
+            '"head", or train it live.'
         )
-    steps: list[Step] = []
-    for pattern in patterns:
-        name, _, children = pattern.partition(".")
-        module = network.get_submodule(name)
-        if children:
-            steps.extend((f"{name}.{child}", part) for child, part in module.named_children())
-        else:
-            steps.append((name, module))
-    if isinstance(network, VisionTransformer):
-        steps[0] = ("patch_embed", lambda images: _embed(network, images))
-    return steps
+    return [(name, network.get_submodule(name)) for name in chain]
+
+
+def stage_widths(network: ImageNetwork) -> dict[str, int]:
+    """Channels by the name of a stage, as timm tells them: of steps whose output has them there.
+
+    Raises:
+        NetworkError: it cannot be cut in steps.
+    """
+    told = {each["module"]: each["num_chs"] for each in getattr(network, "feature_info", ())}
+    steps = [name for name, _ in forward_steps(network) if name in told]
+    if isinstance(network, VisionTransformer | Eva):
+        return {name: told[name] for name in steps}
+    shapes = module_chain(network)
+    found = {name: shapes[name][_channel_axis(network, len(shapes[name]))] for name in steps}
+    return {name: width for name, width in found.items() if width == told[name]}
+
+
+def _channel_axis(network: ImageNetwork, axes: int) -> int:
+    """Where channels are: first in maps but Swin's and its kin's, last in tokens and vectors."""
+    first = axes == 4 and getattr(network, "output_fmt", "NCHW") == "NCHW"
+    return 1 if first else axes - 1
 
 
 def run_steps(
-    steps: Sequence[Step], value: Tensor, read: Collection[str] = (), *, prefix_tokens: int = 0
+    steps: Sequence[Step],
+    value: Tensor,
+    pool: Callable[[Tensor], Tensor] | None = None,
+    read: Collection[str] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """What comes out of the last step, and the pooled outputs ``(B, D_i)`` of those to read.
 
     Args:
         steps: in order.
         value: what enters the first.
+        pool: what is read of an output.
         read: names of steps.
-        prefix_tokens: of a transformer, which no mean over the image's patches counts.
     """
     pooled = []
     for name, module in steps:
         value = module(value)
-        if name in read:
-            pooled.append(_pooled(value, prefix_tokens))
+        if pool is not None and name in read:
+            pooled.append(pool(value))
     return value, pooled
 
 
-def _pooled(value: Tensor, prefix_tokens: int) -> Tensor:
+def mean_of_places(network: ImageNetwork, value: Tensor) -> Tensor:
+    """``(B, D)`` of a step's output: the mean over pixels, or over the tokens of patches."""
     if value.ndim == 4:
-        return value.mean(dim=(2, 3))
-    return value[:, prefix_tokens:].mean(dim=1) if value.ndim == 3 else value
+        return value.mean(dim=(2, 3) if _channel_axis(network, 4) == 1 else (1, 2))
+    prefix = int(getattr(network, "num_prefix_tokens", 0))
+    return value[:, prefix:].mean(dim=1) if value.ndim == 3 else value
 
 
-def _embed(network: VisionTransformer, images: Tensor) -> Tensor:
-    """Images to the tokens that a vision transformer's first block takes."""
-    tokens = network._pos_embed(network.patch_embed(images))
-    return network.norm_pre(network.patch_drop(tokens))
+def _vision_transformer_steps(network: VisionTransformer) -> list[Step]:
+    def embed(images: Tensor) -> Tensor:
+        tokens = network._pos_embed(network.patch_embed(images))
+        return network.norm_pre(network.patch_drop(tokens))
+
+    blocks = [(f"blocks.{name}", block) for name, block in network.blocks.named_children()]
+    return [("patch_embed", embed), *blocks, ("norm", network.norm)]
+
+
+def _eva_steps(network: Eva) -> list[Step]:
+    def embed(images: Tensor) -> Tensor:
+        return network.norm_pre(network._pos_embed(network.patch_embed(images))[0])
+
+    def in_place(block: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda tokens: block(tokens, rope=_positions(network, tokens))
+
+    blocks = [
+        (f"blocks.{name}", in_place(block)) for name, block in network.blocks.named_children()
+    ]
+    return [("patch_embed", embed), *blocks, ("norm", network.norm)]
+
+
+def _positions(network: Eva, tokens: Tensor) -> Tensor | None:
+    """What Eva's blocks turn their queries and keys by, of a square of patches."""
+    if network.rope is None:
+        return None
+    if not network.dynamic_img_size and hasattr(network.rope, "feat_shape"):
+        return network.rope.get_embed()
+    side = math.isqrt(tokens.shape[1] - network.num_prefix_tokens)
+    return network.rope.get_embed(shape=(side, side))
+
+
+def _draws_positions(network: Eva) -> bool:
+    """Whether the positions of blocks are drawn anew in each step of training, or a block's own."""
+    drawn = network.patch_drop is not None or getattr(network.rope, "aug_active", False)
+    return drawn or bool(getattr(network, "rope_mixed", False))
 
 
 def final_dropout(network: ImageNetwork) -> float:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from timm.models import group_parameters
 from timm.optim import (
     create_optimizer_v2,
     get_optimizer_class,
@@ -27,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.errors import TrainingError, UsageError
+from finetune.networks.depth import parameter_depths
 from finetune.networks.final_layer import final_parameters
 from finetune.networks.image_network import ImageNetwork
 
@@ -226,8 +226,8 @@ def _exempt_from_decay(network: ImageNetwork) -> set[str]:
 
 
 def _depths_below_top(network: ImageNetwork) -> dict[str, int]:
-    """Parameter name -> layers below the final one's (1 for its neighbour), by timm's grouping."""
-    layers = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+    """Parameter name -> layers below the final one's (1 for its neighbour)."""
+    layers = parameter_depths(network, coarse=False)
     top = max(layers.values())
     return {name: top - layer for name, layer in layers.items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from finetune.errors import NetworkError
 from finetune.networks.freezing import split_at
 from finetune.networks.image_network import ImageNetwork
-from finetune.networks.staged import stage_widths
+from finetune.networks.steps import stage_widths
 from finetune.runtime import Runtime
 from finetune.spec.images import LabelledImage, Split
 from finetune.spec.protocols import FitData
@@ -180,7 +180,8 @@ def put_in_place(classifier: ImageClassifier, probe: Probe) -> nn.Linear:
 def _reading_stages(kept: CachedActivations, rows: Rows, plain: Probe) -> Probe:
     """The fit of a final layer that reads stages as well, where that is better; else the plain."""
     classifier, stages = kept.classifier, kept.stages()
-    scales = scales_of(rows.features, rows.further, stage_widths(classifier.network, stages))
+    widths = stage_widths(classifier.network)
+    scales = scales_of(rows.features, rows.further, [widths[stage] for stage in stages])
     features = torch.cat([rows.features, rows.further * scales], dim=1)
     other = solved(kept, replace(rows, features=features), held_out=True)
 
