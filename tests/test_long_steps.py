@@ -35,10 +35,35 @@ def test_a_log_gets_a_line_now_and_then(clock: list[float], capsys: pytest.Captu
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "Opening images: 30% after 36 s",
-        "Opening images: 60% after 72 s",
-        "Opening images: 90% after 108 s",
+        "Opening images: 30% after 36 s, about 84 s left",
+        "Opening images: 60% after 72 s, about 48 s left",
+        "Opening images: 90% after 108 s, about 12 s left",
     ]
+
+
+def test_what_costs_much_is_said_at_once_with_what_costs_less(
+    clock: list[float], capsys: pytest.CaptureFixture
+) -> None:
+    with shown_steps():
+        steps = told(iter(range(1000)), "Computing features", 1000, cheaper="; see finetune choose")
+        next(steps)
+        clock[0] += 9.0  # the first one warms up
+        next(steps)
+        clock[0] += 4.0
+        next(steps)
+        assert capsys.readouterr() == (
+            "",
+            "Computing features takes about 67 min; see finetune choose\n",
+        )
+        walk(clock, 12.0, 40)
+    assert "takes about" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(7.4, "7 s"), (89, "89 s"), (120, "2 min"), (7200, "2.0 h")]
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert long_steps.in_words(seconds) == words
 
 
 def test_nothing_of_what_is_short(clock: list[float], capsys: pytest.CaptureFixture) -> None:

@@ -38,29 +38,49 @@ def name_backbone(config: Namespace, runtime: Runtime) -> Choice | None:
     return Choice("backbone", model.backbone, reason)
 
 
-def choose_size_from_scratch(config: Namespace) -> Choice | None:
-    """Where a baseline learns from nothing, the size of what it sees, before it is built.
+def choose_size(config: Namespace) -> Choice | None:
+    """Before it is built: the size of what is seen, where neither given nor the backbone's own.
 
-    None where the size was given or is the backbone's own; else it is written into the
-    configuration. The images are looked at for it, which is remembered.
+    A baseline that learns from nothing sees about what the images have, for which they are looked
+    at; a transformer for far larger images than usual sees the usual size. None where the size was
+    given or is the backbone's own; else it is written into the configuration.
     """
     from finetune.networks.baselines import is_baseline
 
     model = config.model
-    if model.image_size is not None or model.pretrained or not is_baseline(model.backbone):
+    if model.image_size is not None:
         return None
+    if model.pretrained:
+        choice = _usual_size(model.backbone)
+    else:
+        choice = _size_from_scratch(config) if is_baseline(model.backbone) else None
+    if choice is not None:
+        model.image_size = choice.value
+    return choice
+
+
+def _usual_size(backbone: str) -> Choice | None:
+    from finetune.networks.input_size import smaller_size
+    from finetune.training.recipe import Choice
+
+    smaller = smaller_size(backbone)
+    if smaller is None:
+        return None
+    reason = f"positions interpolated; its own {smaller.own} pixels take {smaller.factor:.1f} times"
+    return Choice("image_size", smaller.pixels, f"{reason} as many patches")
+
+
+def _size_from_scratch(config: Namespace) -> Choice:
     from finetune.data.datamodule import ImageFolderDataModule
     from finetune.networks.factory import preprocessing_of
     from finetune.training.recipe import choose_image_size
 
     images = ImageFolderDataModule(**config.data.as_dict())
-    choice = choose_image_size(
-        preprocessing_of(model.backbone).image_size,
+    return choose_image_size(
+        preprocessing_of(config.model.backbone).image_size,
         pretrained=False,
         short_side=images.median_short_side,
     )
-    model.image_size = choice.value
-    return choice
 
 
 def apply_recipe(cli: FinetuneCLI, *, seconds: float | None = None) -> tuple[Choice, ...]:

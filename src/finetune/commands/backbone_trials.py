@@ -15,6 +15,7 @@ from finetune.data.datamodule import ImageFolderDataModule
 from finetune.data.dataset import ImageDataset
 from finetune.networks.catalogue import under_licence
 from finetune.networks.factory import build_network, network_spec
+from finetune.networks.input_size import smaller_size
 from finetune.networks.pretrained import weights_licence
 from finetune.networks.staged import readable_stages
 from finetune.runtime import Runtime
@@ -153,8 +154,12 @@ class BackboneTrials:
         if self._met and self.limits.seconds_left <= 0:
             return self._leave_out(candidate, "the budget was over")
         backbone, pretrained = candidate
+        smaller = smaller_size(backbone)  # as a fit sees images
         classifier = ImageClassifier(
-            self.data.class_names, backbone=backbone, pretrained=pretrained
+            self.data.class_names,
+            backbone=backbone,
+            pretrained=pretrained,
+            image_size=None if smaller is None else smaller.pixels,
         )
         self.runtime.place(classifier).eval()
         if linear_head(classifier.network) is None:

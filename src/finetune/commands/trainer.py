@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from finetune.commands.apply_recipe import choose_size_from_scratch, name_backbone
+from finetune.commands.apply_recipe import choose_size, name_backbone
 from finetune.commands.config_files import checkpoint_option
 from finetune.commands.held_out_images import label_columns_of, split_settings
 from finetune.commands.parsing import explain, take_all
@@ -247,7 +247,7 @@ class FinetuneCLI(LightningCLI):
             keep_settings(self.config, self.checkpoint)
         elif self.verb == "fit":
             self.backbone = name_backbone(self.config, self.runtime)
-            self.image_size = choose_size_from_scratch(self.config)
+            self.image_size = choose_size(self.config)
 
     @override
     def instantiate_classes(self) -> None:

@@ -43,6 +43,7 @@ from finetune.training.features.store import Activations, FeatureStore, cached_o
 
 # Images a forward pass: on a processor, as many as its caches take.
 BATCH_SIZE = {"cpu": 8, "accelerator": 64}
+CHEAPER = "; a smaller --model.image_size or another backbone takes less (finetune choose measures)"
 FORMAT = 1  # counts up whenever transforms or networks change what they compute
 
 
@@ -204,7 +205,7 @@ def _forward(
     # modules are shared, so the format is given back.
     classifier.network.to(memory_format=torch.channels_last)
     try:
-        for images, *_ in told(loader, "Computing features", len(loader)):
+        for images, *_ in told(loader, "Computing features", len(loader), cheaper=CHEAPER):
             images = images.to(device, non_blocking=device.type == "cuda")
             activations = live_features(classifier, images, boundary)
             yield activations.float().contiguous().cpu().numpy()
