@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import finetune
 from finetune import cli
 from finetune.combining.backbone_choice import BackboneChoice
+from finetune.commands import backbone_trials
 from finetune.commands.choose import named_backbones
 from finetune.data.dataset import ImageDataset
 from finetune.errors import UsageError
@@ -23,6 +24,7 @@ from finetune.networks.offline_weights import offline_backbones
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features import extract
 from finetune.training.features.speed import milliseconds_an_image
+from finetune.training.linear_probe import Probe, fit_probe
 from finetune.training.phases.probe import linear_head
 from tests.conftest import write_colour_folder
 
@@ -85,6 +87,28 @@ def test_only_training_images_are_looked_at_and_a_fit_starts_from_them(
     assert "http" not in text.replace("http-equiv", "")
     assert text.count('<th scope="row"') == 2
     assert cli.main([*call, "--output", str(page)]) == 2  # it is there
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_backbone_is_judged_by_the_final_layer_that_a_fit_would_take(
+    pays: bool, colour_folder: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where stages surely help, its answers are those of the layer that reads them."""
+    fitted: list[tuple[int, torch.Tensor | None]] = []
+
+    def spied(features: torch.Tensor, *rest: object, **options: object) -> Probe:
+        probe = fit_probe(features, *rest, **options)  # type: ignore[arg-type]
+        fitted.append((features.shape[1], probe.held_out_logits))
+        return probe
+
+    monkeypatch.setattr(backbone_trials, "fit_probe", spied)
+    monkeypatch.setattr(backbone_trials, "answers_better", lambda *each: pays)
+    found = finetune.choose(colour_folder, backbones=given[:1], quiet=True)
+    (plain, without), (wide, reading) = fitted
+    assert wide > plain
+    expected = reading if pays else without
+    assert expected is not None
+    assert torch.equal(found.named.logits, expected)
 
 
 def test_limits_leave_out_and_say_why(

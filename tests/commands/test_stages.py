@@ -15,6 +15,7 @@ from finetune.networks.staged import Staged
 from finetune.training.checkpoints import read_checkpoint
 from finetune.training.classifier import ImageClassifier
 from finetune.training.phases import probe
+from tests.commands.test_tasks import manifest_of, write_images
 
 SMALL = ("--model.backbone=test_resnet", "--model.image_size=32")
 COMMON = (*SMALL, "--trainer.accelerator=cpu", "--data.cache=off", "--data.augmentation=none")
@@ -138,6 +139,25 @@ def test_a_fit_resumed_or_begun_with_its_weights_goes_on(
     assert not isinstance(found.network, Staged)
     assert main([*call, *begin, "--name=again"]) == 0
     assert "the final layer reads layer1, layer2, layer3, layer4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_labels_and_numbers_read_them_too(
+    task: str, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path)
+    data = [f"--data.root={tmp_path / 'images'}", *manifest_of(tmp_path, task)]
+    # No val images: their veto is not what is tested here.
+    fit = ["fit", *data, weights, *COMMON, "--model.strategy=head", "--data.val_fraction=0"]
+    assert main([*fit, "--data.test_fraction=0.2"]) == 0
+    loss = "squared error" if task == "regression" else "NLL"
+    told = "the final layer reads layer1, layer2, layer3, layer4 as well: cross-validated " + loss
+    assert told in capsys.readouterr().out
+    file = Path("runs/test_resnet-1/checkpoints/best.ckpt")
+    network = ImageClassifier.from_checkpoint(file).network
+    assert isinstance(network, Staged)
+    assert bool((network.get_classifier().weight[:, -10:] != 0).any())
+    assert main(["test", f"--ckpt_path={file}", data[0], "--data.cache=off"]) == 0
 
 
 def test_nothing_of_random_stages_is_read(

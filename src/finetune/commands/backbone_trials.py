@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.combining.backbone_choice import Trial, named, nested_sample
 from finetune.data.datamodule import ImageFolderDataModule
@@ -18,14 +18,16 @@ from finetune.networks.factory import build_network, network_spec
 from finetune.networks.input_size import smaller_size
 from finetune.networks.pretrained import weights_licence
 from finetune.networks.staged import readable_stages
+from finetune.networks.steps import stage_widths
 from finetune.runtime import Runtime
 from finetune.spec.labels import indexes
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.extract import StageReader, dataset_for, frozen_features
 from finetune.training.features.speed import milliseconds_an_image
 from finetune.training.features.store import FeatureStore
-from finetune.training.linear_probe import fit_probe
+from finetune.training.linear_probe import Probe, fit_probe
 from finetune.training.phases.probe import group_numbers, linear_head
+from finetune.training.phases.stage_choice import answers_better, fitted_reading, is_affordable
 
 
 class Named(NamedTuple):
@@ -119,19 +121,30 @@ class BackboneTrials:
         reader = StageReader.of(classifier, stages) if stages else classifier
         features = frozen_features(reader, part, store=self.store, num_workers=workers).tensor()
         width = classifier.network.get_classifier().in_features
+        head, further = features.flatten(1)[:, :width], features.flatten(1)[:, width:]
         # Classes of which the sample has no image are none of the alternatives.
         _, labels = torch.unique(
             classifier.task.collate([image.label for image in chosen]), return_inverse=True
         )
-        probe = fit_probe(
-            features.flatten(1)[:, :width],
-            labels,
-            int(labels.max()) + 1,
-            groups=group_numbers([image.group for image in chosen]),
-            seed=self.seed,
-            held_out=True,
-            say=self.say,
-        )
+        classes, groups = int(labels.max()) + 1, group_numbers([image.group for image in chosen])
+
+        def fit(entering: Tensor) -> Probe:
+            return fit_probe(
+                entering,
+                labels,
+                classes,
+                groups=groups,
+                seed=self.seed,
+                held_out=True,
+                say=self.say,
+            )
+
+        probe = fit(head)
+        if is_affordable(head, further, classes):
+            widths = stage_widths(classifier.network)
+            other = fitted_reading(fit, head, further, [widths[stage] for stage in stages]).probe
+            if answers_better(other, probe, classifier.task, labels, groups):
+                probe = other
         assert probe.held_out_logits is not None
         self._seconds[candidate.name] = (time.monotonic() - started) / images
         trial = replace(blank, logits=probe.held_out_logits, labels=labels)

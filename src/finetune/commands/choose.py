@@ -52,9 +52,10 @@ def choose(
 ) -> BackboneChoice:
     """Name the cheapest backbone that is as good as the best, by measuring on the training images.
 
-    Each is judged by the final layer that a fit would begin with, cross-validated on a sample of
-    the training images: all on a small one, the better half on a larger one, three on the last.
-    Features are kept, so that a fit afterwards starts from them. Val and test images are not used.
+    Each is judged by the final layer that a fit would begin with, which reads several stages where
+    that is surely better, cross-validated on a sample of the training images: all on a small one,
+    the better half on a larger one, three on the last. Features are kept, so that a fit afterwards
+    starts from them. Val and test images are not used.
 
     Args:
         data: DIR/<class>/... or DIR/train|val|test/<class>/..., or shards: 'x{0..9}.tar', x.parquet

@@ -70,6 +70,7 @@ def fit_label_probe(
     l2: float | Sequence[float] | None = None,
     l2_of_labels: tuple[float, ...] | None = None,
     seed: int = 0,
+    held_out: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Probe:
     """Fit K binary problems on ``features (N, D)`` and ``targets (N, K)``.
@@ -79,7 +80,8 @@ def fit_label_probe(
         targets: 1, 0 or NaN (not known, no row of that label's problem).
         num_labels: K; a label whose known images all say the same gets a constant probability, of
             one image more that says the other.
-        sample_weights, groups, seed, say: as for :func:`finetune.training.linear_probe.fit_probe`.
+        sample_weights, groups, seed, held_out, say: as for
+            :func:`finetune.training.linear_probe.fit_probe`.
         l2: one penalty on the sum of the losses (scikit-learn's ``1 / C``), or several to choose
             from; by default from a grid. The strongest within one standard error of the best.
         l2_of_labels: beside one penalty, those of the labels that an earlier fit has chosen.
@@ -92,7 +94,7 @@ def fit_label_probe(
     truth = targets.detach().cpu().double()
     problems = _Problems(prepared.rows, truth, prepared.weights)
     scores: dict[float, float] = {}
-    of_label = l2_of_labels
+    of_label, answers = l2_of_labels, None
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
@@ -102,6 +104,7 @@ def fit_label_probe(
         search.search(L2_GRID if l2 is None else l2, refine=l2 is None)
         scores, chosen = search.scores, search.strongest_within_one_standard_error()
         of_label = search.of_labels()
+        answers = search.held_out_logits(of_label or (chosen,) * num_labels) if held_out else None
     coefficients = torch.zeros(num_labels, prepared.rows.shape[1] + 1, dtype=torch.float64)
     everything = torch.ones(len(truth), dtype=torch.bool)
     for label in range(num_labels):
@@ -112,7 +115,7 @@ def fit_label_probe(
         else:
             coefficients[label] = found[1] - found[0]
     weight, bias = prepared.for_raw(coefficients[:, :-1], coefficients[:, -1])
-    return Probe(weight, bias, chosen, scores, l2_of_labels=of_label)
+    return Probe(weight, bias, chosen, scores, of_label, answers)
 
 
 class _Search(PenaltyCurve):
@@ -125,6 +128,7 @@ class _Search(PenaltyCurve):
         self.problems, self.fold_of = problems, fold_of
         self.group_of = torch.unique(groups, return_inverse=True)[1]
         self.losses: dict[float, Tensor] = {}  # held out, (N, K); NaN where nothing is known
+        self.answers: dict[float, Tensor] = {}  # likewise; 0 where the fold's images all say one
         self.starts: dict[tuple[int, int], Tensor | None] = {}
 
     def of_labels(self) -> tuple[float, ...] | None:
@@ -148,6 +152,11 @@ class _Search(PenaltyCurve):
             return None
         return tuple(penalties[own] for own in _own(losses, known))
 
+    def held_out_logits(self, penalties: Sequence[float]) -> Tensor:
+        """Logits ``(N, K)`` of a penalty a label, of each row by the fold that left it out."""
+        each = [self.answers[l2][:, label] for label, l2 in enumerate(penalties)]
+        return torch.stack(each, dim=1)
+
     def judged(self, l2: float) -> tuple[float, float]:
         """Fit all labels of all folds."""
         rows, targets = self.problems.rows, self.problems.targets
@@ -163,6 +172,7 @@ class _Search(PenaltyCurve):
                     coefficients = found[1] - found[0]
                     outputs[out, label] = rows[out] @ coefficients[:-1] + coefficients[-1]
                     judged[out, label] = True
+        self.answers[l2] = outputs
         known = torch.where(judged, targets, torch.nan)
         losses = categorical.losses(*MULTILABEL.rows(outputs, known))
         self.losses[l2] = torch.full_like(known, torch.nan)

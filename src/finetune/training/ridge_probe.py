@@ -7,6 +7,7 @@ next to nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ def fit_ridge_probe(
     groups: Tensor | None = None,
     l2: float | Sequence[float] | None = None,
     seed: int = 0,
+    held_out: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Probe:
     """Fit K columns of ``targets (N, K)`` on ``features (N, D)`` by least squares.
@@ -37,7 +39,8 @@ def fit_ridge_probe(
         features: any floating dtype; the optimum is found in float64.
         targets: of the training images, standardised.
         num_columns: K; they share one penalty.
-        sample_weights, groups, seed, say: as for :func:`finetune.training.linear_probe.fit_probe`.
+        sample_weights, groups, seed, held_out, say: as for
+            :func:`finetune.training.linear_probe.fit_probe`.
         l2: one penalty on the sum of the squares (scikit-learn's ``alpha``), or several to choose
             from; by default from a grid. The strongest within one standard error of the best held-
             out squared error, that of groups, which are what is independent.
@@ -53,15 +56,17 @@ def fit_ridge_probe(
     rows, weights = prepared.rows, prepared.weights
     truth = targets.detach().cpu().double().reshape(len(rows), num_columns)
     scores: dict[float, float] = {}
+    answers: Tensor | None = None
     if isinstance(l2, int | float):
         chosen = float(l2)
     else:
         grid = sorted(map(float, RIDGE_GRID if l2 is None else l2), reverse=True)
-        chosen, scores = _chosen(rows, truth, weights, prepared.groups, grid, seed)
+        found = _search(rows, truth, weights, prepared.groups, grid, seed)
+        chosen, scores, answers = found.l2, found.scores, found.answers if held_out else None
         patient(say)(f"penalty {chosen:.3g} is taken")
     coefficients, intercept = _Solved(rows, truth, weights).at(chosen)
     weight, bias = prepared.for_raw(coefficients.T, intercept)
-    return Probe(weight, bias, chosen, scores)
+    return Probe(weight, bias, chosen, scores, held_out_logits=answers)
 
 
 class _Solved:
@@ -82,27 +87,37 @@ class _Solved:
         return coefficients, self.level - self.mean @ coefficients
 
 
-def _chosen(
+class _Search(NamedTuple):
+    """The penalty to take, the mean squared error of each, and held-out answers of the former."""
+
+    l2: float
+    scores: dict[float, float]
+    answers: Tensor  # (N, K); NaN where there is one group
+
+
+def _search(
     rows: Tensor, truth: Tensor, weights: Tensor, groups: Tensor, grid: Sequence[float], seed: int
-) -> tuple[float, dict[float, float]]:
-    """The penalty to take, and the mean squared error of each; with one group the strongest."""
+) -> _Search:
+    """Try all penalties; with one group the strongest is taken."""
     numbers = torch.unique(groups, return_inverse=True)[1]
     strata = torch.tensor(REGRESSION.strata(truth))
     fold_of = all_dealt(stratified_parts(strata, groups, FOLDS, seed), groups)
-    squares = torch.zeros(len(grid), len(rows), dtype=torch.float64)
+    answers = torch.full((len(grid), *truth.shape), torch.nan, dtype=torch.float64)
     for fold in torch.unique(fold_of).tolist():
         out = fold_of == fold
         if bool(out.all()):
-            return grid[0], {}
+            return _Search(grid[0], {}, answers[0])
         solved = _Solved(rows[~out], truth[~out], weights[~out])
         for index, l2 in enumerate(grid):
             coefficients, intercept = solved.at(l2)
-            errors = rows[out] @ coefficients + intercept - truth[out]
-            squares[index, out] = errors.square().mean(dim=1)
+            answers[index, out] = rows[out] @ coefficients + intercept
+    squares = (answers - truth).square().mean(dim=2)
     shares = weights / weights.sum()
     means = squares @ shares
     excess = torch.zeros(len(grid), int(numbers.max()) + 1, dtype=torch.float64)
     excess.index_add_(1, numbers, (squares - means[:, None]) * shares)
     best = int(means.argmin())
     within = means <= means[best] + excess[best].norm()
-    return grid[int(within.nonzero()[0])], dict(zip(grid, means.tolist(), strict=True))
+    taken = int(within.nonzero()[0])
+    scores = dict(zip(grid, means.tolist(), strict=True))
+    return _Search(grid[taken], scores, answers[taken])

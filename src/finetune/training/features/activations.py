@@ -65,8 +65,7 @@ class CachedActivations:
         classifier = self.classifier
         if isinstance(classifier.network, Staged):
             return classifier.network.read
-        judged = classifier.task.closed_form == "multinomial"
-        wanted = judged and classifier.hparams["stages"] == "auto"
+        wanted = classifier.hparams["stages"] == "auto"
         return readable_stages(classifier.network) if wanted else ()
 
     def entering(self, split: Split, view: StoredView | None = None) -> tuple[Tensor, Tensor]:

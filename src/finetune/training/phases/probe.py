@@ -23,7 +23,12 @@ from finetune.training.classifier import ImageClassifier
 from finetune.training.features.activations import CachedActivations
 from finetune.training.label_probe import fit_label_probe
 from finetune.training.linear_probe import Probe, fit_probe
-from finetune.training.phases.stage_choice import answers_better, is_affordable, let_read, scales_of
+from finetune.training.phases.stage_choice import (
+    answers_better,
+    fitted_reading,
+    is_affordable,
+    let_read,
+)
 from finetune.training.ridge_probe import fit_ridge_probe
 
 FEW_A_CLASS = 20  # images; below, the final layer is fitted on random views as well
@@ -181,21 +186,24 @@ def _reading_stages(kept: CachedActivations, rows: Rows, plain: Probe) -> Probe:
     """The fit of a final layer that reads stages as well, where that is better; else the plain."""
     classifier, stages = kept.classifier, kept.stages()
     widths = stage_widths(classifier.network)
-    scales = scales_of(rows.features, rows.further, [widths[stage] for stage in stages])
-    features = torch.cat([rows.features, rows.further * scales], dim=1)
-    other = solved(kept, replace(rows, features=features), held_out=True)
+    other, scales = fitted_reading(
+        lambda features: solved(kept, replace(rows, features=features), held_out=True),
+        rows.features,
+        rows.further,
+        [widths[stage] for stage in stages],
+    )
 
     def is_better() -> bool:
-        return answers_better(other, plain, rows.targets, rows.groups) and _val_agrees(
-            kept, plain, other, scales
-        )
+        better = answers_better(other, plain, classifier.task, rows.targets, rows.groups)
+        return better and _val_agrees(kept, plain, other, scales)
 
     if not Runtime().agree(is_better):
         return plain
     let_read(classifier, stages, scales)
     before, after = (each.held_out_nll[each.l2] for each in (plain, other))
+    loss = "NLL" if classifier.task.has_choices else "squared error"
     kept.say(
-        f"the final layer reads {', '.join(stages)} as well: cross-validated NLL {after:.3f} "
+        f"the final layer reads {', '.join(stages)} as well: cross-validated {loss} {after:.3f} "
         f"instead of {before:.3f}"
     )
     return other
@@ -210,11 +218,12 @@ def _val_agrees(kept: CachedActivations, plain: Probe, other: Probe, scales: Ten
     images = kept.datamodule.images("val")
     if not images:
         return True
-    task, labels = kept.classifier.task, targets_of(kept.classifier, images)
+    task, unit = kept.classifier.task, kept.classifier.unit
+    targets = unit.standardised(targets_of(kept.classifier, images))
     features, further = kept.entering("val")
     wide = torch.cat([features, further * scales], dim=1)
-    before = task.held_out_loss(plain.logits(features), labels, "nll")
-    return task.held_out_loss(other.logits(wide), labels, "nll") <= before
+    before = task.held_out_loss(plain.logits(features), targets, "nll")
+    return task.held_out_loss(other.logits(wide), targets, "nll") <= before
 
 
 def solver_of(task: Task) -> Callable[..., Probe]:

@@ -7,20 +7,22 @@ of few images took it by chance, and lost by it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from finetune.networks.staged import Staged, read_stages
 from finetune.spec.network import STAGES
-from finetune.tasks import categorical
+from finetune.tasks.task import Task
 from finetune.training.classifier import ImageClassifier
 from finetune.training.linear_probe import Probe
 from finetune.training.penalty_search import FOLDS, MAX_WORK
 
 SURE = 2.0
-LEAST = 2e-3  # nats an image; below, nothing is gained that anybody sees
+# Nats an image, or of standardised numbers; below, nothing is gained that anybody sees.
+LEAST = 2e-3
 
 
 def let_read(
@@ -38,10 +40,10 @@ def let_read(
     classifier.hparams["network_options"] = {**options, STAGES: list(stages)}
 
 
-def is_affordable(features: Tensor, further: Tensor, classes: int) -> bool:
+def is_affordable(features: Tensor, further: Tensor, outputs: int) -> bool:
     """Whether there is a choice, and time to fit another final layer for it."""
     width = features.shape[1] + further.shape[1]
-    work = FOLDS * len(features) * min(len(features), width) * classes
+    work = FOLDS * len(features) * min(len(features), width) * outputs
     return further.shape[1] > 0 and work <= MAX_WORK
 
 
@@ -61,18 +63,35 @@ def scales_of(features: Tensor, further: Tensor, widths: Sequence[int]) -> Tenso
     return torch.stack(scales).repeat_interleave(torch.tensor(widths)).float()
 
 
-def answers_better(other: Probe, plain: Probe, labels: Tensor, groups: Tensor) -> bool:
+class Reading(NamedTuple):
+    """A final layer that reads stages as well, fitted to their features times ``scales (S,)``."""
+
+    probe: Probe
+    scales: Tensor
+
+
+def fitted_reading(
+    fit: Callable[[Tensor], Probe], features: Tensor, further: Tensor, widths: Sequence[int]
+) -> Reading:
+    """Fit one to the head's features ``(N, D)`` and those of stages ``(N, S)``, so wide each."""
+    scales = scales_of(features, further, widths)
+    return Reading(fit(torch.cat([features, further * scales], dim=1)), scales)
+
+
+def answers_better(other: Probe, plain: Probe, task: Task, targets: Tensor, groups: Tensor) -> bool:
     """Whether held-out images have less loss with the other, by :data:`SURE` standard errors and by
     :data:`LEAST`.
 
     Args:
         other, plain: with ``held_out_logits`` of the same rows.
-        labels, groups: ``(N,)``; the rows of one group count as one image.
+        task: whose loss it is.
+        targets: ``(N, ...)`` as the final layers were fitted to them.
+        groups: ``(N,)``; the rows of one group count as one image.
     """
     assert other.held_out_logits is not None
     assert plain.held_out_logits is not None
-    gains = categorical.losses(plain.held_out_logits, labels)
-    gains = gains - categorical.losses(other.held_out_logits, labels)
+    gains = task.losses(plain.held_out_logits, targets)
+    gains = gains - task.losses(other.held_out_logits, targets)
     known = gains.isfinite()
     if not bool(known.any()):
         return False
