@@ -52,6 +52,7 @@ def smaller_size(name: str) -> SmallerSize | None:
         network = build_network(spec, 1)
     if type(network) not in (VisionTransformer, Eva):  # others hold to their size by more
         return None
+    assert isinstance(network, VisionTransformer | Eva)
     patch = network.patch_embed.patch_size[0]
     pixels = round(USUAL / patch) * patch
     return SmallerSize(pixels, own, (own / pixels) ** 2)
