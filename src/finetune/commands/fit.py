@@ -17,6 +17,7 @@ from finetune.commands.recording import (
     write_figures,
 )
 from finetune.commands.resume import Resumed, new_fit_from, say_finished
+from finetune.commands.terminal import shown_in_one_line
 from finetune.errors import UsageError
 from finetune.extras import need
 from finetune.files import remove_left_behind
@@ -227,7 +228,10 @@ def data_errors(cli: FinetuneCLI) -> list[str]:
     """What would make a figure wrong, such as a leak, and what nobody uses; it stops no fit."""
     found = cli.datamodule.findings
     errors = [finding for finding in found if finding.severity == "error"]
-    lines = [f"! {finding.path}: {finding.problem}" for finding in errors[:MOST_ERRORS]]
+    lines = [
+        shown_in_one_line(f"! {finding.path}: {finding.problem}")
+        for finding in errors[:MOST_ERRORS]
+    ]
     if len(errors) > MOST_ERRORS:
         lines.append(f"! and {len(errors) - MOST_ERRORS} more")
     missed = [each for each in found if each.kind == "unused" and each.severity == "warning"]
