@@ -40,9 +40,10 @@ def test_escapes_in_names_are_shown(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_line_break_in_a_name_breaks_no_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "images" / "a\nkind"
-    folder.mkdir(parents=True)
-    (folder / "an\n\timage.jpg").write_bytes(b"no image")
+    for kind in ("a\nkind", "another"):
+        folder = tmp_path / "images" / kind
+        folder.mkdir(parents=True)
+        (folder / "an\n\timage.jpg").write_bytes(b"no image")
     assert cli.main(["check", str(tmp_path / "images")]) == 1
     assert cli.main(["fit", f"--data.root={tmp_path / 'images'}"]) == 1
     printed = capsys.readouterr()
