@@ -1,16 +1,21 @@
-"""What a fit leaves in its run folder beside the checkpoints: settings, figures, a word on each."""
+"""What a fit leaves in its run folder beside the checkpoints, and says of its folder of images."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.commands.terminal import shown_in_one_line
 from finetune.files import write_text
 
 if TYPE_CHECKING:
+    from finetune.data.findings import Finding
     from finetune.training.model_selection import Candidate
+
+MOST_ERRORS = 5  # told of a folder
 
 
 def write_config(folder: Path, notes: Iterable[str], config: str) -> None:
@@ -61,3 +66,17 @@ def say_what_lies_where(folder: Path) -> None:
         print(f"  {path.relative_to(folder)!s:<27}  {meaning}")
     best = folder / "checkpoints" / "best.ckpt"
     print(f"\nnext: finetune predict {best} IMAGE_OR_FOLDER...")
+
+
+def data_errors(findings: Sequence[Finding], root: object) -> list[str]:
+    """What would make a figure wrong, such as a leak, and what nobody uses; it stops no fit."""
+    errors = [finding for finding in findings if finding.severity == "error"]
+    lines = [
+        shown_in_one_line(f"! {finding.path}: {finding.problem}")
+        for finding in errors[:MOST_ERRORS]
+    ]
+    if len(errors) > MOST_ERRORS:
+        lines.append(f"! and {len(errors) - MOST_ERRORS} more")
+    missed = [each for each in findings if each.kind == "unused" and each.severity == "warning"]
+    lines += [f"! {number} {what}" for what, number in Counter(f.problem for f in missed).items()]
+    return [*lines, f"! see finetune check {root}"] if lines else []
