@@ -214,7 +214,7 @@ def fit(
             if is_first and any((folder / "checkpoints").glob("*.ckpt")):
                 link_latest(folder)
         if is_first:
-            write_figures(folder, best)
+            write_figures(folder, best, [*data.images("train"), *data.images("val")])
             if updated is not None:
                 compare_with_old(cli, updated.run, folder)
     if is_first:

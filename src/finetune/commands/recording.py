@@ -13,6 +13,7 @@ from finetune.files import write_text
 
 if TYPE_CHECKING:
     from finetune.data.findings import Finding
+    from finetune.data.folder import LabelledImage
     from finetune.training.model_selection import Candidate
 
 MOST_ERRORS = 5  # told of a folder
@@ -35,24 +36,32 @@ def _is_note(line: str) -> bool:
     return line.startswith("# ")
 
 
-def write_figures(folder: Path, best: Candidate | None) -> None:
-    """Write and print what the best classifier of the fit answers."""
-    from finetune.commands.evaluate import summary
-    from finetune.evaluation.scores import dominant_image
+def write_figures(folder: Path, best: Candidate | None, images: Sequence[LabelledImage]) -> None:
+    """Write and print what the best classifier of the fit answers.
+
+    Args:
+        folder: of the run.
+        best: None where nothing was fitted.
+        images: among which are those that were held out.
+    """
+    from finetune.commands.figure_lines import intervals_of, say_figures, say_what_they_hang_on
+    from finetune.data.groups import groups_with_duplicates
+    from finetune.evaluation.judge import numbered
     from finetune.training.metrics_file import write_metrics
     from finetune.training.thresholds import thresholds_of
 
     if best is not None and best.outputs is not None:
         thresholds = thresholds_of(best.task, best.entry)
         figures = best.task.figures(*best.outputs, thresholds)
+        paths = [Path(path) for path in best.entry["val"]["paths"]]
+        group_of = dict(zip((i.path for i in images), groups_with_duplicates(images), strict=True))
+        groups = numbered([group_of.get(path) for path in paths])
+        intervals = intervals_of(best.task, *best.outputs, groups)
         # Before anything is written: whatever the disk says.
-        print(summary(best.task, "val", figures, len(best.outputs[1])), flush=True)
+        say_figures(best.task, "val", figures, intervals, len(paths))
         if thresholds is not None:
             print("thresholds were chosen on these images: what is decided by them flatters")
-        losses = best.task.losses(*best.outputs).numpy()
-        dominant = dominant_image(losses, best.entry["val"]["paths"])
-        if dominant is not None and best.task.has_choices:
-            print(dominant, flush=True)
+        say_what_they_hang_on(best.task, *best.outputs, groups, paths)
         out_of_fold = {"answers": "out of fold"} if "refitted" in best.facts else {}
         write_metrics(folder, "val", {**figures, **out_of_fold})
 

@@ -22,7 +22,8 @@ class PairedComparison:
         first_only, second_only: images that only one of the two gets right.
         difference: figure of the first minus that of the second; of accuracies in ``[-1, 1]``.
         interval: paired bootstrap interval of the difference.
-        p_value: of "both are equally good": of accuracies McNemar's exact test, else by bootstrap.
+        p_value: of "both are equally good": of accuracies McNemar's exact test, else, and where
+            images are of groups, by bootstrap.
         adjusted_p_value: the same, after Holm's correction for all pairs that were looked at.
         figure: of the first, that is compared.
     """
