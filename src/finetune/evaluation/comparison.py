@@ -153,11 +153,16 @@ def compare_classes(
 ) -> dict[str, PairedComparison]:
     """Compare two, of the same images in the same order, by each class or label alone.
 
-    p-values are McNemar's, corrected for their number (Holm).
+    p-values are those of :func:`finetune.evaluation.paired.accuracy_difference`, corrected for
+    their number (Holm).
     """
     (name, ours), (other_name, theirs) = first, second
-    of_theirs = dict(theirs.rights())
-    found = {part: accuracy_difference(one, of_theirs[part]) for part, one in ours.rights()}
+    of_theirs = {each.name: each.right for each in theirs.rights()}
+    groups = theirs.groups if ours.groups is None else ours.groups
+    found = {
+        part: accuracy_difference(right, of_theirs[part], None if groups is None else groups[own])
+        for part, own, right in ours.rights()
+    }
     sizes = {part: len(one) for part, one in of_theirs.items()}
     adjusted = holm_correction([each.p_value for each in found.values()])
     return {

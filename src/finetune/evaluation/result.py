@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finetune.evaluation.clusters import about_groups
 from finetune.evaluation.judgement import (
     FEW_IMAGES,
     Interval,
+    OfPart,
     Part,
     Question,
     Score,
@@ -294,11 +294,11 @@ class Evaluation:
         wrong = np.flatnonzero(self.predictions != self.labels)
         return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
 
-    def rights(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    def rights(self) -> Iterator[OfPart]:
         """Of each class with images."""
         for label in np.unique(self.labels):
             own = self.labels == label
-            yield self.class_names[label], self.predictions[own] == label
+            yield OfPart(self.class_names[label], own, self.predictions[own] == label)
 
     def questions(self) -> Iterator[Question]:
         """One: of which class is it?"""
