@@ -40,7 +40,7 @@ def test_a_paired_difference_over_groups_is_seldom_found_where_there_is_none() -
         # Each of two equally good networks fails on patients of its own.
         one, other = (rng.random(25)[groups] < 0.8 for _ in range(2))
         for name, of in (("grouped", groups), ("alone", None)):
-            found[name] += accuracy_difference(one, other, of).p_value < 0.05
+            found[name] += accuracy_difference(one, other, groups=of).p_value < 0.05
     assert found["grouped"] <= 18  # of 10 that are promised
     assert found["alone"] > 60
 
@@ -68,7 +68,7 @@ def test_groups_of_hardly_any_image_change_nothing() -> None:
     right = np.arange(100) % 5 > 0
     pairs = np.array([0, 0, *range(1, 99)])
     assert share_interval(right, pairs) == share_interval(right)
-    assert accuracy_difference(right, ~right, pairs) == accuracy_difference(right, ~right)
+    assert accuracy_difference(right, ~right, groups=pairs) == accuracy_difference(right, ~right)
     assert about_groups(right, pairs) == about_groups(right, None) == ""
 
 

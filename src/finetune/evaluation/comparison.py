@@ -160,7 +160,9 @@ def compare_classes(
     of_theirs = {each.name: each.right for each in theirs.rights()}
     groups = theirs.groups if ours.groups is None else ours.groups
     found = {
-        part: accuracy_difference(right, of_theirs[part], None if groups is None else groups[own])
+        part: accuracy_difference(
+            right, of_theirs[part], groups=None if groups is None else groups[own]
+        )
         for part, own, right in ours.rights()
     }
     sizes = {part: len(one) for part, one in of_theirs.items()}

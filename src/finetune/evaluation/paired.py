@@ -41,7 +41,11 @@ def mcnemar_p_value(first_only: int, second_only: int) -> float:
 
 
 def accuracy_difference(
-    first: Rights, second: Rights, groups: Integers | None = None, *, confidence_level: float = 0.95
+    first: Rights,
+    second: Rights,
+    *,
+    groups: Integers | None = None,
+    confidence_level: float = 0.95,
 ) -> Difference:
     """Of the shares of right answers ``(N,)``, by McNemar's exact test.
 

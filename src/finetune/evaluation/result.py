@@ -317,7 +317,7 @@ class Evaluation:
         """Of the accuracies, with the groups of either that knows of them."""
         rights = (each.predictions == each.labels for each in (self, other))
         groups = other.groups if self.groups is None else self.groups
-        return accuracy_difference(*rights, groups, confidence_level=self.confidence_level)
+        return accuracy_difference(*rights, groups=groups, confidence_level=self.confidence_level)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``metrics.json``; None where a figure is undefined."""
