@@ -28,14 +28,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.errors import NetworkError
 from finetune.networks.depth import parameter_depths
-from finetune.networks.final_layer import final_parameters
+from finetune.networks.final_layer import head_parameters
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.splitting import Split, split_at_parameters
 
 BatchNormMode = Literal["eval", "train", "frozen"]
 HEAD = "head"
-# A second answer from half-way up (Inception v3); it learns with the final layer.
-AUXILIARY = "AuxLogits."
 
 
 def network_stages(network: ImageNetwork) -> dict[str, tuple[str, ...]]:
@@ -46,7 +44,7 @@ def network_stages(network: ImageNetwork) -> dict[str, tuple[str, ...]]:
     ConvNeXt, belongs to the last stage below it.
     """
     names = [name for name, _ in network.named_parameters()]
-    head = final_parameters(network) | {name for name in names if name.startswith(AUXILIARY)}
+    head = head_parameters(network)
     depth_of = parameter_depths(network, coarse=True)
     depths = [
         [name for name in names if depth_of[name] == depth]
