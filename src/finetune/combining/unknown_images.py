@@ -11,8 +11,9 @@ from finetune.combining.member_outputs import DataModules, MemberOutputs
 from finetune.combining.unknown import UnknownRule, fit_unknown
 from finetune.errors import CalibrationError
 from finetune.spec.images import Split
+from finetune.spec.labels import indexes
 from finetune.spec.protocols import FitData
-from finetune.tasks.one_class import only_one_class
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.training.features.extract import dataset_for, frozen_features
 from finetune.training.features.store import FeatureStore
 
@@ -39,7 +40,6 @@ def rule_for(
         CalibrationError: no classifier, folds, or too few images.
         NetworkError: a network without features of its own.
     """
-    only_one_class(members.task, "--unknown", instead="leave --unknown out")
     classifier = members.first_classifier
     if classifier is None or isinstance(datamodule, Mapping):
         found = "saved predictions alone" if classifier is None else "the folds of one"
@@ -65,5 +65,11 @@ def rule_for(
         dataset.images = wanted
         kept = frozen_features(classifier, dataset, store=store, num_workers=workers)
         features.append(kept.tensor().flatten(1))
-    strata = members.task.strata(members.task.collate([image.label for image in known]))
-    return fit_unknown(features[0], torch.tensor(strata), features[1], alpha=alpha)
+    strata = torch.tensor(members.task.strata(members.task.collate([i.label for i in known])))
+    having = None
+    if members.task != MULTICLASS:
+        having = torch.zeros(len(known), len(members.class_names) * members.task.has_choices)
+        for row, image in zip(having, known, strict=True):
+            row[list(indexes(image.label))[: len(row)]] = 1
+        having = having.bool()
+    return fit_unknown(features[0], strata, features[1], alpha=alpha, having=having)

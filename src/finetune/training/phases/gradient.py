@@ -130,7 +130,8 @@ class GradientPhases:
         if self.trainer.interrupted:
             raise KeyboardInterrupt
         if any(each.stopped_epoch for each in stopper):
-            self.say(f"stopped early: nothing better for {self.patience} epochs")
+            figure = self._watched.removeprefix("val/").replace("_", " ")
+            self.say(f"stopped early: {self.patience} epochs without a better val {figure}")
         if best.found is None:
             raise TrainingError(
                 "Expected an epoch of the phase to be validated, found none; lower "
