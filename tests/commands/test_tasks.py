@@ -319,7 +319,7 @@ def test_every_verb_answers_or_says_why_not(
         last = said.err.strip().splitlines()[-1:]
         expected = call.refused.get(task)
         if expected is None:
-            odd += [(call.arguments, last)] if code else []
+            odd += [(call.arguments, last)] if code or call.says not in said.out else []
         elif code not in REFUSED or expected not in "".join(last):
             odd.append((call.arguments, last))
         elif {path for path in tmp_path.rglob("*") if path.is_file()} != there:

@@ -9,10 +9,14 @@ LABELS, NUMBERS = "multilabel", "regression"
 
 @dataclass(frozen=True)
 class Call:
-    """A call, and by task the words of its refusal; tasks that are not named there have it."""
+    """A call, by task the words of its refusal, and else what it says.
+
+    Tasks that are not named there have it.
+    """
 
     arguments: list[str]
     refused: Mapping[str, str] = field(default_factory=dict)
+    says: str = ""
 
 
 def calls(run: Path, out: Path, fit: list[str]) -> Iterator[Call]:
@@ -89,7 +93,7 @@ def calls(run: Path, out: Path, fit: list[str]) -> Iterator[Call]:
     short = ["fit", *fit, "--model.strategy=head", f"--runs={out / 'runs'}"]
     yield Call([*short, "--seeds=2", "--name=seeds"])
     again = ["fit", data[0], *listed, f"--update={run}", f"--runs={out / 'runs'}"]
-    yield Call([*again, "--name=updated"])
+    yield Call([*again, "--name=updated"], says=f"beside old {run.name}")
     yield Call([*again[:3], *fit, f"--model.teacher={out / 'heads.ckpt'}", again[-1]])
 
 
