@@ -68,8 +68,6 @@ def rule_for(
     strata = torch.tensor(members.task.strata(members.task.collate([i.label for i in known])))
     having = None
     if members.task != MULTICLASS:
-        having = torch.zeros(len(known), len(members.class_names) * members.task.has_choices)
-        for row, image in zip(having, known, strict=True):
-            row[list(indexes(image.label))[: len(row)]] = 1
-        having = having.bool()
+        names = range(len(data.class_names) if members.task.has_choices else 0)
+        having = torch.tensor([[n in indexes(i.label) for n in names] for i in known]).bool()
     return fit_unknown(features[0], strata, features[1], alpha=alpha, having=having)
