@@ -160,14 +160,15 @@ def _compared(
     old: Checkpoint,
 ) -> Leaderboard:
     """Each with its own classes; of several labels an image those that the old one knows."""
+    from finetune.data.groups import groups_with_duplicates
     from finetune.evaluation.comparison import compare_all
-    from finetune.evaluation.judge import judge
+    from finetune.evaluation.judge import judge, numbered
     from finetune.prediction.inference import predict
     from finetune.spec.labels import moved
     from finetune.tasks.multiclass import MULTICLASS
 
     own, paths = cli.datamodule.class_names, [image.path for image in images]
-    evaluations = {}
+    evaluations, groups = {}, numbered(groups_with_duplicates(images))
     for name, classifier in classifiers.items():
         answers = predict(classifier, paths, max_pixels=cli.datamodule.max_pixels)
         asked = answers.class_names if old.task == MULTICLASS else old.class_names
@@ -182,6 +183,7 @@ def _compared(
             paths,
             thresholds=None if bounds is None else [bounds[column] for column in columns],
             half_width=answers.half_width,
+            groups=groups,
         )
     return compare_all(evaluations)
 
