@@ -4,6 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors.torch import save_file
+
+from finetune.networks.factory import create_network
+
 LABELS, NUMBERS = "multilabel", "regression"
 
 
@@ -86,12 +90,17 @@ def calls(run: Path, out: Path, fit: list[str]) -> Iterator[Call]:
     yield Call(["suggest", str(out / "heads.ckpt"), str(home / "new"), to("next.csv")])
     yield Call(["serve", calibrated, "--port=0", f"--corrections={out / 'corrections'}"])
 
-    weights = f"test_resnet={out / 'folder' / 'model.safetensors'}"
+    weights = []
+    for backbone in ("test_resnet", "test_vit"):
+        save_file(create_network(backbone, 3).state_dict(), out / f"{backbone}.safetensors")
+        weights.append(f"{backbone}={out / backbone}.safetensors")
     not_yet = {LABELS: "for which there is none yet", NUMBERS: "add label"}
-    yield Call(["choose", images, *listed, f"--backbones={weights}"], not_yet)
+    yield Call(["choose", images, *listed, f"--backbones={weights[0]}"], not_yet)
 
     short = ["fit", *fit, "--model.strategy=head", f"--runs={out / 'runs'}"]
-    yield Call([*short, "--seeds=2", "--name=seeds"])
+    decided = ("--model.backbone", "--model.pretrained", "--model.strategy", "--trainer.max_epochs")
+    several = [each for each in short if not each.startswith(decided)]
+    yield Call([*several, f"--backbones={','.join(weights)}", "--name=two"], says="ensemble of")
     again = ["fit", data[0], *listed, f"--update={run}", f"--runs={out / 'runs'}"]
     yield Call([*again, "--name=updated"], says=f"beside old {run.name}")
     yield Call([*again[:3], *fit, f"--model.teacher={out / 'heads.ckpt'}", again[-1]])
