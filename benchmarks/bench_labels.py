@@ -1,12 +1,12 @@
 """Several labels an image against fastai: mean average precision, with one backbone and weights.
 
     sh benchmarks/peers/make_venv.sh .venv/bin/python build/peers
-    python benchmarks/bench_labels.py --data FLOWERS12 [--weights FILE] [--peers PYTHON]
+    python benchmarks/bench_labels.py [--data FLOWERS12] [--weights FILE] [--peers PYTHON]
 
-``FLOWERS12`` holds ``train/<species>/`` and ``test/<species>/``; an image has its species and the
-group of its colour as labels. The second set is the embedded sample, whose photographs have their
-attributes as labels; of ``text`` four images train. All train on the same images; what ours chooses
-by, it holds out of them.
+``FLOWERS12``, if given, holds ``train/<species>/`` and ``test/<species>/``; an image has its
+species and the group of its colour as labels. The other set is the embedded sample, whose
+photographs have their attributes as labels; of ``text`` four images train. All train on the same
+images; what ours chooses by, it holds out of them.
 """
 
 from __future__ import annotations
@@ -52,19 +52,20 @@ PEER = Path(__file__).parent / "peers" / "fastai_labels.py"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="flowers12; default: the sample alone")
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--weights", type=Path, help="default: those of the package for lite0")
     parser.add_argument("--peers", default="build/peers/bin/python")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 4], help="of fine_tune")
-    parser.add_argument("--strategies", nargs="+", default=["head", "auto"], help="of ours")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[1, 4], help="of fine_tune")
+    parser.add_argument("--strategies", nargs="*", default=["head", "auto"], help="of ours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         weights, classes = weights_file(options, folder)
         sample = folder / "sample"
         write_sample(sample)
-        sets = {options.data.resolve(): flower_rows, sample: sample_rows}
+        flowers = {} if options.data is None else {options.data.resolve(): flower_rows}
+        sets = {**flowers, sample: sample_rows}
         for data, rows in sets.items():
             manifest = write_manifest(folder / f"{data.name}.csv", rows(data))
             print(f"{data.name}, {options.backbone}\n{'':<24}{'mAP':>8}{'seconds':>10}", flush=True)

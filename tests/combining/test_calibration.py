@@ -183,9 +183,9 @@ def test_reject_rule_covers_as_much_as_the_risk_allows(seed: int, risk: float) -
     reachable = [threshold for threshold, value in risks.items() if value <= risk]
     if not reachable:
         with pytest.raises(CalibrationError, match="the least"):
-            fit_reject_rule(probabilities, labels, risk=risk)
+            fit_reject_rule(confidence, wrong, risk=risk)
         return
-    rule = fit_reject_rule(probabilities, labels, risk=risk)
+    rule = fit_reject_rule(confidence, wrong, risk=risk)
     assert rule.threshold == min(reachable)
     assert rule.risk == pytest.approx(risks[rule.threshold])
     assert rule.coverage == pytest.approx(float((confidence >= rule.threshold).double().mean()))
@@ -193,20 +193,20 @@ def test_reject_rule_covers_as_much_as_the_risk_allows(seed: int, risk: float) -
 
 
 def test_equal_confidences_are_accepted_or_rejected_together() -> None:
-    probabilities = torch.tensor([[0.9, 0.1]] * 4 + [[0.8, 0.2]])
-    labels = torch.tensor([0, 0, 0, 1, 0])
+    confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.8])
+    wrong = torch.tensor([False, False, False, True, False])
     with pytest.raises(CalibrationError, match=r"is 0\.2"):
-        fit_reject_rule(probabilities, labels, risk=0.1)
-    rule = fit_reject_rule(probabilities, labels, risk=0.2)
+        fit_reject_rule(confidence, wrong, risk=0.1)
+    rule = fit_reject_rule(confidence, wrong, risk=0.2)
     assert (rule.coverage, rule.risk) == (1.0, 0.2)
 
 
 def test_risk_bound_is_clopper_and_pearsons() -> None:
     # No error among n: the bound solves (1 - p)^n = 0.05.
-    rule = fit_reject_rule(torch.tensor([[0.9, 0.1]] * 30), torch.zeros(30).long(), risk=0.0)
+    rule = fit_reject_rule(torch.full((30,), 0.9), torch.zeros(30).bool(), risk=0.0)
     assert rule.risk_bound == pytest.approx(1 - 0.05 ** (1 / 30))
 
 
 def test_impossible_risk_is_refused() -> None:
     with pytest.raises(CalibrationError, match=r"\[0, 1\)"):
-        fit_reject_rule(torch.tensor([[0.9, 0.1]]), torch.tensor([0]), risk=1.0)
+        fit_reject_rule(torch.tensor([0.9]), torch.tensor([False]), risk=1.0)

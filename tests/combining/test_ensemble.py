@@ -169,6 +169,31 @@ def test_saved_predictions_are_members_for_their_own_images(
         both.member_probabilities(views_of(both))
 
 
+@pytest.mark.parametrize(("task", "names"), [("multilabel", ("a", "b")), ("regression", ("age",))])
+def test_saved_predictions_of_any_task_are_members(
+    image_folder: Path, tmp_path: Path, task: str, names: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    live = ClassifierMember(
+        ImageClassifier(names, "test_resnet", pretrained=False, image_size=32, task=task), "live"
+    )
+    saved = predict(Ensemble([live]), image_folder / "val")
+    saved.to_csv(tmp_path / "answers.csv")
+    table = TableMember.from_file(tmp_path / "answers.csv")
+    both = Ensemble([table, live])
+    assert (both.task.name, both.class_names) == (task, names)
+    answers = predict(both, image_folder / "val")
+    torch.testing.assert_close(answers.member_probabilities[0], saved.probabilities)
+    torch.testing.assert_close(answers.probabilities, saved.probabilities)
+    both.save(tmp_path / "both.ckpt")
+    again = Ensemble.from_file(tmp_path / "both.ckpt")
+    assert again.describe() == both.describe()
+    assert torch.equal(predict(again, image_folder / "val").logits, answers.logits)
+    torch.testing.assert_close(
+        predict(Ensemble([table]), image_folder / "val").probabilities, saved.probabilities
+    )
+
+
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [

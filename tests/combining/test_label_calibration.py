@@ -1,5 +1,7 @@
 """Several labels an image: risk control, scaling label by label, thresholds for a precision."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from finetune.tasks import label_scores
 from finetune.tasks.label_scores import best_thresholds
 from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.multilabel import MULTILABEL
+from finetune.tasks.regression import REGRESSION
 
 NAN = float("nan")
 
@@ -32,6 +35,33 @@ def answers(images: int, labels: int = 6, seed: int = 0) -> tuple[Tensor, Tensor
 def missed_share(sets: Tensor, targets: Tensor) -> Tensor:
     has = targets == 1
     return (has & ~sets).sum(dim=1) / has.sum(dim=1).clamp_min(1)
+
+
+def test_few_of_the_accepted_images_have_a_label_wrong() -> None:
+    """Judged by what is known, and by the thresholds, also where they are far from 0.5."""
+    outputs, targets = answers(200, labels=3)
+    fitted = fit_calibration(MULTILABEL, outputs - 2, targets, reject_risk=0.15)
+    assert fitted.reject is not None
+    given = fitted.logits((outputs - 2).double()).sigmoid()
+    rejected = fitted.rejected(MULTILABEL, outputs - 2)
+    wrong, sure = [], []
+    for row, truth in zip(given.tolist(), targets.tolist(), strict=True):
+        named = [p > t for p, t in zip(row, fitted.thresholds, strict=True)]
+        pairs = zip(named, truth, strict=True)
+        wrong.append(any(yes != (has == 1) for yes, has in pairs if not math.isnan(has)))
+        sure.append(min(p if yes else 1 - p for p, yes in zip(row, named, strict=True)))
+    accepted = [at >= fitted.reject.threshold for at in sure]
+    assert rejected.tolist() == [not each for each in accepted]
+    assert any(p < 0.5 for p in fitted.thresholds)
+    share = sum(w for w, kept in zip(wrong, accepted, strict=True) if kept) / sum(accepted)
+    assert fitted.reject.risk == pytest.approx(share)
+    assert share <= 0.15 < sum(wrong) / len(wrong)
+    assert fitted.reject.coverage == pytest.approx(sum(accepted) / 200)
+    # None that is less strict would do.
+    further = sorted({at for at in sure if at < fitted.reject.threshold}, reverse=True)
+    for line in further:
+        kept = [w for w, at in zip(wrong, sure, strict=True) if at >= line]
+        assert sum(kept) / len(kept) > 0.15
 
 
 @pytest.mark.parametrize(("images", "alpha"), [(30, 0.1), (100, 0.05), (60, 0.3)])
@@ -155,5 +185,6 @@ def test_what_a_task_has_not_is_refused() -> None:
     for options in ({"scaling": "label"}, {"wanted_precision": 0.9}):
         with pytest.raises(UsageError, match="several labels an image"):
             fit_calibration(MULTICLASS, logits, labels, **options)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="one class an image"):
-        fit_calibration(MULTILABEL, *answers(60), reject_risk=0.1)
+    numbers = torch.randn(60, 1), torch.randn(60, 1)
+    with pytest.raises(UsageError, match="no image is surer than another"):
+        fit_calibration(REGRESSION, *numbers, conformal_alpha=0.1, reject_risk=0.1)

@@ -14,11 +14,14 @@ from finetune.combining.selection import (
     select_members,
 )
 from finetune.errors import UsageError
-from finetune.tasks.held_out_loss import Metric, held_out_loss
+from finetune.spec.choices import Metric
+from finetune.tasks.held_out_loss import Measure, held_out_loss
 from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.regression import REGRESSION
 
 METRICS: list[Metric] = ["nll", "accuracy", "brier"]
-MEASURED: list[tuple[Pooling, Metric]] = [
+MEASURED: list[tuple[Pooling, Measure]] = [
+    ("mean", "mae"),
     *(("mean", metric) for metric in METRICS),
     *(("geometric", metric) for metric in METRICS),
     ("vote", "accuracy"),
@@ -48,7 +51,7 @@ def library(
 @settings(max_examples=15, deadline=None)
 def test_never_worse_than_the_best_member_on_the_images_that_select(
     pooling: Pooling,
-    metric: Metric,
+    metric: Measure,
     bags: int,
     members: int,
     images: int,
@@ -56,6 +59,9 @@ def test_never_worse_than_the_best_member_on_the_images_that_select(
     seed: int,
 ) -> None:
     logits, labels = library(members, seed, images=images)
+    task = MULTICLASS
+    if metric == "mae":
+        task, logits, labels = REGRESSION, logits[..., :1], labels.double()
     if twins:
         logits = logits.repeat(2, 1, 1)
     chosen = select_members(logits, labels, metric=metric, pooling=pooling, bags=bags, rounds=15)
@@ -64,8 +70,17 @@ def test_never_worse_than_the_best_member_on_the_images_that_select(
     assert chosen.loss <= min(single) + 1e-12
     assert sum(chosen.coefficients) == pytest.approx(1)
     assert min(chosen.coefficients) >= 0
-    pooled = pool(MULTICLASS, logits.double(), chosen.coefficients, method=pooling)
+    pooled = pool(task, logits.double(), chosen.coefficients, method=pooling)
     assert chosen.loss == pytest.approx(held_out_loss(pooled, labels, metric))
+
+
+def test_numbers_that_err_to_either_side_are_taken_together() -> None:
+    truth = torch.linspace(0, 100, 40)
+    off = torch.tensor([9.0, -9.0, 40.0])
+    members = truth[None, :, None] + off[:, None, None]
+    chosen = select_members(*REGRESSION.rows(members, truth[:, None]), metric="mae")
+    assert chosen.coefficients == pytest.approx((0.5, 0.5, 0), abs=1e-6)
+    assert chosen.loss == pytest.approx(0, abs=1e-5)
 
 
 def test_ties_in_accuracy_keep_several_members() -> None:

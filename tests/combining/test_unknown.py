@@ -122,6 +122,36 @@ def test_the_score_is_the_better_one_for_classes_that_were_left_out() -> None:
     assert both[rule.familiar.score] == rule.auroc
 
 
+def test_of_several_labels_each_label_is_left_out() -> None:
+    """An image's features are the sum of its labels' centres, so sets of labels are many."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(7, 12, generator=generator)
+    having = torch.rand(240, 6, generator=generator) < 0.35
+    features = having.float() @ centres[:6] + torch.randn(240, 12, generator=generator)
+    sets = torch.unique(having, dim=0, return_inverse=True)[1]
+    tried = chosen_by_left_out(features[:120], sets[:120], having[:120])
+    assert set(tried) == {"mahalanobis", "neighbours"}
+    rule = fit_unknown(
+        features[:120], sets[:120], features[120:200], alpha=0.1, having=having[:120]
+    )
+    assert rule.auroc == max(tried.values(), key=lambda found: found[0])
+    assert rule.auroc[0] > 0.6
+    known = (rule.strangeness(features[200:]) > 1).double().mean()
+    strange = (rule.strangeness(features[200:] + 2 * centres[6]) > 1).double().mean()
+    assert float(known) < 0.3 < float(strange)
+
+
+def test_of_numbers_nothing_is_left_out() -> None:
+    (train, _), (held_out, _) = clusters(0), clusters(1)
+    nothing = torch.zeros(len(train), 0).bool()
+    rule = fit_unknown(train, torch.arange(len(train)), held_out, alpha=0.1, having=nothing)
+    assert (rule.familiar.score, rule.auroc) == ("neighbours", None)
+    again = UnknownRule.from_entry(rule.to_entry())
+    assert again is not None
+    assert again.auroc is None
+    assert torch.equal(again.strangeness(held_out), rule.strangeness(held_out))
+
+
 def test_kept_values_answer_alike() -> None:
     rule = fit_unknown(*clusters(0), clusters(1)[0], alpha=0.1)
     again = UnknownRule.from_entry(rule.to_entry())

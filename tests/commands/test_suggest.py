@@ -17,6 +17,7 @@ from PIL import Image
 
 import finetune
 from finetune.cli import main
+from finetune.combining.members import ClassifierMember
 from finetune.combining.strangeness import near_images
 from finetune.combining.unknown import UnknownRule
 from finetune.commands.suggest import write_suggestions
@@ -133,6 +134,33 @@ def test_an_ensemble_answers_as_a_whole(
     np.testing.assert_allclose(scores, informative(answers.probabilities).numpy(), atol=1e-5)
 
 
+def test_of_labels_all_count_and_of_numbers_how_far_members_differ(
+    inspections: list[Inspection],
+) -> None:
+    def made(seed: int, task: str, *names: str) -> ClassifierMember:
+        torch.manual_seed(seed)
+        model = ImageClassifier(names, "test_resnet", False, image_size=32, task=task)
+        return ClassifierMember(model.eval(), f"{task}{seed}")
+
+    labels = made(0, "multilabel", "big", "red").classifier
+    found = suggest_among(labels, inspections, number=6)
+    answers = finetune.predict(labels, [each.path for each in found.chosen])
+    worth = 1 - (2 * answers.probabilities - 1).abs().mean(dim=1)
+    np.testing.assert_allclose([each.score for each in found.chosen], worth.numpy(), atol=1e-5)
+    assert [each.guess for each in found.chosen] == answers.labels
+    members = [made(seed, "regression", "age") for seed in range(3)]
+    together = finetune.Ensemble(members)
+    first = suggest_among(together, inspections, number=1).chosen[0]
+    every = finetune.predict(together, [each.path for each in inspections if not each.problem])
+    assert every.disagreement is not None
+    furthest = every.paths[int(every.disagreement.argmax())]
+    assert first.path == str(furthest)
+    assert (first.score, first.probability) == (pytest.approx(1), None)
+    assert first.guess == finetune.predict(together, first.path).labels[0]
+    with pytest.raises(UsageError, match="--heads"):
+        suggest_among(members[0].classifier, inspections)
+
+
 def test_a_guess_is_no_formula_with_safe_csv(
     write_probe: WriteCheckpoint, unlabelled: Path, tmp_path: Path
 ) -> None:
@@ -152,7 +180,7 @@ def test_the_verb_writes_a_table_and_a_page(
 ) -> None:
     call = ["suggest", str(write_probe("s")), str(unlabelled), "--number=5", "--output=s.csv"]
     assert main([*call, "--page=label.html"]) == 0
-    assert "5 of 39 images to label, by one minus the margin" in capsys.readouterr().out
+    assert "5 of 39 images to label, what tells most first" in capsys.readouterr().out
     with open("s.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [""] * 5

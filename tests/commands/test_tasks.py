@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import finetune
-from finetune.cli import main
+from finetune.cli import VERBS, main
 from finetune.combining.ensemble import Ensemble
 from finetune.prediction.predictor import load
 from finetune.reporting.csv_files import write_predictions
 from finetune.reporting.sources import load_source
+from finetune.serving import server
 from finetune.spec.choices import TaskName
 from finetune.tables.reading import read_table
 from finetune.tasks.multilabel import offsets
 from finetune.training.checkpoints import ENTRY, read_checkpoint, read_content
+from tests.commands.verbs_of_tasks import NO_TASK, calls
 from tests.own_process import killed_at_rename
 
 SMALL = (
@@ -298,36 +300,32 @@ def test_a_fit_that_is_killed_ends_as_one_that_was_not(run: Path, tmp_path: Path
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_what_is_not_there_yet_is_one_clear_line(run: Path, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    if name_of(run) == "multiclass":
-        return
-    data = [f"--data.root={images(run)}", "--data.num_workers=0"]
-    both = [best(run), str(run / "checkpoints" / "last.ckpt"), *data, f"--output={tmp_path}/b.ckpt"]
-    of_numbers = [
-        ["ensemble", *both, "--select=greedy"],
-        ["ensemble", *both, "--select=learned"],
-        ["ensemble", *both, "--pooling=vote"],
-        ["ensemble", *both, "--pooling=geometric"],
-        ["average", both[1], *both[1:], "--method=greedy", "--metric=brier"],
-        ["calibrate", best(run), *data, f"--output={tmp_path / 'a.ckpt'}"],
-        ["predict", best(run), images(run), "--topk=2"],
-        ["serve", best(run)],
-    ]
-    for arguments in (
-        *(of_numbers if name_of(run) == "regression" else []),
-        ["calibrate", best(run), *data, "--reject-risk=0.1", f"--output={tmp_path / 'a.ckpt'}"],
-        [
-            *("calibrate", best(run), *data, "--unknown=0.1", f"--output={tmp_path / 'a.ckpt'}"),
-            *(["--conformal=0.3"] if name_of(run) == "regression" else []),
-        ],
-    ):
+def test_every_verb_answers_or_says_why_not(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "run", lambda *arguments: None)
+    home, task = run.parents[1], name_of(run)
+    new = home / "new"
+    new.mkdir(exist_ok=True)
+    for index, image in enumerate(sorted((home / "images").iterdir())[:4]):
+        ImageOps.mirror(Image.open(image)).save(new / f"new{index}.png")
+    fit = [f"--data.root={images(run)}", *manifest_of(home, task), *SMALL]
+    seen, odd = set(NO_TASK), []
+    for call in calls(run, tmp_path, fit):
+        seen.add(call.arguments[0])
+        there = {path for path in tmp_path.rglob("*") if path.is_file()}
         capsys.readouterr()
-        assert main(arguments) in REFUSED, arguments
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        words = ("several labels an image", f"the task {name_of(run)}", "for numbers")
-        assert any(each in said for each in words), said
-    assert not (tmp_path / "a.ckpt").exists()
-    assert not (tmp_path / "b.ckpt").exists()
+        code, said = main(call.arguments), capsys.readouterr()
+        last = said.err.strip().splitlines()[-1:]
+        expected = call.refused.get(task)
+        if expected is None:
+            odd += [(call.arguments, last)] if code or call.says not in said.out else []
+        elif code not in REFUSED or expected not in "".join(last):
+            odd.append((call.arguments, last))
+        elif {path for path in tmp_path.rglob("*") if path.is_file()} != there:
+            odd.append((call.arguments, ["it is refused, but has written"]))
+    assert not odd
+    assert seen == set(VERBS)
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def labelling(
     for number in range(3):
         path = tmp_path / f"image, {number}.png"
         Image.fromarray(np.full((40, 90, 3), 80 * number, dtype=np.uint8)).save(path)
-        images.append(Suggestion(str(path), 0.5, tuple(HOSTILE), 0.4))
+        images.append(Suggestion(str(path), 0.5, tuple(HOSTILE), 0.4, HOSTILE[0]))
     page = tmp_path / "label.html"
     page.write_text(render_label_page(images, HOSTILE), encoding="utf-8")
     browser.execute_cdp_cmd(

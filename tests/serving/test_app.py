@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.members import ClassifierMember
+from finetune.combining.number_intervals import IntervalRule
 from finetune.data.manifest import read_manifest
 from finetune.errors import UsageError
 from finetune.prediction import predict
@@ -31,6 +33,7 @@ from finetune.spec.images import ImageRef, file_id
 from finetune.spec.splits import SplitRecord, Standing
 from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.multilabel import MULTILABEL
+from finetune.tasks.regression import REGRESSION
 from finetune.training.classifier import ImageClassifier
 
 TOKEN = "a-word-of-sixteen-letters"
@@ -137,8 +140,8 @@ def test_several_labels_are_a_list(serve, files, tmp_path: Path) -> None:
     (answer,) = client.post("/predict", content=content).json()["answers"]
     assert isinstance(answer["prediction"], list)
     same(answer, {"image": 0, **json_answers(predict(labels, files[0]))[0]})
-    assert client.get("/model").json()["explains"] is False
-    assert client.post("/explain", content=content).status_code == 404
+    drawn = client.post("/explain?class=red", content=content)
+    assert (drawn.status_code, drawn.headers["content-type"]) == (200, "image/png")
     query = "/correct?label=round&label=big"
     assert client.post(query, content=content).json() == {"kept": 1}
     found = read_manifest(kept.table, tmp_path / "kept")
@@ -147,6 +150,28 @@ def test_several_labels_are_a_list(serve, files, tmp_path: Path) -> None:
         "round",
     ]
     assert client.post("/correct", content=content).json() == {"kept": 1}  # none of them
+
+
+def test_a_number_is_a_number(serve, files, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    numbers = ImageClassifier(
+        ("age",), "test_resnet", pretrained=False, image_size=32, task="regression"
+    ).eval()
+    rule = IntervalRule(alpha=0.1, half_width=2.5, images=50)
+    numbers.details["calibration"] = Calibration(fit=None, interval=rule).to_dict()
+    kept = Corrections(tmp_path / "kept", numbers.class_names, REGRESSION)
+    client = serve(numbers, corrections=kept)
+    content = files[0].read_bytes()
+    (answer,) = client.post("/predict", content=content).json()["answers"]
+    assert answer.keys() == {"image", "prediction", "lower", "upper"}
+    assert answer["upper"] - answer["lower"] == pytest.approx(5)
+    same(answer, {"image": 0, **json_answers(predict(numbers, files[0]))[0]})
+    assert client.post("/explain", content=content).status_code == 200
+    for wrong in ("", "?label=tall", "?label=1&label=2", "?label=nan"):
+        assert client.post(f"/correct{wrong}", content=content).status_code == 422
+    assert client.post("/correct?label=31.5", content=content).json() == {"kept": 1}
+    found = read_manifest(kept.table, tmp_path / "kept", task="regression")
+    assert [image.label for image in found.images] == [31.5]
 
 
 def test_a_bad_image_beside_good_ones_is_told_by_its_place(client, files) -> None:

@@ -69,13 +69,15 @@ class Labels(MultiClass):
         rows = self.decide(outputs).bool().tolist()
         return ["|".join(n for n, has in zip(names, row, strict=True) if has) for row in rows]
 
-    def confidence(self, outputs: Tensor) -> Tensor:
+    def confidence(self, outputs: Tensor, thresholds: Sequence[float] | None = None) -> Tensor:
         return outputs.abs().sigmoid().amin(dim=-1)
 
     def figure_names(self, outputs: int) -> list[str]:
         return ["accuracy", "nll"]
 
-    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def figures(
+        self, outputs: Tensor, targets: Tensor, thresholds: Sequence[float] | None = None
+    ) -> dict[str, float]:
         rows = self.rows(outputs, targets)
         return {
             "accuracy": 1 - held_out_loss(*rows, "accuracy"),

@@ -13,6 +13,7 @@ from finetune.tasks.label_scores import SHRINKAGE, best_thresholds
 from finetune.tasks.losses import ClassificationLoss
 from finetune.tasks.multilabel import MULTILABEL, BinaryLoss, asymmetric, offsets
 from finetune.tasks.task import Task
+from finetune.training.held_out_pass import logged_figures
 
 TASK: Task = MULTILABEL
 NAN = float("nan")
@@ -189,3 +190,13 @@ def test_what_there_is_not_is_refused() -> None:
         TASK.checked_names(["a|b", "c"])
     with pytest.raises(TrainingError, match="at least two"):
         TASK.checked_names(["a"])
+
+
+def test_val_figures_are_those_at_the_thresholds_that_these_images_choose() -> None:
+    targets = (torch.rand(60, 3, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    outputs = 4 * targets - 6 + torch.randn(60, 3)  # right in their order, and all below 0.5
+    logged = logged_figures(TASK, (outputs, targets), "val")
+    assert logged["val/macro_f1"] > 0.8
+    assert logged_figures(TASK, (outputs, targets), "test")["test/macro_f1"] < 0.5
+    chosen = TASK.thresholds(outputs, targets)
+    assert logged["val/macro_f1"] == TASK.figures(outputs, targets, chosen)["macro_f1"]

@@ -40,6 +40,12 @@ def test_figures_equal_scikit_learn_and_scipy(images: int, seed: int, ties: bool
     assert figures["mae"] == pytest.approx(TASK.held_out_loss(answers, truth, "nll"))
 
 
+def test_a_mixture_is_the_weighted_mean_also_of_views() -> None:
+    views = torch.randn(2, 5, 7, 1)  # of five members' answers
+    found = TASK.mixture(views, [0.25, 0.75])
+    torch.testing.assert_close(found, (0.25 * views[0] + 0.75 * views[1]).double())
+
+
 def test_of_equal_numbers_nothing_can_be_told() -> None:
     same = torch.full((6, 1), 3.0)
     assert TASK.figures(same, same) == {"mae": 0, "rmse": 0, "r2": 0, "spearman": 0}

@@ -177,3 +177,10 @@ def test_a_final_layer_without_closed_form_gets_epochs():
     assert values(FACTS, strategy="head")["epochs"] == 1
     facts = replace(FACTS, closed_form=False)
     assert values(facts, strategy="head")["epochs"] > 1
+
+
+def test_several_labels_are_told_what_stands_in_for_class_weights():
+    rare = replace(FACTS, class_counts=[400, 1])
+    for facts, word in ((rare, "give balanced"), (replace(rare, one_class=False), "thresholds")):
+        (choice,) = (each for each in choose_recipe(facts, {}) if each.name == "class_weights")
+        assert (choice.value, word in choice.reason) == ("none", True)

@@ -236,7 +236,6 @@ def test_several_labels_have_the_same_tables(tmp_path: Path, colour_folder: Path
         targets,
         paths,
         names,
-        answers=MULTILABEL.named(outputs, names),
         thumbnail=read_thumbnail,
     )
     assert worst.data[0][2:4] == ["red", "round"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +25,7 @@ from finetune.errors import UsageError
 from finetune.spec.choices import Scaling
 from finetune.spec.choices import SetScore as Score
 from finetune.tasks import categorical
-from finetune.tasks.multilabel import MULTILABEL
+from finetune.tasks.multilabel import MULTILABEL, offsets
 from finetune.tasks.one_class import only_one_class
 from finetune.tasks.task import Task
 
@@ -87,7 +87,8 @@ class Calibration:
         """Which of the images ``(N, C)`` to leave to a human, ``(N,)`` bool; None: no rule."""
         if self.reject is None:
             return None
-        return task.confidence(self.logits(pooled.double())) < self.reject.threshold
+        sure = task.confidence(self.logits(pooled.double()), self.thresholds)
+        return sure < self.reject.threshold
 
     def prediction_sets(self, task: Task, pooled: Tensor) -> Tensor | None:
         """Membership ``(N, C)`` bool of the classes in each image's set; None: no rule."""
@@ -197,7 +198,12 @@ def fit_calibration(
         UsageError: a rule that the task does not have.
     """
     if not task.has_choices:
-        others = reject_risk is not None or scaling != "common" or wanted_precision is not None
+        if reject_risk is not None:
+            raise UsageError(
+                "Expected no --reject-risk for numbers, found one: their intervals are all of one "
+                "width, so no image is surer than another; leave it out."
+            )
+        others = scaling != "common" or wanted_precision is not None
         if others or conformal_alpha is None:
             raise UsageError(
                 f"Expected --conformal A alone for the task {task.name}, whose intervals are all "
@@ -205,28 +211,38 @@ def fit_calibration(
             )
         rule = fit_intervals(task.losses(pooled, labels), alpha=conformal_alpha)
         return Calibration(None, interval=rule)
-    if reject_risk is not None:
-        only_one_class(task, "a reject rule", instead="leave --reject-risk out")
     rows = task.rows(pooled, labels)
     fit = fit_temperature(*rows, prior=USUAL_PRIOR, images=len(labels))
     if task == MULTILABEL:
-        return _of_labels(pooled, labels, fit, conformal_alpha, scaling, wanted_precision)
+        found = _of_labels(pooled, labels, fit, conformal_alpha, scaling, wanted_precision)
+        return replace(found, reject=_reject_rule(found, task, pooled, labels, reject_risk))
     if scaling != "common" or wanted_precision is not None:
         raise UsageError(
             "Expected several labels an image for --scaling label and --wanted-precision, found "
             f"the task {task.name}; leave them out."
         )
     chosen = task.thresholds(apply_temperature(pooled, fit.temperature), labels)
-    reject = None
-    if reject_risk is not None:
-        calibrated = categorical.probabilities(apply_temperature(pooled.double(), fit.temperature))
-        reject = fit_reject_rule(calibrated, labels, risk=reject_risk)
+    reject = _reject_rule(Calibration(fit), task, pooled, labels, reject_risk)
     conformal = None
     if conformal_alpha is not None:
         only_one_class(task, "prediction sets", instead="leave --conformal out")
         probabilities = task.probabilities(pooled)
         conformal = fit_conformal(probabilities, labels, alpha=conformal_alpha, score=score)
     return Calibration(fit, reject, conformal, None if chosen is None else tuple(chosen))
+
+
+def _reject_rule(
+    calibration: Calibration, task: Task, pooled: Tensor, targets: Tensor, risk: float | None
+) -> RejectRule | None:
+    """An image is wrong where anything known of it is: of several labels one is enough."""
+    if risk is None:
+        return None
+    given = calibration.logits(pooled.detach().double())
+    truth = targets.reshape(len(targets), -1)
+    shift = 0 if calibration.thresholds is None else offsets(calibration.thresholds, given.shape[1])
+    named = task.decide(given - shift).reshape(truth.shape)
+    wrong = ((named != truth) & ~truth.isnan()).any(dim=1)
+    return fit_reject_rule(task.confidence(given, calibration.thresholds), wrong, risk=risk)
 
 
 def _of_labels(

@@ -101,12 +101,12 @@ def log_of(probabilities: Tensor) -> Tensor:
     return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).double().log()
 
 
-def fit_reject_rule(probabilities: Tensor, labels: Tensor, *, risk: float) -> RejectRule:
+def fit_reject_rule(confidence: Tensor, wrong: Tensor, *, risk: float) -> RejectRule:
     """The lowest confidence to accept such that at most ``risk`` of the accepted are wrong.
 
     Args:
-        probabilities: ``(N, C)``, calibrated already.
-        labels: ``(N,)``.
+        confidence: of each answer, ``(N,)``, calibrated already.
+        wrong: which answers are, ``(N,)`` bool.
         risk: wanted share of wrong answers among the accepted, in ``[0, 1)``.
 
     Raises:
@@ -118,29 +118,27 @@ def fit_reject_rule(probabilities: Tensor, labels: Tensor, *, risk: float) -> Re
         raise CalibrationError(
             f"Expected a risk in [0, 1), found {risk}; 0.02 is two in a hundred."
         )
-    _check(probabilities, labels)
-    confidence, predicted = probabilities.detach().double().max(dim=-1)
-    order = confidence.argsort(descending=True, stable=True)
-    wrong = (predicted != labels)[order].double().cumsum(dim=0)
-    accepted = torch.arange(1, len(labels) + 1, dtype=torch.float64)
-    sorted_confidence = confidence[order]
+    order = confidence.double().argsort(descending=True, stable=True)
+    errors_above = wrong[order].double().cumsum(dim=0)
+    accepted = torch.arange(1, len(wrong) + 1, dtype=torch.float64)
+    sorted_confidence = confidence.double()[order]
     # Images of equal confidence are accepted or rejected together.
-    last_of_equals = torch.ones(len(labels), dtype=torch.bool)
+    last_of_equals = torch.ones(len(wrong), dtype=torch.bool)
     last_of_equals[:-1] = sorted_confidence[1:] < sorted_confidence[:-1]
-    good = torch.nonzero((wrong / accepted <= risk) & last_of_equals)
+    good = torch.nonzero((errors_above / accepted <= risk) & last_of_equals)
     if len(good) == 0:
-        reachable = float((wrong / accepted)[last_of_equals].min())
+        reachable = float((errors_above / accepted)[last_of_equals].min())
         raise CalibrationError(
             f"Expected a threshold with a risk of at most {risk:g}, found none: the least on "
-            f"{len(labels)} images is {reachable:.3g}; ask for that, or calibrate with more images."
+            f"{len(wrong)} images is {reachable:.3g}; ask for that, or calibrate with more images."
         )
     last = int(good[-1])
-    count, errors = last + 1, int(wrong[last])
+    count, errors = last + 1, int(errors_above[last])
     return RejectRule(
         threshold=float(sorted_confidence[last]),
         risk=errors / count,
         risk_bound=_upper_bound(errors, count),
-        coverage=count / len(labels),
+        coverage=count / len(wrong),
     )
 
 

@@ -242,7 +242,7 @@ class Ensemble(MemberOutputs):
         coefficients = choose_coefficients(
             *self.task.rows(held_out.member_logits[:, rows], held_out.labels[rows]),
             method=method,
-            metric=metric,
+            metric=self.task.measure(metric),
             pooling=self.pooling,
             max_members=max_members,
             costs=[max(value, 1e-9) for value in held_out.seconds],

@@ -170,7 +170,10 @@ def _build_member(
             logits = log_of(tensors["table"])
         if tuple(logits.shape) != (len(paths), len(names)) or not logits.is_floating_point():
             raise ValueError(f"expected ({len(paths)}, {len(names)}) log probabilities")
-        return TableMember(described["name"], names, paths, logits)
+        task, thresholds = task_of(described, path), described.get("thresholds")
+        return TableMember(
+            described["name"], names, paths, logits, task=task, thresholds=thresholds
+        )
     kept = (*SPLIT_ENTRIES, "licence", "thresholds", "out_of_fold")
     checkpoint = Checkpoint(
         path=path,

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from finetune.combining.calibration import log_of
 from finetune.combining.pooling import likelihood_ratios
-from finetune.spec.choices import Metric, Pooling
+from finetune.spec.choices import Pooling
 from finetune.tasks import categorical
-from finetune.tasks.held_out_loss import held_out_losses
+from finetune.tasks.held_out_loss import Measure, held_out_losses
 
 SAME = 1e-12  # losses closer than this are a tie
 SHARES = tuple(1 - step / 20 for step in range(20))  # of the bags' answer
@@ -44,7 +44,7 @@ class Search:
         members: Tensor,
         labels: Tensor,
         *,
-        metric: Metric,
+        metric: Measure,
         pooling: Pooling,
         rounds: int,
         max_members: int,
@@ -53,7 +53,8 @@ class Search:
             self.summands = likelihood_ratios(members, labels).unsqueeze(-1)
             labels = torch.zeros_like(labels)
         else:
-            self.summands = _summands(members.double(), pooling)
+            members = members.double()
+            self.summands = members if metric == "mae" else _summands(members, pooling)
         self.labels, self.metric, self.pooling = labels, metric, pooling
         self.rounds, self.max_members = rounds, max_members
         self.single = self._scores(self.summands)
@@ -113,7 +114,9 @@ class Search:
     def _mean(self, coefficients: Tensor) -> Tensor:
         return torch.einsum("m,mnc->nc", coefficients, self.summands).unsqueeze(0)
 
-    def _losses(self, means: Tensor, metric: Metric) -> Tensor:
+    def _losses(self, means: Tensor, metric: Measure) -> Tensor:
+        if metric == "mae":
+            return held_out_losses(means, self.labels, metric)
         if self.pooling != "geometric" and metric == "nll":  # leave the other classes alone
             true = means[:, torch.arange(len(self.labels)), self.labels]
             return -true.clamp_min(torch.finfo(torch.float64).tiny).log().mean(dim=-1)

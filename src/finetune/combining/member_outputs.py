@@ -26,6 +26,7 @@ from finetune.spec.images import Split
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.protocols import HeldOutData
 from finetune.spec.splits import SplitRecord
+from finetune.tables.reading import UNNAMED
 from finetune.training.classifier import ImageClassifier
 
 DataModules = HeldOutData | Mapping[int, HeldOutData]
@@ -42,14 +43,15 @@ class MemberOutputs(nn.Module):
 
     Args:
         members: at least one; all must know the same class names, in any order.
-        class_names: their order in the answers; the first member's for None.
+        class_names: their order in the answers; for None that of the first member that names them.
     """
 
     def __init__(
         self, members: Sequence[Member], *, class_names: Sequence[str] | None = None
     ) -> None:
         super().__init__()
-        self.class_names = tuple(class_names or members[0].class_names)
+        named = [member.class_names for member in members if member.class_names != UNNAMED]
+        self.class_names = tuple(class_names or [*named, members[0].class_names][0])
         self._orders = [
             align_classes(member.class_names, self.class_names, source=member.name)
             for member in members

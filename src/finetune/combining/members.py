@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from finetune.errors import CheckpointMismatchError
 from finetune.spec.preprocessing import Preprocessing
 from finetune.spec.splits import SplitRecord
-from finetune.tables.reading import read_table
+from finetune.tables.reading import UNNAMED, read_table
 from finetune.tasks.multiclass import MULTICLASS
-from finetune.tasks.one_class import only_one_class
 from finetune.tasks.task import Task
 from finetune.training.checkpoints import Checkpoint, describe
 from finetune.training.classifier import ImageClassifier
@@ -162,11 +161,17 @@ class TableMember(nn.Module):
     """Saved predictions: answers for the images in its table and for no others.
 
     Images are found by their full path, or, where they have moved, by a file name that is unique.
+
+    Args:
+        name: the file's.
+        class_names: of the K columns.
+        paths: of the N images.
+        logits: ``(N, K)``, outputs of the task.
+        task: what is answered.
+        thresholds: of several labels an image, from which probability on each is named.
     """
 
     log_probabilities: Tensor
-    task: Task = MULTICLASS
-    thresholds: Thresholds | None = None
     preprocessings: tuple[Preprocessing, ...] = ()  # it looks at no image
     # A table does not say.
     fitted_on: tuple[SplitRecord, ...] = ()
@@ -174,10 +179,18 @@ class TableMember(nn.Module):
     out_of_fold: Set[str] = frozenset()
 
     def __init__(
-        self, name: str, class_names: Sequence[str], paths: Sequence[str], logits: Tensor
+        self,
+        name: str,
+        class_names: Sequence[str],
+        paths: Sequence[str],
+        logits: Tensor,
+        *,
+        task: Task = MULTICLASS,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.task = name, task
+        self.thresholds = None if thresholds is None else tuple(thresholds)
         self.class_names = tuple(class_names)
         self.paths = tuple(paths)
         self.register_buffer("log_probabilities", logits.float())
@@ -195,19 +208,24 @@ class TableMember(nn.Module):
 
         Raises:
             DataError: a table that is not as it should be; see :func:`read_table`.
-            UsageError: one of several labels an image.
         """
         table = read_table(path)
-        only_one_class(table.task, f"a member from {path}", instead="give its checkpoint")
         logits = torch.from_numpy(table.logits)
-        return cls(str(path), table.class_names, table.resolved_paths(), logits)
+        return cls(
+            str(path),
+            table.class_names,
+            table.resolved_paths(),
+            logits,
+            task=table.task,
+            thresholds=table.thresholds,
+        )
 
     def chosen_by(self, ids: Sequence[str], split: str) -> bool:
         """False: a table does not say."""
         return False
 
     def logits(self, views: Views, paths: Paths = None) -> Tensor:
-        """The rows ``(N, C)`` of these images.
+        """The rows ``(N, K)`` of these images.
 
         Raises:
             CheckpointMismatchError: images without paths, or that are not in the table.
@@ -239,8 +257,11 @@ class TableMember(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Names and paths; the table itself is a tensor of the state dict."""
+        thresholds = {} if self.thresholds is None else {"thresholds": list(self.thresholds)}
         return {
             "kind": "predictions",
+            "task": self.task.name,
+            **thresholds,
             "name": self.name,
             "class_names": list(self.class_names),
             "paths": list(self.paths),
@@ -250,10 +271,12 @@ class TableMember(nn.Module):
 def align_classes(own: Sequence[str], wanted: Sequence[str], *, source: str) -> list[int] | None:
     """Where each wanted class stands in a member's own order; None if the orders are equal.
 
+    A table of numbers does not name its column: it stands for any.
+
     Raises:
         CheckpointMismatchError: a class is missing or one too many; they are named.
     """
-    if tuple(own) == tuple(wanted):
+    if tuple(own) == tuple(wanted) or (tuple(own) == UNNAMED and len(wanted) == 1):
         return None
     missing = [name for name in wanted if name not in own]
     extra = [name for name in own if name not in wanted]

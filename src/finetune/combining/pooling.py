@@ -37,10 +37,7 @@ def pool(
     method: Pooling = "mean",
 ) -> Tensor:
     """Combine outputs ``(M, N, K)`` into outputs ``(N, K)`` by the named method."""
-    if method != "mean" and not task.has_choices:
-        raise UsageError(
-            f"Expected pooling mean for the task {task.name}, found {method}; leave it out."
-        )
+    check_pooling(task, method)
     values = _values(coefficients, len(member_logits))
     weighted = [index for index, value in enumerate(values) if value > 0]
     if len(weighted) == 1 and method != "vote":
@@ -54,6 +51,18 @@ def pool(
             return task.outputs_of(majority_vote(task.choices(member_logits), values))
         case _:
             assert_never(method)
+
+
+def check_pooling(task: Task, method: Pooling) -> None:
+    """Refuse what numbers have not.
+
+    Raises:
+        UsageError: a vote of them, or a mean of their logarithms.
+    """
+    if method != "mean" and not task.has_choices:
+        raise UsageError(
+            f"Expected pooling mean for the task {task.name}, found {method}; leave it out."
+        )
 
 
 def mean_logits(member_logits: Tensor, coefficients: Coefficients = None) -> Tensor:

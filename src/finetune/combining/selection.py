@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from finetune.combining.greedy_search import SAME, Search, as_bagged_as_allowed, prune
-from finetune.combining.pooling import fit_coefficients, pool
+from finetune.combining.pooling import check_pooling, fit_coefficients, pool
 from finetune.errors import UsageError
-from finetune.spec.choices import Metric, Pooling
-from finetune.tasks.held_out_loss import held_out_loss
+from finetune.spec.choices import Pooling
+from finetune.tasks.held_out_loss import Measure, held_out_loss
 from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.regression import REGRESSION
 from finetune.tasks.task import Task
 
 # Images' worth of belief in equal coefficients, against overfitting a small held-out set.
@@ -56,7 +57,7 @@ def select_members(
     member_logits: Tensor,
     labels: Tensor,
     *,
-    metric: Metric = "nll",
+    metric: Measure = "nll",
     pooling: Pooling = "mean",
     rounds: int = 50,
     bags: int = 20,
@@ -70,7 +71,7 @@ def select_members(
     Args:
         member_logits: held-out logits of each member; rows of any task.
         labels: their true classes.
-        metric: what to lower; ties in accuracy are decided by the NLL.
+        metric: what to lower; ties in accuracy are decided by the NLL. Of numbers ``mae``.
         pooling: how the members' answers will be combined.
         rounds: most additions of one search; the best prefix of them is kept.
         bags: searches on resampled images, whose coefficients are averaged; 0 searches once on
@@ -100,7 +101,8 @@ def select_members(
     coefficients = prune(search, coefficients, relative_costs, min_gain)
     best = int(search.single.argmin())
     best_loss = held_out_loss(members[best], labels, metric)
-    loss = held_out_loss(pool(MULTICLASS, members, coefficients, method=pooling), labels, metric)
+    task = REGRESSION if metric == "mae" else MULTICLASS
+    loss = held_out_loss(pool(task, members, coefficients, method=pooling), labels, metric)
     # Pruning may lose what a member gave, and the search settles tied votes only nearly so.
     if loss > best_loss + SAME:
         alone = torch.tensor(best)
@@ -119,6 +121,7 @@ def choose_coefficients(
     *,
     method: Literal["greedy", "learned"],
     pooling: Pooling = "mean",
+    metric: Measure = "nll",
     max_members: int | None = None,
     **settings: Any,
 ) -> Sequence[float]:
@@ -126,12 +129,23 @@ def choose_coefficients(
 
     Raises:
         UsageError: a number of members with ``learned``, which keeps as many as it likes, or
-            another pooling than the mean, whose likelihood it is that learned ones raise.
+            another pooling than the mean, whose likelihood it is that learned ones raise, or
+            numbers, which have none.
     """
     if method == "greedy":
         return select_members(
-            member_logits, labels, pooling=pooling, max_members=max_members, **settings
+            member_logits,
+            labels,
+            metric=metric,
+            pooling=pooling,
+            max_members=max_members,
+            **settings,
         ).coefficients
+    if metric == "mae":
+        raise UsageError(
+            "Expected --select greedy or all for numbers, found learned, which raises a "
+            "likelihood that numbers have not; take greedy."
+        )
     if pooling != "mean":
         raise UsageError(
             f"Expected pooling mean with method learned, found {pooling}; select greedy members."
@@ -181,7 +195,8 @@ def cross_validated_answers(
     return answers
 
 
-def _check(member_logits: Tensor, labels: Tensor, metric: Metric, pooling: Pooling) -> None:
+def _check(member_logits: Tensor, labels: Tensor, metric: Measure, pooling: Pooling) -> None:
+    check_pooling(REGRESSION if metric == "mae" else MULTICLASS, pooling)
     if pooling == "vote" and metric != "accuracy":
         raise UsageError(
             f"Expected metric accuracy for a vote, whose shares are no probabilities, found "

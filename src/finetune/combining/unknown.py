@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy.stats import beta, betabinom
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from finetune.combining.conformal import conformal_quantile
 from finetune.combining.strangeness import SCORES, Familiar, Fit, doubt
@@ -40,14 +41,15 @@ class UnknownRule:
         threshold: the largest distance that is not refused.
         images: how many known images were held out to find it.
         auroc: of telling a class that was left out from the others, on training images, with the
-            ends of its 95 % interval; ``(estimate, low, high)``.
+            ends of its 95 % interval; ``(estimate, low, high)``. None where nothing can be left
+            out, as of numbers.
     """
 
     familiar: Familiar
     alpha: float
     threshold: float
     images: int
-    auroc: tuple[float, float, float]
+    auroc: tuple[float, float, float] | None
 
     def strangeness(self, features: Tensor) -> Tensor:
         """Distances of features ``(N, D)`` over the threshold, ``(N,)``: above 1 is unknown."""
@@ -84,7 +86,7 @@ class UnknownRule:
             "alpha": self.alpha,
             "threshold": self.threshold,
             "images": self.images,
-            "auroc": list(self.auroc),
+            "auroc": None if self.auroc is None else list(self.auroc),
         }
 
     @classmethod
@@ -92,23 +94,32 @@ class UnknownRule:
         """The inverse of :meth:`to_entry`; None of nothing."""
         if entry is None:
             return None
-        estimate, low, high = entry["auroc"]
+        auroc = entry["auroc"]
         return cls(
             Familiar(**{each.name: entry[each.name] for each in fields(Familiar)}),
             entry["alpha"],
             entry["threshold"],
             entry["images"],
-            (estimate, low, high),
+            None if auroc is None else (auroc[0], auroc[1], auroc[2]),
         )
 
 
-def fit_unknown(features: Tensor, labels: Tensor, held_out: Tensor, *, alpha: float) -> UnknownRule:
+def fit_unknown(
+    features: Tensor,
+    labels: Tensor,
+    held_out: Tensor,
+    *,
+    alpha: float,
+    having: Tensor | None = None,
+) -> UnknownRule:
     """A rule for a network whose features of training images are ``(N, D)``, of classes ``(N,)``.
 
     Args:
         features, labels: of the training images.
         held_out: features ``(M, D)`` of known images that neither trained nor were looked at.
         alpha: accepted share of false alarms.
+        having: see :func:`chosen_by_left_out`; with K = 0 nothing can be left out, and near images
+            are what is compared with.
 
     Raises:
         CalibrationError: too few images, or features that are not finite.
@@ -123,19 +134,28 @@ def fit_unknown(features: Tensor, labels: Tensor, held_out: Tensor, *, alpha: fl
         raise CalibrationError(
             "Expected finite features to know images by, found NaN or infinity; fit again."
         )
-    chosen, auroc = max(chosen_by_left_out(features, labels).items(), key=lambda item: item[1][0])
+    chosen: Strangeness = "neighbours"
+    auroc = None
+    if having is None or having.shape[1]:
+        tried = chosen_by_left_out(features, labels, having)
+        chosen, auroc = max(tried.items(), key=lambda item: item[1][0])
     familiar = SCORES[chosen](features, labels)
     threshold = conformal_quantile(familiar.distances(held_out), alpha)
     return UnknownRule(familiar, alpha, threshold, len(held_out), auroc)
 
 
 def chosen_by_left_out(
-    features: Tensor, labels: Tensor
+    features: Tensor, labels: Tensor, having: Tensor | None = None
 ) -> dict[Strangeness, tuple[float, float, float]]:
     """Of each score the AUROC of classes left out in turn, the mean, and its 95 % interval.
 
     Half of the training images is learnt from, without the class, and the other half judged; then
     the other way round. Halves are in the images' order, so that bursts stay together.
+
+    Args:
+        features, labels: of the training images; of several labels each set of them is a class.
+        having: ``(N, K)`` bool, which of K labels each image has; then these are left out in turn,
+            and a probe of the sets, many of them rare, is no score. None: classes are.
 
     Raises:
         CalibrationError: not two classes with two images each.
@@ -143,15 +163,18 @@ def chosen_by_left_out(
     order = labels.argsort(stable=True)
     order = order[:: max(1, math.ceil(len(order) / MOST_JUDGED))]
     features, labels = features[order], labels[order]
-    classes, counts = torch.unique(labels, return_counts=True)
+    classes, index, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     ranks = torch.cat([torch.arange(int(count)) for count in counts])
-    first = ranks < counts.repeat_interleave(counts) / 2
-    places = torch.linspace(0, len(classes) - 1, min(len(classes), MOST_LEFT_OUT)).long()
+    # What is there once stands in either half.
+    first = torch.where(counts[index] == 1, index % 2 == 0, ranks < counts[index] / 2)
+    strange = one_hot(index).bool() if having is None else having[order]
+    number = strange.shape[1]
+    places = torch.linspace(0, number - 1, min(number, MOST_LEFT_OUT)).long()
     cases = [
         case
         for learnt in (first, ~first)
-        for left_out in classes[places].tolist()
-        if (case := _case(labels, learnt, left_out)) is not None
+        for left_out in places.tolist()
+        if (case := _case(strange[:, left_out], learnt)) is not None
     ]
     if not cases:
         raise CalibrationError(
@@ -159,9 +182,10 @@ def chosen_by_left_out(
             f"{len(features)} images of {len(classes)} classes; give --data.root of the fit."
         )
     scores = dict(SCORES)
-    if all(len(torch.unique(labels[case.fitted])) > 1 for case in cases):
+    by_class = having is None
+    if by_class and all(len(torch.unique(labels[case.fitted])) > 1 for case in cases):
         # One penalty for all: it is chosen by a cross-validation of its own.
-        l2 = fit_probe(features, torch.searchsorted(classes, labels), len(classes)).l2
+        l2 = fit_probe(features, index, len(classes)).l2
         scores["doubt"] = partial(doubt, l2=l2)
     else:
         del scores["doubt"]  # there is none between one class and itself
@@ -191,9 +215,8 @@ class _Case(NamedTuple):
     known: Tensor
 
 
-def _case(labels: Tensor, learnt: Tensor, left_out: int) -> _Case | None:
+def _case(strange: Tensor, learnt: Tensor) -> _Case | None:
     """None where a side would be empty."""
-    strange = labels == left_out
     case = _Case(learnt & ~strange, ~learnt & strange, ~learnt & ~strange)
     return case if all(bool(side.any()) for side in case) else None
 

@@ -11,8 +11,9 @@ from finetune.combining.member_outputs import DataModules, MemberOutputs
 from finetune.combining.unknown import UnknownRule, fit_unknown
 from finetune.errors import CalibrationError
 from finetune.spec.images import Split
+from finetune.spec.labels import indexes
 from finetune.spec.protocols import FitData
-from finetune.tasks.one_class import only_one_class
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.training.features.extract import dataset_for, frozen_features
 from finetune.training.features.store import FeatureStore
 
@@ -39,7 +40,6 @@ def rule_for(
         CalibrationError: no classifier, folds, or too few images.
         NetworkError: a network without features of its own.
     """
-    only_one_class(members.task, "--unknown", instead="leave --unknown out")
     classifier = members.first_classifier
     if classifier is None or isinstance(datamodule, Mapping):
         found = "saved predictions alone" if classifier is None else "the folds of one"
@@ -65,5 +65,9 @@ def rule_for(
         dataset.images = wanted
         kept = frozen_features(classifier, dataset, store=store, num_workers=workers)
         features.append(kept.tensor().flatten(1))
-    strata = members.task.strata(members.task.collate([image.label for image in known]))
-    return fit_unknown(features[0], torch.tensor(strata), features[1], alpha=alpha)
+    strata = torch.tensor(members.task.strata(members.task.collate([i.label for i in known])))
+    having = None
+    if members.task != MULTICLASS:
+        names = range(len(data.class_names) if members.task.has_choices else 0)
+        having = torch.tensor([[n in indexes(i.label) for n in names] for i in known]).bool()
+    return fit_unknown(features[0], strata, features[1], alpha=alpha, having=having)

@@ -188,16 +188,18 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
 
 def describe_unknown(rule: UnknownRule) -> list[str]:
     """What was fitted, in words."""
-    area, low, high = rule.auroc
     least, most = rule.false_alarms
     names = {
         "mahalanobis": "Mahalanobis distance to the nearest class mean",
         "neighbours": "cosine distance to near training images",
         "doubt": "doubt of a linear probe on the features",
     }
+    told = "no class can be left out of numbers to try it: give --unknown-examples DIR"
+    if rule.auroc is not None:
+        area, low, high = rule.auroc
+        told = f"AUROC {area:.3f} [{low:.3f}, {high:.3f}] for training classes left out in turn"
     return [
-        f"unknown by the {names[rule.familiar.score]}: AUROC {area:.3f} [{low:.3f}, {high:.3f}] "
-        "for training classes left out in turn",
+        f"unknown by the {names[rule.familiar.score]}: {told}",
         f"at most {rule.alpha:.0%} of known images like these {rule.images} are called unknown, on "
         f"average over such images; by this very line {least:.1%} to {most:.1%} (95 %)",
     ]

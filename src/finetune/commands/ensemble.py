@@ -113,6 +113,11 @@ def ensemble(
         )
     for each in filter(None, (written, drawn)):
         each.keep_off(fits=members.fitted_on)
+    if drawn is not None and not members.task.has_choices:
+        raise UsageError(
+            "Expected names for --figure, which compares members by what they name, found numbers; "
+            "leave it out: `finetune predict` tells how far they disagree."
+        )
     chosen = members
     if data is not None:
         images = build_held_out(data, held_out, runtime.place(members))

@@ -17,7 +17,9 @@ from finetune.commands.config_files import read_settings
 from finetune.errors import UsageError
 from finetune.spec.choices import Share
 from finetune.tasks.held_out_loss import held_out_loss
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.one_class import only_one_class
+from finetune.training.checkpoints import read_checkpoint
 from finetune.training.features.extract import dataset_for, frozen_features
 from finetune.training.features.store import FeatureStore
 from finetune.training.held_out_pass import kept_answers
@@ -35,19 +37,25 @@ READ = ("cache", "cache_dir", "manifest", "allow_outside")  # how a fit's images
 def deliver_together(group: Path) -> None:
     """What the fits of a group answer best together, or one of them alone, into a file beside them.
 
+    Of another task than one class an image, which has no joint layer, those that are selected.
+
     Args:
         group: of fits that differ in their backbone.
     """
     from finetune.commands.ensemble import ensemble
     from finetune.commands.multi_fit import member_files
 
-    settings = read_settings(str(member_files(group)[0].parents[1] / "config.yaml"))
+    first = member_files(group)[0]
+    settings = read_settings(str(first.parents[1] / "config.yaml"))
+    together: Any = {"joint": True}
+    if read_checkpoint(first, mmap=True).task != MULTICLASS:
+        together = {"select": "greedy"}
     data = settings["data"]
     held_out: Any = {name: data[name] for name in READ if data.get(name) is not None}
     held_out["accelerator"] = settings["trainer"]["accelerator"]
     print()
     inspect.unwrap(ensemble)(
-        group, data["root"], joint=True, output=group / TOGETHER, overwrite=True, **held_out
+        group, data["root"], **together, output=group / TOGETHER, overwrite=True, **held_out
     )
     print(f"next: finetune test --ckpt_path {group / TOGETHER} --data.root {data['root']}")
 

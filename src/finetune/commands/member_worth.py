@@ -100,7 +100,7 @@ def honest_accuracy(
             lambda members, truth: choose_coefficients(
                 *chosen.task.rows(members, truth),
                 method=method,
-                metric=metric,
+                metric=chosen.task.measure(metric),
                 pooling=chosen.pooling,
                 max_members=max_members,
             ),

@@ -177,9 +177,10 @@ def _table(output: Output, class_names: Sequence[str], *, safe: bool) -> Iterato
 
 
 def _print(row: Row, log_probabilities: Sequence[float]) -> None:
+    unknown = "  unknown" if row.get("unknown") == "true" else ""
     if "confidence" not in row:
         between = f"  {row['lower']:.6g} to {row['upper']:.6g}" if "lower" in row else ""
-        print_line(f"{row['path']}  {row['prediction']:.6g}{between}")
+        print_line(f"{row['path']}  {row['prediction']:.6g}{between}{unknown}")
         return
     ranks = [""] + [f"_{rank}" for rank in range(2, len(row))]
     named = [
@@ -189,6 +190,4 @@ def _print(row: Row, log_probabilities: Sequence[float]) -> None:
     ]
     likeliest = [name for name in row if name.startswith("top_") and name.count("_") == 1]
     named += [f"{row[name]} {row[f'{name}_probability']:.3f}" for name in likeliest]
-    if row.get("unknown") == "true":
-        named.append("unknown")
-    print_line(f"{row['path']}  {'  '.join(named)}")
+    print_line(f"{row['path']}  {'  '.join(named)}{unknown}")

@@ -83,8 +83,11 @@ def serve(
     )
     with listening(host, port) as listener:
         page = address_of(listener) + (f"/#token={token}" if token else "")
-        names = service.engine.model.class_names
-        print(f"serving {len(names)} classes at {page} (Ctrl-C ends)", flush=True)
+        model = service.engine.model
+        of_what = f"{len(model.class_names)} classes"
+        if not model.task.has_choices:
+            of_what = f"a number ({', '.join(model.class_names)})"
+        print(f"serving {of_what} at {page} (Ctrl-C ends)", flush=True)
         if not inside:
             print(
                 "warning: others in the network reach this server, and what they send is not "
@@ -115,11 +118,6 @@ def _service(
     from finetune.serving.neighbours import Neighbours
     from finetune.training.features.store import FeatureStore
 
-    if not model.task.has_choices:
-        raise UsageError(
-            f"Expected names to serve, found the task {model.task.name}, for which there is no "
-            "page yet; answer by `finetune predict`."
-        )
     if sum(share for _, share in weighted_classifiers(model)) < 0.999:
         raise UsageError(
             "Expected classifiers that can answer new images, found an ensemble with answers from "

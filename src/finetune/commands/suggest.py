@@ -61,7 +61,8 @@ def suggest(
 
     Raises:
         DataError: no image that is new to the fit.
-        UsageError: an output that must not be written, or several labels an image.
+        UsageError: an output that must not be written, a page where an image has more or other
+            than one class, or numbers of one member alone.
     """
     named = each_of(images)
     if safe_csv and output is None:
@@ -78,10 +79,13 @@ def suggest(
     from finetune.prediction.predictor import fits_of, load_model
     from finetune.prediction.suggestions import suggest_among
     from finetune.runtime import Runtime
+    from finetune.tasks.one_class import only_one_class
     from finetune.training.features.store import FeatureStore
 
     files = find_images(named)
     model = load_model(Path(checkpoint), Runtime.chosen(accelerator))
+    if labelling is not None:
+        only_one_class(model.task, "--page", instead="give --output TABLE.csv")
     for each in filter(None, (table, labelling)):
         each.keep_off(inputs=files, fits=fits_of(model))
     inspections = inspect_files(
@@ -106,7 +110,7 @@ def suggest(
 
 def _lines(found: Suggestions, images: int) -> list[str]:
     """What was chosen and left out, and the first few images."""
-    lines = [f"{len(found.chosen)} of {images} images to label, by one minus the margin:"]
+    lines = [f"{len(found.chosen)} of {images} images to label, what tells most first:"]
     lines += [f"{each.score:.4f}  {each.path}  {_guess(each)}" for each in found.chosen[:SHOWN]]
     if len(found.chosen) > SHOWN:
         lines.append(f"and {len(found.chosen) - SHOWN} more")
@@ -115,19 +119,25 @@ def _lines(found: Suggestions, images: int) -> list[str]:
 
 
 def _guess(suggestion: Suggestion) -> str:
+    if suggestion.probability is None:
+        return f"{suggestion.guess}?"
     return f"{suggestion.classes[0]}? ({suggestion.probability:.2f})"
 
 
 def write_suggestions(beside: Path, found: Suggestions, *, safe: bool = False) -> None:
     """``path,label,guess,probability,score,unknown``; the label is left to be filled in.
 
+    Of several labels an image the guess is those that are named, and the probability that of the
+    likeliest; numbers have none.
+
     A path is absolute, so no spreadsheet takes it for a formula; the name of a class may be one.
     """
     rows = []
     for each in (*found.chosen, *found.unknown):
-        numbers = f"{each.probability:.6f}", f"{each.score:.6f}"
+        likeliest = "" if each.probability is None else f"{each.probability:.6f}"
+        numbers = likeliest, f"{each.score:.6f}"
         path = encodable(os.path.abspath(each.path))
-        guess = escaped(each.classes[0]) if safe else each.classes[0]
+        guess = escaped(each.guess) if safe else each.guess
         rows.append((path, "", encodable(guess), *numbers, str(each.unknown).lower()))
     columns = ("path", "label", "guess", "probability", "score", "unknown")
     beside.write_text(csv_text(columns, rows), encoding="utf-8", newline="")

@@ -120,7 +120,6 @@ def compare_with_old(cli: FinetuneCLI, run: Path, folder: Path) -> None:
         run: the old run's folder.
         folder: the new run's, for the page and the figures.
     """
-    from finetune.tasks.multiclass import MULTICLASS
     from finetune.training.classifier import ImageClassifier
 
     old = cli.updates
@@ -129,7 +128,7 @@ def compare_with_old(cli: FinetuneCLI, run: Path, folder: Path) -> None:
     if not images:
         print(f"old and new are not compared: no test image of {run} is left")
         return
-    if cli.runtime.world_size > 1 or old.task != MULTICLASS:
+    if cli.runtime.world_size > 1:
         print("old and new are not compared: run finetune test on each, with one process")
         return
     names = (f"old {run.resolve().name}", f"new {folder.resolve().name}")
@@ -137,40 +136,54 @@ def compare_with_old(cli: FinetuneCLI, run: Path, folder: Path) -> None:
         ImageClassifier.rebuilt(old),
         ImageClassifier.from_checkpoint(folder / "checkpoints" / "best.ckpt"),
     )
-    board = _compared(dict(zip(names, classifiers, strict=True)), images, cli)
+    board = _compared(dict(zip(names, classifiers, strict=True)), images, cli, old)
     print("\n".join(lines_about(board, names)), flush=True)
     _record(board, names, cli, folder)
 
 
 def _old_test_images(cli: FinetuneCLI, old: Checkpoint) -> list[LabelledImage]:
-    """Those that the old run held out, and whose class it knows."""
+    """Those that the old run held out, and, of one class an image, whose class it knows."""
     assert cli.record is not None
     own, known = cli.datamodule.class_names, set(old.class_names)
     return [
         image
         for image in cli.datamodule.images("test")
         if cli.record.knows_id(image.id)
-        and isinstance(image.label, int)
-        and own[image.label] in known
+        and (not isinstance(image.label, int) or own[image.label] in known)
     ]
 
 
 def _compared(
-    classifiers: dict[str, ImageClassifier], images: Sequence[LabelledImage], cli: FinetuneCLI
+    classifiers: dict[str, ImageClassifier],
+    images: Sequence[LabelledImage],
+    cli: FinetuneCLI,
+    old: Checkpoint,
 ) -> Leaderboard:
+    """Each with its own classes; of several labels an image those that the old one knows."""
     from finetune.data.groups import groups_with_duplicates
     from finetune.evaluation.comparison import compare_all
-    from finetune.evaluation.evaluate import evaluate_logits
-    from finetune.evaluation.judge import numbered
+    from finetune.evaluation.judge import judge, numbered
     from finetune.prediction.inference import predict
+    from finetune.spec.labels import moved
+    from finetune.tasks.multiclass import MULTICLASS
 
     own, paths = cli.datamodule.class_names, [image.path for image in images]
     evaluations, groups = {}, numbered(groups_with_duplicates(images))
     for name, classifier in classifiers.items():
         answers = predict(classifier, paths, max_pixels=cli.datamodule.max_pixels)
-        labels = [classifier.class_names.index(own[int(str(i.label))]) for i in images]
-        evaluations[name] = evaluate_logits(
-            labels, answers.logits, answers.class_names, paths, groups=groups
+        asked = answers.class_names if old.task == MULTICLASS else old.class_names
+        columns = [answers.class_names.index(each) for each in asked]
+        places = [asked.index(each) if each in asked else -1 for each in own]
+        bounds = answers.thresholds
+        evaluations[name] = judge(
+            old.task,
+            old.task.collate([moved(image.label, places, len(asked)) for image in images]),
+            answers.logits[:, columns],
+            asked,
+            paths,
+            thresholds=None if bounds is None else [bounds[column] for column in columns],
+            half_width=answers.half_width,
+            groups=groups,
         )
     return compare_all(evaluations)
 
@@ -178,17 +191,21 @@ def _compared(
 def lines_about(board: Leaderboard, names: tuple[str, str]) -> list[str]:
     """What is to be said of an old and a new classifier: all images, then class by class."""
     from finetune.evaluation.comparison import compare_classes
+    from finetune.evaluation.judgement import readable
 
     old, new = (board.evaluations[name] for name in names)
     (pair,) = board.pairs
-    before, now = (_leading(each) for each in (old, new))
+    figures = "; ".join(
+        f"{was.name} {readable(was.value, was.kind)} before, {readable(now.value, now.kind)} now"
+        for was, now in zip(old.leading, new.leading, strict=True)
+    )
     lines = [
-        f"{names[1]} beside {names[0]}, on its {len(old.paths)} test images: accuracy "
-        f"{before['accuracy']:.3f} before, {now['accuracy']:.3f} now; NLL {before['NLL']:.3f}, "
-        f"{now['NLL']:.3f}",
+        f"{names[1]} beside {names[0]}, on its {len(old.paths)} test images: {figures}",
         f"{pair.verdict()} (p = {pair.adjusted_p_value:.3g})",
     ]
     by_class = compare_classes((names[1], new), (names[0], old))
+    if not by_class:  # numbers
+        return lines
     changed = sorted(
         ((name, each) for name, each in by_class.items() if each.first_only or each.second_only),
         key=lambda item: item[1].difference,
@@ -201,8 +218,9 @@ def lines_about(board: Leaderboard, names: tuple[str, str]) -> list[str]:
     return [*lines, _verdict(worse, clearly)]
 
 
-def _leading(evaluation: Judgement) -> dict[str, float]:
-    return {score.name: score.value for score in evaluation.leading}
+def _figures(evaluation: Judgement) -> dict[str, float]:
+    told, names = evaluation.to_dict(), evaluation.task.figure_names(len(evaluation.class_names))
+    return {name: told[name] for name in names if name in told}
 
 
 def _of_class(pair: PairedComparison) -> str:
@@ -223,10 +241,9 @@ def _verdict(worse: Sequence[str], clearly: Sequence[str]) -> str:
 def _record(board: Leaderboard, names: tuple[str, str], cli: FinetuneCLI, folder: Path) -> None:
     from finetune.training.metrics_file import write_metrics
 
-    old, new = (_leading(board.evaluations[name]) for name in names)
-    figures = {"accuracy": new["accuracy"], "accuracy_before": old["accuracy"]}
-    figures |= {"nll": new["NLL"], "nll_before": old["NLL"], "p_value": board.pairs[0].p_value}
-    write_metrics(folder, "update", figures)
+    old, new = (_figures(board.evaluations[name]) for name in names)
+    before = {f"{name}_before": value for name, value in old.items()}
+    write_metrics(folder, "update", {**new, **before, "p_value": board.pairs[0].p_value})
     if missing("report"):
         return
     from finetune.reporting.report import ReportDetails, write_page

@@ -87,7 +87,7 @@ class Predictions:
     @property
     def confidences(self) -> Tensor:
         """Probability of what is named, ``(N,)``; of several labels that of the least sure."""
-        return self.task.confidence(self.logits)
+        return self.task.confidence(self.logits, self.thresholds)
 
     @property
     def unknown(self) -> Tensor | None:

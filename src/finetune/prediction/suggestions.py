@@ -1,7 +1,9 @@
 """Which of many unlabelled images to label next: doubtful ones, unlike each other, each once.
 
 How much a label would tell is one minus the margin between the two likeliest classes (Scheffer et
-al., Active hidden Markov models for information extraction, 2001). Images are taken one by one,
+al., Active hidden Markov models for information extraction, 2001); of several labels an image the
+mean of these between yes and no; of numbers how far members differ (Burbidge et al., Active
+learning for regression based on query by committee, 2007). Images are taken one by one,
 each time the one with the largest product of that and its distance to what is taken already (greedy
 k-centre, Gonzalez, Clustering to minimize the maximum intercluster distance, 1985).
 
@@ -25,12 +27,14 @@ from finetune.combining.strangeness import of_length_one
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.duplicates import join, near_duplicates
 from finetune.data.inspection import Inspection
-from finetune.errors import DataError
+from finetune.errors import DataError, UsageError
+from finetune.prediction.answering import predictions_of
 from finetune.prediction.feature_space import features_of
 from finetune.prediction.inference import predict
+from finetune.prediction.predictions import Predictions
 from finetune.prediction.predictor import fits_of
 from finetune.runtime import device_of
-from finetune.tasks.one_class import only_one_class
+from finetune.tasks import categorical
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.store import FeatureStore
 
@@ -42,16 +46,19 @@ class Suggestion(NamedTuple):
 
     Attributes:
         path: as it was given.
-        score: how much its label would tell, one minus the margin, in [0, 1].
-        classes: the likeliest first, at most nine.
-        probability: of the first of them.
+        score: how much its label would tell: one minus the margin, in [0, 1], of several labels
+            the mean of these; of numbers the members' standard deviation over the largest one.
+        classes: the likeliest first, at most nine; of numbers the number itself, as text.
+        probability: of the first of them; None of numbers.
+        guess: what is answered, in words.
         unknown: whether a rule for unknown images says that it is of none.
     """
 
     path: str
     score: float
     classes: tuple[str, ...]
-    probability: float
+    probability: float | None
+    guess: str
     unknown: bool = False
 
 
@@ -89,9 +96,13 @@ def suggest_among(
 
     Raises:
         DataError: no image is left to choose from.
-        UsageError: several labels an image.
+        UsageError: numbers of one member, which says nothing of how sure it is.
     """
-    only_one_class(model.task, "suggestions", instead="label the images that are least sure")
+    if not model.task.has_choices and not (isinstance(model, Ensemble) and len(model.parts) > 1):
+        raise UsageError(
+            "Expected members that differ to tell which numbers are in doubt, found one alone; "
+            "give it several final layers: finetune ensemble RUN --heads 10 --data.root DIR."
+        )
     fits = fits_of(model)
     first_of = {each.content_hash: each for each in reversed(inspections) if not each.problem}
     new = [
@@ -113,8 +124,8 @@ def suggest_among(
     features = torch.from_numpy(
         features_of(model, paths, max_pixels=max_pixels, store=store).values
     )
-    probabilities = _answers(model, features, paths, max_pixels)
-    scores, rule = informative(probabilities), Ensemble.of(model).unknown
+    answers = _answers(model, features, paths, max_pixels)
+    scores, rule = _worth(answers), Ensemble.of(model).unknown
     strangeness = torch.zeros(len(new)) if rule is None else rule.strangeness(features)
     strange = strangeness > 1
     copies = _lesser_copies(new, scores)
@@ -122,12 +133,17 @@ def suggest_among(
     taken = spread(scores.masked_fill(copies | strange, -1), features, number)
     apart = strangeness.masked_fill(copies | ~strange, 0).argsort(descending=True)
     apart = apart[: min(number, int((strange & ~copies).sum()))]
+    guesses, probabilities = answers.labels, answers.probabilities
     ranked = probabilities.argsort(dim=1, descending=True, stable=True)[:, :LIKELIEST]
 
     def said(row: int) -> Suggestion:
-        names = tuple(model.class_names[index] for index in ranked[row].tolist())
-        likeliest = float(probabilities[row].max())
-        return Suggestion(str(paths[row]), float(scores[row]), names, likeliest, bool(strange[row]))
+        names: tuple[str, ...] = (guesses[row],)
+        likeliest = None
+        if model.task.has_choices:
+            names = tuple(model.class_names[index] for index in ranked[row].tolist())
+            likeliest = float(probabilities[row].max())
+        found = str(paths[row]), float(scores[row]), names, likeliest, guesses[row]
+        return Suggestion(*found, unknown=bool(strange[row]))
 
     return Suggestions(
         tuple(map(said, taken)),
@@ -137,9 +153,9 @@ def suggest_among(
 
 
 def informative(probabilities: Tensor) -> Tensor:
-    """How much a label would tell, ``(N,)`` float64 in [0, 1], of ``(N, C)``: one minus margin."""
-    largest = probabilities.double().topk(2, dim=1).values
-    return 1 - (largest[:, 0] - largest[:, 1])
+    """How much a choice among ``(..., C)`` would tell, ``(...)`` float64: one minus the margin."""
+    largest = probabilities.double().topk(2, dim=-1).values
+    return 1 - (largest[..., 0] - largest[..., 1])
 
 
 def spread(scores: Tensor, features: Tensor, number: int) -> list[int]:
@@ -159,15 +175,24 @@ def spread(scores: Tensor, features: Tensor, number: int) -> list[int]:
     return taken
 
 
+def _worth(answers: Predictions) -> Tensor:
+    """How much each label would tell, ``(N,)`` float64 in [0, 1]."""
+    if not answers.task.has_choices:
+        assert answers.disagreement is not None
+        return answers.disagreement / answers.disagreement.max().clamp_min(1e-30)
+    asked = categorical.probabilities(answers.task.choices(answers.logits.double()))
+    return informative(asked).reshape(len(answers), -1).mean(dim=1)
+
+
 def _answers(
     model: ImageClassifier | Ensemble, features: Tensor, paths: list[Path], max_pixels: int
-) -> Tensor:
-    """Probabilities ``(N, C)``; a classifier needs no second pass over the images."""
+) -> Predictions:
+    """A classifier needs no second pass over the images."""
     if not isinstance(model, ImageClassifier):
-        return predict(model, paths, max_pixels=max_pixels).probabilities
+        return predict(model, paths, max_pixels=max_pixels)
     with torch.inference_mode():
         logits = logits_of_features(model, features.to(device_of(model)))
-    return model.task.probabilities(logits.cpu())
+    return predictions_of(Ensemble.of(model), (logits.cpu()[None], torch.zeros(len(paths))), paths)
 
 
 def _lesser_copies(inspections: Sequence[Inspection], scores: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ JsonAnswer = Mapping[str, Json]
 def json_answers(predictions: Predictions) -> list[JsonAnswer]:
     """One an image: ``prediction``, ``confidence``, ``probabilities``, and what else is known.
 
-    Of several labels an image ``prediction`` is a list. ``disagreement`` is there where several
-    members answer, ``rejected``, ``prediction_set``, ``strangeness`` and ``unknown`` where there
-    are such rules; the numbers are those that ``finetune predict`` writes.
+    Of several labels an image ``prediction`` is a list. Of numbers it is a number, with ``lower``
+    and ``upper`` where intervals are calibrated, and no probability. ``disagreement`` is there
+    where several members answer, ``rejected``, ``prediction_set``, ``strangeness`` and ``unknown``
+    where there are such rules; the numbers are those that ``finetune predict`` writes.
     """
     probabilities = predictions.probabilities.tolist()
     return [
@@ -29,11 +30,14 @@ def json_answers(predictions: Predictions) -> list[JsonAnswer]:
 def _answer(
     predictions: Predictions, index: int, row: Mapping[str, Json], values: list[float]
 ) -> JsonAnswer:
-    names = predictions.class_names
-    prediction = row["prediction"]
-    if predictions.task != MULTICLASS:
-        prediction = str(prediction).split(SEPARATOR) if prediction else []
-    answer: dict[str, Json] = {"prediction": prediction, "confidence": row["confidence"]}
+    names, task = predictions.class_names, predictions.task
+    if task.has_choices:
+        prediction = row["prediction"]
+        if task != MULTICLASS:
+            prediction = str(prediction).split(SEPARATOR) if prediction else []
+        answer = {"prediction": prediction, "confidence": row["confidence"]}
+    else:
+        answer = {name: row[name] for name in ("prediction", "lower", "upper") if name in row}
     if "disagreement" in row:
         answer["disagreement"] = row["disagreement"]
     if "rejected" in row:
@@ -43,4 +47,5 @@ def _answer(
         answer["prediction_set"] = [n for n, has in zip(names, members, strict=True) if has]
     if "unknown" in row:
         answer |= {"strangeness": row["strangeness"], "unknown": row["unknown"] == "true"}
-    return answer | {"probabilities": dict(zip(names, values, strict=True))}
+    shares = {"probabilities": dict(zip(names, values, strict=True))} if task.has_choices else {}
+    return answer | shares

@@ -30,7 +30,6 @@ from finetune.serving.engine import NAME, Engine, Question
 from finetune.serving.guard import Guard, JsonResponse, refusal
 from finetune.serving.neighbours import Neighbours
 from finetune.serving.uploads import only_one, uploaded
-from finetune.tasks.multiclass import MULTICLASS
 
 if TYPE_CHECKING:
     from finetune.combining.ensemble import Ensemble
@@ -75,7 +74,7 @@ class Service:
     @property
     def explains(self) -> bool:
         """Whether there are maps of where the network looked."""
-        return self.engine.model.task == MULTICLASS and not missing("report")
+        return not missing("report")
 
     def described(self) -> dict[str, Any]:
         """What a client may know of the model; no path, and nothing of the images."""
@@ -228,12 +227,14 @@ async def _answered(
 def _explained(service: Service, content: bytes, class_name: str | None) -> bytes:
     """The image with the heat over it as PNG, as large as the network sees it.
 
+    Where several things are explained, labels or both ways that a number is moved, side by side.
+
     Raises:
         ImageError: it cannot be read, or is too long to be drawn.
         NetworkError: a network without a feature map.
     """
     from finetune.reporting.explain import explain
-    from finetune.reporting.overlays import overlay
+    from finetune.reporting.overlays import overlay, panels
 
     max_pixels, max_decoding_mb = service.engine.limits
     with open_image(content, name=str(NAME), max_pixels=max_pixels) as image:
@@ -248,9 +249,10 @@ def _explained(service: Service, content: bytes, class_name: str | None) -> byte
     pixels = replace(reader, in_chans=3).decode(content, name=str(NAME))
     small = content_of(pixels, name=str(NAME))
     with service.engine.network:
-        (found,) = explain(service.model, small, [class_name])
+        found = explain(service.model, small, [class_name])
     raw = io.BytesIO()
-    Image.fromarray(overlay(found)).save(raw, "PNG")
+    drawn = Image.fromarray(overlay(found[0])) if len(found) == 1 else panels([found])
+    drawn.save(raw, "PNG")
     return raw.getvalue()
 
 

@@ -21,6 +21,7 @@ from finetune.serving.answers import JsonAnswer
 from finetune.serving.budget import MEBIBYTE
 from finetune.spec.images import content_id
 from finetune.spec.labels import Label, cell
+from finetune.spec.numbers import number
 from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.task import Task
 
@@ -35,7 +36,7 @@ class Corrections:
     Args:
         folder: made where there is none.
         class_names: what an image may be.
-        task: whether one class or several labels.
+        task: whether one class, several labels or a number.
 
     Raises:
         ManifestError: a ``corrections.csv`` there that is none.
@@ -46,7 +47,7 @@ class Corrections:
         self.table = folder / "corrections.csv"
         self.images = folder / "images"
         self.class_names = tuple(class_names)
-        self.one_class = task == MULTICLASS
+        self.task = task
         self._lock = threading.Lock()
         self._read()
         try:
@@ -59,15 +60,22 @@ class Corrections:
             ) from error
 
     def label(self, names: Sequence[str]) -> Label:
-        """What a client says of an image: one class, or any number of labels.
+        """What a client says of an image: one class, any number of labels, or a number.
 
         Raises:
-            HTTPException: 422: names that the model does not have, or not one class.
+            HTTPException: 422: names that the model does not have, not one class, or no number.
         """
-        if not set(names) <= set(self.class_names) or (self.one_class and len(names) != 1):
-            wanted = "one label" if self.one_class else "labels"
+        if not self.task.has_choices:
+            try:
+                (text,) = names
+                return number(text)
+            except ValueError:
+                raise HTTPException(422, "Expected one number, such as 31.5.") from None
+        one_class = self.task == MULTICLASS
+        if not set(names) <= set(self.class_names) or (one_class and len(names) != 1):
+            wanted = "one label" if one_class else "labels"
             raise HTTPException(422, f"Expected {wanted} out of the model's classes.")
-        if self.one_class:
+        if one_class:
             return self.class_names.index(names[0])
         return tuple(int(name in names) for name in self.class_names)
 
@@ -90,7 +98,7 @@ class Corrections:
             "label": cell(label, self.class_names),
             "hash": identity,
             "prediction": "|".join(prediction) if isinstance(prediction, list) else str(prediction),
-            "confidence": f"{answer['confidence']:.9g}",
+            "confidence": f"{answer['confidence']:.9g}" if "confidence" in answer else "",
         }
         with self._lock:
             try:

@@ -155,7 +155,7 @@ UNKNOWN = record(
         "alpha": SHARE,
         "threshold": number(0),
         "images": whole(1),
-        "auroc": several(SHARE, 3, 3),
+        "auroc": optional(several(SHARE, 3, 3)),
     }
 )
 
@@ -181,6 +181,7 @@ CLASSIFIER = record(
 
 _TABLE_MEMBER = record(
     {"name": text(), "class_names": CLASS_NAMES, "paths": several(text())},
+    thresholds=optional(_THRESHOLDS),
 )
 
 

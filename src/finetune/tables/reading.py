@@ -25,6 +25,7 @@ from finetune.tasks.regression import REGRESSION
 from finetune.tasks.task import Task
 
 ANSWER, ENDS = "prediction", ("lower", "upper")  # of numbers
+UNNAMED = ("number",)  # the column of a table of numbers, which does not say its name
 LARGEST_LOG = math.log1p(-(2.0**-53))  # of a probability that is not 1
 ROUNDING = 1e-2  # how far a row of few digits may be from a sum of 1
 
@@ -225,7 +226,7 @@ def _of_numbers(path: Path, table: CsvTable) -> PredictionTable:
         _paths(table),
         column("label", empty=True)[:, None],
         answers[:, None],
-        ("number",),
+        UNNAMED,
         REGRESSION,
         groups=_groups(table),
         half_width=half_width,

@@ -94,7 +94,7 @@ class MultiClass(Task):
         """The likeliest class, ``(...)``; of equals the first."""
         return categorical.likeliest(outputs)
 
-    def confidence(self, outputs: Tensor) -> Tensor:
+    def confidence(self, outputs: Tensor, thresholds: Sequence[float] | None = None) -> Tensor:
         """Probability of the likeliest class, ``(...)``."""
         return categorical.probabilities(outputs).amax(dim=-1)
 

@@ -165,9 +165,10 @@ class MultiLabel(Task):
         """1 or 0 for each label, ``(..., K)``, of outputs less the logits of the thresholds."""
         return (outputs > 0).float()
 
-    def confidence(self, outputs: Tensor) -> Tensor:
-        """Probability of the least sure of the K answers, ``(...)``."""
-        return outputs.abs().sigmoid().amin(dim=-1)
+    def confidence(self, outputs: Tensor, thresholds: Sequence[float] | None = None) -> Tensor:
+        """Probability of the least sure of the K answers, yes or no, ``(...)``."""
+        named = outputs > offsets(thresholds, outputs.shape[-1]).to(outputs.device)
+        return torch.where(named, outputs, -outputs).sigmoid().amin(dim=-1)
 
     def thresholds(
         self, outputs: Tensor, targets: Tensor, *, precision: float | None = None

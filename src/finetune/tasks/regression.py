@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from finetune.errors import TrainingError, UsageError
 from finetune.spec.choices import Metric
 from finetune.spec.numbers import LARGEST, quantile_bins
+from finetune.tasks.held_out_loss import Measure, held_out_loss
 from finetune.tasks.losses import ClassWeights
 from finetune.tasks.number_scores import FIGURES, number_scores
 from finetune.tasks.task import Mixing, Task
@@ -134,7 +135,7 @@ class Regression(Task):
         """The numbers themselves."""
         return outputs
 
-    def confidence(self, outputs: Tensor) -> Tensor:
+    def confidence(self, outputs: Tensor, thresholds: Sequence[float] | None = None) -> Tensor:
         """Refused: an interval says how sure a number is."""
         _refuse("a confidence", "calibrate with --conformal for intervals")
 
@@ -165,14 +166,23 @@ class Regression(Task):
         Raises:
             UsageError: a measure of names.
         """
+        rows = self.rows(outputs.detach().cpu(), targets.cpu())
+        return held_out_loss(*rows, self.measure(metric))
+
+    def measure(self, metric: Metric) -> Measure:
+        """The mean absolute error, whichever measure of the default is meant.
+
+        Raises:
+            UsageError: a measure of names.
+        """
         if metric != "nll":
             _refuse(f"--metric {metric}", "leave it out: the mean absolute error decides")
-        return float(self.losses(outputs, targets).mean())
+        return "mae"
 
     def mixture(self, member_outputs: Tensor, coefficients: Sequence[float]) -> Tensor:
         """The weighted mean of the members' numbers."""
         weights = torch.tensor(coefficients, dtype=torch.float64)
-        return torch.einsum("m,mnk->nk", weights, member_outputs.double())
+        return torch.einsum("m,m...->...", weights, member_outputs.double())
 
     def choices(self, outputs: Tensor) -> Tensor:
         """Refused."""
@@ -183,8 +193,8 @@ class Regression(Task):
         _refuse("votes", "pool by the mean")
 
     def rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Refused."""
-        _refuse("a selection of members or a figure of them", "take --select all")
+        """A row an image."""
+        return outputs, targets[:, 0]
 
 
 def _refuse(what: str, instead: str) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from finetune.spec.choices import Metric
+from finetune.tasks.held_out_loss import Measure
 from finetune.tasks.losses import ClassWeights
 from finetune.tasks.units import AsTheyAre
 
@@ -53,7 +54,8 @@ class Task(Protocol):
     def has_choices(self) -> bool:
         """Whether outputs are logits of alternatives: of numbers there is no temperature or vote.
 
-        Without it, :meth:`choices`, :meth:`outputs_of`, :meth:`rows` and :meth:`confidence` refuse.
+        Without it, :meth:`choices`, :meth:`outputs_of` and :meth:`confidence` refuse, and
+        :meth:`rows` have one number each.
         """
 
     # Targets
@@ -117,8 +119,11 @@ class Task(Protocol):
         """The same in words, for each of N images."""
         return self.worded(self.decide(outputs), names)
 
-    def confidence(self, outputs: Tensor) -> Tensor:
-        """Probability of what is named, ``(...)``, in the outputs' precision."""
+    def confidence(self, outputs: Tensor, thresholds: Sequence[float] | None = None) -> Tensor:
+        """Probability of what is named, ``(...)``, in the outputs' precision.
+
+        Thresholds decide what that is, where given.
+        """
 
     def thresholds(self, outputs: Tensor, targets: Tensor) -> list[float] | None:
         """Probabilities from which on each output is named, chosen on held-out images; or None.
@@ -137,6 +142,10 @@ class Task(Protocol):
     ) -> dict[str, float]:
         """Figures of ``(N, K)``, in float64 on the CPU; thresholds decide, where given."""
 
+    def val_figures(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """The same of images that thresholds are chosen on: they flatter what these decide."""
+        return self.figures(outputs, targets, self.thresholds(outputs, targets))
+
     def in_words(self, outputs: Tensor, targets: Tensor) -> str:
         """The two figures by which members are told apart, such as ``accuracy 0.9  nll 0.3``."""
 
@@ -149,6 +158,14 @@ class Task(Protocol):
 
     def held_out_loss(self, outputs: Tensor, targets: Tensor, metric: Metric) -> float:
         """How wrong ``(N, K)`` are by the measure that a choice shall lower."""
+
+    def measure(self, metric: Metric) -> Measure:
+        """The same measure of :meth:`rows`.
+
+        Raises:
+            UsageError: the task has none of that name.
+        """
+        return metric
 
     # Combining
 
@@ -171,5 +188,5 @@ class Task(Protocol):
         """All that is known as plain choices: logits ``(..., R, D)`` and answers ``(R,)``.
 
         A temperature, coefficients and a selection of members are fitted to such rows, whatever
-        the task.
+        the task. Of numbers a row is an answer ``(..., R, 1)``, and the true one is a float.
         """

@@ -49,7 +49,8 @@ def _in_order(module: LightningModule, answers: Tensor, stage: Stage) -> Tensor:
 
 def logged_figures(task: Task, answers: Outputs, stage: Stage) -> dict[str, float]:
     """Figures of a pass under their stage; of val also the NLL at the best temperature."""
-    figures = {f"{stage}/{name}": value for name, value in task.figures(*answers).items()}
+    judged = task.val_figures if stage == "val" else task.figures
+    figures = {f"{stage}/{name}": value for name, value in judged(*answers).items()}
     if stage == "val" and task.has_choices:
         figures["val/nll_rescaled"] = rescaled_nll(*task.rows(*answers))
     return figures

@@ -103,7 +103,7 @@ class Candidate:
         name = monitor.split("/")[-1]
         if name == "nll_rescaled" and self.task.has_choices:
             return rescaled_nll(*self.task.rows(*self.outputs))
-        figures = self.task.figures(*self.outputs)
+        figures = self.task.val_figures(*self.outputs)
         return figures.get(name, figures[self.task.deciding])
 
     def but(
@@ -128,7 +128,7 @@ class Candidate:
 
 def standing(task: Task, logits: Tensor, labels: Tensor, monitor: str) -> tuple[float, float]:
     """Where answers stand by a figure, the deciding one telling ties: the higher the better."""
-    figures = task.figures(logits, labels)
+    figures = task.val_figures(logits, labels)
     decides = figures[task.deciding]
     value = figures.get(monitor.split("/")[-1], decides)
     return (value if task.higher_is_better(monitor) else -value, -decides)

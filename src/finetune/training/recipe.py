@@ -18,6 +18,7 @@ from finetune.errors import NetworkError
 from finetune.networks.freezing import network_stages, split_at
 from finetune.runtime import fast_at_bf16
 from finetune.spec.protocols import FitData
+from finetune.tasks.multiclass import MULTICLASS
 from finetune.training.classifier import ImageClassifier
 from finetune.training.strategies import parse_strategy
 
@@ -56,6 +57,7 @@ class Facts:
         val_is_given: whether somebody has said which these are: they may be of another kind.
         is_fold: whether these are a fold of a cross-validation.
         has_choices: whether names are predicted; numbers need nothing in :data:`OF_NAMES`.
+        one_class: whether an image has one class, so that rare ones can be given weight.
     """
 
     class_counts: Sequence[int]
@@ -73,6 +75,7 @@ class Facts:
     val_is_given: bool = False
     is_fold: bool = False
     has_choices: bool = True
+    one_class: bool = True
 
     @property
     def train_images(self) -> int:
@@ -241,6 +244,8 @@ def _class_weights(facts: Facts, earlier: Mapping[str, Any]) -> tuple[str, str]:
     On two sets made 10 and 30 to 1, weights gained 1 to 5 points of balanced accuracy, but the NLL
     on images as frequent as in the folder rose by 0.01 to 0.05 nats, and by it phases are chosen.
     """
+    if not facts.one_class:
+        return "none", "thresholds are chosen for each label instead"
     if facts.balanced:
         return "none", "classes are drawn equally often instead"
     ratio = max(facts.class_counts) / max(1, min(facts.class_counts))
@@ -314,4 +319,5 @@ def facts_about(
         val_is_given=datamodule.val_is_given,
         is_fold=datamodule.split_settings.fold is not None,
         has_choices=classifier.task.has_choices,
+        one_class=classifier.task == MULTICLASS,
     )

@@ -22,7 +22,7 @@ from finetune.tasks.multiclass import MULTICLASS
 from finetune.tasks.multilabel import offsets
 from finetune.tasks.task import Task
 from finetune.training.checkpoints import Checkpoint, read_checkpoint
-from finetune.training.thresholds import thresholds_of
+from finetune.training.thresholds import Thresholds, thresholds_of
 from finetune.training.wandb_account import Destination, has_account, mode_here, permitted
 
 # In a run folder: which Weights & Biases run is about it, so that a resumed fit and a test go on
@@ -183,11 +183,9 @@ def _send_tables(
     logits, labels, task = val["logits"], val["labels"], checkpoint.task
     names = list(checkpoint.class_names)
     thresholds = thresholds_of(task, checkpoint.details)
-    shifted = logits if thresholds is None else logits.double() - offsets(thresholds, len(names))
-    answers = task.named(shifted, names)
     tables = {
         "val/worst_predictions": worst_predictions(
-            task, logits, labels, val["paths"], names, answers=answers, thumbnail=thumbnail
+            task, logits, labels, val["paths"], names, thresholds=thresholds, thumbnail=thumbnail
         )
     }
     if task == MULTICLASS:
@@ -204,17 +202,16 @@ def worst_predictions(
     paths: Sequence[str],
     class_names: Sequence[str],
     *,
-    answers: Sequence[str],
+    thresholds: Thresholds | None = None,
     thumbnail: Thumbnail,
 ) -> Any:
-    """A table of the images with the highest loss, worst first, with thumbnails.
-
-    ``answers`` are what was named of each image, in words.
-    """
+    """A table of the images with the highest loss, worst first, with thumbnails."""
     import wandb
 
     losses = task.losses(logits, labels)
-    confidences, truth = task.confidence(logits), task.worded(labels, class_names)
+    shift = 0 if thresholds is None else offsets(thresholds, len(class_names))
+    answers = task.named(logits.double() - shift, class_names)
+    confidences, truth = task.confidence(logits, thresholds), task.worded(labels, class_names)
     table = wandb.Table(columns=["image", "path", "label", "prediction", "confidence", "loss"])
     for index in losses.argsort(descending=True)[:WORST_PREDICTIONS].tolist():
         pixels = thumbnail(paths[index])

@@ -48,7 +48,8 @@ async function open() {
   }
   part("entry").hidden = true;
   const kind = model.task === "multiclass" ? "classes" : "labels";
-  part("about").textContent = `It knows ${model.class_names.length} ${kind}: ${listed(model.class_names)}.`;
+  part("about").textContent = model.task === "regression" ? `It answers with a number: ${model.class_names[0]}.`
+    : `It knows ${model.class_names.length} ${kind}: ${listed(model.class_names)}.`;
   part("keeping").textContent = model.keeps_corrections
     ? "Images are held in memory while they are answered. Only one that you correct is kept, with the label that you give it."
     : "Images are held in memory while they are answered. Nothing is kept.";
@@ -105,13 +106,15 @@ async function answer(card) {
 
 function show(card, found) {
   const several = Array.isArray(found.prediction);
-  const named = several ? found.prediction : [found.prediction];
+  const named = several ? found.prediction : [shown(found.prediction)];
   card.querySelector(".verdict bdi").textContent = found.unknown ? "Unknown" : named.join(", ") || "None of the labels";
-  if (found.unknown) note(card, `nothing like what it has learnt (the nearest: ${named.join(", ")})`, true);
+  const nearest = model.task === "regression" ? "it would say" : "the nearest";
+  if (found.unknown) note(card, `nothing like what it has learnt (${nearest}: ${named.join(", ")})`, true);
+  if ("lower" in found) note(card, `from ${shown(found.lower)} to ${shown(found.upper)}`, false);
   if (found.rejected) note(card, "not sure enough: ask a human", true);
   const set = found.prediction_set;
   if (set) note(card, set.length ? `may be: ${listed(set)}` : "none of its classes is likely enough", false);
-  const ranked = Object.entries(found.probabilities).sort((a, b) => b[1] - a[1]);
+  const ranked = Object.entries(found.probabilities || {}).sort((a, b) => b[1] - a[1]);
   for (const [name, probability] of ranked.slice(0, BARS)) bar(card, name, probability, (set || named).includes(name));
   if (ranked.length > BARS) card.querySelector(".more").textContent = `${ranked.length - BARS} others are less likely.`;
   const look = card.querySelector(".look"), wrong = card.querySelector(".wrong-answer");
@@ -122,6 +125,10 @@ function show(card, found) {
   like.addEventListener("click", () => compare(card, like), {once: true});
   wrong.hidden = !model.keeps_corrections;
   wrong.addEventListener("click", () => correct(card, wrong, named, several));
+}
+
+function shown(value) {
+  return typeof value === "number" ? String(Number(value.toPrecision(6))) : value;
 }
 
 function note(card, text, doubt) {
@@ -183,8 +190,9 @@ function correct(card, button, named, several) {
   const form = card.querySelector(".correction"), choices = card.querySelector(".choices");
   form.hidden = !form.hidden;
   if (choices.children.length) return;
-  const list = several ? choices : document.createElement("select");
-  for (const name of model.class_names) {
+  const number = model.task === "regression";
+  const list = several ? choices : document.createElement(number ? "input" : "select");
+  for (const name of number ? [] : model.class_names) {
     if (several) {
       const label = document.createElement("label"), box = document.createElement("input");
       box.type = "checkbox";
@@ -198,8 +206,13 @@ function correct(card, button, named, several) {
       list.append(option);
     }
   }
+  if (number) {
+    list.inputMode = "decimal";
+    list.required = true;
+    list.value = named[0];
+  }
   if (!several) {
-    list.setAttribute("aria-label", "The true class");
+    list.setAttribute("aria-label", number ? "The true number" : "The true class");
     choices.append(list);
   }
   form.addEventListener("submit", async (event) => {
