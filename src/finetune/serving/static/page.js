@@ -49,6 +49,7 @@ async function open() {
   part("entry").hidden = true;
   const kind = model.task === "multiclass" ? "classes" : "labels";
   part("about").textContent = `It knows ${model.class_names.length} ${kind}: ${listed(model.class_names)}.`;
+  if (model.cannot.length) part("about").textContent += ` It is an export: it cannot ${listed(model.cannot)}.`;
   part("keeping").textContent = model.keeps_corrections
     ? "Images are held in memory while they are answered. Only one that you correct is kept, with the label that you give it."
     : "Images are held in memory while they are answered. Nothing is kept.";
