@@ -48,7 +48,7 @@ def test_errors_and_gain_are_those_of_new_draws() -> None:
         inside.append(gain.low <= truth <= gain.high)
     sizes = answers.sizes
     measured = np.mean(errors, axis=0)
-    assert len(sizes) == 6
+    assert len(sizes) == 5
     np.testing.assert_allclose(1 - measured, accuracies(sizes, 20), atol=0.04)
     assert np.mean(gains) == pytest.approx(truth, abs=0.012)
     assert np.mean(inside) >= 0.75

@@ -20,7 +20,7 @@ from finetune.training.penalty_search import FOLDS, stratified_parts
 from finetune.training.probe_rows import ProbeRows
 
 # Fewer than these shares bend the curve: there whole classes are missing.
-SIZES, SMALLEST = 6, 0.3
+SIZES, SMALLEST = 5, 0.4
 REPEATS = 4
 # Beyond so many images, so many at random are looked at.
 MOST_IMAGES = 4000
@@ -82,7 +82,7 @@ def nested_answers(
 
 
 def nested_sizes(pool: int, classes: int) -> tuple[int, ...]:
-    """Up to six sizes in equal ratios, two a class at least, up to the whole pool."""
+    """Up to five sizes in equal ratios, two a class at least, up to the whole pool."""
     least = min(pool, max(2 * classes, round(SMALLEST * pool)))
     ratio = math.log(pool / least) / (SIZES - 1)
     return tuple(sorted({round(least * math.exp(ratio * step)) for step in range(SIZES)}))
