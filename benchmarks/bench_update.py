@@ -7,9 +7,9 @@ on half of the images, then the other half is added, with one class that the fir
 update and a fit from the published weights, by the recipe that the first fit chose and on the sides
 that the update dealt, are judged on the same test images. The update finds in the cache what the
 first fit left there; the fit from scratch has a cache of its own, which is empty. Prints the
-accuracy and seconds of both (on the clock, and of processors), how far their probabilities are
-apart, and what the update says of the old test images. Strategies by gradient steps (--strategy
-auto) take three fine-tunings each time: hours on a processor.
+accuracy and seconds of both (on the clock, and of processors), how far their weights are apart, and
+what the update says of the old test images. Strategies by gradient steps (--strategy auto) take
+three fine-tunings each time: hours on a processor.
 """
 
 from __future__ import annotations
@@ -82,11 +82,20 @@ def updated_and_anew(files: list[Path], seed: int, strategy: str) -> dict[str, f
         figures[f"{name}, seconds"], figures[f"{name}, processor seconds"] = seconds
     ratios = np.divide(update_seconds, anew_seconds)
     figures["seconds, update / anew"], figures["processor seconds, update / anew"] = ratios
-    answers = [run.predictor()("images").probabilities.double() for run in (update, anew)]
-    figures["greatest difference of a probability"] = float((answers[0] - answers[1]).abs().max())
+    figures["greatest difference of a weight, of the largest"] = apart(update, anew)
     told = update.metrics["update"]
     figures |= {f"old test images, {key}": float(value) for key, value in told.items()}
     return figures
+
+
+def apart(one: finetune.Run, other: finetune.Run) -> float:
+    """How far the tensors of two networks are apart at most, as a share of the largest of each."""
+    tensors, others = (run.predictor().model.state_dict() for run in (one, other))
+    assert tensors.keys() == others.keys()
+    floats = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    differences = [(tensors[name] - others[name]).abs().max() for name in floats]
+    largest = [tensors[name].abs().max().clamp_min(1e-30) for name in floats]
+    return max(float(each / most) for each, most in zip(differences, largest, strict=True))
 
 
 def timed(work: Callable[[], finetune.Run]) -> tuple[finetune.Run, tuple[float, float]]:

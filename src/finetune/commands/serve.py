@@ -18,6 +18,7 @@ from finetune.spec.schema import whole
 if TYPE_CHECKING:
     from finetune.serving.answerers import Model
     from finetune.serving.app import Service
+    from finetune.spec.splits import SplitRecord
 
 TOKEN_LETTERS = 16  # at least, of one that people choose
 
@@ -138,20 +139,22 @@ def _service(
             f"Expected names to serve, found the task {model.task.name}, for which there is no "
             "page yet; answer by `finetune predict`."
         )
-    is_export = isinstance(model, OnnxModel)
-    if not is_export and sum(share for _, share in weighted_classifiers(model)) < 0.999:
-        raise UsageError(
-            "Expected classifiers that can answer new images, found an ensemble with answers from "
-            "files; serve one without."
-        )
-    limits, fits = Limits(), () if is_export else fits_of(model)
+    fits: tuple[SplitRecord, ...] = ()
+    if not isinstance(model, OnnxModel):
+        fits = fits_of(model)
+        if sum(share for _, share in weighted_classifiers(model)) < 0.999:
+            raise UsageError(
+                "Expected classifiers that can answer new images, found an ensemble with answers "
+                "from files; serve one without."
+            )
+    limits = Limits()
     engine = Engine(model, limits.images_in_work, *image_limits)
     answering = engine.model
     kept = near = None
     if corrections is not None:
         corrections.keep_off(fits=fits)
         kept = Corrections(corrections.path, answering.class_names, answering.task)
-    if root is not None:
+    if root is not None and not isinstance(model, OnnxModel):
         store = FeatureStore(cache_dir)
         first = Ensemble.of(model).first_classifier
         near = Neighbours(first, fits, folder_of(root), store, *image_limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.data.image_bytes import is_there
@@ -12,7 +12,7 @@ from finetune.spec.splits import Side, SplitRecord, united
 
 
 def images_of_fits(
-    fits: Sequence[SplitRecord], root: Path, sides: Collection[Side]
+    fits: Sequence[SplitRecord], root: Path, *sides: Side
 ) -> tuple[dict[str, ImageRef], tuple[str, ...]]:
     """By its path today, each image of some sides; and the class names that the labels index.
 

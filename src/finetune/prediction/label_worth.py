@@ -107,8 +107,8 @@ def worth_of_labels(
     """
     only_one_class(model.task, "a learning curve", instead="leave --data.root out")
     fits = fits_of(model)
-    known, _ = images_of_fits(fits, root, ("train", "val"))
-    learning, _ = images_of_fits(fits, root, ("train",))
+    known, _ = images_of_fits(fits, root, "train", "val")
+    learning, _ = images_of_fits(fits, root, "train")
     network, is_own = _unlearnt(model)
     store = FeatureStore(cache_dir)
     found = features_of(network, known, max_pixels=max_pixels, store=store)

@@ -58,7 +58,7 @@ class Neighbours:
         max_pixels: int = MAX_PIXELS,
         max_decoding_mb: int = MAX_DECODING_MB,
     ) -> None:
-        known, class_names = images_of_fits(fits, root, ("train",))
+        known, class_names = images_of_fits(fits, root, "train")
         if classifier is None:
             raise UsageError(
                 "Expected a classifier whose space training images lie in, found saved "
