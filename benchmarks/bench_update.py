@@ -1,10 +1,10 @@
 """A folder that has grown: ``fit --update`` against the same recipe begun again on the same split.
 
-    python benchmarks/bench_update.py DATA... [--repeats 3] [--strategy head]
+    python benchmarks/bench_update.py DATA... [--repeats 3] [--before 0.5] [--strategy head]
 
 DATA holds a folder of images a class, perhaps below train and test, which are put together. A fit
-on half of the images, then the other half is added, with one class that the first half lacked. The
-update and a fit from the published weights, by the recipe that the first fit chose and on the sides
+on a part of the images, then the rest is added, with one class that the part lacked. The update and
+a fit from the published weights, by the recipe that the first fit chose and on the sides
 that the update dealt, are judged on the same test images. The update finds in the cache what the
 first fit left there; the fit from scratch has a cache of its own, which is empty. Prints the
 accuracy and seconds of both (on the clock, and of processors), how far their weights are apart, and
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--before", type=float, default=0.5)
     parser.add_argument("--strategy", default="head")
     options = parser.parse_args()
     for root in options.data:
@@ -42,7 +43,7 @@ def main() -> None:
         for seed in range(options.repeats):
             with tempfile.TemporaryDirectory() as folder:
                 os.chdir(folder)
-                rows.append(updated_and_anew(files, seed, options.strategy))
+                rows.append(updated_and_anew(files, seed, options.before, options.strategy))
             print(seed, rows[-1], flush=True)
         print(f"\n| {root.name}, {options.repeats} repeats | mean | least | most |")
         print("| --- | --- | --- | --- |")
@@ -56,13 +57,15 @@ def minmax(values: list[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def updated_and_anew(files: list[Path], seed: int, strategy: str) -> dict[str, float]:
+def updated_and_anew(
+    files: list[Path], seed: int, before: float, strategy: str
+) -> dict[str, float]:
     """Both fits' figures on the same test images; images are linked below the working folder."""
     generator = np.random.default_rng(seed)
     names = sorted({path.parent.name for path in files})
     late = names[int(generator.integers(len(names)))]
     order = generator.permutation(len(files))
-    early = [i for i in order[: len(order) // 2] if files[i].parent.name != late]
+    early = [i for i in order[: round(before * len(order))] if files[i].parent.name != late]
     link([files[i] for i in early])
     settings = {**OPTIONS, "strategy": strategy, "seed": seed, "split_seed": seed}
     first = finetune.fit("images", cache_dir="kept", **settings)
