@@ -80,6 +80,7 @@ def main() -> None:
             for name, value in after.items():
                 both[name].append(value)
                 both[f"{name}, minus frozen"].append(value - before[name])
+            print(seed, {name: round(values[-1], 4) for name, values in both.items()}, flush=True)
         if both:
             show(f"{root.name}, fine-tuned, {options.fine_tuned} splits", both)
 

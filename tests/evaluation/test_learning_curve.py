@@ -13,7 +13,7 @@ def test_the_law_that_made_the_errors_is_found() -> None:
     sizes, c = np.array(SIZES, dtype=float), EXPONENTS[15]
     a, b = np.array([0.05, 0.0, 0.3]), np.array([3.0, 2.0, 0.0])
     errors = a[:, None] + b[:, None] * sizes**-c
-    found = power_laws(sizes, errors)
+    found = power_laws(sizes, errors, np.full(3, 2.0))
     predicted = found[0][:, None] + found[1][:, None] * sizes ** -found[2][:, None]
     np.testing.assert_allclose(predicted, errors, atol=1e-12)
     np.testing.assert_allclose(found[0], a, atol=1e-9)
@@ -24,9 +24,10 @@ def test_the_law_that_made_the_errors_is_found() -> None:
     "errors", [[0.1, 0.2, 0.3, 0.4, 0.5], [0.4, 0.1, 0.02, 0.0, 0.0]], ids=["rises", "ends at 0"]
 )
 def test_no_law_falls_below_zero_or_rises(errors: list[float]) -> None:
-    a, b, _ = power_laws(np.array(SIZES, dtype=float), np.array([errors]))
+    a, b, c = power_laws(np.array(SIZES, dtype=float), np.array([errors]), np.ones(1))
     assert a.min() >= 0
     assert b.min() >= 0
+    assert c.max() <= 1
 
 
 def drawn(seed: int, a: float, b: float, c: float, images: int = 200) -> NDArray[np.float64]:

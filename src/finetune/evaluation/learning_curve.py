@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from finetune.evaluation.intervals import bootstrap_counts, percentile_interval
 
 Floats = NDArray[np.float64]
-# With a fixed number of parameters the excess error falls as 1 / n at best.
-EXPONENTS = np.linspace(0.05, 1.0, 20)
+EXPONENTS = np.linspace(0.05, 2.0, 40)
+# How fast an error may fall at most is not known: with a fixed number of parameters as 1 / n, where
+# classes are far apart faster. So each drawing gets a limit of its own between these.
+FASTEST = 1.0, 2.0
 LEVEL = 0.95
 
 
@@ -66,7 +68,12 @@ class LearningCurve:
         """``a, b, c`` of all images, then of each time they were drawn again."""
         counts = bootstrap_counts(self.groups, len(self.wrong))
         drawn = counts @ self.wrong / counts.sum(axis=1, keepdims=True)
-        return power_laws(np.asarray(self.sizes, dtype=np.float64), np.vstack([self.errors, drawn]))
+        limits = np.random.default_rng(0).uniform(*FASTEST, size=len(drawn))
+        return power_laws(
+            np.asarray(self.sizes, dtype=np.float64),
+            np.vstack([self.errors, drawn]),
+            np.append(np.mean(FASTEST), limits),
+        )
 
     def gain(self, now: int, more: int) -> Gain:
         """What the accuracy of a fit on ``now`` images gains by as many ``more`` like them."""
@@ -85,32 +92,30 @@ class LearningCurve:
         return int(np.ceil(np.exp(wanted) - now)) if wanted < 30 else None
 
 
-def power_laws(sizes: Floats, errors: Floats) -> tuple[Floats, Floats, Floats]:
+def power_laws(sizes: Floats, errors: Floats, limits: Floats) -> tuple[Floats, Floats, Floats]:
     """The best ``a + b * n ** -c`` by least squares, ``a, b >= 0``, for each row of errors.
 
     Args:
         sizes: ``(S,)``.
         errors: ``(B, S)``.
+        limits: of ``c`` in each row, ``(B,)``, at least 0.05.
 
     Returns:
-        ``a``, ``b`` and ``c``, each ``(B,)``; ``c`` is one of 20 from 0.05 to 1.
+        ``a``, ``b`` and ``c``, each ``(B,)``; ``c`` is one of 40 from 0.05 to 2.
     """
-    best: tuple[Floats, ...] | None = None
     mean = errors.mean(axis=1)
-    for c in EXPONENTS:
-        powers = sizes**-c
+    least = np.full(len(errors), np.inf)
+    a, b, c = (np.zeros(len(errors)) for _ in range(3))
+    for exponent in EXPONENTS:
+        powers = sizes**-exponent
         varying = powers - powers.mean()
-        b = np.maximum(errors @ varying / (varying @ varying), 0)
-        a = mean - b * powers.mean()
-        # Below zero no error can fall: then the line goes through it.
-        b = np.where(a < 0, errors @ powers / (powers @ powers), b)
-        a = np.maximum(a, 0)
-        missed = ((errors - a[:, None] - b[:, None] * powers) ** 2).sum(axis=1)
-        found = (missed, a, b, np.full_like(a, c))
-        if best is None:
-            best = found
-            continue
-        better = missed < best[0]
-        best = tuple(np.where(better, new, old) for new, old in zip(found, best, strict=True))
-    assert best is not None
-    return best[1], best[2], best[3]
+        slope = np.maximum(errors @ varying / (varying @ varying), 0)
+        rest = mean - slope * powers.mean()
+        # Below zero no error can fall: then the law goes to it.
+        slope = np.where(rest < 0, errors @ powers / (powers @ powers), slope)
+        rest = np.maximum(rest, 0)
+        missed = ((errors - rest[:, None] - slope[:, None] * powers) ** 2).sum(axis=1)
+        better = (missed < least) & (exponent <= limits + 1e-9)
+        least[better], a[better] = missed[better], rest[better]
+        b[better], c[better] = slope[better], exponent
+    return a, b, c
