@@ -21,6 +21,7 @@ from finetune.commands.outputs import (
     wanted_output,
 )
 from finetune.commands.relabelling import write_relabelling
+from finetune.commands.terminal import print_line
 from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
 
@@ -193,7 +194,7 @@ def write_all_suspects(
             write_suspects(beside, suspects)
     for suspect in [s for s in suspects[:10] if s.suspected]:
         instead = f"perhaps {suspect.suggested}" if suspect.suggested else "unlike all others"
-        print(f"look at {suspect.path}: labelled {suspect.label}, {instead}")
+        print_line(f"look at {suspect.path}: labelled {suspect.label}, {instead}")
     if table is not None:
         print(f"suspects in {table.path}")
     if page is not None:
