@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.tasks import categorical
 from finetune.training.linear_probe import fit_probe
 from finetune.training.logistic_regression import logistic_problem, near_enough, solve_logistic
 from finetune.training.penalty_search import FOLDS, stratified_parts
@@ -95,4 +96,4 @@ def _answers(rows: Tensor, labels: Tensor, learnt: Tensor, out: Tensor, l2: floa
         return known.expand(int(out.sum()))
     problem = logistic_problem(rows[learnt], dense, torch.ones(len(learnt)), len(known))
     found = solve_logistic(problem, l2, tolerance=near_enough(l2))
-    return known[(rows[out] @ found[:, :-1].T + found[:, -1]).argmax(dim=1)]
+    return known[categorical.likeliest(rows[out] @ found[:, :-1].T + found[:, -1])]
