@@ -8,7 +8,8 @@ In each split a few classes are strangers; of the others 60 % train, 20 % calibr
 Prints the rate of false alarms at --alpha and the AUROC of each score, means over the splits with
 95 % intervals (Student's t; splits share images), and differences to maximum probability, paired.
 --strangers brings images of another folder, beside or in place of classes that are left out.
---fine-tuned N fine-tunes the backbone on the first N splits and compares with frozen.
+--fine-tuned N fine-tunes the backbone on the first N splits and compares with frozen: the network
+of the last epoch, whatever the fit would deliver (perhaps the frozen one, or a point between).
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def main() -> None:
             for name, value in after.items():
                 both[name].append(value)
                 both[f"{name}, minus frozen"].append(value - before[name])
+            print(seed, {name: round(values[-1], 4) for name, values in both.items()}, flush=True)
         if both:
             show(f"{root.name}, fine-tuned, {options.fine_tuned} splits", both)
 
@@ -132,7 +134,7 @@ def judged(features: Tensor, sides: Sides, alpha: float) -> dict[str, float]:
 
 
 def fine_tuned(paths: list[str], sides: Sides, backbone: str, epochs: int) -> ImageClassifier:
-    """The backbone fine-tuned on the training images; the calibrating ones choose the epoch."""
+    """The backbone after the last epoch of fine-tuning all of it on the training images."""
     with tempfile.TemporaryDirectory() as folder:
         for side, rows in (("train", sides.train), ("val", sides.calibrate)):
             for row in rows.tolist():
@@ -145,12 +147,11 @@ def fine_tuned(paths: list[str], sides: Sides, backbone: str, epochs: int) -> Im
             Path(folder, "images"),
             backbone=backbone,
             max_epochs=epochs,
+            strategy="head-then-all",
             runs=Path(folder, "runs"),
             quiet=True,
         )
-        model = run.predictor().model
-    assert isinstance(model, ImageClassifier)
-    return model
+        return ImageClassifier.from_checkpoint(run.folder / "checkpoints" / "last.ckpt")
 
 
 def show(title: str, found: Figures) -> None:

@@ -46,7 +46,7 @@ ALLOWED = {
     "prediction": FLOOR | {"tables", "data", "evaluation", "training", "combining"},
     "reporting": FLOOR | {"tables", "data", "evaluation", "training", "combining", "prediction"},
     "exporting": FLOOR | {"networks", "evaluation", "training", "combining"},
-    "serving": FLOOR | {"data", "training", "combining", "prediction", "reporting"},
+    "serving": FLOOR | {"data", "training", "combining", "prediction", "reporting", "exporting"},
 }
 # Where data and networks meet, by design.
 ALLOWED_MODULES = {"training/features/extract.py": {"data"}}

@@ -9,12 +9,18 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from torch import Tensor
 
+from finetune.combining.calibrated_answer import Calibration
 from finetune.combining.calibration import (
+    TemperatureFit,
     apply_temperature,
     fit_reject_rule,
     fit_temperature,
 )
+from finetune.combining.label_scaling import LabelScaling
 from finetune.errors import CalibrationError
+from finetune.tasks.multiclass import MULTICLASS
+from finetune.tasks.multilabel import MULTILABEL
+from finetune.tasks.task import Task
 
 
 def simulated(
@@ -106,6 +112,28 @@ def test_temperature_one_changes_no_bit_and_log_probabilities_are_logits() -> No
     assert fit_temperature(logits.log_softmax(-1), labels).temperature == pytest.approx(
         fit_temperature(logits, labels).temperature
     )
+
+
+@given(st.integers(0, 1000), st.sampled_from([MULTICLASS, MULTILABEL]))
+def test_pooled_logits_come_back_from_calibrated_probabilities(seed: int, task: Task) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pooled = 3 * torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    scaling = LabelScaling((0.5, 1.0, 2.0), (1.0, 0.0, -1.0), 0.1)
+    fit = TemperatureFit(temperature=1.6, nll_before=1.0, nll_after=0.9, images=9)
+    calibration = Calibration(fit, scaling=scaling if task == MULTILABEL else None)
+    answered = task.probabilities(calibration.logits(pooled))
+    found = calibration.uncalibrated(task.of_probabilities(answered))
+    torch.testing.assert_close(
+        task.probabilities(found), task.probabilities(pooled), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_probabilities_of_0_and_1_have_finite_outputs() -> None:
+    certain = torch.tensor([[0.0, 1.0]])
+    for task in (MULTICLASS, MULTILABEL):
+        outputs = task.of_probabilities(certain)
+        assert outputs.isfinite().all()
+        torch.testing.assert_close(task.probabilities(outputs), certain, atol=1e-6, rtol=0)
 
 
 def test_answers_that_are_always_right_or_wrong_reach_a_bound_and_warn() -> None:

@@ -1,10 +1,14 @@
 """``finetune report`` from the shell's side."""
 
 import csv
+import json
+import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune.cli import main
 from finetune.evaluation.evaluate import evaluate
@@ -82,11 +86,46 @@ def test_folds_and_suspects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "mean of 2 folds" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_suspects_get_a_page_to_relabel_them_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, page = str(write(tmp_path / "p.csv")), tmp_path / "relabel.html"
+    call = ["report", table, "--relabel", str(page), "--output", str(tmp_path / "r.html")]
+    assert main(call) == 1  # nobody can look at images that are not there
+    assert "--data.root" in capsys.readouterr().err
+    assert not page.exists()
+    (tmp_path / "images").mkdir()
+    for number in range(30):
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{number}.jpg")
+    assert main([*call, "--data.root", str(tmp_path / "images")]) == 0
+    assert "labels to look at in" in capsys.readouterr().out
+    data = re.search(r'data-images="([^"]*)"', page.read_text(encoding="utf-8"))
+    assert data is not None
+    (shown,) = json.loads(unescape(data[1]))
+    assert shown["path"] == str(tmp_path / "images" / "0.jpg")
+    assert shown["said"] == "labelled ants; the classifier says bees (98%)"
+    assert shown["choices"] == ["ants", "bees"]
+    assert shown["image"].startswith("data:image/webp")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_where_no_label_is_suspected_there_is_no_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = evaluate([0, 1], np.eye(2) * 0.8 + 0.1, ["ants", "bees"], ["a.jpg", "b.jpg"])
+    write_predictions(tmp_path / "p.csv", evaluation)
+    assert main(["report", "p.csv", "--relabel", "relabel.html"]) == 0
+    assert "no label is suspected" in capsys.readouterr().out
+    assert not Path("relabel.html").exists()
+
+
 def test_wrong_calls_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = str(write(tmp_path / "p.csv"))
     other = str(write(tmp_path / "q.csv", prefix="other/"))
     assert main(["report", table, "--output", str(tmp_path / "page.pdf")]) == 2
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert main(["report", table, other, "--suspects", str(tmp_path / "s.csv")]) == 2
-    assert capsys.readouterr().err.count("\n") == 3
+    assert main(["report", table, other, "--relabel", str(tmp_path / "r.html")]) == 2
+    assert capsys.readouterr().err.count("\n") == 4
     assert not list(tmp_path.glob("*.html"))

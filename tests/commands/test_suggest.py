@@ -27,6 +27,7 @@ from finetune.data.manifest import read_manifest
 from finetune.errors import DataError, UsageError
 from finetune.prediction.feature_space import features_of
 from finetune.prediction.suggestions import informative, spread, suggest_among
+from finetune.training.checkpoints import ENTRY, read_content, write_checkpoint
 from finetune.training.classifier import ImageClassifier
 
 WriteCheckpoint = Callable[..., Path]
@@ -207,3 +208,68 @@ def test_nothing_is_written_among_the_images(
     for option in ({"output": unlabelled / "s.csv"}, {"page": unlabelled / "l.html"}):
         with pytest.raises(UsageError, match="outside the images"):
             finetune.suggest(write_probe("s"), unlabelled, **option)
+
+
+@pytest.fixture
+def known_probe(
+    write_probe: WriteCheckpoint, colour_folder: Path, tmp_path: Path
+) -> Callable[..., Path]:
+    """A checkpoint that knows its images, and how its final layer came about."""
+
+    def write(**fit: object) -> Path:
+        module = ImageFolderDataModule(colour_folder, num_workers=0, cache="off")
+        content = read_content(write_probe("s"))
+        told = {"split": module.split_record.plain, "fit": {"phase": 0, **fit}}
+        path = tmp_path / f"known{len(fit)}.ckpt"
+        write_checkpoint(
+            path,
+            state_dict=content["state_dict"],
+            hyper_parameters=content["hyper_parameters"],
+            entry={**content[ENTRY], **told},
+        )
+        return path
+
+    return write
+
+
+def test_what_more_labels_bring_is_said_and_stands_on_the_page(
+    known_probe: Callable[..., Path],
+    unlabelled: Path,
+    colour_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("finetune.prediction.label_worth.FEWEST", 20)
+    path = known_probe(probe={"l2": 1.0})
+    call = ["suggest", str(path), str(unlabelled), "--data.root", str(colour_folder)]
+    assert main([*call, "--number=1", "--page=label.html"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"raise the accuracy by (\S+) points \[(\S+), (\S+)\]", said)
+    assert found is not None
+    value, low, high = map(float, found.groups())
+    assert low <= value <= high
+    assert "abelling " in said
+    page = unescape(Path("label.html").read_text(encoding="utf-8"))
+    assert found[0] in page
+
+
+@pytest.mark.parametrize(
+    ("fit", "said"),
+    [({"probe": {"l2": 1.0}}, "Expected 40 images"), ({}, "a fit of the final layer alone")],
+    ids=["few images", "fine-tuned"],
+)
+def test_where_there_is_no_curve_the_suggestions_stand(
+    fit: dict[str, object],
+    said: str,
+    known_probe: Callable[..., Path],
+    unlabelled: Path,
+    colour_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = ["suggest", str(known_probe(**fit)), str(unlabelled), "--data.root", str(colour_folder)]
+    assert main([*call, "--number=1"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 39 images to label" in out
+    assert f"no learning curve: {said}" in out.replace("Expected a fit", "a fit")
+    assert main([*call[:-1], str(unlabelled), "--number=1"]) == 2
+    assert "images of the fit" in capsys.readouterr().err

@@ -15,12 +15,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+from finetune.data.datamodule import ImageFolderDataModule
 from finetune.data.manifest import read_manifest
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.result import Evaluation
 from finetune.prediction.suggestions import Suggestion
-from finetune.reporting.label_page import render_label_page
+from finetune.reporting.label_page import render_label_page, to_label, to_relabel
 from finetune.reporting.report import ReportDetails, write_page
+from finetune.reporting.triage import LabelSuspect
+from finetune.spec.images import SPLITS
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -215,13 +218,50 @@ def labelling(
         path = tmp_path / f"image, {number}.png"
         Image.fromarray(np.full((40, 90, 3), 80 * number, dtype=np.uint8)).save(path)
         images.append(Suggestion(str(path), 0.5, tuple(HOSTILE), 0.4, HOSTILE[0]))
-    page = tmp_path / "label.html"
-    page.write_text(render_label_page(images, HOSTILE), encoding="utf-8")
-    browser.execute_cdp_cmd(
-        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
-    )
-    browser.get(page.as_uri())
+    shown = render_label_page(list(map(to_label, images)), HOSTILE, notes=EVIL)
+    open_labelling(browser, shown, tmp_path)
     return browser, images
+
+
+def open_labelling(browser: webdriver.Chrome, shown: str, folder: Path) -> None:
+    """The page in the browser, whose downloads go into the same folder."""
+    page = folder / "label.html"
+    page.write_text(shown, encoding="utf-8")
+    browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
+    )
+    browser.get_log("browser")
+    browser.get(page.as_uri())
+
+
+def test_suspects_are_relabelled_by_keys_and_the_manifest_counts(
+    browser: webdriver.Chrome, colour_folder: Path, tmp_path: Path
+) -> None:
+    # Two that are called blue are surely red; one green image is like no other.
+    paths = sorted(map(str, colour_folder.rglob("*.png")))
+    names = ("blue", "green", "red")
+    wrong = [LabelSuspect(n, paths[n], "blue", "another class", "red", 0.1, True) for n in (0, 1)]
+    strange = LabelSuspect(12, paths[12], "green", "no class", "", 1.0, True)
+    sure = {"blue": 0.05, "green": 0.05, "red": 0.9}
+    shown = [to_relabel(each, sure, each.path) for each in (*wrong, strange)]
+    open_labelling(browser, render_label_page(shown, names, relabels=True), tmp_path)
+    said, body = browser.find_element(By.ID, "said"), browser.find_element(By.TAG_NAME, "body")
+    assert browser.find_element(By.TAG_NAME, "h1").text == "Look at the labels of 3 images"
+    assert said.text == "labelled blue; the classifier says red (90%)"
+    body.send_keys("3")
+    body.send_keys("2")  # a slip
+    assert said.text == "labelled green; unlike all other images"
+    body.send_keys("u")
+    body.send_keys("1")  # its label was right
+    body.send_keys("s")
+    wait_for((tmp_path / "labels.csv").is_file)
+    assert browser.get_log("browser") == []
+    # Beside its folder the manifest decides, and nothing else has changed.
+    data = {"num_workers": 0, "cache": "off", "allow_outside": True}
+    more = ImageFolderDataModule(colour_folder, more=str(tmp_path / "labels.csv"), **data)
+    labels = {Path(i.path): names[int(str(i.label))] for s in SPLITS for i in more.images(s)}
+    expected = {Path(path): Path(path).parent.name for path in paths} | {Path(paths[0]): "red"}
+    assert labels == expected
 
 
 def test_images_are_labelled_by_keys_and_saved_as_a_manifest(

@@ -3,7 +3,9 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -12,8 +14,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from finetune.data.manifest import read_manifest
+from finetune.exporting.export import export
+from finetune.exporting.onnx_model import OnnxModel
 from finetune.prediction import predict
 from finetune.serving import server
+from finetune.serving.answerers import Model
 from finetune.serving.app import Service, application
 from finetune.serving.budget import Limits
 from finetune.serving.corrections import Corrections
@@ -31,18 +36,12 @@ document.getElementById("drop").dispatchEvent(event);
 """
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("corrections")
-
-
-@pytest.fixture(scope="module")
-def address(classifier, kept: Path, browser: Chrome) -> Iterator[str]:
+@contextmanager
+def served_here(model: Model, token: str | None = None, **options: Any) -> Iterator[str]:
     """A server of this process, on a port of its own."""
     limits = Limits()
-    engine = Engine(classifier, images_in_work=limits.images_in_work)
-    corrections = Corrections(kept, classifier.class_names, MULTICLASS)
-    service = Service(classifier, engine, limits, TOKEN, corrections=corrections)
+    engine = Engine(model, images_in_work=limits.images_in_work)
+    service = Service(model, engine, limits, token, **options)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = uvicorn.Server(server.settings(application(service), limits))
         thread = threading.Thread(target=running.run, args=([listener],))
@@ -52,6 +51,18 @@ def address(classifier, kept: Path, browser: Chrome) -> Iterator[str]:
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("corrections")
+
+
+@pytest.fixture(scope="module")
+def address(classifier, kept: Path, browser: Chrome) -> Iterator[str]:
+    corrections = Corrections(kept, classifier.class_names, MULTICLASS)
+    with served_here(classifier, TOKEN, corrections=corrections) as found:
+        yield found
+
+
 @pytest.fixture
 def page(browser: Chrome, address: str) -> Chrome:
     browser.get("about:blank")
@@ -59,6 +70,16 @@ def page(browser: Chrome, address: str) -> Chrome:
     browser.get(f"{address}/#token={TOKEN}")
     wait(browser, lambda b: "It knows 3 classes" in b.find_element(By.ID, "about").text)
     return browser
+
+
+def test_an_export_says_what_it_cannot(classifier, browser: Chrome, tmp_path: Path) -> None:
+    export(classifier, tmp_path / "model.onnx")
+    with served_here(OnnxModel.from_file(tmp_path / "model.onnx")) as address:
+        browser.get(address)
+        about = browser.find_element(By.ID, "about")
+        wait(browser, lambda b: "It is an export: it cannot show where it looked" in about.text)
+        browser.execute_script(GIVEN, list(b"<html>"), "drop")
+        wait(browser, lambda b: "No answer" in b.find_element(By.CLASS_NAME, "card").text)
 
 
 def wait(browser: Chrome, condition) -> None:

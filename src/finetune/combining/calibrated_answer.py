@@ -83,6 +83,12 @@ class Calibration:
             return self.scaling.apply(pooled)
         return pooled if self.fit is None else apply_temperature(pooled, self.temperature)
 
+    def uncalibrated(self, logits: Tensor) -> Tensor:
+        """The pooled logits that :meth:`logits` made these of."""
+        if self.scaling is not None:
+            return self.scaling.undo(logits)
+        return logits if self.fit is None else logits * self.temperature
+
     def rejected(self, task: Task, pooled: Tensor) -> Tensor | None:
         """Which of the images ``(N, C)`` to leave to a human, ``(N,)`` bool; None: no rule."""
         if self.reject is None:

@@ -96,11 +96,6 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits.double() / temperature
 
 
-def log_of(probabilities: Tensor) -> Tensor:
-    """Finite log probabilities in float64: 0 counts as the type's smallest positive number."""
-    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).double().log()
-
-
 def fit_reject_rule(confidence: Tensor, wrong: Tensor, *, risk: float) -> RejectRule:
     """The lowest confidence to accept such that at most ``risk`` of the accepted are wrong.
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from finetune.combining.calibrated_answer import Calibration
-from finetune.combining.calibration import log_of
 from finetune.combining.members import ClassifierMember, Member, TableMember
 from finetune.combining.unknown import UnknownRule
 from finetune.errors import CheckpointError, UsageError
 from finetune.spec.preprocessing import Preprocessing
 from finetune.tables.writing import ENDINGS
+from finetune.tasks import categorical
 from finetune.tasks.known import task_of
 from finetune.training.checkpoint_schema import damaged
 from finetune.training.checkpoints import (
@@ -167,7 +167,7 @@ def _build_member(
         names, paths = described["class_names"], described["paths"]
         logits = tensors.get("log_probabilities")
         if logits is None:  # a file of format 1, which kept probabilities
-            logits = log_of(tensors["table"])
+            logits = categorical.log_of(tensors["table"])
         if tuple(logits.shape) != (len(paths), len(names)) or not logits.is_floating_point():
             raise ValueError(f"expected ({len(paths)}, {len(names)}) log probabilities")
         task, thresholds = task_of(described, path), described.get("thresholds")

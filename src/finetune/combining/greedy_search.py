@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.combining.calibration import log_of
 from finetune.combining.pooling import likelihood_ratios
 from finetune.spec.choices import Pooling
 from finetune.tasks import categorical
@@ -120,7 +119,7 @@ class Search:
         if self.pooling != "geometric" and metric == "nll":  # leave the other classes alone
             true = means[:, torch.arange(len(self.labels)), self.labels]
             return -true.clamp_min(torch.finfo(torch.float64).tiny).log().mean(dim=-1)
-        logits = means if self.pooling == "geometric" else log_of(means)
+        logits = means if self.pooling == "geometric" else categorical.log_of(means)
         return held_out_losses(logits, self.labels, metric)
 
     def _scores(self, means: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ class LabelScaling:
         given = outputs.double()
         return given * given.new_tensor(self.factors) + given.new_tensor(self.shifts)
 
+    def undo(self, scaled: Tensor) -> Tensor:
+        """The logits that :meth:`apply` made these of, in float64."""
+        given = scaled.double()
+        return (given - given.new_tensor(self.shifts)) / given.new_tensor(self.factors)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelScaling:
         """From plain values, as a checkpoint has them."""

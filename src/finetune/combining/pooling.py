@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from finetune.combining.averaging import normalised_coefficients
-from finetune.combining.calibration import log_of
 from finetune.errors import UsageError
 from finetune.spec.choices import Pooling
 from finetune.tasks import categorical
@@ -105,7 +104,7 @@ def majority_vote(member_logits: Tensor, coefficients: Coefficients = None) -> T
     won = categorical.votes(means.masked_fill(~tied, -1.0)).double()
     is_tie = tied.sum(dim=-1, keepdim=True) > 1
     settled = (1 - 2 * TIE) * shares + 2 * TIE * won
-    return log_of(torch.where(is_tie, settled, shares).float())
+    return categorical.log_of(torch.where(is_tie, settled, shares).float())
 
 
 def fit_coefficients(member_logits: Tensor, labels: Tensor, *, prior: float = 0.0) -> Tensor:

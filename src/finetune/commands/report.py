@@ -13,12 +13,14 @@ from finetune.commands.guest import Where, each_of
 from finetune.commands.outputs import (
     PAGES,
     TABLES,
+    OptionalPath,
     Output,
     PageFile,
     checked_output,
     default_output,
     wanted_output,
 )
+from finetune.commands.relabelling import write_relabelling
 from finetune.commands.terminal import print_line
 from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
@@ -41,6 +43,7 @@ def report(
     title: str | None = None,
     folds: bool = False,
     suspects: Annotated[Where | None, Typed(metavar="FILE.csv")] = None,
+    relabel: Annotated[OptionalPath, Typed(metavar="FILE.html")] = None,
     accelerator: Accelerator = "auto",
     quiet: bool = False,
 ) -> Path:
@@ -54,6 +57,7 @@ def report(
         title: headline of the page.
         folds: the sources are the folds of one cross-validation.
         suspects: also rank the labels that may be wrong, with the help of the images themselves.
+        relabel: also a page to look at those labels on, offline, with keys; it saves a manifest.
         accelerator: where networks answer: auto, cpu, gpu, cuda or mps.
         quiet: print nothing.
 
@@ -74,6 +78,14 @@ def report(
         inputs=paths,
         images=[root],
     )
+    relabelling = wanted_output(
+        relabel,
+        endings=PAGES,
+        overwrite=overwrite,
+        option="--relabel",
+        inputs=paths,
+        images=[root],
+    )
 
     from finetune.reporting.answer import board_answer
     from finetune.reporting.report import write_page
@@ -82,14 +94,14 @@ def report(
 
     runtime = Runtime.chosen(accelerator)
     found = load_sources(paths, root=None if root is None else Path(root))
-    for each in filter(None, (page, ranked)):
+    for each in filter(None, (page, ranked, relabelling)):
         keep_off_sources(each, found)
     if folds:
         merged = merge_folds(found)
         found = {merged.name: merged}
-    if ranked is not None:
+    if ranked is not None or relabelling is not None:
         found = {name: with_embeddings(source, runtime) for name, source in found.items()}
-        write_all_suspects(ranked, found)
+        write_all_suspects(ranked, relabelling, found)
     board = _leaderboard(found)
     with page.writing() as beside:
         write_page(
@@ -163,23 +175,30 @@ def with_embeddings(source: Source, runtime: Runtime) -> Source:
     return replace(source, details=replace(source.details, embeddings=embeddings))
 
 
-def write_all_suspects(output: Output, sources: dict[str, Source]) -> None:
-    """One list of labels to look at, from the only source."""
+def write_all_suspects(
+    table: Output | None, page: Output | None, sources: dict[str, Source]
+) -> None:
+    """The labels to look at, from the only source: a list, and a page to give others on."""
     from finetune.reporting.triage import rank_suspects, write_suspects
 
     if len(sources) > 1:
+        option = "--suspects" if page is None else "--relabel"
         raise UsageError(
-            f"Expected one source with --suspects, found {len(sources)}; add --folds if they are "
+            f"Expected one source with {option}, found {len(sources)}; add --folds if they are "
             "the folds of one cross-validation."
         )
     (source,) = sources.values()
     suspects = rank_suspects(source.evaluation, embeddings=source.details.embeddings)
-    with output.writing() as beside:
-        write_suspects(beside, suspects)
+    if table is not None:
+        with table.writing() as beside:
+            write_suspects(beside, suspects)
     for suspect in [s for s in suspects[:10] if s.suspected]:
         instead = f"perhaps {suspect.suggested}" if suspect.suggested else "unlike all others"
         print_line(f"look at {suspect.path}: labelled {suspect.label}, {instead}")
-    print(f"suspects in {output.path}")
+    if table is not None:
+        print(f"suspects in {table.path}")
+    if page is not None:
+        write_relabelling(page, source, suspects)
 
 
 def _leaderboard(sources: dict[str, Source]) -> Leaderboard | None:

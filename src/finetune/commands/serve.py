@@ -16,9 +16,9 @@ from finetune.extras import need
 from finetune.spec.schema import whole
 
 if TYPE_CHECKING:
-    from finetune.combining.ensemble import Ensemble
+    from finetune.serving.answerers import Model
     from finetune.serving.app import Service
-    from finetune.training.classifier import ImageClassifier
+    from finetune.spec.splits import SplitRecord
 
 TOKEN_LETTERS = 16  # at least, of one that people choose
 
@@ -41,7 +41,8 @@ def serve(
     Images are held in memory while they are answered, and nowhere else.
 
     Args:
-        checkpoint: a .ckpt file or a run folder: classifier, average or ensemble.
+        checkpoint: a .ckpt file or a run folder: classifier, average or ensemble; or an .onnx file
+            of finetune export, which onnxruntime answers from, without maps and neighbours.
         host: the address to listen at; any but this machine's own needs --token.
         port: to listen at; 0 takes a free one.
         token: what clients have to know; new draws one and prints it.
@@ -67,13 +68,11 @@ def serve(
     )
 
     from finetune.commands.trainer import quiet_libraries
-    from finetune.prediction.predictor import load_model
-    from finetune.runtime import Runtime
     from finetune.serving.app import application
 
     quiet_libraries()
     service = _service(
-        load_model(Path(checkpoint), Runtime.chosen(accelerator)),
+        _opened(Path(checkpoint), accelerator, root),
         token=token,
         own_names_only=inside,
         corrections=written,
@@ -97,8 +96,26 @@ def serve(
         run(application(service), listener, service.limits)
 
 
+def _opened(path: Path, accelerator: str, root: Where | None) -> Model:
+    """What is to be served, where it is to answer."""
+    if path.suffix.lower() != ".onnx":
+        from finetune.prediction.predictor import load_model
+        from finetune.runtime import Runtime
+
+        return load_model(path, Runtime.chosen(accelerator))
+    if root is not None or accelerator not in ("auto", "cpu"):
+        option = f"--accelerator {accelerator}" if root is None else "--data.root"
+        raise UsageError(
+            f"Expected no {option} beside an export, found it: an .onnx file has no space of "
+            "features, and answers on the processor; serve the checkpoint for that."
+        )
+    from finetune.exporting.onnx_model import OnnxModel
+
+    return OnnxModel.from_file(path)
+
+
 def _service(
-    model: ImageClassifier | Ensemble,
+    model: Model,
     *,
     token: str | None,
     own_names_only: bool,
@@ -108,7 +125,9 @@ def _service(
     image_limits: tuple[int, int],
 ) -> Service:
     """All that a server needs, ready; nothing listens yet."""
+    from finetune.combining.ensemble import Ensemble
     from finetune.data.shard_files import folder_of
+    from finetune.exporting.onnx_model import OnnxModel
     from finetune.prediction.predictor import fits_of
     from finetune.reporting.explain import weighted_classifiers
     from finetune.serving.app import Service
@@ -118,21 +137,25 @@ def _service(
     from finetune.serving.neighbours import Neighbours
     from finetune.training.features.store import FeatureStore
 
-    if sum(share for _, share in weighted_classifiers(model)) < 0.999:
-        raise UsageError(
-            "Expected classifiers that can answer new images, found an ensemble with answers from "
-            "files; serve one without."
-        )
-    limits, fits = Limits(), fits_of(model)
+    fits: tuple[SplitRecord, ...] = ()
+    if not isinstance(model, OnnxModel):
+        fits = fits_of(model)
+        if sum(share for _, share in weighted_classifiers(model)) < 0.999:
+            raise UsageError(
+                "Expected classifiers that can answer new images, found an ensemble with answers "
+                "from files; serve one without."
+            )
+    limits = Limits()
     engine = Engine(model, limits.images_in_work, *image_limits)
     answering = engine.model
     kept = near = None
     if corrections is not None:
         corrections.keep_off(fits=fits)
         kept = Corrections(corrections.path, answering.class_names, answering.task)
-    if root is not None:
+    if root is not None and not isinstance(model, OnnxModel):
         store = FeatureStore(cache_dir)
-        near = Neighbours(answering.first_classifier, fits, folder_of(root), store, *image_limits)
+        first = Ensemble.of(model).first_classifier
+        near = Neighbours(first, fits, folder_of(root), store, *image_limits)
     return Service(model, engine, limits, token, own_names_only, kept, near)
 
 

@@ -18,7 +18,9 @@ from finetune.tables.cells import escaped
 from finetune.tables.writing import encodable
 
 if TYPE_CHECKING:
+    from finetune.combining.ensemble import Ensemble
     from finetune.prediction.suggestions import Suggestion, Suggestions
+    from finetune.training.classifier import ImageClassifier
 
 SHOWN = 20  # lines; the table has all
 
@@ -33,6 +35,7 @@ def suggest(
     page: Annotated[OptionalPath, Typed(metavar="FILE.html")] = None,
     overwrite: bool = False,
     safe_csv: bool = False,
+    root: options.Root = None,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     cache_dir: options.CacheDir = None,
     accelerator: options.Accelerator = "auto",
@@ -51,6 +54,7 @@ def suggest(
         page: a page to label them on, offline, with keys; it saves a manifest.
         overwrite: replace what is there.
         safe_csv: put names that a spreadsheet would take for formulas behind an apostrophe.
+        root: the images of the fit: says what 50 more labels are expected to bring.
         max_pixels: refuse images with more pixels, at least 1.
         cache_dir: instead of the platform's cache folder.
         accelerator: where the network runs: auto, cpu, gpu, cuda or mps.
@@ -62,7 +66,7 @@ def suggest(
     Raises:
         DataError: no image that is new to the fit.
         UsageError: an output that must not be written, a page where an image has more or other
-            than one class, or numbers of one member alone.
+            than one class, numbers of one member alone, or none of the fit's images below the root.
     """
     named = each_of(images)
     if safe_csv and output is None:
@@ -70,7 +74,8 @@ def suggest(
             "Expected --output FILE.csv beside --safe-csv, found none; leave --safe-csv out, or "
             "name the table."
         )
-    rule = {"overwrite": overwrite, "inputs": [checkpoint, *named], "images": named}
+    images_of_all = [*named, *([] if root is None else [root])]
+    rule = {"overwrite": overwrite, "inputs": [checkpoint, *named], "images": images_of_all}
     table = wanted_output(output, endings=TABLES, **rule)
     labelling = wanted_output(page, endings=PAGES, option="--page", **rule)
 
@@ -86,6 +91,8 @@ def suggest(
     model = load_model(Path(checkpoint), Runtime.chosen(accelerator))
     if labelling is not None:
         only_one_class(model.task, "--page", instead="give --output TABLE.csv")
+    if root is not None:
+        only_one_class(model.task, "--data.root", instead="leave it out")
     for each in filter(None, (table, labelling)):
         each.keep_off(inputs=files, fits=fits_of(model))
     inspections = inspect_files(
@@ -94,18 +101,43 @@ def suggest(
     store = FeatureStore(cache_dir)
     found = suggest_among(model, inspections, number=number, max_pixels=max_pixels, store=store)
     print("\n".join(_lines(found, len(files))))
+    worth = [] if root is None else _worth(model, root, max_pixels, cache_dir)
+    print(*worth, sep="\n", end="\n" if worth else "")
     if table is not None:
         with table.writing() as beside:
             write_suggestions(beside, found, safe=safe_csv)
         print(f"table in {table.path}: fill in label, and it is a manifest")
     if labelling is not None:
-        from finetune.reporting.label_page import render_label_page
+        from finetune.reporting.label_page import render_label_page, to_label
 
         with labelling.writing() as beside:
-            shown = render_label_page([*found.chosen, *found.unknown], tuple(model.class_names))
-            beside.write_text(shown, encoding="utf-8")
+            beside.write_text(
+                render_label_page(
+                    [to_label(each) for each in (*found.chosen, *found.unknown)],
+                    tuple(model.class_names),
+                    notes=worth,
+                ),
+                encoding="utf-8",
+            )
         print(f"page in {labelling.path}: label with the keys 1 to 9, then save")
     return [*found.chosen, *found.unknown]
+
+
+def _worth(
+    model: ImageClassifier | Ensemble, root: Where, max_pixels: int, cache_dir: Where | None
+) -> list[str]:
+    """What more labels are expected to bring, or why that cannot be said."""
+    from finetune.data.shard_files import folder_of
+    from finetune.errors import DataError, PretrainedWeightsError
+    from finetune.prediction.label_worth import worth_of_labels
+
+    try:
+        found = worth_of_labels(
+            model, folder_of(Path(root)), max_pixels=max_pixels, cache_dir=cache_dir
+        )
+    except (DataError, PretrainedWeightsError) as error:  # the suggestions stand without it
+        return [f"no learning curve: {error}"]
+    return found.sentences()
 
 
 def _lines(found: Suggestions, images: int) -> list[str]:

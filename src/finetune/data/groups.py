@@ -31,10 +31,7 @@ def groups_by_pattern(folder: ImageFolder, pattern: str) -> ImageFolder:
         ) from error
     images = []
     for image, key in zip(folder.images, image_keys(folder.root, folder.images), strict=True):
-        match = expression.search(key)
-        groups = [part for part in match.groups() if part is not None] if match else []
-        group = "|".join(groups) if groups else match.group() if match else None
-        images.append(replace(image, group=group or image.group))
+        images.append(replace(image, group=group_of(expression, key) or image.group))
     if not any(image.group for image in images):
         example = image_keys(folder.root, folder.images[:1])[0]
         raise UsageError(
@@ -42,6 +39,13 @@ def groups_by_pattern(folder: ImageFolder, pattern: str) -> ImageFolder:
             f"match; one of them is {example!r}."
         )
     return replace(folder, images=tuple(images))
+
+
+def group_of(expression: re.Pattern[str], key: str) -> str | None:
+    """What an expression matches of a path, or what its brackets do; None where nothing does."""
+    match = expression.search(key)
+    groups = [part for part in match.groups() if part is not None] if match else []
+    return "|".join(groups) if groups else match.group() if match else None
 
 
 def groups_with_duplicates(images: Sequence[LabelledImage]) -> list[Hashable | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from finetune.exporting.description import as_json, describe_export, input_names
 from finetune.exporting.parity import Reloaded
 from finetune.exporting.tracing import BATCH, first_line, trace
 from finetune.extras import need
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 METADATA_KEY = "finetune"
 # A file of protocol buffers ends here; the graph itself needs a little of it.
@@ -67,9 +71,23 @@ def _check_size(ensemble: Ensemble) -> None:
 def _runtime(path: Path, names: tuple[str, ...], output: str) -> Reloaded | None:
     if find_spec("onnxruntime") is None:
         return None
+    return answering(session_of(path), names, output)
+
+
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    """The file, ready to run on the processor, on as many threads as torch takes."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors; they are raised too
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def answering(
+    session: onnxruntime.InferenceSession, names: tuple[str, ...], output: str
+) -> Reloaded:
+    """From float views, one an input of these names, to the output of that name."""
 
     def answer(views: tuple[torch.Tensor, ...]) -> torch.Tensor:
         inputs = {name: view.numpy() for name, view in zip(names, views, strict=True)}

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, empty
 
+from finetune.combining.calibrated_answer import Answer
 from finetune.combining.ensemble import Ensemble
 from finetune.combining.test_time_augmentation import View, mean_over_views
 from finetune.errors import CheckpointMismatchError
 from finetune.prediction.predictions import Predictions
+from finetune.tasks.task import Task
 from finetune.training.features.recorded import recorded_features
 
 Outputs = tuple[Tensor, Tensor]
@@ -59,18 +61,32 @@ def outputs_of(
 def predictions_of(model: Ensemble, outputs: Outputs, paths: Sequence[Path]) -> Predictions:
     """The answers for N images, whose outputs ``(M, N, C)`` are on the CPU."""
     members, strangeness = outputs
-    answer = model.answer(members)
+    known = strangeness if model.unknown is not None else None
+    return as_predictions(
+        model.answer(members), model.task, model.class_names, paths, strangeness=known
+    )
+
+
+def as_predictions(
+    answer: Answer,
+    task: Task,
+    class_names: Sequence[str],
+    paths: Sequence[Path],
+    *,
+    strangeness: Tensor | None = None,
+) -> Predictions:
+    """An answer about N images with the names that belong to it."""
     return Predictions(
-        task=model.task,
+        task=task,
         paths=tuple(paths),
         probabilities=answer.probabilities,
         logits=answer.logits,
-        class_names=tuple(model.class_names),
+        class_names=tuple(class_names),
         member_probabilities=answer.member_probabilities,
         disagreement=answer.disagreement,
         rejected=answer.rejected,
         prediction_sets=answer.prediction_sets,
         thresholds=answer.thresholds,
         half_width=answer.half_width,
-        strangeness=None if model.unknown is None else strangeness,
+        strangeness=strangeness,
     )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 from PIL import Image
 from starlette.applications import Starlette
@@ -23,17 +23,15 @@ from finetune.data.in_memory import content_of
 from finetune.data.transforms import MAX_ASPECT
 from finetune.distribution import own_version
 from finetune.errors import DataError, FinetuneError, ImageError, NetworkError
+from finetune.exporting.onnx_model import OnnxModel
 from finetune.extras import missing
+from finetune.serving.answerers import Model
 from finetune.serving.budget import Budget, Limits
 from finetune.serving.corrections import Corrections
 from finetune.serving.engine import NAME, Engine, Question
 from finetune.serving.guard import Guard, JsonResponse, refusal
 from finetune.serving.neighbours import Neighbours
 from finetune.serving.uploads import only_one, uploaded
-
-if TYPE_CHECKING:
-    from finetune.combining.ensemble import Ensemble
-    from finetune.training.classifier import ImageClassifier
 
 Result = TypeVar("Result")
 STATIC = Path(__file__).parent / "static"
@@ -53,7 +51,7 @@ class Service:
     """A model that is served.
 
     Attributes:
-        model: as it was opened.
+        model: as it was opened: a classifier, an ensemble, or an export.
         engine: that has it answer.
         limits: of requests.
         token: that clients have to know; None: none.
@@ -63,7 +61,7 @@ class Service:
         neighbours: the training images, where they may be shown.
     """
 
-    model: ImageClassifier | Ensemble
+    model: Model
     engine: Engine
     limits: Limits
     token: str | None = None
@@ -74,7 +72,7 @@ class Service:
     @property
     def explains(self) -> bool:
         """Whether there are maps of where the network looked."""
-        return not missing("report")
+        return not isinstance(self.model, OnnxModel) and not missing("report")
 
     def described(self) -> dict[str, Any]:
         """What a client may know of the model; no path, and nothing of the images."""
@@ -85,7 +83,8 @@ class Service:
             "task": model.task.name,
             "class_names": list(model.class_names),
             "image_sizes": sorted({view.image_size for view in views}),
-            "unknown": model.unknown is not None,
+            "unknown": model.knows_unknown,
+            "cannot": list(model.cannot),
             "explains": self.explains,
             "compares": self.neighbours is not None,
             "keeps_corrections": self.corrections is not None,
@@ -248,6 +247,7 @@ def _explained(service: Service, content: bytes, class_name: str | None) -> byte
     )
     pixels = replace(reader, in_chans=3).decode(content, name=str(NAME))
     small = content_of(pixels, name=str(NAME))
+    assert not isinstance(service.model, OnnxModel)  # it explains nothing
     with service.engine.network:
         found = explain(service.model, small, [class_name])
     raw = io.BytesIO()

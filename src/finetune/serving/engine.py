@@ -15,18 +15,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from finetune.combining.ensemble import Ensemble
-from finetune.combining.test_time_augmentation import original
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.workers import usable_cores
 from finetune.errors import ImageError
-from finetune.prediction.answering import outputs_of, predictions_of
 from finetune.prediction.inputs import ImageViews
-from finetune.runtime import device_of
+from finetune.serving.answerers import Model, answerer_of
 from finetune.serving.answers import JsonAnswer, json_answers
 from finetune.serving.budget import Budget
-from finetune.training.classifier import ImageClassifier
 
 Result = TypeVar("Result")
 BATCH_SIZE = 32
@@ -60,7 +56,7 @@ class Engine:
     that memory is bounded by the images in work.
 
     Args:
-        model: a classifier or an ensemble, where it is to run.
+        model: a classifier or an ensemble, where it is to run; or an export.
         images_in_work: most images that wait or are answered; more are turned away.
         max_pixels: most pixels of an image.
         max_decoding_mb: most memory for decoding, in MiB, of all threads together.
@@ -68,13 +64,12 @@ class Engine:
 
     def __init__(
         self,
-        model: ImageClassifier | Ensemble,
+        model: Model,
         images_in_work: int,
         max_pixels: int = MAX_PIXELS,
         max_decoding_mb: int = MAX_DECODING_MB,
     ) -> None:
-        self.model = Ensemble.of(model).eval()
-        self.device = device_of(model)
+        self.model = answerer_of(model)
         self.limits = max_pixels, max_decoding_mb
         self.in_work = Budget(images_in_work)
         self._errands: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -168,11 +163,9 @@ class Engine:
             del batch, questions, answers
 
     def _answers(self, views: Sequence[Sequence[Tensor]]) -> list[JsonAnswer]:
-        together = [torch.stack(each).to(self.device) for each in zip(*views, strict=True)]
-        paths = [NAME] * len(views)
+        together = [torch.stack(each) for each in zip(*views, strict=True)]
         with self.network, torch.inference_mode():
-            outputs, strangeness = outputs_of(self.model, together, paths, [original])
-            return json_answers(predictions_of(self.model, (outputs.cpu(), strangeness), paths))
+            return json_answers(self.model.answer(together, [NAME] * len(views)))
 
     def _conclude(self, question: Question[Result], answer: Result | BaseException) -> None:
         self.in_work.give_back(1)

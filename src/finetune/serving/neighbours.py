@@ -11,15 +11,15 @@ import torch
 
 from finetune.data.decoding import MAX_PIXELS, ImageReader
 from finetune.data.decoding_memory import MAX_DECODING_MB
-from finetune.data.image_bytes import is_there
 from finetune.data.transforms import evaluation_transform
 from finetune.errors import DataError, UsageError
 from finetune.prediction.feature_space import Features, features_of
+from finetune.prediction.images_of_fits import images_of_fits
 from finetune.reporting.thumbnails import data_uri, read_thumbnail
 from finetune.runtime import device_of
 from finetune.spec.images import content_id
 from finetune.spec.labels import cell
-from finetune.spec.splits import SplitRecord, united
+from finetune.spec.splits import SplitRecord
 from finetune.training.classifier import ImageClassifier
 from finetune.training.features.recorded import recorded_features
 from finetune.training.features.store import FeatureStore
@@ -58,23 +58,17 @@ class Neighbours:
         max_pixels: int = MAX_PIXELS,
         max_decoding_mb: int = MAX_DECODING_MB,
     ) -> None:
-        trained = united(fits) if fits else SplitRecord()
-        placed = zip(trained.images, trained.standings, strict=True)
-        known = {
-            str(root / image.path): image
-            for image, standing in placed
-            if standing.side == "train" and is_there(root / image.path)
-        }
-        if not known or classifier is None:
+        known, class_names = images_of_fits(fits, root, "train")
+        if classifier is None:
             raise UsageError(
-                f"Expected the images of the fit in {root}, found none of those that it was "
-                "trained on; name the folder that it was given, or leave --data.root out."
+                "Expected a classifier whose space training images lie in, found saved "
+                "predictions alone; leave --data.root out."
             )
         self.classifier = classifier
         self.features = features_of(classifier, known, max_pixels=max_pixels, store=store)
         # What lies at the place of a training image need not be it.
         self._labels = {
-            path: cell(known[path].label, trained.class_names)
+            path: cell(known[path].label, class_names)
             for path, identity in zip(self.features.paths, self.features.ids, strict=True)
             if identity == known[path].id
         }

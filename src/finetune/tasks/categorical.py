@@ -24,6 +24,11 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return logits.log_softmax(dim=-1)
 
 
+def log_of(probabilities: Tensor) -> Tensor:
+    """Finite log probabilities in float64: 0 counts as the type's smallest positive number."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).double().log()
+
+
 def likeliest(values: Tensor) -> Tensor:
     """The alternative with the largest logit or probability, ``(...)``; of equals the first."""
     return values.argmax(dim=-1)

@@ -86,6 +86,10 @@ class MultiClass(Task):
         """``(..., C)`` in float32; of float32 logits, as their own softmax has them."""
         return categorical.probabilities(outputs).float()
 
+    def of_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Their logarithms, ``(..., C)``."""
+        return categorical.log_of(probabilities)
+
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """``(..., C)`` in nats."""
         return categorical.log_probabilities(outputs)

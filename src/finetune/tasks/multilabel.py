@@ -157,6 +157,12 @@ class MultiLabel(Task):
         """Of each label, ``(..., K)`` in float32."""
         return outputs.sigmoid().float()
 
+    def of_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Their logits, ``(..., K)``; 1 counts as 1 less half of what a float can lose."""
+        most = 1 - torch.finfo(probabilities.dtype).eps / 2
+        sure = probabilities.double().clamp_max(most)
+        return categorical.log_of(probabilities) - (-sure).log1p()
+
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Of each label, ``(..., K)`` in nats."""
         return logsigmoid(outputs)

@@ -127,6 +127,10 @@ class Regression(Task):
         """The numbers themselves, in float32."""
         return outputs.float()
 
+    def of_probabilities(self, probabilities: Tensor) -> Tensor:
+        """The numbers themselves."""
+        return probabilities.double()
+
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """The numbers themselves."""
         return outputs

@@ -112,6 +112,9 @@ class Task(Protocol):
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """``(..., K)`` in nats, in the outputs' precision."""
 
+    def of_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Outputs ``(..., K)`` in float64 whose :meth:`probabilities` these are; always finite."""
+
     def decide(self, outputs: Tensor) -> Tensor:
         """What is named, in the form of targets."""
 

@@ -14,10 +14,7 @@ function show() {
   if (image.image !== null) by("image").src = image.image;
   by("image").alt = `Image ${at + 1}`;
   by("path").textContent = image.path;
-  const sure = `${Math.round(100 * image.probability)} %`;
-  by("guess").textContent = image.unknown
-    ? "of no class that was learnt, says the rule for unknown images"
-    : `the classifier says ${image.guess} (${sure})`;
+  by("said").textContent = image.said;
   const own = labels.get(at);
   by("choices").replaceChildren(
     ...[...image.choices, ...added.filter((name) => !image.choices.includes(name))].map((name, index) => {

@@ -50,6 +50,7 @@ async function open() {
   const kind = model.task === "multiclass" ? "classes" : "labels";
   part("about").textContent = model.task === "regression" ? `It answers with a number: ${model.class_names[0]}.`
     : `It knows ${model.class_names.length} ${kind}: ${listed(model.class_names)}.`;
+  if (model.cannot.length) part("about").textContent += ` It is an export: it cannot ${listed(model.cannot)}.`;
   part("keeping").textContent = model.keeps_corrections
     ? "Images are held in memory while they are answered. Only one that you correct is kept, with the label that you give it."
     : "Images are held in memory while they are answered. Nothing is kept.";
