@@ -236,3 +236,10 @@ def test_a_root_and_its_images_may_be_relative(
     images = [LabelledImage(Path("r/ant/1.png"), 0), LabelledImage(tmp_path / "r/bee/2.png", 1)]
     for root in ("r", tmp_path / "r"):
         assert relative_names(root, images) == ["ant/1.png", "bee/2.png"]
+
+
+@pytest.mark.parametrize("options", [{}, {"folds": 2, "fold": 0, "test_fraction": 0.0}])
+def test_another_seed_holds_out_other_images(options: dict[str, float]) -> None:
+    dealt = [assign_splits(folder_of(some(40)), SplitSettings(seed=s, **options)) for s in (1, 2)]  # type: ignore[arg-type]
+    assert sides(dealt[0]) != sides(dealt[1])
+    assert counted(dealt[0]) == counted(dealt[1])
