@@ -128,6 +128,14 @@ def test_a_given_grouping_stands_for_the_images_own() -> None:
     assert counted(after) == {"train": 12, "val": 4, "test": 4}
 
 
+def test_what_belongs_together_is_held_out_by_one_fold() -> None:
+    images = [replace(image, group=str(i // 4)) for i, image in enumerate(some(60, "train"))]
+    after = assign_splits(folder_of(images), SplitSettings(folds=3, test_fraction=0.0))
+    folds = Counter((image.group, image.fold) for image in after.images)
+    assert set(folds.values()) == {4}
+    assert Counter(image.fold for image in after.images) == {0: 20, 1: 20, 2: 20}
+
+
 @given(st.integers(2, 5), st.integers(0, 4), st.booleans(), st.integers(0, 3))
 @settings(max_examples=40, deadline=None)
 def test_a_fold_is_the_val_side_of_everything_that_is_not_test(
@@ -169,12 +177,16 @@ def test_folds_that_are_known_are_counted() -> None:
     images = [replace(image, fold=i % 3) for i, image in enumerate(some(12, "train"))]
     taken = assign_splits(folder_of(images + some(4, "test", start=12)), SplitSettings(fold=2))
     assert {image.fold for image in taken.images} == {0, 1, 2, None}
+    new = assign_splits(folder_of(images + some(40, start=12)), SplitSettings(0.0, 0.0, fold=2))
+    assert {image.fold for image in new.images} == {0, 1, 2}
     assert all((image.split == "val") == (image.fold == 2) for image in taken.images)
     more = assign_splits(folder_of(images), SplitSettings(folds=3, test_fraction=0.0))
     assert [image.fold for image in more.images] == [image.fold for image in images]
     with pytest.raises(UsageError, match="at least 3 folds, as in the manifest, found 2"):
         assign_splits(folder_of(images), SplitSettings(folds=2))
-    with pytest.raises(UsageError, match=r"found fold alone; give --data\.folds"):
+    with pytest.raises(
+        UsageError, match=r"^Expected folds .* found fold alone; give --data\.folds\.$"
+    ):
         assign_splits(folder_of(some(4)), SplitSettings(fold=0))
 
 
@@ -213,6 +225,11 @@ def test_a_class_is_learnt_from_new_images_and_needs_none_without_a_training_sid
 def test_settings_that_cannot_be_meant_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"found {next(reversed(wrong.values()))}"):
         SplitSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_folds_that_there_are_are_named() -> None:
+    with pytest.raises(UsageError, match=r"one of 0 \.\.\. 2, found 3"):
+        SplitSettings(folds=3, fold=3)
 
 
 @pytest.mark.parametrize("right", [{"folds": 2}, {"folds": 2, "fold": 0}, {"folds": 2, "fold": 1}])
