@@ -58,6 +58,8 @@ def test_a_column_to_group_by_is_told_from_a_pattern(paint: Painter, tmp_path: P
 
 
 def test_few_groups_of_many_images_are_said() -> None:
-    assert about_groups([None] * 20) == about_groups([0, 0, *[None] * 18]) == ""
+    for alone in ([None] * 20, [0, 0, *[None] * 18], [0, 0, 1, 1, *[None] * 16]):
+        assert about_groups(alone) == ""
+    assert "are of 17 groups" in about_groups([0, 0, 1, 1, 2, 2, *[None] * 14])
     assert "these 20 images are of 4 groups" in about_groups([n % 4 for n in range(20)])
     assert "are of 12 groups" in about_groups([*"aaaaabbbbb", *[None] * 10])

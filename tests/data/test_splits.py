@@ -129,6 +129,8 @@ def test_a_class_that_a_fold_would_take_as_a_whole_stays_in_training() -> None:
     labels = [0, 0, 0, 0, 1]
     fold_of = [0, 1, 0, 1, 1]
     assert held_out_by(1, fold_of, labels) == [False, True, False, True, False]
+    with pytest.raises(ValueError, match="shorter"):
+        held_out_by(1, fold_of[:4], labels)
 
 
 def test_other_seeds_hold_out_other_images() -> None:
@@ -143,3 +145,18 @@ def test_other_seeds_hold_out_other_images() -> None:
 def test_impossible_shares_are_refused(shares: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match="fraction"):
         split_labels([0], ["a"], val_fraction=shares[0], test_fraction=shares[1])
+
+
+def test_a_group_goes_where_its_classes_lack_the_larger_shares_of_theirs() -> None:
+    """Of the rare class val has its half, train a tenth; of the common one train has 53 of 50."""
+    rare = ["train", *["val"] * 5, *[None] * 4]
+    common = [*["train"] * 53, *["val"] * 40, *[None] * 7]
+    groups = [None] * 9 + ["both"] + [None] * 99 + ["both"]
+    sides = split_labels(
+        [0] * 10 + [1] * 100,
+        names(110),
+        val_fraction=0.5,
+        groups=groups,
+        previous=[*rare, *common],  # type: ignore[list-item]
+    )
+    assert sides[9] == sides[109] == "train"
