@@ -88,8 +88,29 @@ def test_groups_never_cross(
     for group, side in zip(groups, sides, strict=True):
         sides_of[group].add(side)
     assert all(len(found) == 1 for group, found in sides_of.items() if group is not None)
+    assert {"train", *(s for s, share in zip(("val", "test"), shares, strict=True) if share)} >= {
+        *sides
+    }
     for label in set(labels):
         assert "train" in {s for s, own in zip(sides, labels, strict=True) if own == label}
+
+
+@given(GROUPED, st.integers(2, 4), SEEDS)
+def test_groups_are_held_out_whole(
+    images: list[tuple[int, int | None]], folds: int, seed: int
+) -> None:
+    labels, groups = [p[0] for p in images], [p[1] for p in images]
+    fold_of = fold_labels(labels, names(len(labels)), folds=folds, groups=groups, seed=seed)
+    pairs = {(g, fold) for g, fold in zip(groups, fold_of, strict=True) if g is not None}
+    assert len(pairs) == len({*groups} - {None})
+
+
+def test_nothing_is_held_out_unless_asked_for_and_the_first_seed_is_nought() -> None:
+    keys = names(30)
+    assert split_labels([0] * 30, keys) == ["train"] * 30
+    asked = split_labels([0] * 30, keys, val_fraction=0.4)
+    assert asked == split_labels([0] * 30, keys, val_fraction=0.4, test_fraction=0.0, seed=0)
+    assert fold_labels([0] * 30, keys, folds=3) == fold_labels([0] * 30, keys, folds=3, seed=0)
 
 
 def test_new_images_join_the_side_of_their_group() -> None:

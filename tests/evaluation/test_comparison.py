@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 
 from finetune.errors import UsageError
 from finetune.evaluation.comparison import (
+    PairedComparison,
     compare_all,
     compare_pair,
     holm_correction,
 )
 from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.judgement import Score
+from finetune.evaluation.number_evaluation import evaluate_numbers
 from finetune.evaluation.paired import accuracy_difference, mcnemar_p_value
 from finetune.evaluation.result import Evaluation
 
@@ -69,6 +72,40 @@ def test_twins_cannot_be_told_apart() -> None:
     assert "not distinguishable" in pair.verdict()
 
 
+ACCURACY, MAP = Score("accuracy", 0.9), Score("mAP", 0.9)
+ERROR = Score("MAE", 2.0, kind="amount", rises=False)
+
+
+@pytest.mark.parametrize(
+    ("figure", "difference", "interval", "p_value", "verdict"),
+    [
+        (ACCURACY, 0.0523, (0.0101, 0.095), 0.01, "a is better than b by 5.2 points [1.0, 9.5]."),
+        (ACCURACY, -0.0523, (-0.095, -0.0101), 0.0, "b is better than a by 5.2 points [1.0, 9.5]."),
+        (MAP, 0.1, (0.05, 0.15), 0.0499, "a is better than b by 10.0 points of mAP [5.0, 15.0]."),
+        (ERROR, 1.23456, (0.5, 2), 0.01, "b is better than a by 1.235 of MAE [0.5, 2]."),
+        (ERROR, -1.23456, (-2, -0.5), 0.01, "a is better than b by 1.235 of MAE [0.5, 2]."),
+        (
+            ACCURACY, 0.01, (-0.02, 0.04), 0.05,
+            "a and b are not distinguishable: 1.0 points [-2.0, 4.0] apart.",
+        ),
+        (
+            ACCURACY, -0.01, (-0.04, 0.02), 0.5,
+            "a and b are not distinguishable: 1.0 points [-2.0, 4.0] apart.",
+        ),
+        (
+            ACCURACY, 0.0, (-0.01, 0.03), 1.0,
+            "a and b are not distinguishable: 0.0 points [-1.0, 3.0] apart.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_verdict_names_the_better_one_how_much_and_how_surely(
+    figure: Score, difference: float, interval: tuple[float, float], p_value: float, verdict: str
+) -> None:
+    pair = PairedComparison("a", "b", 100, 0, 0, difference, interval, p_value / 2, p_value, figure)
+    assert pair.verdict() == verdict
+    assert pair.is_real() == (p_value < 0.05) == ("better" in verdict)
+
+
 def test_chance_alone_is_rarely_called_real() -> None:
     rng = np.random.default_rng(1)
     called = [
@@ -94,10 +131,33 @@ def test_leaderboard_is_ranked_corrected_and_matched_by_path() -> None:
     assert next(reversed(board.evaluations)) == "x"
     assert board.as_good_as_the_best == {"y", "z"}
     assert board.left_out == 0
+    p_values = [pair.p_value for pair in board.pairs]
+    assert [pair.adjusted_p_value for pair in board.pairs] == holm_correction(p_values) != p_values
     for pair in board.pairs:
         expected = correct[pair.first].mean() - correct[pair.second].mean()
         assert pair.difference == pytest.approx(expected)
         assert pair.adjusted_p_value >= pair.p_value
+
+
+def test_the_leading_figure_alone_ranks() -> None:
+    """One is right more often, the other more evenly over the classes."""
+    labels = np.array([0] * 8 + [1] * 2)
+    often, evenly = np.zeros(10, int), np.array([0] * 5 + [1] * 5)
+    board = compare_all(
+        {
+            name: evaluate(labels, np.eye(2)[given], ["a", "b"])
+            for name, given in (("evenly", evenly), ("often", often))
+        }
+    )
+    first, second = board.evaluations.values()
+    assert [*board.evaluations] == ["often", "evenly"]
+    assert first.leading[1].value < second.leading[1].value
+
+
+def test_answers_of_two_tasks_are_refused() -> None:
+    numbers = evaluate_numbers(np.zeros((2, 1)), np.ones((2, 1)))
+    with pytest.raises(UsageError, match="found multiclass and regression"):
+        compare_all({"a": answers(np.array([True, True])), "b": numbers})
 
 
 def test_images_that_one_side_lacks_are_left_out_and_counted() -> None:
