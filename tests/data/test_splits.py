@@ -124,6 +124,18 @@ def test_new_images_join_the_side_of_their_group() -> None:
     assert sides[9:] == ["val"] * 3
 
 
+def test_train_has_an_image_of_a_class_of_which_val_took_too_many() -> None:
+    previous = [*["val"] * 4, None]
+    sides = split_labels(
+        [0] * 5,
+        names(5),
+        val_fraction=0.4,
+        test_fraction=0.4,
+        previous=previous,  # type: ignore[arg-type]
+    )
+    assert sides == ["val"] * 4 + ["train"]
+
+
 def test_large_groups_still_give_about_the_share() -> None:
     groups = [number // 7 for number in range(700)]
     labels = [group % 5 for group in groups]

@@ -58,6 +58,8 @@ def test_a_clear_difference_is_told_with_its_interval() -> None:
     assert pair.is_real()
     low, high = pair.interval
     assert 0 < low < pair.difference < high
+    assert pair.images == 300
+    assert (pair.first_only, pair.second_only) == ((good & ~poor).sum(), (poor & ~good).sum())
     assert pair.verdict().startswith("good is better than poor by ")
     turned = compare_pair(("poor", answers(poor)), ("good", answers(good)))
     assert turned.difference == -pair.difference
@@ -154,6 +156,17 @@ def test_the_leading_figure_alone_ranks() -> None:
     assert first.leading[1].value < second.leading[1].value
 
 
+@pytest.mark.parametrize("names", [["b", "a"], ["b", "a", "c"]])
+def test_labels_are_matched_by_name_whatever_else_there_is(names: list[str]) -> None:
+    correct = np.array([True, True, False, True])
+    own = np.array([1, 0, 1, 0])  # 0, 1, 0, 1 of "a" and "b"
+    given = np.eye(len(names))[np.where(correct, own, 1 - own)]
+    others = evaluate(own, given, names)
+    board = compare_all({"one": answers(correct), "other": others})
+    assert [pair.difference for pair in board.pairs] == [0]
+    assert (board.pairs[0].first_only, board.pairs[0].second_only) == (0, 0)
+
+
 def test_answers_of_two_tasks_are_refused() -> None:
     numbers = evaluate_numbers(np.zeros((2, 1)), np.ones((2, 1)))
     with pytest.raises(UsageError, match="found multiclass and regression"):
@@ -174,7 +187,7 @@ def test_predictions_that_do_not_belong_together_are_refused() -> None:
         compare_all({"a": a})
     with pytest.raises(UsageError, match="none in common"):
         compare_all({"a": a, "b": answers(np.array([True]), ["9"])})
-    with pytest.raises(UsageError, match="paths twice"):
+    with pytest.raises(UsageError, match="once in b, found some paths twice"):
         compare_all({"a": a, "b": answers(np.array([True, True]), ["1", "1"])})
     other = evaluate([1, 1], np.eye(2)[[1, 1]], ["a", "b"], ["1", "2"])
     with pytest.raises(UsageError, match="one label for 1"):
