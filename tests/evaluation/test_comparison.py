@@ -17,7 +17,11 @@ from finetune.evaluation.comparison import (
 from finetune.evaluation.evaluate import evaluate
 from finetune.evaluation.judgement import Score
 from finetune.evaluation.number_evaluation import evaluate_numbers
-from finetune.evaluation.paired import accuracy_difference, mcnemar_p_value
+from finetune.evaluation.paired import (
+    accuracy_difference,
+    mcnemar_p_value,
+    resampled_difference,
+)
 from finetune.evaluation.result import Evaluation
 
 
@@ -33,6 +37,44 @@ def test_mcnemar_is_the_test_over_all_sign_flips(first: int, second: int) -> Non
     flips = [abs(sum(signs)) for signs in product([-1, 1], repeat=first + second)]
     share = np.mean([flip >= observed for flip in flips])
     assert mcnemar_p_value(first, second) == pytest.approx(share)
+
+
+def test_only_answers_to_the_same_images_differ() -> None:
+    right = np.array([True])
+    found = accuracy_difference(right, ~right)
+    assert (found.value, found.interval, found.p_value) == (1.0, (1.0, 1.0), 1.0)
+    for first, second in ((right, np.array([True, False])), (right[:0], right[:0])):
+        with pytest.raises(UsageError, match=f"found {len(first)} and {len(second)}"):
+            accuracy_difference(first, second)
+
+
+@pytest.mark.parametrize(
+    ("lead", "p_value"), [(0, 0.002), (9, 0.02), (499, 1.0), (990, 0.02), (999, 0.002)]
+)
+def test_a_bootstrap_doubts_by_the_resamples_in_which_the_other_one_leads(
+    lead: int, p_value: float
+) -> None:
+    """Of 999 resamples the first is ahead in so many by 2, behind in the others by 1."""
+    apart = np.array([2.0] * lead + [-1.0] * (999 - lead))
+    rights = (
+        np.array([True, True, True, False, False]),
+        np.array([True, False, False, True, False]),
+    )
+    found = resampled_difference((0.7, 0.4), (apart + 5, np.full(999, 5.0)), rights)
+    assert found.p_value == pytest.approx(p_value)
+    assert found.value == pytest.approx(0.3)
+    assert (found.first_only, found.second_only) == (2, 1)
+    assert found.interval == tuple(np.quantile(apart, [0.025, 0.975]))
+    narrow = resampled_difference((0, 0), (apart, 0 * apart), rights, confidence_level=0.5)
+    assert narrow.interval == tuple(np.quantile(apart, [0.25, 0.75]))
+
+
+def test_a_resample_without_a_leader_counts_for_both() -> None:
+    rights = (np.array([True]), np.array([True]))
+    found = resampled_difference((1, 1), (np.array([0.0, 1, 1]), np.zeros(3)), rights)
+    assert found.p_value == 1.0
+    found = resampled_difference((1, 1), (np.array([0.0] + [1] * 18), np.zeros(19)), rights)
+    assert found.p_value == pytest.approx(2 * 2 / 20)
 
 
 def test_holm_by_hand() -> None:
@@ -58,7 +100,7 @@ def test_a_clear_difference_is_told_with_its_interval() -> None:
     assert pair.is_real()
     low, high = pair.interval
     assert 0 < low < pair.difference < high
-    assert pair.images == 300
+    assert (pair.images, pair.figure.name) == (300, "accuracy")
     assert (pair.first_only, pair.second_only) == ((good & ~poor).sum(), (poor & ~good).sum())
     assert pair.verdict().startswith("good is better than poor by ")
     turned = compare_pair(("poor", answers(poor)), ("good", answers(good)))
