@@ -43,6 +43,10 @@ def test_only_answers_to_the_same_images_differ() -> None:
     right = np.array([True])
     found = accuracy_difference(right, ~right)
     assert (found.value, found.interval, found.p_value) == (1.0, (1.0, 1.0), 1.0)
+    first, second = np.arange(40) % 3 > 0, np.arange(40) % 4 > 0
+    low, high = accuracy_difference(first, second).interval
+    inner = accuracy_difference(first, second, confidence_level=0.5).interval
+    assert low < inner[0] < inner[1] < high
     for first, second in ((right, np.array([True, False])), (right[:0], right[:0])):
         with pytest.raises(UsageError, match=f"found {len(first)} and {len(second)}"):
             accuracy_difference(first, second)
