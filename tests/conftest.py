@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ os.environ.update(
 
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no fault
+# Of make mutation: that a change fails is enough, and each has to meet the same examples.
+settings.register_profile(
+    "mutation",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+)
 settings.load_profile("suite")
 
 

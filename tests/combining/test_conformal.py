@@ -63,6 +63,27 @@ def test_too_few_images_give_every_class() -> None:
 
 
 @pytest.mark.parametrize("score", SCORES)
+def test_sets_are_scored_as_the_threshold_was(score: Score) -> None:
+    probabilities, labels = simulated(20, torch.Generator().manual_seed(7))
+    scores = conformal_scores(probabilities, score, penalty=0.01, free_classes=2)
+    true = sorted(scores[torch.arange(20), labels].tolist())
+    rule = fit_conformal(probabilities, labels, alpha=0.3, score=score)
+    assert rule == ConformalRule(
+        score, 0.3, true[14], 20, penalty=0.01, free_classes=2, always_top=False, of_labels=False
+    )
+    assert torch.equal(rule.sets(probabilities), scores <= true[14])  # 0.7 of 20 + 1: 15
+    other = replace(rule, penalty=0.2, free_classes=0)
+    expected = conformal_scores(probabilities, score, penalty=0.2, free_classes=0) <= true[14]
+    assert torch.equal(other.sets(probabilities), expected)
+
+
+def test_a_tenth_is_missed_by_the_smallest_sets_unless_asked_otherwise() -> None:
+    probabilities, labels = simulated(40, torch.Generator().manual_seed(8))
+    asked = fit_conformal(probabilities, labels, alpha=0.1, score="thr")
+    assert fit_conformal(probabilities, labels) == asked
+
+
+@pytest.mark.parametrize("score", SCORES)
 def test_sets_are_nested_in_alpha(score: Score) -> None:
     generator = torch.Generator().manual_seed(3)
     probabilities, labels = simulated(60, generator)
@@ -110,5 +131,6 @@ def test_impossible_alpha_is_refused(alpha: float) -> None:
 
 
 def test_no_images_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="held-out"):
-        fit_conformal(torch.zeros(0, 3), torch.zeros(0).long())
+    for rows, labels in ((0, 0), (3, 2), (2, 3)):
+        with pytest.raises(CalibrationError, match=f"found {rows} rows for {labels} labels"):
+            fit_conformal(torch.zeros(rows, 3), torch.zeros(labels).long())

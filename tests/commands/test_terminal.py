@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune import cli
-from finetune.commands.terminal import ShownText, shown, shown_streams
+from finetune.commands.terminal import HushedText, ShownText, shown, shown_streams
 
 
 @given(st.text())
@@ -100,6 +103,16 @@ def test_closed_streams_are_none_to_fail_on(monkeypatch: pytest.MonkeyPatch) -> 
         print("nobody")
         sys.stdout.flush()
     assert sys.stdout is None
+
+
+@pytest.mark.parametrize("above", [partial(ShownText, needs_reader=True), HushedText])
+def test_above_a_closed_stream_nothing_is_waiting(above: Callable[[TextIO], TextIO]) -> None:
+    below = io.StringIO()
+    stream = above(below)
+    stream.flush()
+    below.close()
+    stream.flush()
+    stream.close()  # as when it is collected, which Python 3.13 reports where it fails
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["check", "--help"], ["fti"]])

@@ -74,14 +74,17 @@ def test_another_text_is_no_label(written: str) -> None:
         from_text(written)
 
 
-@given(SETS, st.integers(0, 5), st.booleans())
+@given(
+    SETS, st.sampled_from([(0.2, 0.2), (0.0, 0.3), (0.5, 0.4)]), st.integers(0, 5), st.booleans()
+)
 @settings(max_examples=60, deadline=None)
 def test_splits_keep_groups_and_give_train_each_label(
-    labels: list[tuple[int, ...]], seed: int, grouped: bool
+    labels: list[tuple[int, ...]], shares: tuple[float, float], seed: int, grouped: bool
 ) -> None:
     keys = [f"{index}.png" for index in range(len(labels))]
     groups = [index // 3 for index in range(len(labels))] if grouped else None
-    options = {"val_fraction": 0.2, "test_fraction": 0.2, "groups": groups, "seed": seed}
+    val, test = shares
+    options = {"val_fraction": val, "test_fraction": test, "groups": groups, "seed": seed}
     sides = split_labels(labels, keys, **options)  # type: ignore[arg-type]
     having = {index for label in labels for index in indexes(label)}
     learnt = {
@@ -91,6 +94,7 @@ def test_splits_keep_groups_and_give_train_each_label(
         for i in indexes(label)
     }
     assert learnt == having
+    assert "val" not in sides or val > 0
     if groups is not None:
         assert len({*zip(groups, sides, strict=True)}) == len({*groups})
     turned = split_labels(
@@ -134,6 +138,14 @@ def test_folds_hold_each_label_out_in_turn() -> None:
     out = held_out_by(folds[7], folds, labels)
     assert not out[7]  # the only image with its label stays in training
     assert 7 <= sum(out) <= 11
+
+
+def test_of_sides_that_lack_a_label_alike_the_emptier_one_gets_it() -> None:
+    labels = [(0, 0)] * 10 + [(0, 1)]
+    keys = [str(i) for i in range(11)]
+    for full in (0, 1):
+        folds = fold_labels(labels, keys, folds=2, previous=[full] * 10 + [None])
+        assert folds[10] == 1 - full
 
 
 def test_a_manifest_is_read_and_written(tmp_path: Path) -> None:

@@ -88,8 +88,29 @@ def test_groups_never_cross(
     for group, side in zip(groups, sides, strict=True):
         sides_of[group].add(side)
     assert all(len(found) == 1 for group, found in sides_of.items() if group is not None)
+    assert {"train", *(s for s, share in zip(("val", "test"), shares, strict=True) if share)} >= {
+        *sides
+    }
     for label in set(labels):
         assert "train" in {s for s, own in zip(sides, labels, strict=True) if own == label}
+
+
+@given(GROUPED, st.integers(2, 4), SEEDS)
+def test_groups_are_held_out_whole(
+    images: list[tuple[int, int | None]], folds: int, seed: int
+) -> None:
+    labels, groups = [p[0] for p in images], [p[1] for p in images]
+    fold_of = fold_labels(labels, names(len(labels)), folds=folds, groups=groups, seed=seed)
+    pairs = {(g, fold) for g, fold in zip(groups, fold_of, strict=True) if g is not None}
+    assert len(pairs) == len({*groups} - {None})
+
+
+def test_nothing_is_held_out_unless_asked_for_and_the_first_seed_is_nought() -> None:
+    keys = names(30)
+    assert split_labels([0] * 30, keys) == ["train"] * 30
+    asked = split_labels([0] * 30, keys, val_fraction=0.4)
+    assert asked == split_labels([0] * 30, keys, val_fraction=0.4, test_fraction=0.0, seed=0)
+    assert fold_labels([0] * 30, keys, folds=3) == fold_labels([0] * 30, keys, folds=3, seed=0)
 
 
 def test_new_images_join_the_side_of_their_group() -> None:
@@ -101,6 +122,18 @@ def test_new_images_join_the_side_of_their_group() -> None:
         previous=["val"] * 3 + [None] * 9,
     )
     assert sides[9:] == ["val"] * 3
+
+
+def test_train_has_an_image_of_a_class_of_which_val_took_too_many() -> None:
+    previous = [*["val"] * 4, None]
+    sides = split_labels(
+        [0] * 5,
+        names(5),
+        val_fraction=0.4,
+        test_fraction=0.4,
+        previous=previous,  # type: ignore[arg-type]
+    )
+    assert sides == ["val"] * 4 + ["train"]
 
 
 def test_large_groups_still_give_about_the_share() -> None:
@@ -129,6 +162,8 @@ def test_a_class_that_a_fold_would_take_as_a_whole_stays_in_training() -> None:
     labels = [0, 0, 0, 0, 1]
     fold_of = [0, 1, 0, 1, 1]
     assert held_out_by(1, fold_of, labels) == [False, True, False, True, False]
+    with pytest.raises(ValueError, match="shorter"):
+        held_out_by(1, fold_of[:4], labels)
 
 
 def test_other_seeds_hold_out_other_images() -> None:
@@ -143,3 +178,18 @@ def test_other_seeds_hold_out_other_images() -> None:
 def test_impossible_shares_are_refused(shares: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match="fraction"):
         split_labels([0], ["a"], val_fraction=shares[0], test_fraction=shares[1])
+
+
+def test_a_group_goes_where_its_classes_lack_the_larger_shares_of_theirs() -> None:
+    """Of the rare class val has its half, train a tenth; of the common one train has 53 of 50."""
+    rare = ["train", *["val"] * 5, *[None] * 4]
+    common = [*["train"] * 53, *["val"] * 40, *[None] * 7]
+    groups = [None] * 9 + ["both"] + [None] * 99 + ["both"]
+    sides = split_labels(
+        [0] * 10 + [1] * 100,
+        names(110),
+        val_fraction=0.5,
+        groups=groups,
+        previous=[*rare, *common],  # type: ignore[list-item]
+    )
+    assert sides[9] == sides[109] == "train"

@@ -6,16 +6,73 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from finetune.evaluation.intervals import bootstrap_interval, percentile_interval, wilson_interval
+from finetune.evaluation import intervals
+from finetune.evaluation.intervals import (
+    bootstrap_counts,
+    bootstrap_interval,
+    percentile_interval,
+    resampled_counts,
+    wilson_interval,
+)
 from finetune.evaluation.scores import bootstrap_macro_scores
 
 
 @settings(deadline=None)
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_equals_scipy(counts: tuple[int, int]) -> None:
+@given(
+    st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    st.floats(0.01, 0.999),
+)
+def test_wilson_equals_scipy(counts: tuple[int, int], level: float) -> None:
     correct, total = counts
-    reference = binomtest(correct, total).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(correct, total) == pytest.approx(tuple(reference), abs=1e-12)
+    for given_level, wanted in (({"confidence_level": level}, level), ({}, 0.95)):
+        reference = binomtest(correct, total).proportion_ci(wanted, method="wilson")
+        found = wilson_interval(correct, total, **given_level)
+        assert found == pytest.approx(tuple(reference), abs=1e-12)
+
+
+def test_a_percentile_interval_is_the_central_share() -> None:
+    values = np.random.default_rng(0).permutation(np.arange(1001.0))
+    assert percentile_interval(values) == pytest.approx((25, 975))
+    assert percentile_interval(values, confidence_level=0.9) == pytest.approx((50, 950))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_a_level_that_is_none_is_refused(level: float) -> None:
+    for call in (
+        lambda: wilson_interval(1, 2, confidence_level=level),
+        lambda: bootstrap_interval(np.ones(3), confidence_level=level),
+        lambda: percentile_interval(np.ones(3), confidence_level=level),
+    ):
+        with pytest.raises(ValueError, match=rf"level in \(0, 1\), found {level}"):
+            call()
+
+
+def test_nothing_cannot_be_resampled() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap_interval(np.array([]))
+
+
+def test_single_images_and_whole_groups_are_drawn_alike() -> None:
+    """As many as there are, each on average once, and one group as often as another."""
+    alone = resampled_counts(None, 5, resamples=4000)
+    assert alone.shape == (4000, 5)
+    assert (alone.sum(axis=1) == 5).all()
+    assert alone.mean(axis=0) == pytest.approx(np.ones(5), abs=0.06)
+    assert alone.var(axis=0) == pytest.approx(np.full(5, 0.8), abs=0.08)  # of 5 draws in 5
+    assert np.array_equal(alone, resampled_counts(np.array([3, 9, 1, 0, 4]), 5, resamples=4000))
+    grouped = resampled_counts(np.array([7, 2, 7, 7, 2]), 5, resamples=4000)
+    assert np.array_equal(grouped[:, [0, 1]], resampled_counts(None, 2, resamples=4000))
+    assert np.array_equal(grouped[:, [0, 1, 0, 0, 1]], grouped)
+    assert not np.array_equal(alone, resampled_counts(None, 5, resamples=4000, seed=1))
+    assert len(resampled_counts(None, 5)) == 1000
+
+
+@pytest.mark.parametrize(("images", "resamples"), [(20, 1000), (40, 500), (100, 200), (1000, 200)])
+def test_many_images_are_resampled_less_often(
+    images: int, resamples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intervals, "MOST_COUNTS", 20_000)
+    assert bootstrap_counts(None, images).shape == (resamples, images)
 
 
 def test_wilson_of_no_images_knows_nothing() -> None:
@@ -42,6 +99,8 @@ def test_bootstrap_agrees_with_drawing_images_one_by_one() -> None:
     assert bootstrap_interval(values, resamples=4000) == pytest.approx(
         percentile_interval(means), abs=0.02
     )
+    again = bootstrap_interval(values)
+    assert again == bootstrap_interval(values, confidence_level=0.95, resamples=2000, seed=0)
 
 
 def test_a_wilson_interval_covers_the_truth_as_often_as_it_says() -> None:

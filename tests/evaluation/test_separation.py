@@ -38,6 +38,19 @@ def test_images_that_are_all_told_apart_leave_doubt() -> None:
     assert auroc_interval(0.0, 0.0, 20) == pytest.approx((0.0, 0.161), abs=1e-3)
 
 
+def test_an_interval_ends_where_areas_do() -> None:
+    low, high = auroc_interval(0.95, 0.0025, 20)
+    assert (low, high) == (pytest.approx(0.95 - 1.959964 * 0.05), 1.0)
+    assert auroc_interval(0.05, 0.0025, 20) == pytest.approx((0.0, 1 - low))
+
+
+def test_scores_that_are_all_equal_say_nothing() -> None:
+    found = separation(np.zeros(5), np.zeros(7))
+    assert found.auroc == 0.5
+    variance = float((found.strangers**2).sum() + (found.known**2).sum())
+    assert auroc_interval(found.auroc, variance, 5) == (0.0, 1.0)
+
+
 def test_both_kinds_are_needed() -> None:
     with pytest.raises(ValueError, match="0 strange"):
         separation(np.array([]), np.array([1.0]))

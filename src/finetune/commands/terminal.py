@@ -93,7 +93,7 @@ class ShownText(_AboveText):
 
     def flush(self) -> None:
         """Hand on what is waiting."""
-        if not self.closed:
+        if not self._stream.closed:  # by who opened it, before this one is collected
             with self._without_reader():
                 self._stream.flush()
 
@@ -147,7 +147,7 @@ class HushedText(_AboveText):
 
     def flush(self) -> None:
         """Hand on what is waiting."""
-        if not self.closed:
+        if not self._stream.closed:  # by who opened it, before this one is collected
             self._stream.flush()
 
 

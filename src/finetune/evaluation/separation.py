@@ -52,8 +52,11 @@ def auroc_interval(auroc: float, variance: float, images: int) -> tuple[float, f
     """Its normal 95 % interval within ``[0, 1]``.
 
     Where no two images overlap the variance says nothing: then Wilson's interval, as if so many
-    ``images``, the fewer of strangers and known, had all been told apart.
+    ``images``, the fewer of strangers and known, had all been told apart; or, where all score the
+    same, the whole of it.
     """
+    if variance <= 0 and auroc == 0.5:
+        return 0.0, 1.0
     if variance <= 0:
         low, high = wilson_interval(images, images)
         return (low, high) if auroc > 0.5 else (1 - high, 1 - low)
