@@ -1,7 +1,6 @@
 """Ray's part of the work, with a stand-in for Ray: what is handed to it, and what comes back.
 
-``benchmarks/bench_scale.py --kill-a-node`` runs Ray itself: a machine that is busy starts its
-processes too late for their own limits of time, which no test could be told apart from a fault.
+``test_ray_itself.py`` runs Ray, where it is installed and its nodes start in time.
 """
 
 import sys
