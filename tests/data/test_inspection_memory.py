@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune.cache_dir import HEADER_BYTES
-from finetune.data import inspection
+from finetune.data import inspection, inspection_memory
 from finetune.data.cache import CachedReader, MemoryReader
 from finetune.data.decoding import ImageReader
 from finetune.data.inspection import Inspection, inspect_file, inspect_files
@@ -114,14 +114,16 @@ def test_a_file_that_can_no_longer_be_read_is_a_problem(
     assert problems == [None, "cannot be opened: Permission denied", None]
 
 
-def sealed(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
-    """A memory of right checksum that says something else."""
+def sealed(change: Callable[[str, list[int]], object]) -> Callable[[Path], None]:
+    """Lines of right checksums that say something else."""
 
     def damage(path: Path) -> None:
-        content = path.read_bytes()
-        values = json.loads(content[HEADER_BYTES + 4 :])
-        new = json.dumps(change(values)).encode()
-        path.write_bytes(content[:HEADER_BYTES] + zlib.crc32(new).to_bytes(4, "little") + new)
+        header, content = path.read_bytes()[:HEADER_BYTES], path.read_bytes()[HEADER_BYTES:]
+        for line in content.splitlines():
+            name, stamp, _ = json.loads(line[9:])
+            new = json.dumps(change(name, stamp)).encode() + b"\n"
+            header += b"%08x %s" % (zlib.crc32(new), new)
+        path.write_bytes(header)
 
     return damage
 
@@ -142,11 +144,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "fifo": replaced_by(os.mkfifo),
     "folder": replaced_by(Path.mkdir),
     "link to a device": replaced_by(lambda path: path.symlink_to("/dev/zero")),
-    "a list": sealed(list),
-    "numbers": sealed(lambda values: dict.fromkeys(values, 1)),
-    "no stamp": sealed(lambda values: {key: [None, {}] for key in values}),
-    "no values": sealed(lambda values: {key: [[1, 2], {}] for key in values}),
-    "unknown values": sealed(lambda values: {key: [[1], {"odd": 1}] for key in values}),
+    "a list": sealed(lambda *_: []),
+    "numbers": sealed(lambda name, _: [name, 1, 1]),
+    "no stamp": sealed(lambda name, _: [name, None, {}]),
+    "no values": sealed(lambda name, stamp: [name, stamp, {}]),
+    "unknown values": sealed(lambda name, stamp: [name, stamp, {"odd": 1}]),
 }
 
 
@@ -209,7 +211,7 @@ def test_no_place_to_remember_costs_time_alone(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(inspection, "write_all", full)
+        patched.setattr(inspection_memory, "write_all", full)
         assert inspect(bitmaps, tmp_path / "c") == expected
         assert list((tmp_path / "c").glob("*/inspections/*")) == []
     (tmp_path / "file").write_text("not a folder")
