@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import tarfile
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,8 @@ from finetune.data import inspection, inspection_memory
 from finetune.data.cache import CachedReader, MemoryReader
 from finetune.data.decoding import ImageReader
 from finetune.data.inspection import Inspection, inspect_file, inspect_files
+from finetune.data.tar_shards import index_of
+from finetune.spec.images import within
 
 GROUP = "0123456789abcdef"
 
@@ -216,3 +220,36 @@ def test_no_place_to_remember_costs_time_alone(
         assert list((tmp_path / "c").glob("*/inspections/*")) == []
     (tmp_path / "file").write_text("not a folder")
     assert inspect(bitmaps, tmp_path / "file") == expected
+
+
+def test_a_shard_is_indexed_once_whatever_it_is_called(bitmaps: list[Path], tmp_path: Path) -> None:
+    shard = tmp_path / "r/x.tar"
+    with tarfile.open(shard, "w") as file:
+        for path in bitmaps:
+            file.add(path, path.name)
+    index = index_of(shard)
+    assert index_of(Path(os.path.relpath(shard))) is index
+    sizes = {name: place.size for name, place in index.places.items()}
+    assert sizes == {path.name: path.stat().st_size for path in bitmaps}
+
+
+def test_of_many_images_little_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the results only a few are at work, and what is remembered is written as it comes."""
+    shard, number = tmp_path / "r/x.tar", 4000
+    shard.parent.mkdir()
+    with tarfile.open(shard, "w") as file:
+        for index in range(number):
+            file.addfile(tarfile.TarInfo(f"{index}.png"))
+    paths = [within(shard, f"{index}.png") for index in range(number)]
+
+    def seen(path: Path, **_: object) -> Inspection:
+        return Inspection(path, 7, content_hash=f"{path.name:>32}", format="PNG", mode="RGB")
+
+    monkeypatch.setattr(inspection, "inspect_file", seen)
+    for again in (False, True):
+        tracemalloc.start()
+        found = inspect_files(paths, root=shard.parent, cache_dir=tmp_path / "c")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert [each.path for each in found] == paths
+        assert peak < 1200 * number, (again, peak / number)
