@@ -120,7 +120,10 @@ def main() -> None:
         Machine("16 cores", 16, 1500),
         Machine("64 machines of 16 cores", 1024, 64 * 1500),
         Machine("16 cores, network of 100 MB/s", 16, 100),
-        *(Machine(f"16 cores, a GPU of {rate:,.0f} a second", 16, 1500, rate) for rate in given.gpu),
+        *(
+            Machine(f"16 cores, a GPU of {rate:,.0f} a second", 16, 1500, rate)
+            for rate in given.gpu
+        ),
     ]
     print("| machine | hours planned | simulated | of it busy: network | cores | GPU | first |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
