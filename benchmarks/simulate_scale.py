@@ -1,13 +1,13 @@
 """The plan for 10^8 images as a queue of blocks, with service times that were measured.
 
     python benchmarks/simulate_scale.py
-    python benchmarks/simulate_scale.py --images 1e8 --decode 346 --forward 17 --store-mb 90
+    python benchmarks/simulate_scale.py --images 1e8 --decode 346 --forward 17 --store-mb 20
 
-A discrete-event simulation of one machine of C cores, or of several: actors take blocks in order;
-each block is fetched over a network that all share, then decoded and answered by its actor, then
-written. The next block is fetched while one is answered. Service times of blocks vary by a
-gamma distribution around their mean. What saturates first is what is busy all the time; beside the
-simulated time stands the plan's, which knows of no queues.
+A discrete-event simulation of one machine of C cores, or of several: actors of four cores take
+blocks in order, each a stream from the store over a network that all share; then it is decoded,
+answered (by the cores, or by a GPU that all share) and written. The next block is fetched while one
+is answered. Service times vary by a gamma distribution around their mean. What saturates first is
+what is busy all the time; beside the simulated time stands the plan's, which knows of no queues.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 IMAGES_A_BLOCK = 4096
+CORES_AN_ACTOR = 4
+PARTS = ("network", "streams", "cores", "gpu")
 VARIATION = 0.2  # of a block's service time, as a share of its mean
 
 
@@ -45,13 +47,20 @@ class Rates:
 
 def planned(machine: Machine, rates: Rates, images: float) -> dict[str, float]:
     """Hours that each part alone would take."""
+    megabytes = images * rates.image_kb / 1000
     seconds = {
-        "network": images * rates.image_kb / 1000 / machine.network_mb,
+        "network": megabytes / machine.network_mb,
+        "streams": megabytes / rates.store_mb / actors_of(machine),
         "cores": images / machine.cores * core_seconds(machine, rates),
     }
     if machine.gpu:
         seconds["gpu"] = images / machine.gpu
     return {part: value / 3600 for part, value in seconds.items()}
+
+
+def actors_of(machine: Machine) -> int:
+    """One for every four cores."""
+    return max(1, machine.cores // CORES_AN_ACTOR)
 
 
 def core_seconds(machine: Machine, rates: Rates) -> float:
@@ -61,7 +70,7 @@ def core_seconds(machine: Machine, rates: Rates) -> float:
 
 
 def simulate(
-    machine: Machine, rates: Rates, blocks: int, *, cores_an_actor: int = 4, seed: int = 0
+    machine: Machine, rates: Rates, blocks: int, *, seed: int = 0
 ) -> tuple[float, dict[str, float]]:
     """Seconds for so many blocks, and which share of them each part was busy.
 
@@ -74,11 +83,10 @@ def simulate(
     def around(mean: float) -> float:
         return float(draw.gamma(shape, mean / shape))
 
-    actors = max(1, machine.cores // cores_an_actor)
-    own = min(cores_an_actor, machine.cores)
+    actors, own = actors_of(machine), min(CORES_AN_ACTOR, machine.cores)
     megabytes = IMAGES_A_BLOCK * rates.image_kb / 1000
     network_free = gpu_free = 0.0
-    busy = dict.fromkeys(("network", "cores", "gpu"), 0.0)
+    busy = dict.fromkeys(PARTS, 0.0)
     # Of each actor: when it may ask for its next block, and when its cores are free.
     waiting = [(0.0, actor) for actor in range(actors)]
     cores_free = [0.0] * actors
@@ -90,6 +98,7 @@ def simulate(
         network_free = begun + served
         busy["network"] += served
         fetched = max(network_free, asked + around(megabytes / rates.store_mb))
+        busy["streams"] += (fetched - asked) / actors
         started = max(fetched, cores_free[actor])
         work = around(IMAGES_A_BLOCK * core_seconds(machine, rates) / own)
         done = started + work
@@ -112,26 +121,25 @@ def main() -> None:
     parser.add_argument("--forward", type=float, default=17.0)
     parser.add_argument("--write", type=float, default=105_000.0)
     parser.add_argument("--image-kb", type=float, default=56.0)
-    parser.add_argument("--store-mb", type=float, default=90.0)
+    parser.add_argument("--store-mb", type=float, default=90.0, help="of one stream; not measured")
     parser.add_argument("--gpu", type=float, nargs="*", default=[1000.0, 4000.0, 12_000.0])
     given = parser.parse_args()
     rates = Rates(given.decode, given.forward, given.write, given.image_kb, given.store_mb)
     machines = [
         Machine("16 cores", 16, 1500),
         Machine("64 machines of 16 cores", 1024, 64 * 1500),
-        Machine("16 cores, network of 100 MB/s", 16, 100),
         *(
             Machine(f"16 cores, a GPU of {rate:,.0f} a second", 16, 1500, rate)
             for rate in given.gpu
         ),
     ]
-    print("| machine | hours planned | simulated | of it busy: network | cores | GPU | first |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| machine | hours planned | simulated | busy: network | streams | cores | GPU | first |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     blocks = round(given.images / IMAGES_A_BLOCK)
     for machine in machines:
         plan = planned(machine, rates, given.images)
         seconds, busy = simulate(machine, rates, blocks)
-        shares = " | ".join(f"{busy.get(part, 0):.2f}" for part in ("network", "cores", "gpu"))
+        shares = " | ".join(f"{busy.get(part, 0):.2f}" for part in PARTS)
         first = max(busy, key=lambda part: busy[part])
         print(
             f"| {machine.name} | {max(plan.values()):.1f} | {seconds / 3600:.1f} | {shares} "
