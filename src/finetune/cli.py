@@ -12,7 +12,7 @@ from types import ModuleType
 
 from finetune.commands.allocator import keep_freed_memory
 from finetune.commands.launch import one_of_several, run_in_processes, say_failure
-from finetune.commands.terminal import shown_streams
+from finetune.commands.terminal import shown_in_one_line, shown_streams
 from finetune.commands.waiting import wait_politely
 from finetune.data.workers import limit_threads
 from finetune.errors import FinetuneError, UsageError
@@ -95,7 +95,7 @@ def _run(verb: str, rest: list[str], *, debug: bool) -> int:
     except FinetuneError as error:
         if debug:
             raise
-        say_failure(f"finetune: {error}", error)
+        say_failure(f"finetune: {shown_in_one_line(str(error))}", error)
         return WRONG_CALL if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt as error:
         say_failure("finetune: stopped.", error)

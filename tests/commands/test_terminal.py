@@ -37,6 +37,22 @@ def test_escapes_in_names_are_shown(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert r"\x1b[31mnowhere" in printed.err
 
 
+def test_a_line_break_in_a_name_breaks_no_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("a\nkind", "another"):
+        folder = tmp_path / "images" / kind
+        folder.mkdir(parents=True)
+        (folder / "an\n\timage.jpg").write_bytes(b"no image")
+    assert cli.main(["check", str(tmp_path / "images")]) == 1
+    assert cli.main(["fit", f"--data.root={tmp_path / 'images'}"]) == 1
+    printed = capsys.readouterr()
+    for text in printed:
+        assert r"an\n\timage.jpg" in text
+        assert not any(line.startswith(("kind", "image", "\timage")) for line in text.splitlines())
+    assert len(printed.err.splitlines()) == 1
+
+
 class BrokenPipe(io.StringIO):
     """The writing end of a pipe that nobody reads."""
 

@@ -135,10 +135,24 @@ def test_hostile_settings_are_one_line(
     assert not Path("runs").exists()
 
 
-def test_a_config_that_is_a_pipe_is_not_waited_for(colour_folder: Path) -> None:
+NAMED = (["--config", "{}"], ["--config={}"], ["-c", "{}"], ["-c{}"], ["-c={}"])
+
+
+@pytest.mark.parametrize("named", [*NAMED, ["--data", "{}"], ["--model={}"], ["--trainer", "{}"]])
+def test_a_config_that_is_a_pipe_is_not_waited_for(colour_folder: Path, named: list[str]) -> None:
     os.mkfifo("pipe")
     for name in ("pipe", "/dev/zero"):
-        assert main(["fit", "--config", name, f"--data.root={colour_folder}"]) == 2
+        options = [option.format(name) for option in named]
+        assert main(["fit", *options, f"--data.root={colour_folder}"]) == 2
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_a_config_that_is_not_there_is_one_line(
+    named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *(option.format("gone.yaml") for option in named)]) == 2
+    expected = "finetune: Expected a YAML file at gone.yaml, found nothing; check --config.\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(

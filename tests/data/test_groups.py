@@ -5,7 +5,7 @@ import pytest
 
 from finetune.data.folder import LabelledImage, scan_folder
 from finetune.data.found_images import FoundImages
-from finetune.data.groups import about_groups, groups_by_pattern, groups_with_duplicates
+from finetune.data.groups import groups_by_pattern, groups_with_duplicates
 from finetune.errors import UsageError
 
 Painter = Callable[..., Path]
@@ -55,9 +55,3 @@ def test_a_column_to_group_by_is_told_from_a_pattern(paint: Painter, tmp_path: P
     found = FoundImages(tmp_path / "r", str(manifest), group_by="patient")
     with pytest.raises(UsageError, match=r"a column of .*finetune split .* --group-by patient"):
         _ = found.found
-
-
-def test_few_groups_of_many_images_are_said() -> None:
-    assert about_groups([None] * 20) == about_groups([0, 0, *[None] * 18]) == ""
-    assert "these 20 images are of 4 groups" in about_groups([n % 4 for n in range(20)])
-    assert "are of 12 groups" in about_groups([*"aaaaabbbbb", *[None] * 10])

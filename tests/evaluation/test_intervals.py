@@ -59,21 +59,30 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
 
 
+# Labels and answers: of 34 images of one class 4 are taken for the other, of 26 of that 6.
+ANSWERS = np.repeat([0, 0, 1, 1], [30, 4, 6, 20]), np.repeat([0, 1, 0, 1], [30, 4, 6, 20])
+
+
+def test_macro_scores_of_images_that_are_groups_of_one_have_the_same_intervals() -> None:
+    alone = np.arange(60)
+    drawn = bootstrap_macro_scores(*ANSWERS, alone, classes=2, resamples=4000)
+    cells = bootstrap_macro_scores(*ANSWERS, classes=2, resamples=4000)
+    assert np.array(drawn) == pytest.approx(np.array(cells), abs=0.02)
+
+
 def test_macro_scores_are_drawn_by_their_seed() -> None:
-    confusion = np.array([[30, 4], [6, 20]])
     drawn = [
-        bootstrap_macro_scores(confusion, confidence_level=0.95, resamples=200, seed=seed)
-        for seed in (1, 1, 2)
+        bootstrap_macro_scores(*ANSWERS, classes=2, resamples=200, seed=seed) for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_higher_level_is_a_wider_interval_around_the_lower_one() -> None:
-    confusion, values = np.array([[30, 4], [6, 20]]), np.arange(50.0)
+    values = np.arange(50.0)
     half, most = (
         [
             bootstrap_interval(values, confidence_level=level),
-            *bootstrap_macro_scores(confusion, confidence_level=level, resamples=2000, seed=0),
+            *bootstrap_macro_scores(*ANSWERS, classes=2, confidence_level=level, resamples=2000),
         ]
         for level in (0.5, 0.99)
     )

@@ -15,6 +15,7 @@ from finetune.networks.freezing import (
     split_at,
     stages_below,
 )
+from finetune.training.optimizers import parameter_groups
 
 # Name, image size, a boundary inside the network.
 NETWORKS = [
@@ -223,7 +224,11 @@ def test_a_boundary_that_cannot_be_cut_is_refused(name: str, boundary: str, word
 def test_auxiliary_logits_are_refused_by_the_split_and_learn_with_the_head() -> None:
     with torch.device("meta"):
         network = timm.create_model("inception_v3", aux_logits=True)
-    assert any(key.startswith("AuxLogits") for key in network_stages(network)["head"])
+    head = network_stages(network)["head"]
+    assert any(key.startswith("AuxLogits") for key in head)
+    groups = parameter_groups(network, lr=0.1, backbone_lr_factor=0.1)
+    fast = {id(p) for group in groups if group["lr"] == 0.1 for p in group["params"]}
+    assert fast == {id(p) for name, p in network.named_parameters() if name in head}
     with pytest.raises(NetworkError, match="auxiliary"):
         split_at(network, "head")
 

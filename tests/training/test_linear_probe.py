@@ -251,6 +251,20 @@ def test_views_of_one_image_are_not_split_between_folds():
     assert min(together.held_out_nll.values()) > 0.6
 
 
+def test_classes_of_one_group_each_are_told_apart_though_nothing_can_be_held_out():
+    features, _ = blobs(4, 60, 2, spread=3.0)
+    labels = torch.arange(4)
+    views = features.repeat(3, 1) + 0.01 * torch.randn(
+        12, 60, generator=torch.Generator().manual_seed(1)
+    )
+    probe = fit_probe(views, labels.repeat(3), 4, groups=labels.repeat(3), held_out=True)
+    sure = probe.logits(features).softmax(1)[labels, labels]
+    assert bool((sure > 0.5).all())
+    assert probe.held_out_nll == {}
+    assert bool(probe.held_out_logits.isnan().all())
+    assert fit_probe(views, labels.repeat(3), 4, groups=labels.repeat(3), l2=[1, 100]).l2 == 100
+
+
 def test_a_class_with_one_image_and_a_class_without():
     features, labels = blobs(61, 10, 2, spread=2.0)
     labels = labels.clone()

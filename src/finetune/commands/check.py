@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
-from finetune.commands.terminal import on_terminal, shown
+from finetune.commands.terminal import on_terminal, shown_in_one_line
 from finetune.commands.verb import run, verb
 from finetune.spec.labels import indexes
 
@@ -147,7 +147,7 @@ def _print_report(
     # On a terminal directly, for its colours; what files are called is escaped here.
     stream = sys.__stdout__ if on_terminal() else None
     console = Console(file=stream, soft_wrap=True, highlight=False)
-    root = escape(shown(str(folder.root)))
+    root = escape(shown_in_one_line(str(folder.root)))
     console.print(f"[bold]{root}[/]: {_headline(folder, inspections)}")
     console.print(_count_table(folder))
     for severity, style in (("error", "red"), ("warning", "yellow"), ("note", "dim")):
@@ -157,7 +157,7 @@ def _print_report(
         console.print(f"\n[bold {style}]{len(chosen)} {severity}{'s' * (len(chosen) > 1)}[/]")
         listed = chosen if everything else _some_of_each_kind(chosen)
         for finding in listed:
-            console.print(f"  {escape(shown(_line(folder, finding)))}")
+            console.print(f"  {escape(shown_in_one_line(_line(folder, finding)))}")
         if hidden := len(chosen) - len(listed):
             console.print(f"  ... and {hidden} more; see them with --all")
     wrong = any(finding.severity == "error" for finding in findings)
@@ -192,7 +192,9 @@ def _count_table(folder: ImageFolder) -> Any:
     for split in counts:
         table.add_column(split, justify="right")
     for name in folder.class_names:
-        table.add_row(Text(shown(name)), *(str(counts[split][name]) for split in counts))
+        table.add_row(
+            Text(shown_in_one_line(name)), *(str(counts[split][name]) for split in counts)
+        )
     table.add_row("all", *(str(sum(counts[split].values())) for split in counts), style="bold")
     return table
 

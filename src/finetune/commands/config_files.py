@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,32 @@ from typing import Any
 from finetune.documents import read_yaml
 from finetune.errors import UsageError
 
+_CONFIG = re.compile(r"(--config$|--config=|-c=?)(.*)", re.DOTALL)
+
 
 def checkpoint_option(arguments: Sequence[str]) -> str | None:
-    """``ckpt_path`` from the options or a configuration file, before anything is parsed."""
+    """``ckpt_path`` from the options or a configuration file, before anything is parsed.
+
+    Raises:
+        UsageError: no file where one is named, one that :func:`read_settings` refuses, or a pipe.
+    """
+    check_texts([argument.partition("=")[2] or argument for argument in arguments], Path())
     found = None
-    for option, value in zip(arguments, [*arguments, ""][1:], strict=True):
+    for option, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, _, attached = option.partition("=")
-        value = attached or value
         if name == "--ckpt_path":
-            found = value
-        elif name == "--config" and os.path.exists(value):
-            found = read_settings(value).get("ckpt_path") or found
+            found = attached or following
+        elif config := _CONFIG.match(option):
+            found = _checkpoint_in(config[2] or following) or found
     return found or None
+
+
+def _checkpoint_in(config: str) -> str | None:
+    if os.path.exists(config):
+        return read_settings(config).get("ckpt_path")
+    if config and "{" not in config:  # with braces, it is the settings themselves
+        raise UsageError(f"Expected a YAML file at {config}, found nothing; check --config.")
+    return None
 
 
 def read_settings(path: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Unpack
 
@@ -65,13 +65,12 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
         The figures, as ``metrics.json`` keeps them.
     """
     from finetune.combining.ensemble_file import checkpoint_file
+    from finetune.commands.figure_lines import intervals_of, say_figures, say_what_they_hang_on
     from finetune.commands.report_of_test import track, write_report_of
     from finetune.commands.runs import free_stage
     from finetune.commands.trainer import quiet_libraries
-    from finetune.data.groups import about_groups
-    from finetune.evaluation.scores import dominant_image
+    from finetune.evaluation.judge import numbered
     from finetune.runtime import process_rank
-    from finetune.tasks.multiclass import MULTICLASS
     from finetune.training.metrics_file import write_metrics
 
     quiet_libraries()
@@ -84,7 +83,8 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     combined = path is not None and _is_combined(path)
     judged = _judge_combined(verb, arguments) if combined else _judge_classifier(verb, arguments)
     figures = judged.task.figures(judged.logits, judged.labels, judged.thresholds)
-    intervals = intervals_of_numbers(judged)
+    groups = numbered(judged.groups)
+    intervals = intervals_of(judged.task, judged.logits, judged.labels, groups)
     images = str(judged.root.resolve())
     kept: dict[str, float | str] = {
         **figures,
@@ -96,12 +96,8 @@ def judge(verb: Verb, arguments: list[str]) -> dict[str, float | str]:
     if process_rank() > 0:
         return kept  # every process has the answers of all, and the first alone writes
     # Before anything is written: whatever the disk says.
-    print(summary(judged.task, stage, figures, len(judged.labels), intervals), flush=True)
-    if judged.task == MULTICLASS and (note := about_groups(judged.groups)):
-        print(note, flush=True)
-    losses = judged.task.losses(judged.logits, judged.labels).numpy()
-    if judged.task.has_choices and (dominant := dominant_image(losses, judged.paths)):
-        print(dominant, flush=True)
+    say_figures(judged.task, stage, figures, intervals, len(judged.labels))
+    say_what_they_hang_on(judged.task, judged.logits, judged.labels, groups, judged.paths)
     folder = _folder_for(judged)
     key = free_stage(folder, stage, images)
     write_metrics(folder, key, kept)
@@ -291,44 +287,3 @@ def _folder_for(judged: Judged) -> Path:
 
     own = run_folder_of(judged.checkpoint)
     return own or new_run_folder(Path(judged.runs), judged.name, images=judged.root)
-
-
-def intervals_of_numbers(judged: Judged) -> Mapping[str, tuple[float, float]]:
-    """The 95 % interval of each figure of numbers, groups drawn as wholes; of other tasks none."""
-    from finetune.evaluation.judge import numbered
-    from finetune.evaluation.number_evaluation import evaluate_numbers
-
-    if judged.task.has_choices:
-        return {}
-    answers, truth = judged.logits.numpy(), judged.labels.numpy()
-    return evaluate_numbers(truth, answers, groups=numbered(judged.groups)).intervals
-
-
-def summary(
-    task: Task,
-    stage: str,
-    figures: Mapping[str, float],
-    images: int,
-    intervals: Mapping[str, tuple[float, float]] | None = None,
-) -> str:
-    """One line: accuracy with its 95 % interval, balanced accuracy, NLL, calibration error.
-
-    Of another task than one class an image, all of its figures, with their intervals if given.
-    """
-    from finetune.evaluation.intervals import wilson_interval
-    from finetune.tasks.multiclass import MULTICLASS
-
-    if task != MULTICLASS:
-        digits = ".3f" if task.has_choices else ".4g"  # numbers have the user's unit
-        told = [f"{name.replace('_', ' ')} {figures[name]:{digits}}" for name in figures]
-        for place, (low, high) in enumerate((intervals or {}).values()):
-            told[place] += f" ({low:.4g} to {high:.4g})"
-        note = "; 95 % intervals" if intervals else ""
-        return f"{stage}: {', '.join(told)} ({images} images{note})"
-
-    low, high = wilson_interval(round(figures["accuracy"] * images), images)
-    return (
-        f"{stage}: accuracy {figures['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, "
-        f"{images} images), balanced accuracy {figures['balanced_accuracy']:.3f}, "
-        f"NLL {figures['nll']:.3f}, calibration error {figures['calibration_error']:.3f}"
-    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.recording import (
+    data_errors,
     notes_of,
     say_what_lies_where,
     write_config,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from finetune.training.features.store import FeatureStore
     from finetune.training.model_selection import Candidate
     from finetune.training.phases.gradient import TrainerSettings
-
-MOST_ERRORS = 5  # told of a folder
 
 
 def main(arguments: list[str]) -> int:
@@ -187,7 +185,7 @@ def fit(
         lines = "\n".join(str(choice) for choice in recipe)
         # Of a fit that begins from another.
         changed = [*filter(None, [cli.datamodule.differences]), *lines_about_val(cli)]
-        print(cli.datamodule.summary(), *changed, *data_errors(cli), sep="\n")
+        print(data.summary(), *changed, *data_errors(data.findings, data.given_root), sep="\n")
         print(lines, *licence_of_weights(cli), does_the_data_suffice(cli), sep="\n", flush=True)
         if resumed is None or cli.checkpoint is None:
             cli.datamodule.write_records(folder)
@@ -216,23 +214,11 @@ def fit(
             if is_first and any((folder / "checkpoints").glob("*.ckpt")):
                 link_latest(folder)
         if is_first:
-            write_figures(folder, best)
+            write_figures(folder, best, [*data.images("train"), *data.images("val")])
             if updated is not None:
                 compare_with_old(cli, updated.run, folder)
     if is_first:
         say_what_lies_where(folder)
-
-
-def data_errors(cli: FinetuneCLI) -> list[str]:
-    """What would make a figure wrong, such as a leak, and what nobody uses; it stops no fit."""
-    found = cli.datamodule.findings
-    errors = [finding for finding in found if finding.severity == "error"]
-    lines = [f"! {finding.path}: {finding.problem}" for finding in errors[:MOST_ERRORS]]
-    if len(errors) > MOST_ERRORS:
-        lines.append(f"! and {len(errors) - MOST_ERRORS} more")
-    missed = [each for each in found if each.kind == "unused" and each.severity == "warning"]
-    lines += [f"! {number} {what}" for what, number in Counter(f.problem for f in missed).items()]
-    return [*lines, f"! see finetune check {cli.datamodule.given_root}"] if lines else []
 
 
 def teach(cli: FinetuneCLI, teacher: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.commands.guest import Where
 from finetune.commands.outputs import Output, checked_output
+from finetune.commands.terminal import print_line
 from finetune.errors import UsageError
 from finetune.spec.answer_settings import AnswerSettings
 
@@ -57,7 +58,7 @@ def answer_in_table(
     if not runtime.is_main:
         return
     for path, reason in predictions.skipped:
-        print(f"left out {path}: {reason}", file=sys.stderr)
+        print_line(f"left out {path}: {reason}", error=True)
     rule, unknown = Ensemble.of(model).unknown, predictions.unknown
     if rule is not None and unknown is not None:
         print(drift(rule, int(unknown.sum()), len(unknown)), file=sys.stderr)
@@ -178,7 +179,7 @@ def _table(output: Output, class_names: Sequence[str], *, safe: bool) -> Iterato
 def _print(row: Row, log_probabilities: Sequence[float]) -> None:
     if "confidence" not in row:
         between = f"  {row['lower']:.6g} to {row['upper']:.6g}" if "lower" in row else ""
-        print(f"{row['path']}  {row['prediction']:.6g}{between}", flush=True)
+        print_line(f"{row['path']}  {row['prediction']:.6g}{between}")
         return
     ranks = [""] + [f"_{rank}" for rank in range(2, len(row))]
     named = [
@@ -190,4 +191,4 @@ def _print(row: Row, log_probabilities: Sequence[float]) -> None:
     named += [f"{row[name]} {row[f'{name}_probability']:.3f}" for name in likeliest]
     if row.get("unknown") == "true":
         named.append("unknown")
-    print(f"{row['path']}  {'  '.join(named)}", flush=True)
+    print_line(f"{row['path']}  {'  '.join(named)}")

@@ -19,6 +19,7 @@ from finetune.commands.outputs import (
     default_output,
     wanted_output,
 )
+from finetune.commands.terminal import print_line
 from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
 
@@ -177,7 +178,7 @@ def write_all_suspects(output: Output, sources: dict[str, Source]) -> None:
         write_suspects(beside, suspects)
     for suspect in [s for s in suspects[:10] if s.suspected]:
         instead = f"perhaps {suspect.suggested}" if suspect.suggested else "unlike all others"
-        print(f"look at {suspect.path}: labelled {suspect.label}, {instead}")
+        print_line(f"look at {suspect.path}: labelled {suspect.label}, {instead}")
     print(f"suspects in {output.path}")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from finetune.commands import folder_options as options
 from finetune.commands.guest import Where
 from finetune.commands.outputs import FIGURES, OptionalPath, wanted_output
+from finetune.commands.terminal import print_line
 from finetune.commands.verb import Typed, verb
 from finetune.spec.schema import whole
 
@@ -79,7 +80,7 @@ def similar(
         others = features_of(model, folder, max_pixels=max_pixels, store=store)
     found = query.nearest(others, number)
     for neighbour in found:
-        print(f"{neighbour.distance:.4f}  {neighbour.path}")
+        print_line(f"{neighbour.distance:.4f}  {neighbour.path}")
     if written is not None:
         from finetune.reporting.contact_sheet import contact_sheet
         from finetune.reporting.style import save_png

@@ -35,6 +35,16 @@ def shown(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def shown_in_one_line(text: str) -> str:
+    """The same of a text that is to be one line, whose names may hold line breaks and tabs."""
+    return shown(text).translate({ord("\n"): "\\n", ord("\t"): "\\t"})
+
+
+def print_line(text: str, *, error: bool = False) -> None:
+    """Print one line at once, which a line break in a name does not break."""
+    print(shown_in_one_line(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
 class _AboveText(io.TextIOBase):
     """A text stream that writes to another one, and is like it otherwise."""
 
@@ -145,6 +155,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> list[
     """Rows of cells as lines of columns, two blanks between; those of ``left`` begin at one place,
     the others end at one.
     """
+    rows = [[shown_in_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

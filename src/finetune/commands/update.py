@@ -158,16 +158,20 @@ def _old_test_images(cli: FinetuneCLI, old: Checkpoint) -> list[LabelledImage]:
 def _compared(
     classifiers: dict[str, ImageClassifier], images: Sequence[LabelledImage], cli: FinetuneCLI
 ) -> Leaderboard:
+    from finetune.data.groups import groups_with_duplicates
     from finetune.evaluation.comparison import compare_all
     from finetune.evaluation.evaluate import evaluate_logits
+    from finetune.evaluation.judge import numbered
     from finetune.prediction.inference import predict
 
     own, paths = cli.datamodule.class_names, [image.path for image in images]
-    evaluations = {}
+    evaluations, groups = {}, numbered(groups_with_duplicates(images))
     for name, classifier in classifiers.items():
         answers = predict(classifier, paths, max_pixels=cli.datamodule.max_pixels)
         labels = [classifier.class_names.index(own[int(str(i.label))]) for i in images]
-        evaluations[name] = evaluate_logits(labels, answers.logits, answers.class_names, paths)
+        evaluations[name] = evaluate_logits(
+            labels, answers.logits, answers.class_names, paths, groups=groups
+        )
     return compare_all(evaluations)
 
 

@@ -12,8 +12,6 @@ from finetune.data.duplicates import join
 from finetune.data.folder import ImageFolder, LabelledImage
 from finetune.errors import UsageError
 
-MOSTLY_ALONE = 0.9  # groups an image, from which on an interval that counts images is good enough
-
 
 def groups_by_pattern(folder: ImageFolder, pattern: str) -> ImageFolder:
     r"""The folder with the group of each image from its path below the root.
@@ -59,19 +57,3 @@ def groups_with_duplicates(images: Sequence[LabelledImage]) -> list[Hashable | N
         for index in connected:
             together[index] = connected[0]
     return together
-
-
-def about_groups(groups: Sequence[Hashable | None]) -> str:
-    """What to say of an interval that takes images of one patient for independent, or nothing.
-
-    Args:
-        groups: of each image, as :func:`groups_with_duplicates` has them.
-    """
-    together = [group for group in groups if group is not None]
-    units = len(set(together)) + len(groups) - len(together)
-    if units >= MOSTLY_ALONE * len(groups):
-        return ""
-    return (
-        f"these {len(groups)} images are of {units} groups; the interval takes them for "
-        "independent of each other, and is too narrow"
-    )

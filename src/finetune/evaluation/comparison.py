@@ -22,7 +22,8 @@ class PairedComparison:
         first_only, second_only: images that only one of the two gets right.
         difference: figure of the first minus that of the second; of accuracies in ``[-1, 1]``.
         interval: paired bootstrap interval of the difference.
-        p_value: of "both are equally good": of accuracies McNemar's exact test, else by bootstrap.
+        p_value: of "both are equally good": of accuracies McNemar's exact test, else, and where
+            images are of groups, by bootstrap.
         adjusted_p_value: the same, after Holm's correction for all pairs that were looked at.
         figure: of the first, that is compared.
     """
@@ -152,11 +153,18 @@ def compare_classes(
 ) -> dict[str, PairedComparison]:
     """Compare two, of the same images in the same order, by each class or label alone.
 
-    p-values are McNemar's, corrected for their number (Holm).
+    p-values are those of :func:`finetune.evaluation.paired.accuracy_difference`, corrected for
+    their number (Holm).
     """
     (name, ours), (other_name, theirs) = first, second
-    of_theirs = dict(theirs.rights())
-    found = {part: accuracy_difference(one, of_theirs[part]) for part, one in ours.rights()}
+    of_theirs = {each.name: each.right for each in theirs.rights()}
+    groups = theirs.groups if ours.groups is None else ours.groups
+    found = {
+        part: accuracy_difference(
+            right, of_theirs[part], groups=None if groups is None else groups[own]
+        )
+        for part, own, right in ours.rights()
+    }
     sizes = {part: len(one) for part, one in of_theirs.items()}
     adjusted = holm_correction([each.p_value for each in found.values()])
     return {

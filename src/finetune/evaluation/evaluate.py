@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_fscore_support
 
 from finetune.errors import UsageError
-from finetune.evaluation.intervals import wilson_interval
+from finetune.evaluation.clusters import clusters, share_interval
 from finetune.evaluation.result import ClassScores, Evaluation
 from finetune.evaluation.scores import (
     bootstrap_macro_scores,
@@ -46,6 +46,7 @@ def evaluate(
     class_names: Sequence[str],
     paths: Sequence[Any] | None = None,
     *,
+    groups: Integers | None = None,
     folds: ArrayLike | None = None,
     confidence_level: float = 0.95,
     seed: int = 0,
@@ -57,6 +58,8 @@ def evaluate(
 
     Args:
         paths: names of the images; their numbers if None.
+        groups: ``(N,)``; images of one number, such as those of one patient, are not independent,
+            and intervals are as wide as that makes them.
         folds: the fold ``(N,)`` that each image was held out in, for a mean over folds.
         confidence_level: of all intervals.
         seed: of the bootstrap.
@@ -78,7 +81,7 @@ def evaluate(
             f"to {p.sum(axis=1).max():.3g}; give logits to evaluate_logits."
         )
     answers = _Answers(y, p, p, _log_probabilities(np.log(np.maximum(p, SMALLEST))))
-    return _judged(answers, names, paths, folds, confidence_level, seed)
+    return _judged(answers, names, paths, groups, folds, confidence_level, seed)
 
 
 def evaluate_logits(
@@ -87,6 +90,7 @@ def evaluate_logits(
     class_names: Sequence[str],
     paths: Sequence[Any] | None = None,
     *,
+    groups: Integers | None = None,
     folds: ArrayLike | None = None,
     confidence_level: float = 0.95,
     seed: int = 0,
@@ -106,7 +110,7 @@ def evaluate_logits(
         )
     log_probabilities = _log_probabilities(z)
     answers = _Answers(y, z, np.exp(log_probabilities), log_probabilities)
-    return _judged(answers, names, paths, folds, confidence_level, seed)
+    return _judged(answers, names, paths, groups, folds, confidence_level, seed)
 
 
 class _Answers(NamedTuple):
@@ -122,6 +126,7 @@ def _judged(
     answers: _Answers,
     names: tuple[str, ...],
     paths: Sequence[Any] | None,
+    groups: Integers | None,
     folds: ArrayLike | None,
     confidence_level: float,
     seed: int,
@@ -135,9 +140,14 @@ def _judged(
     confusion = confusion_counts(y, predictions, len(names))
     accuracy, balanced, macro_f1 = (float(score) for score in macro_scores(confusion))
     accuracy_bootstrap, balanced_interval, f1_interval = bootstrap_macro_scores(
-        confusion, confidence_level=confidence_level, resamples=1000, seed=seed
+        y,
+        predictions,
+        clusters(groups),
+        classes=len(names),
+        confidence_level=confidence_level,
+        seed=seed,
     )
-    per_class = _class_scores(y, predictions, p, names, confidence_level)
+    per_class = _class_scores(y, predictions, p, names, groups, confidence_level)
     areas = [scores.auroc for scores in per_class if not math.isnan(scores.auroc)]
     coverage, risk = risk_coverage(p.max(axis=1), ~correct)
     ranks = label_ranks(y, ranked)
@@ -150,9 +160,8 @@ def _judged(
         paths=tuple(str(path) for path in paths),
         confidence_level=confidence_level,
         accuracy=accuracy,
-        accuracy_wilson=wilson_interval(
-            int(correct.sum()), len(y), confidence_level=confidence_level
-        ),
+        groups=groups,
+        accuracy_wilson=share_interval(correct, groups, confidence_level=confidence_level),
         accuracy_bootstrap=accuracy_bootstrap,
         balanced_accuracy=balanced,
         balanced_accuracy_interval=balanced_interval,
@@ -205,12 +214,12 @@ def _class_scores(
     predictions: Integers,
     probabilities: Floats,
     class_names: tuple[str, ...],
+    groups: Integers | None,
     confidence_level: float,
 ) -> tuple[ClassScores, ...]:
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(class_names)), zero_division=np.nan
     )
-    hits = np.bincount(labels[labels == predictions], minlength=len(class_names))
     areas = one_vs_rest_auroc(labels, probabilities)
     return tuple(
         ClassScores(
@@ -218,13 +227,16 @@ def _class_scores(
             support=int(support[i]),
             precision=float(precision[i]),
             recall=float(recall[i]),
-            recall_interval=wilson_interval(
-                int(hits[i]), int(support[i]), confidence_level=confidence_level
+            recall_interval=share_interval(
+                predictions[own] == i,
+                None if groups is None else groups[own],
+                confidence_level=confidence_level,
             ),
             f1=float(f1[i]),
             auroc=float(areas[i]),
         )
         for i, name in enumerate(class_names)
+        for own in [labels == i]
     )
 
 

@@ -23,7 +23,13 @@ def _classes(targets: ArrayLike, outputs: ArrayLike, **known: Any) -> Judgement:
     names, paths = known["class_names"], known["paths"]
     level = known["confidence_level"]
     return evaluate_logits(
-        targets, outputs, names, paths, folds=known["folds"], confidence_level=level
+        targets,
+        outputs,
+        names,
+        paths,
+        groups=known["groups"],
+        folds=known["folds"],
+        confidence_level=level,
     )
 
 
@@ -69,7 +75,7 @@ def judge(
         thresholds: probabilities above which outputs are named, where the task has them.
         chosen_here: whether they were chosen on these very images.
         half_width: of the interval about each number, where the answers have one.
-        groups: ``(N,)``; a bootstrap draws images of one number together.
+        groups: ``(N,)``; images of one number are not independent, and drawn together.
         folds: the fold ``(N,)`` that each image was held out in.
         confidence_level: of all intervals.
 

@@ -81,6 +81,20 @@ class Part(NamedTuple):
     name: str
 
 
+class OfPart(NamedTuple):
+    """The answers about one class or label.
+
+    Attributes:
+        name: of it.
+        images: which are about it, ``(N,)``.
+        right: of these, which were answered right, ``(M,)``.
+    """
+
+    name: str
+    images: NDArray[np.bool_]
+    right: NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """An image, its label and its answer in words.
@@ -205,8 +219,8 @@ class Judgement(Protocol):
     def errors(self) -> Integers:
         """Indexes of the wrong answers, the surest first."""
 
-    def rights(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        """For each class or label that can be judged, of its images which were answered right."""
+    def rights(self) -> Iterator[OfPart]:
+        """Of each class or label that can be judged."""
 
     def questions(self) -> Iterator[Question]:
         """What a search for wrong labels looks through."""

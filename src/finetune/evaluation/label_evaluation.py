@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from finetune.errors import UsageError
 from finetune.evaluation.judgement import (
     Kind,
+    OfPart,
     Part,
     Question,
     Score,
@@ -168,12 +169,13 @@ class LabelEvaluation(LabelAnswers):
         least = np.where(wrong, self.of_truth, np.inf).min(axis=1)
         return images[np.argsort(least[images], kind="stable")]
 
-    def rights(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    def rights(self) -> Iterator[OfPart]:
         """Of each label of which something is known, over the images where it is."""
         wrong = self.missed | self.added
         for label, name in enumerate(self.class_names):
             if self.known[:, label].any():
-                yield name, ~wrong[self.known[:, label], label]
+                own = self.known[:, label]
+                yield OfPart(name, own, ~wrong[own, label])
 
     def questions(self) -> Iterator[Question]:
         """One a label: does the image have it?"""

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from finetune.errors import UsageError
 from finetune.evaluation.judgement import (
     Kind,
+    OfPart,
     Question,
     Score,
     Shown,
@@ -129,7 +130,7 @@ class NumberEvaluation(NumberAnswers):
         count = max(LEAST_SHOWN, round(SHARE_SHOWN * len(self.paths)))
         return np.argsort(-self.losses, kind="stable")[:count]
 
-    def rights(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    def rights(self) -> Iterator[OfPart]:
         """Nothing: an answer is further off or less."""
         return iter(())
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from finetune.errors import UsageError
-from finetune.evaluation.intervals import bootstrap_interval, percentile_interval
-from finetune.tasks.class_scores import Floats
+from finetune.evaluation.clusters import clusters
+from finetune.evaluation.intervals import bootstrap_counts, bootstrap_interval, percentile_interval
+from finetune.tasks.class_scores import Floats, Integers
 
 Rights = NDArray[np.bool_]
 
@@ -40,9 +41,16 @@ def mcnemar_p_value(first_only: int, second_only: int) -> float:
 
 
 def accuracy_difference(
-    first: Rights, second: Rights, *, confidence_level: float = 0.95
+    first: Rights,
+    second: Rights,
+    *,
+    groups: Integers | None = None,
+    confidence_level: float = 0.95,
 ) -> Difference:
     """Of the shares of right answers ``(N,)``, by McNemar's exact test.
+
+    It takes images for independent. Of images in groups ``(N,)``, such as those of one patient,
+    groups are drawn instead, by a bootstrap.
 
     Raises:
         UsageError: answers to other images, or to none.
@@ -50,6 +58,15 @@ def accuracy_difference(
     if first.shape != second.shape or len(first) == 0:
         raise UsageError(
             f"Expected answers to the same images, found {len(first)} and {len(second)}."
+        )
+    if (together := clusters(groups)) is not None:
+        counts = bootstrap_counts(together, len(first))
+        images = counts.sum(axis=1)
+        return resampled_difference(
+            (float(first.mean()), float(second.mean())),
+            (counts @ first / images, counts @ second / images),
+            (first, second),
+            confidence_level=confidence_level,
         )
     difference = first.astype(np.int64) - second.astype(np.int64)
     first_only, second_only = int((difference > 0).sum()), int((difference < 0).sum())

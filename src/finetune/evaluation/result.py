@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from finetune.evaluation.clusters import about_groups
 from finetune.evaluation.judgement import (
     FEW_IMAGES,
     Interval,
+    OfPart,
     Part,
     Question,
     Score,
@@ -82,6 +83,7 @@ class Evaluation:
             float; ``nll`` and ``brier`` come from these.
         predictions: the likeliest class of each image, ``(N,)``; of equals, the first.
         class_names, paths: names of the ``C`` classes and of the ``N`` images.
+        groups: ``(N,)``; images of one number are not independent. None: all are.
         accuracy: with Wilson's and a bootstrap interval.
         balanced_accuracy, macro_f1: means over the classes that occur among the labels.
         top_k: ``{k: share of images whose label is among the k likeliest classes}``.
@@ -102,6 +104,7 @@ class Evaluation:
     predictions: Integers = field(repr=False)
     class_names: tuple[str, ...]
     paths: tuple[str, ...] = field(repr=False)
+    groups: Integers | None = field(repr=False)
     confidence_level: float
     accuracy: float
     accuracy_wilson: Interval
@@ -149,10 +152,6 @@ class Evaluation:
     @property
     def half_width(self) -> None:
         """None: there are no intervals about classes."""
-
-    @property
-    def groups(self) -> None:
-        """None: each image is drawn alone."""
 
     @property
     def losses(self) -> Floats:
@@ -230,9 +229,10 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """One image that decides the likelihood; classes with few images."""
-        alone = [] if self.dominant is None else [f"Of the likelihood: {self.dominant}."]
-        return alone + few_note(self.classes_with_few_images)
+        """Images in groups; one that decides the likelihood; classes with few images."""
+        grouped = about_groups(self.predictions == self.labels, self.groups)
+        dominant = "" if self.dominant is None else f"Of the likelihood: {self.dominant}."
+        return [*filter(None, (grouped, dominant)), *few_note(self.classes_with_few_images)]
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -294,11 +294,11 @@ class Evaluation:
         wrong = np.flatnonzero(self.predictions != self.labels)
         return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
 
-    def rights(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    def rights(self) -> Iterator[OfPart]:
         """Of each class with images."""
         for label in np.unique(self.labels):
             own = self.labels == label
-            yield self.class_names[label], self.predictions[own] == label
+            yield OfPart(self.class_names[label], own, self.predictions[own] == label)
 
     def questions(self) -> Iterator[Question]:
         """One: of which class is it?"""
@@ -309,12 +309,15 @@ class Evaluation:
         """A line of a table of predictions."""
         shown = self.shown(index)
         columns = {"path": self.paths[index], "label": shown.label, "prediction": shown.answer}
+        if self.groups is not None:
+            columns["group"] = str(self.groups[index])
         return {**columns, "confidence": shown.sure}, self.log_probabilities[index].tolist()
 
     def against(self, other: Evaluation) -> Difference:
-        """Of the accuracies, by McNemar's exact test."""
+        """Of the accuracies, with the groups of either that knows of them."""
         rights = (each.predictions == each.labels for each in (self, other))
-        return accuracy_difference(*rights, confidence_level=self.confidence_level)
+        groups = other.groups if self.groups is None else self.groups
+        return accuracy_difference(*rights, groups=groups, confidence_level=self.confidence_level)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``metrics.json``; None where a figure is undefined."""
@@ -339,10 +342,7 @@ class Evaluation:
             **{f"top_{k}_accuracy": share for k, share in self.top_k.items()},
             **({"folds": fold_summary(folds, "accuracies")} if folds else {}),
             "classes_with_few_images": list(self.classes_with_few_images),
-            "most_confused": [
-                {"label": p.label, "prediction": p.prediction, "count": p.count, "share": p.share}
-                for p in self.confused_pairs()
-            ],
+            "most_confused": [asdict(pair) for pair in self.confused_pairs()],
             "class_names": list(self.class_names),
             "confusion_matrix": self.confusion.tolist(),
         }

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from finetune.evaluation.intervals import percentile_interval
+from finetune.evaluation.intervals import bootstrap_counts, percentile_interval
 from finetune.tasks.class_scores import Floats, Integers, macro_scores_of_counts
 
 FEW_LOSSES = 10  # among fewer images one of them always carries much
@@ -64,28 +64,36 @@ def risk_coverage(confidences: Floats, wrong: NDArray[np.bool_]) -> tuple[Floats
 
 
 def bootstrap_macro_scores(
-    confusion: Integers, *, confidence_level: float, resamples: int, seed: int
+    labels: Integers,
+    predictions: Integers,
+    groups: Integers | None = None,
+    *,
+    classes: int,
+    confidence_level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[tuple[float, float], ...]:
-    """Bootstrap intervals of accuracy, balanced accuracy and macro-F1.
+    """Bootstrap intervals of accuracy, balanced accuracy and macro-F1 of ``N`` answers.
 
-    Drawing images with replacement is a multinomial draw over the cells of the confusion matrix
-    that hold any image, so nothing needs to be drawn one by one.
+    Drawing images with replacement is a multinomial draw over the pairs of label and answer that
+    occur, so nothing needs to be drawn one by one. Of images in groups ``(N,)``, groups are drawn.
     """
-    rows, columns = np.nonzero(confusion)
-    counts = confusion[rows, columns]
-    total = int(counts.sum())
-    draws = np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
-    n_classes = len(confusion)
+    if groups is None:
+        pairs, counts = np.unique(labels * classes + predictions, return_counts=True)
+        rows, columns = np.divmod(pairs, classes)
+        chances, rng = counts / len(labels), np.random.default_rng(seed)
+        draws = rng.multinomial(len(labels), chances, size=resamples).astype(np.float64)
+    else:
+        rows, columns = labels, predictions
+        draws = bootstrap_counts(groups, len(labels), resamples=resamples, seed=seed)
 
-    def summed_by(index: Integers, cells: Integers) -> Floats:
-        one_hot = np.zeros((len(index), n_classes))
+    def summed_by(index: Integers, drawn: Floats) -> Floats:
+        one_hot = np.zeros((len(index), classes))
         one_hot[np.arange(len(index)), index] = 1
-        return cells.astype(np.float64) @ one_hot
+        return drawn @ one_hot
 
-    on_diagonal = rows == columns
+    right = rows == columns
     scores = macro_scores_of_counts(
-        summed_by(rows[on_diagonal], draws[:, on_diagonal]),
-        summed_by(rows, draws),
-        summed_by(columns, draws),
+        summed_by(rows[right], draws[:, right]), summed_by(rows, draws), summed_by(columns, draws)
     )
     return tuple(percentile_interval(s, confidence_level=confidence_level) for s in scores)

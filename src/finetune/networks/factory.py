@@ -12,14 +12,13 @@ from torch import nn
 
 from finetune.errors import NetworkError, PretrainedWeightsError, UnknownBackboneError
 from finetune.networks import baselines as _register_baselines  # noqa: F401
+from finetune.networks.final_layer import AUXILIARY_HEAD
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.pretrained import find_weights
 from finetune.networks.staged import read_stages
 from finetune.spec.network import STAGES, NetworkSpec
 from finetune.spec.preprocessing import Interpolation, Preprocessing
 
-# Training Inception with its auxiliary head is an option of the network, not of the classifier.
-AUXILIARY_HEAD = "AuxLogits"
 # What a published configuration may say of a fit, and not of the network.
 OF_A_FIT = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
 

@@ -8,6 +8,9 @@ from torch import nn
 
 from finetune.networks.image_network import ImageNetwork
 
+# A second answer from half-way up (Inception v3); it learns with the final layer.
+AUXILIARY_HEAD = "AuxLogits"
+
 
 def final_layers(network: ImageNetwork) -> list[nn.Module]:
     """The final layer; several where their answers are averaged (distilled vision transformers)."""
@@ -19,6 +22,13 @@ def final_parameters(network: ImageNetwork) -> set[str]:
     """Names of the parameters of :func:`final_layers`."""
     owned = {id(value) for layer in final_layers(network) for value in layer.parameters()}
     return {name for name, value in network.named_parameters() if id(value) in owned}
+
+
+def head_parameters(network: ImageNetwork) -> set[str]:
+    """Names of what learns for the classes alone: the final layer and an auxiliary head."""
+    auxiliary = f"{AUXILIARY_HEAD}."
+    names = {name for name, _ in network.named_parameters() if name.startswith(auxiliary)}
+    return final_parameters(network) | names
 
 
 def output_tensors(network: ImageNetwork) -> tuple[str, ...]:

@@ -28,14 +28,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.errors import NetworkError
-from finetune.networks.final_layer import final_parameters
+from finetune.networks.final_layer import head_parameters
 from finetune.networks.image_network import ImageNetwork
 from finetune.networks.splitting import Split, split_at_parameters
 
 BatchNormMode = Literal["eval", "train", "frozen"]
 HEAD = "head"
-# A second answer from half-way up (Inception v3); it learns with the final layer.
-AUXILIARY = "AuxLogits."
 
 
 def network_stages(network: ImageNetwork) -> dict[str, tuple[str, ...]]:
@@ -46,7 +44,7 @@ def network_stages(network: ImageNetwork) -> dict[str, tuple[str, ...]]:
     as the last norm of ConvNeXt, belongs to the last stage below it.
     """
     names = [name for name, _ in network.named_parameters()]
-    head = final_parameters(network) | {name for name in names if name.startswith(AUXILIARY)}
+    head = head_parameters(network)
     groups = group_with_matcher(((name, name) for name in names), network.group_matcher(True))
     depths = [groups[depth] for depth in sorted(groups)]
     if len(depths) > 1 and not head.isdisjoint(depths[-1]):

@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from finetune.evaluation.clusters import clusters
 from finetune.evaluation.comparison import Leaderboard, compare_classes
 from finetune.evaluation.judgement import Judgement, readable
 from finetune.reporting.answer import Answer, answer_of, board_answer, least_sure
@@ -229,11 +230,12 @@ def _board(board: PageBoard) -> dict[str, Any]:
         for name, e in leaderboard.evaluations.items()
     ]
     pair = [*leaderboard.evaluations.items()]
+    drawn = lead.name != "accuracy" or any(clusters(e.groups) is not None for _, e in pair)
     return {
         "answer": board_answer(leaderboard),
         "classes": compare_classes(pair[0], pair[1]) if len(pair) == 2 else {},
         "images": len(first.paths),
-        "test": "McNemar's exact test" if lead.name == "accuracy" else "a paired bootstrap",
+        "test": "a paired bootstrap" if drawn else "McNemar's exact test",
         "left_out": leaderboard.left_out,
         "columns": columns,
         "rows": rows,

@@ -148,7 +148,7 @@ def credible(evaluation: Judgement, suspects: Sequence[LabelSuspect]) -> list[La
 
     There the answers are what is wrong: they prove little about labels.
     """
-    found = {name: right.mean() for name, right in evaluation.rights()}
+    found = {name: right.mean() for name, _, right in evaluation.rights()}
     return [each for each in suspects if each.suspected and found.get(each.label, 1.0) >= 0.5]
 
 

@@ -19,7 +19,7 @@ from finetune.evaluation.label_evaluation import LabelEvaluation
 from finetune.evaluation.number_answers import range_name
 from finetune.evaluation.number_evaluation import NumberEvaluation
 from finetune.evaluation.result import Evaluation
-from finetune.tasks.class_scores import ConfidenceBins
+from finetune.tasks.class_scores import ConfidenceBins, Floats
 
 NAMED = 3  # at most so many classes, labels or pairs in a sentence
 OFTEN = 3  # errors of one kind from which on they call for advice
@@ -89,7 +89,7 @@ def _(evaluation: Evaluation) -> Words:
     if worse:
         names = [name for _, name in sorted(worse)[:NAMED]]
         sentences.append(f"Found clearly less often than the rest: {listed(names)}.")
-    trust, calibrate = _trust(evaluation.calibration, OF_CLASSES)
+    trust, calibrate = _trust(evaluation.calibration, evaluation.accuracy_wilson, OF_CLASSES)
     return Words(sentences, trust, [*_confused(evaluation), *calibrate])
 
 
@@ -114,7 +114,10 @@ def _(evaluation: LabelEvaluation) -> Words:
         for name, count, of in _zip(evaluation, missed, support)
         if count == max(missed) and count >= OFTEN and 2 * count >= of
     ]
-    trust, calibrate = _trust(evaluation.calibration, OF_LABELS)
+    bins = evaluation.calibration
+    answers = int(bins.counts.sum())
+    true = wilson_interval(round(_mean(bins, bins.accuracy) * answers), answers)
+    trust, calibrate = _trust(bins, true, OF_LABELS)
     return Words(sentences, trust, [*advice[:1], *calibrate])
 
 
@@ -200,13 +203,16 @@ def _confused(evaluation: Evaluation) -> list[Advice]:
     ]
 
 
-def _trust(bins: ConfidenceBins, words: TrustWords) -> tuple[list[str], list[Advice]]:
+def _mean(bins: ConfidenceBins, of_each: Floats) -> float:
+    return float(np.nansum(bins.counts * of_each) / bins.counts.sum())
+
+
+def _trust(
+    bins: ConfidenceBins, interval: Interval, words: TrustWords
+) -> tuple[list[str], list[Advice]]:
     """Whether what is said on average lies within the interval of what is true on average."""
-    images = int(bins.counts.sum())
-    said, true = (
-        float(np.nansum(bins.counts * each) / images) for each in (bins.confidence, bins.accuracy)
-    )
-    low, high = wilson_interval(round(true * images), images)
+    said, true = _mean(bins, bins.confidence), _mean(bins, bins.accuracy)
+    low, high = interval
     told = f"{share(said)} on average, and {share(true)} {words.true}"
     if bins.error >= POOR_CALIBRATION and not low <= said <= high:
         how = words.too_much if said > true else words.too_little

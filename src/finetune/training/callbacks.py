@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from finetune.errors import TrainingError
-from finetune.networks.final_layer import final_parameters
+from finetune.networks.final_layer import head_parameters
 from finetune.networks.image_network import ImageNetwork
 from finetune.runtime import Runtime
 
@@ -121,9 +121,9 @@ class L2SP(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = cast(ImageNetwork, pl_module.network)
-        final = final_parameters(network)
+        head = head_parameters(network)
         for name, value in network.named_parameters():
-            if name not in final and name not in self.start:
+            if name not in head and name not in self.start:
                 self.start[name] = value.detach().cpu().clone()
 
     @override

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finetune.errors import TrainingError
 from finetune.training.logistic_regression import logistic_problem, solve_logistic
-from finetune.training.penalty_search import L2_GRID, PenaltySearch
+from finetune.training.penalty_search import L2_GRID, UNJUDGED_L2, PenaltySearch
 from finetune.training.probe_rows import ProbeRows, patient
 
 
@@ -79,7 +79,8 @@ def fit_probe(
             are never split between folds. Default: every row its own.
         l2: one penalty, or several to choose from by 5-fold cross-validation (see
             :mod:`finetune.training.penalty_search`). Default: the decades of its ``L2_GRID``, then
-            the half decades around the best.
+            the half decades around the best; ``UNJUDGED_L2`` where nothing can be held out, for no
+            class has rows of two groups.
         seed: of the assignment to folds, the only random thing here.
         held_out: keep the held-out answers too, where penalties are chosen from and every class has
             an image.
@@ -105,8 +106,12 @@ def fit_probe(
         search = PenaltySearch(
             rows, dense, weights, prepared.groups, len(present), seed=seed, tell=tell
         )
-        search.search(L2_GRID if l2 is None else l2, refine=l2 is None)
-        held_out_nll, chosen = search.scores, search.strongest_within_one_standard_error()
+        if search.problems:
+            search.search(L2_GRID if l2 is None else l2, refine=l2 is None)
+            held_out_nll, chosen = search.scores, search.strongest_within_one_standard_error()
+        else:
+            tell("no class has two groups of images, so that one could be held out")
+            chosen = UNJUDGED_L2 if l2 is None else max(l2)
         answers = search.held_out_logits(chosen) if held_out else None
         tell(f"penalty {chosen:.3g} is taken; fitting {len(rows)} rows, {len(present)} classes")
     coefficients = solve_logistic(logistic_problem(rows, dense, weights, len(present)), chosen)

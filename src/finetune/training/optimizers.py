@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.errors import TrainingError, UsageError
-from finetune.networks.final_layer import final_parameters
+from finetune.networks.final_layer import head_parameters
 from finetune.networks.image_network import ImageNetwork
 
 # Of a classifier's settings, what the optimizer, its schedule and its rates are made of.
@@ -53,7 +53,7 @@ def parameter_groups(
 
     Args:
         network: a timm classifier or a baseline; frozen parameters are left out.
-        lr: learning rate of the final layer, > 0.
+        lr: learning rate of the final layer, and of an auxiliary head, > 0.
         backbone_lr_factor: rate of everything below the final layer relative to ``lr``, > 0.
         weight_decay: of matrices and kernels; norms, biases and what the network itself exempts
             (``no_weight_decay()``) get none.
@@ -69,7 +69,7 @@ def parameter_groups(
         TrainingError: nothing in the network is trainable.
     """
     _check_ranges(lr, backbone_lr_factor, weight_decay, layer_decay)
-    final = final_parameters(network)
+    head = head_parameters(network)
     exempt = _exempt_from_decay(network)
     depths = _depths_below_top(network) if layer_decay < 1 else {}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -77,7 +77,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         # -1 is the final layer; the backbone's depth counts down from the layer under it.
-        depth = -1 if name in final else depths.get(name, 0)
+        depth = -1 if name in head else depths.get(name, 0)
         decayed = parameter.ndim > 1 and name not in exempt
         if (depth, decayed) not in groups:
             scale = 1.0 if depth < 0 else backbone_lr_factor * layer_decay**depth

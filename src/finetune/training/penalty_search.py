@@ -21,6 +21,8 @@ from finetune.training.logistic_regression import LogisticProblem, logistic_prob
 
 # Penalties on the sum of the losses (scikit-learn's 1 / C), from strong to weak.
 L2_GRID = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
+# Where nothing can be held out; good on photographs with one image a class and with twenty.
+UNJUDGED_L2 = 1e1
 FOLDS = 5
 # Beyond so many images, and so many a class, a stratified part of them is enough.
 MAX_IMAGES = 2000
@@ -136,7 +138,7 @@ class PenaltySearch(PenaltyCurve):
         """
         logits = self.rows.new_full((len(self.used), self.num_classes), math.nan)
         own = logits[self.used]
-        for fold, solution in self.solutions[l2].items():
+        for fold, solution in self.solutions.get(l2, {}).items():
             out = self.fold_of == fold
             own[out] = self._answers(out, solution)
         logits[self.used] = own

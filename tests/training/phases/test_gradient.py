@@ -68,7 +68,7 @@ def test_a_phase_that_gains_nothing_stops_early(new_rates, run, colour_folder, t
     rates = new_rates()
     settings = {"epochs": 12, "lr": 0.2, "label_smoothing": 0.1, "fit_options": {"patience": 2}}
     _, _, said = run(colour_folder, tmp_path, "head-then-all", callbacks=[rates], **settings)
-    assert "stopped early: nothing better for 2 epochs" in said
+    assert "stopped early: no better val/nll_rescaled for 2 epochs" in said
     assert len(rates.rates) < 12 * 4
     assert read_checkpoint(tmp_path / "best.ckpt").details["fit"]["phase"] == 0
     beside = read_checkpoint(tmp_path / "phase2.ckpt")  # nothing is lost: an ensemble may want it

@@ -130,7 +130,7 @@ class GradientPhases:
         if self.trainer.interrupted:
             raise KeyboardInterrupt
         if any(each.stopped_epoch for each in stopper):
-            self.say(f"stopped early: nothing better for {self.patience} epochs")
+            self.say(f"stopped early: no better {self._watched} for {self.patience} epochs")
         if best.found is None:
             raise TrainingError(
                 "Expected an epoch of the phase to be validated, found none; lower "
