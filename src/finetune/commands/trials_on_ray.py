@@ -83,7 +83,7 @@ def judging(
 
         def judge(names: Sequence[str], size: int) -> list[Trial | None]:
             over = time.time() + trials.limits.seconds_left
-            asked = []
+            asked: list[Any] = []
             for name in names:
                 # One at least is judged, and whatever has been before.
                 until = over if asked and name not in trials.seconds else math.inf

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +148,11 @@ def inspect_files(
                 results[each.path] = known
                 del new[each.path]
     if new:
-        inspect = partial(inspect_file, **limits, perceptual=perceptual)
+        opening = _inspected(
+            new.values(), lambda path: inspect_file(path, **limits, perceptual=perceptual)
+        )
         try:
-            with closing(_inspected(new.values(), inspect)) as inspected:
+            with closing(opening) as inspected:
                 opened = told(inspected, "Opening images", len(new))
                 for name, found in zip(new, opened, strict=True):
                     results[name] = replace(found, stamp=stamps[name])
@@ -226,7 +227,7 @@ def _stamp(path: Path) -> Stamp:
 
 def _inspected(
     paths: Iterable[Path], inspect: Callable[[Path], Inspection]
-) -> Iterator[Inspection]:
+) -> Generator[Inspection, None, None]:
     """Each in order, by threads: Pillow and torch let go of the interpreter while they work."""
     ahead: deque[Future[Inspection]] = deque()
     pool = ThreadPoolExecutor(usable_cores())
