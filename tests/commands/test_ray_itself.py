@@ -102,7 +102,7 @@ def test_a_node_is_killed_in_the_middle_of_a_group_of_fits(
     cluster: tuple[Any, list[Any]], colour_folder: Path
 ) -> None:
     call = ["fit", f"--data.root={colour_folder}", "--model.backbone=test_resnet", "--seeds=2"]
-    call += ["--model.pretrained=false", "--model.strategy=all", "--trainer.max_epochs=3"]
+    call += ["--model.pretrained=false", "--model.strategy=all", "--trainer.max_epochs=5"]
     call += ["--trainer.accelerator=cpu", "--data.cache=off"]
     assert main([*call, "--name=here"]) == 0
     written = "ray-1/*/checkpoints/last.ckpt"
@@ -111,7 +111,8 @@ def test_a_node_is_killed_in_the_middle_of_a_group_of_fits(
     assert main([*call, "--name=ray", *on_ray]) == 0
     killed.check()
     for seed in range(2):
-        runs = [next(Path("runs").glob(f"{name}-1/seed-{seed}-*")) for name in ("here", "ray")]
+        best = f"-1/seed-{seed}-*/checkpoints/best.ckpt"
+        runs = [next(Path("runs").glob(name + best)).parents[1] for name in ("here", "ray")]
         here, there = (read_checkpoint(run / "checkpoints/best.ckpt").state_dict for run in runs)
         assert all(torch.equal(value, there[key]) for key, value in here.items())
         one, other = (json.loads((run / "metrics.json").read_text()) for run in runs)
