@@ -5,6 +5,7 @@ Nothing is opened but what is named. Whatever a store answers becomes one line o
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,6 +90,18 @@ def size_of(address: str) -> int | None:
         store, path = _store(address)
         found = store.info(path)
     return None if found["type"] == "directory" else int(found["size"] or 0)
+
+
+def stamp_of(address: str) -> str:
+    """16 hexadecimal digits that change with what a store says of an object.
+
+    Raises:
+        FileNotFoundError: nothing is there. DataError: it cannot be told.
+    """
+    with told(address):
+        store, path = _store(address)
+        said = store.info(path)
+    return hashlib.blake2b(repr(sorted(said.items())).encode(), digest_size=8).hexdigest()
 
 
 def listed(folder: str) -> list[Entry]:

@@ -1,6 +1,7 @@
 """Backbones are judged on growing samples, and the cheapest of the equals is named."""
 
 from collections import Counter
+from collections.abc import Sequence
 from math import sqrt
 
 import pytest
@@ -42,7 +43,10 @@ class Field:
         self.known = known
         self.judged: Counter[str] = Counter()
 
-    def judge(self, name: str, images: int) -> Trial:
+    def judge(self, names: Sequence[str], images: int) -> list[Trial]:
+        return [self.judge_one(name, images) for name in names]
+
+    def judge_one(self, name: str, images: int) -> Trial:
         self.judged[name] = images
         skill, ms = self.known[name]
         logits, labels = answers(skill, seed=list(self.known).index(name))
@@ -135,11 +139,13 @@ def test_images_that_one_has_no_answer_to_count_for_none() -> None:
     holes = logits.clone()
     holes[::7] = torch.nan
     given = {"a": logits, "b": holes}
-    found = choose_backbone(["a", "b"], [300], lambda name, size: trial(name, given[name], labels))
+    found = choose_backbone(
+        ["a", "b"], [300], lambda names, size: [trial(name, given[name], labels) for name in names]
+    )
     assert found is not None
     assert {each.images for each in found.trials} == {300 - len(holes[::7])}
     assert found.trials[0].nll == pytest.approx(found.trials[1].nll)
-    assert choose_backbone(["a"], [9], lambda name, size: None) is None
+    assert choose_backbone(["a"], [9], lambda names, size: [None]) is None
 
 
 def test_a_set_pays_where_its_members_know_different_things() -> None:

@@ -1,6 +1,8 @@
 """An object store on loopback: read, written, gone on with, and what it refuses."""
 
+import io
 import socket
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +10,10 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet
 import pytest
+import torch
 
 from finetune.cli import main
+from finetune.training.checkpoints import read_checkpoint
 
 REASON = "needs the packages s3fs, moto, flask and flask-cors of the extra dev"
 pytest.importorskip("s3fs", reason=REASON)
@@ -46,7 +50,7 @@ class Cut(threading.Thread):
             back.start()
             try:
                 while request := client.recv(65536):
-                    if request.startswith(b"GET ") and b"/cut.png " in request:
+                    if request.startswith(b"GET ") and b"/cut." in request:
                         cut.set()
                     server.sendall(request)
             except OSError:
@@ -63,6 +67,19 @@ class Cut(threading.Thread):
                 client.sendall(answer)
         except OSError:
             pass
+
+
+def tar_of(images: list[Path]) -> bytes:
+    """A shard with a label beside each image."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as shard:
+        for image in images:
+            label = image.parent.name
+            for ending, data in (("png", image.read_bytes()), ("cls", label.encode())):
+                info = tarfile.TarInfo(f"{label}-{image.stem}.{ending}")
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
+    return content.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +102,10 @@ def store(colour_folder: Path) -> Iterator[None]:
             s3.pipe_file(f"photos/all/{image.parent.name}/{image.name}", image.read_bytes())
         s3.pipe_file("photos/broken/a.png", images[0].read_bytes())
         s3.pipe_file("photos/broken/cut.png", images[1].read_bytes())
+        s3.pipe_file("photos/shards/0.tar", tar_of(images[:20]))
+        s3.pipe_file("photos/shards/1.tar", tar_of(images[20:]))
+        s3.pipe_file("photos/broken/cut.tar", tar_of(images))
+        s3.pipe_file("photos/broken/all.tar.gz", b"packed")
         yield
     between.listener.close()
     server.stop()
@@ -172,3 +193,81 @@ def test_credentials_that_are_refused_are_one_line(
     assert len(lines) == 2
     assert all("check the address, the credentials" in line for line in lines)
     assert not parts("photos/refused")
+
+
+def fit(root: str, name: str, *options: str) -> int:
+    small = ["--model.backbone=test_resnet", "--model.pretrained=false", "--model.strategy=head"]
+    small += ["--trainer.accelerator=cpu", "--data.cache=off", "--data.cache_dir=cache"]
+    return main(["fit", f"--data.root={root}", f"--name={name}", *small, *options])
+
+
+def copies() -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in Path("cache").rglob("*.tar")}
+
+
+def test_a_fit_learns_from_the_shards_of_a_store_as_from_those_here(store: None, capsys) -> None:
+    s3 = fsspec.filesystem("s3", use_listings_cache=False)
+    Path("here").mkdir()
+    for name in ("0.tar", "1.tar"):
+        Path("here", name).write_bytes(s3.cat_file(f"photos/shards/{name}"))
+    assert fit("here", "here") == 0
+    assert fit(f"{BUCKET}/shards/{{0..1}}.tar", "there") == 0
+    weights = [
+        read_checkpoint(f"runs/{name}-1/checkpoints/best.ckpt").state_dict
+        for name in ("here", "there")
+    ]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    before = copies()
+    assert set(before) == {"0.tar", "1.tar"}
+    checkpoint = "--ckpt_path=runs/there-1/checkpoints/best.ckpt"
+    assert main(["test", checkpoint, f"--data.root={BUCKET}/shards/{{0..1}}.tar"]) == 0
+    assert copies() == before
+
+
+def test_what_has_changed_on_a_store_is_copied_again(store: None, capsys) -> None:
+    s3 = fsspec.filesystem("s3", use_listings_cache=False)
+    for name in ("0.tar", "1.tar"):
+        s3.copy(f"photos/shards/{name}", f"photos/changing/{name}")
+    call = ["check", f"{BUCKET}/changing/*.tar", "--cache-dir=cache"]
+    assert main(call) == 0
+    before = copies()
+    s3.copy("photos/shards/0.tar", "photos/changing/1.tar")
+    assert main(call) == 0
+    now = copies()
+    assert now["0.tar"] == before["0.tar"]
+    assert now["1.tar"] != before["1.tar"]
+    s3.rm_file("photos/changing/1.tar")
+    assert main(call) == 0
+    assert set(copies()) == {"0.tar"}
+
+
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [
+        (f"{BUCKET}/broken/cut.tar", "photos/broken/cut.tar"),
+        (f"{BUCKET}/broken/all.tar.gz", "run gunzip on it"),
+        (f"{BUCKET}/shards/{{0..2}}.tar", "photos/shards/2.tar"),
+        (f"{BUCKET}/all/", "name tar shards or Parquet tables"),
+        ("s3://none-here/{0..1}.tar", "none-here"),
+        ("s3://none-here/*.tar", "none-here"),
+    ],
+)
+def test_shards_that_cannot_be_had_are_one_line_and_nothing_half_written(
+    store: None, capsys, root: str, words: str
+) -> None:
+    assert fit(root, "none") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not copies()
+    assert not Path("runs").exists()
+
+
+def test_credentials_that_are_refused_are_one_line_to_a_fit_too(
+    store: None, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0.0)
+        assert fit(f"{BUCKET}/shards/0.tar", "refused") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the credentials" in line
+    assert not copies()

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import tarfile
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune.cache_dir import HEADER_BYTES
-from finetune.data import inspection
+from finetune.data import inspection, inspection_memory
 from finetune.data.cache import CachedReader, MemoryReader
 from finetune.data.decoding import ImageReader
 from finetune.data.inspection import Inspection, inspect_file, inspect_files
+from finetune.data.tar_shards import index_of
+from finetune.spec.images import within
 
 GROUP = "0123456789abcdef"
 
@@ -114,14 +118,16 @@ def test_a_file_that_can_no_longer_be_read_is_a_problem(
     assert problems == [None, "cannot be opened: Permission denied", None]
 
 
-def sealed(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
-    """A memory of right checksum that says something else."""
+def sealed(change: Callable[[str, list[int]], object]) -> Callable[[Path], None]:
+    """Lines of right checksums that say something else."""
 
     def damage(path: Path) -> None:
-        content = path.read_bytes()
-        values = json.loads(content[HEADER_BYTES + 4 :])
-        new = json.dumps(change(values)).encode()
-        path.write_bytes(content[:HEADER_BYTES] + zlib.crc32(new).to_bytes(4, "little") + new)
+        header, content = path.read_bytes()[:HEADER_BYTES], path.read_bytes()[HEADER_BYTES:]
+        for line in content.splitlines():
+            name, stamp, _ = json.loads(line[9:])
+            new = json.dumps(change(name, stamp)).encode() + b"\n"
+            header += b"%08x %s" % (zlib.crc32(new), new)
+        path.write_bytes(header)
 
     return damage
 
@@ -142,11 +148,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "fifo": replaced_by(os.mkfifo),
     "folder": replaced_by(Path.mkdir),
     "link to a device": replaced_by(lambda path: path.symlink_to("/dev/zero")),
-    "a list": sealed(list),
-    "numbers": sealed(lambda values: dict.fromkeys(values, 1)),
-    "no stamp": sealed(lambda values: {key: [None, {}] for key in values}),
-    "no values": sealed(lambda values: {key: [[1, 2], {}] for key in values}),
-    "unknown values": sealed(lambda values: {key: [[1], {"odd": 1}] for key in values}),
+    "a list": sealed(lambda *_: []),
+    "numbers": sealed(lambda name, _: [name, 1, 1]),
+    "no stamp": sealed(lambda name, _: [name, None, {}]),
+    "no values": sealed(lambda name, stamp: [name, stamp, {}]),
+    "unknown values": sealed(lambda name, stamp: [name, stamp, {"odd": 1}]),
 }
 
 
@@ -209,8 +215,41 @@ def test_no_place_to_remember_costs_time_alone(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(inspection, "write_all", full)
+        patched.setattr(inspection_memory, "write_all", full)
         assert inspect(bitmaps, tmp_path / "c") == expected
         assert list((tmp_path / "c").glob("*/inspections/*")) == []
     (tmp_path / "file").write_text("not a folder")
     assert inspect(bitmaps, tmp_path / "file") == expected
+
+
+def test_a_shard_is_indexed_once_whatever_it_is_called(bitmaps: list[Path], tmp_path: Path) -> None:
+    shard = tmp_path / "r/x.tar"
+    with tarfile.open(shard, "w") as file:
+        for path in bitmaps:
+            file.add(path, path.name)
+    index = index_of(shard)
+    assert index_of(Path(os.path.relpath(shard))) is index
+    sizes = {name: place.size for name, place in index.places.items()}
+    assert sizes == {path.name: path.stat().st_size for path in bitmaps}
+
+
+def test_of_many_images_little_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the results only a few are at work, and what is remembered is written as it comes."""
+    shard, number = tmp_path / "r/x.tar", 4000
+    shard.parent.mkdir()
+    with tarfile.open(shard, "w") as file:
+        for index in range(number):
+            file.addfile(tarfile.TarInfo(f"{index}.png"))
+    paths = [within(shard, f"{index}.png") for index in range(number)]
+
+    def seen(path: Path, **_: object) -> Inspection:
+        return Inspection(path, 7, content_hash=f"{path.name:>32}", format="PNG", mode="RGB")
+
+    monkeypatch.setattr(inspection, "inspect_file", seen)
+    for again in (False, True):
+        tracemalloc.start()
+        found = inspect_files(paths, root=shard.parent, cache_dir=tmp_path / "c")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert [each.path for each in found] == paths
+        assert peak < 1200 * number, (again, peak / number)

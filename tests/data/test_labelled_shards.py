@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.data.datamodule import ImageFolderDataModule
 from finetune.data.found_images import FoundImages, read_images
 from finetune.data.image_bytes import image_bytes, image_size, is_there
 from finetune.data.shard_files import folder_of, shards_at
@@ -131,6 +132,43 @@ def test_several_labels_and_numbers(images: list[Path]) -> None:
     assert {image.label for image in found.images} == {31.5, 7.0}
 
 
+@pytest.mark.parametrize("write", [write_table, None])
+def test_the_columns_of_a_fit_are_known_to_what_follows_it(
+    images: list[Path], write: object
+) -> None:
+    marks = {"red": [index % 2 for index in range(12)], "cool": [1 - n % 2 for n in range(12)]}
+
+    def shard(name: str, **more: list[str]) -> Path:
+        if write is not None:
+            return write_table(Path(f"{name}.parquet"), images[:12], **marks, **more)
+        lines = [
+            dict(zip((*marks, *more), cells, strict=True))
+            for cells in zip(*marks.values(), *more.values(), strict=True)
+        ]
+        return write_tar(
+            Path(f"{name}.tar"),
+            [
+                m
+                for n, image in enumerate(images[:12])
+                for m in (
+                    (f"{n}.png", image.read_bytes()),
+                    (f"{n}.json", json.dumps(lines[n]).encode()),
+                )
+            ],
+        )
+
+    fitted = ImageFolderDataModule(shard("a"), label_columns=[*marks], cache="off")
+    record = fitted.split_record
+    later = ImageFolderDataModule(shard("b"), task="multilabel", cache="off")
+    later.follow(record)
+    for side in ("train", "val", "test"):
+        assert [i.label for i in later.images(side)] == [i.label for i in fitted.images(side)]  # type: ignore[arg-type]
+    # Labels in the one column of that name are those that count.
+    other = ImageFolderDataModule(shard("c", label=["x|y"] * 12), task="multilabel", cache="off")
+    other.follow(record)
+    assert other.class_names == ("x", "y")
+
+
 def test_splits_are_taken_from_names_as_from_folders(images: list[Path]) -> None:
     for name in ("train-00000-of-00001", "validation-00000-of-00001"):
         write_table(Path(f"{name}.parquet"), images[: 20 if "train" in name else 30])
@@ -176,7 +214,6 @@ BAD = {
     "a mixture": ("*", [("a.png", b"")], "either shards or images"),
     "nothing": ("y{0..3}.tar", [], r"found nothing at y0\.tar"),
     "packed": ("x.tar.gz", [], "run gunzip"),
-    "a store": ("s3:/bucket/x.tar", [], "images of this machine"),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune.data import workers
-from finetune.data.workers import cpu_quota, limit_threads, usable_cores
+from finetune.data.workers import choose_num_workers, cpu_quota, limit_threads, usable_cores
 
 
 def write(path: Path, text: str) -> None:
@@ -109,3 +109,19 @@ def test_what_is_left_for_this_process(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(("free", "expected"), [(64_000_000, 4), (None, 8), (10**12, 8), (1000, 0)])
+def test_readers_are_no_more_than_shared_memory_has_room_for(
+    free: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"x" * 1000)
+    monkeypatch.setattr(workers, "shared_bytes", lambda: free)
+    many = [tmp_path / "a.png"] * 100_000
+    assert choose_num_workers(many, cores=16, batch_bytes=5_000_000) == expected
+    assert choose_num_workers(many, given=6, cores=16) == 6
+
+
+def test_room_of_a_place_that_is_not_there_has_no_limit(tmp_path: Path) -> None:
+    assert workers.shared_bytes(tmp_path / "none") is None
+    assert workers.shared_bytes(tmp_path)

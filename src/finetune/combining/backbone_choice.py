@@ -167,7 +167,7 @@ class BackboneChoice:
         )
 
 
-Judge = Callable[[str, int], Trial | None]
+Judge = Callable[[Sequence[str], int], Sequence[Trial | None]]
 
 
 def choose_backbone(
@@ -183,7 +183,7 @@ def choose_backbone(
     Args:
         names: of the backbones.
         sizes: images of each round, rising; see :func:`rounds`.
-        judge: makes a trial of a name on so many images; None: it is out.
+        judge: makes a trial of each name on so many images; None: it is out.
         affordable: whether there is time to judge these on so many images; else the round before
             was the last.
         seed: of the greedy choice of a set.
@@ -200,8 +200,7 @@ def choose_backbone(
                 break
             earlier[:0] = [each for each in trials if each not in kept]
             remaining = [each.name for each in kept]
-        judged = (judge(name, size) for name in remaining)
-        trials = _in_common([each for each in judged if each is not None])
+        trials = _in_common(each for each in judge(remaining, size) if each is not None)
         if not trials:
             return None
     trials.sort(key=lambda trial: trial.nll)

@@ -75,7 +75,9 @@ class BackboneTrials:
         limits: of the costs.
         seed: of the sample and of the folds.
         say: gets a line about each trial.
+        at_once: how many are judged at the same time.
         left_out: the reasons, by name.
+        seconds: that judging took an image, by name.
     """
 
     data: ImageFolderDataModule
@@ -84,9 +86,10 @@ class BackboneTrials:
     limits: Limits
     seed: int = 0
     say: Callable[[str], None] = print
+    at_once: int = 1
     left_out: dict[str, str] = field(default_factory=dict, init=False)
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
     _met: dict[str, tuple[ImageClassifier, Trial]] = field(default_factory=dict, init=False)
-    _seconds: dict[str, float] = field(default_factory=dict, init=False)  # an image
     _order: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,7 +149,7 @@ class BackboneTrials:
             if answers_better(other, probe, classifier.task, labels, groups):
                 probe = other
         assert probe.held_out_logits is not None
-        self._seconds[candidate.name] = (time.monotonic() - started) / images
+        self.seconds[candidate.name] = (time.monotonic() - started) / images
         trial = replace(blank, logits=probe.held_out_logits, labels=labels)
         self.say(f"{candidate.name}: {images} images, {blank.milliseconds:.1f} ms each")
         return trial
@@ -154,10 +157,10 @@ class BackboneTrials:
     def affordable(self, trials: Sequence[Trial], images: int) -> bool:
         """Whether there is time for these on so many images."""
         needed = sum(
-            max(trial.milliseconds / 1000, self._seconds[trial.name]) * (images - trial.images)
+            max(trial.milliseconds / 1000, self.seconds[trial.name]) * (images - trial.images)
             for trial in trials
         )
-        if needed <= self.limits.seconds_left:
+        if needed / self.at_once <= self.limits.seconds_left:
             return True
         self.say(f"the budget is too short for {images} images: what is known decides")
         return False

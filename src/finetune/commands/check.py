@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from json import dumps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.commands import folder_options as options
@@ -75,6 +74,7 @@ def check(
     Raises:
         DataError: no folder of images.
     """
+    from finetune.data.fetched_shards import brought_here
     from finetune.data.found_images import read_images
     from finetune.data.health import check_folder
     from finetune.data.inspection import inspect_files
@@ -82,7 +82,11 @@ def check(
     from finetune.data.manifest import unlisted_images
 
     folder = read_images(
-        Path(data), manifest, allow_outside=allow_outside, task=task, label_columns=label_columns
+        brought_here(data, cache_dir),
+        manifest,
+        allow_outside=allow_outside,
+        task=task,
+        label_columns=label_columns,
     )
     if manifest is not None:
         folder = replace(folder, unused=(*folder.unused, *unlisted_images(folder)))

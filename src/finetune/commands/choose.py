@@ -15,6 +15,8 @@ from finetune.commands.outputs import PAGES, PageFile, wanted_output
 from finetune.commands.terminal import aligned
 from finetune.commands.verb import Typed, verb
 from finetune.errors import UsageError
+from finetune.extras import need
+from finetune.spec.choices import Engine
 from finetune.spec.settings import POSITIVE
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def choose(
     max_decoding_mb: options.MaxDecodingMb = options.MAX_DECODING_MB,
     cache_dir: options.CacheDir = None,
     accelerator: options.Accelerator = "auto",
+    engine: Engine = "local",
+    address: Annotated[str | None, Typed(metavar="ADDR")] = None,
     quiet: bool = False,
 ) -> BackboneChoice:
     """Name the cheapest backbone that is as good as the best, by measuring on the training images.
@@ -78,6 +82,8 @@ def choose(
         max_decoding_mb: refuse images that take more memory to decode, in MiB.
         cache_dir: instead of the platform's cache folder.
         accelerator: where networks run: auto, cpu, gpu, cuda or mps.
+        engine: local judges here, one after the other; ray as tasks, at the same time.
+        address: of a Ray cluster; else one is started on this machine.
         quiet: print nothing.
 
     Returns:
@@ -85,15 +91,17 @@ def choose(
         and ``together``, the set that answers best.
 
     Raises:
-        UsageError: no backbone within the limits, or several labels an image.
+        UsageError: no backbone within the limits, several labels an image, or no cluster.
         PretrainedWeightsError: weights that cannot be had.
     """
     started, seconds = time.monotonic(), parse_time(budget)
+    refuse_without_ray(engine, address)
     written = wanted_output(
         output, endings=PAGES, overwrite=overwrite, inputs=[manifest], images=[data]
     )
     from finetune.combining import backbone_choice
     from finetune.commands.backbone_trials import BackboneTrials, Limits
+    from finetune.commands.trials_on_ray import judging
     from finetune.data.datamodule import ImageFolderDataModule
     from finetune.runtime import Runtime, use_fast_float32
     from finetune.training.features.store import FeatureStore
@@ -120,13 +128,14 @@ def choose(
     trials = BackboneTrials(images, runtime, FeatureStore(cache_dir), limits, seed=seed)
     admitted = {each.name: each for each in wanted if trials.admits(each)}
     count = len(images.images("train"))
-    found = backbone_choice.choose_backbone(
-        list(admitted),
-        backbone_choice.rounds(len(admitted), count, images.num_classes),
-        lambda name, size: trials.judge(admitted[name], size),
-        affordable=trials.affordable,
-        seed=seed,
-    )
+    with judging(trials, admitted, engine, address, accelerator) as judge:
+        found = backbone_choice.choose_backbone(
+            list(admitted),
+            backbone_choice.rounds(len(admitted), count, images.num_classes),
+            judge,
+            affordable=trials.affordable,
+            seed=seed,
+        )
     if found is None:
         why = "; ".join(f"{name}: {reason}" for name, reason in trials.left_out.items())
         raise UsageError(f"Expected a backbone within the limits, found none ({why}); widen them.")
@@ -141,6 +150,20 @@ def choose(
             beside.write_text(page, encoding="utf-8")
         print(f"page in {written.path}")
     return found
+
+
+def refuse_without_ray(engine: Engine, address: str | None) -> None:
+    """An address without Ray, and Ray without its package.
+
+    Raises:
+        UsageError, MissingPackageError: these.
+    """
+    if engine == "ray":
+        need("ray", "--engine ray")
+    elif address is not None:
+        raise UsageError(
+            f"Expected --address beside --engine ray alone, found {address}; leave one out."
+        )
 
 
 def named_backbones(given: Sequence[str] | None, *, offline: bool) -> list[Named]:

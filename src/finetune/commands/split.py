@@ -77,6 +77,7 @@ def split(
         hint=f"keep its sides with --previous {output}, ",
     )
     from finetune.data.assignment import SplitSettings, assign_splits
+    from finetune.data.fetched_shards import brought_here
     from finetune.data.groups import groups_with_duplicates
     from finetune.data.health import readable_folder
     from finetune.data.inspection import inspect_files
@@ -87,7 +88,7 @@ def split(
         val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, folds=folds
     )
     folder = _found(
-        data,
+        brought_here(data, cache_dir),
         manifest,
         previous,
         group_by,
@@ -118,7 +119,7 @@ def split(
 
 
 def _found(
-    data: Where,
+    data: Path,
     manifest: Where | None,
     previous: Where | None,
     group_by: str | None,
@@ -134,7 +135,7 @@ def _found(
 
     columns = [] if manifest is None else manifest_columns(manifest)
     folder = read_images(
-        Path(data),
+        data,
         manifest,
         allow_outside=outside,
         group_column=group_by if group_by is not None and group_by in columns else "group",

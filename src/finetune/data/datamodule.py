@@ -19,6 +19,7 @@ from finetune.data.dataset import Reader, balancing_weights, shuffled_order
 from finetune.data.decoding import MAX_PIXELS
 from finetune.data.decoding_memory import MAX_DECODING_MB
 from finetune.data.device_choice import DeviceChoice, OnDevice
+from finetune.data.fetched_shards import brought_here
 from finetune.data.findings import write_findings
 from finetune.data.folder import Split
 from finetune.data.found_images import FoundImages
@@ -135,7 +136,8 @@ class ImageFolderDataModule(LabelledFolder):
         # The two left out are the model's: Lightning refuses to log one key with two values.
         self.save_hyperparameters(ignore=["class_names", "preprocessing"])
         check_settings(self.hparams, DATA, option="data.")
-        by_rows = manifest is not None or bool(shards_at(root))
+        here = brought_here(root, cache_dir)
+        by_rows = manifest is not None or bool(shards_at(here))
         if label_columns and (not by_rows or task == "multiclass"):
             raise UsageError(
                 "Expected label_columns of a manifest with several labels an image, found "
@@ -143,8 +145,8 @@ class ImageFolderDataModule(LabelledFolder):
             )
         if folds is not None and fold is None:
             raise UsageError(f"Expected fold, 0 ... {folds - 1}, together with folds={folds}.")
-        self.given_root = Path(root)
-        self.root = folder_of(root)
+        self.given_root = here
+        self.root = folder_of(here)
         self.manifest = manifest
         self.apply_recipe(
             augmentation=AUGMENTATION if augmentation == "auto" else augmentation,

@@ -17,7 +17,7 @@ from finetune.data.groups import groups_by_pattern
 from finetune.data.health import check_folder, readable_folder, unreadable_files
 from finetune.data.inspection import Inspection, inspect_files
 from finetune.data.label_folders import as_label_sets, with_labels_of_copies, without_copies
-from finetune.data.labelled_shards import read_shards
+from finetune.data.labelled_shards import has_label, read_shards
 from finetune.data.manifest import manifest_columns, read_manifest, with_more
 from finetune.data.number_cells import NUMBERS, refuse_folders
 from finetune.data.shard_files import folder_of, shards_at
@@ -68,6 +68,7 @@ class FoundImages:
         remember: whether it is.
         task: whether an image has one class, several labels or a number.
         label_columns: of the manifest, one a label; see :mod:`finetune.data.label_cells`.
+        fitted_columns: those of a fit, which shards may be labelled by too.
         more: a manifest of further images.
         listed: a fit by manifest, whose images and labels count where no manifest is given.
     """
@@ -84,6 +85,7 @@ class FoundImages:
     listed: SplitRecord | None = None
     task: TaskOfData = "auto"
     label_columns: tuple[str, ...] = ()
+    fitted_columns: tuple[str, ...] = ()
     more: str | None = None
 
     @property
@@ -106,7 +108,7 @@ class FoundImages:
             self.manifest,
             allow_outside=self.allow_outside,
             task=self.task,
-            label_columns=self.label_columns,
+            label_columns=self.label_columns or self._fitted_columns(),
         )
         if self.more is not None:
             task: TaskOfData = "multilabel" if found.has_label_sets else "multiclass"
@@ -116,6 +118,13 @@ class FoundImages:
             )
             found = with_more(found, further)
         return groups_by_pattern(found, self._pattern) if self._pattern else found
+
+    def _fitted_columns(self) -> tuple[str, ...]:
+        """The fit's, of shards that say no labels otherwise."""
+        if self.manifest is not None or not self.fitted_columns:
+            return ()
+        shards = shards_at(self.root)
+        return self.fitted_columns if shards and not has_label(shards[0]) else ()
 
     @property
     def _pattern(self) -> str | None:

@@ -110,7 +110,8 @@ class ImageLoaders:
 
     def _loader(self, dataset: ImageDataset, **options: Any) -> DataLoader[Any]:
         """A loader whose use leaves the global random state as it was."""
-        workers = choose_num_workers(dataset.paths, self.num_workers)
+        batch_bytes = self.batch_size * 3 * self.preprocessing.image_size**2
+        workers = choose_num_workers(dataset.paths, self.num_workers, batch_bytes=batch_bytes)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

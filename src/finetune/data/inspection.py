@@ -1,41 +1,37 @@
 """Open every file once and note what it is: readable or not, size, mode, hashes, looks.
 
 What was noted is remembered in the cache folder by path and
-:func:`~finetune.cache_dir.file_stamp`, so that only new and changed files are opened again. The
-folder of images itself is only read.
+:func:`~finetune.cache_dir.file_stamp` (:mod:`finetune.data.inspection_memory`), so that only new
+and changed files are opened again. The folder of images itself is only read.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import zlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from finetune.cache_dir import CachedFiles, file_stamp, short_hash, write_all
+from finetune.cache_dir import CachedFiles, file_stamp, short_hash
 from finetune.data.decoding import MAX_PIXELS, ImageReader, open_image, orientation_of
 from finetune.data.decoding_memory import MAX_DECODING_MB
-from finetune.data.image_bytes import image_bytes, is_there
+from finetune.data.image_bytes import image_bytes
+from finetune.data.inspection_memory import VERSION, Remembered, Stamp, keep, recall
 from finetune.data.workers import usable_cores
 from finetune.errors import ImageError
 from finetune.long_steps import told
 from finetune.spec.images import content_id, place_of
 
 LOOK_SIDE = 128  # short side, in pixels, at which an image's looks are measured
-VERSION = 4  # of what is remembered; another number forgets everything
-ENDING = ".inspections"
-LIMIT_BYTES = 256 * 2**20  # of all data sets' memories together
-
-
-Stamp = tuple[int, ...]
+AHEAD = 64  # files that threads may open before the first of them is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +73,7 @@ class Inspection:
     stamp: Stamp = field(default=(), compare=False)
 
 
-Memory = dict[str, tuple[Stamp, Inspection]]
+_VALUES = [each.name for each in fields(Inspection) if each.name not in ("path", "stamp")]
 
 
 def inspect_file(
@@ -141,34 +137,33 @@ def inspect_files(
     files = CachedFiles(cache_dir, "inspections", VERSION)
     limits = {"max_pixels": max_pixels, "max_decoding_mb": max_decoding_mb}
     group = short_hash(f"{os.path.realpath(root)}|{limits}")
-    memory = _recall(files, group) if remember else {}
-    stamps = {path: _stamp(path) for path in paths}  # before anything is read
-    results: dict[Path, Inspection] = {}
-    for path in paths:
-        stamp, known = memory.get(os.path.abspath(path), (None, None))
-        same = known is not None and stamp == stamps[path]
-        if known and same and (known.perceptual_hash or not perceptual):
-            results[path] = replace(known, path=path)
-    new = [path for path in paths if path not in results]
+    names = [os.path.abspath(path) for path in paths]
+    stamps = dict(zip(names, _stamps(paths), strict=True))  # before anything is read
+    new = dict(zip(names, paths, strict=True))
+    results: dict[str, Inspection] = {}
+    for each in recall(files, group) if remember else ():
+        if each.path in new and each.stamp == stamps[each.path]:
+            known = _recalled(each, new[each.path], stamps[each.path])
+            if known is not None and (known.perceptual_hash or not perceptual):
+                results[each.path] = known
+                del new[each.path]
     if new:
+        opening = _inspected(
+            new.values(), lambda path: inspect_file(path, **limits, perceptual=perceptual)
+        )
         try:
-            # Pillow and torch let go of the interpreter while they work: threads start at once.
-            with ThreadPoolExecutor(usable_cores()) as pool:
-                inspected = pool.map(
-                    lambda path: inspect_file(path, **limits, perceptual=perceptual),
-                    new,
-                )
-                try:
-                    for inspection in told(inspected, "Opening images", len(new)):
-                        results[inspection.path] = inspection
-                finally:
-                    pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the others
+            with closing(opening) as inspected:
+                opened = told(inspected, "Opening images", len(new))
+                for name, found in zip(new, opened, strict=True):
+                    results[name] = replace(found, stamp=stamps[name])
         finally:
             if remember:  # also what was found before Ctrl-C: the next check goes on there
-                found = ((path, stamps[path]) for path in new if path in results)
-                seen = {os.path.abspath(path): (at, results[path]) for path, at in found if at}
-                _remember(files, group, seen)
-    return [replace(results[path], stamp=stamps[path] or ()) for path in paths]
+                seen = ((name, results[name]) for name in new if name in results)
+                keep(files, group, (_remembered(name, f) for name, f in seen if f.stamp))
+    return [
+        found if (found := results[name]).path is path else replace(found, path=path)
+        for name, path in zip(names, paths, strict=True)
+    ]
 
 
 def _looks(pixels: Tensor) -> tuple[int, float]:
@@ -207,44 +202,53 @@ def _reason(message: str, path: Path) -> str:
     return message.replace(f" at {path}", "").rpartition("; ")[0]
 
 
-def _stamp(path: Path) -> Stamp | None:
-    """What tells whether a file has changed; None of one that cannot be read now."""
+def _stamps(paths: Iterable[Path]) -> Iterator[Stamp]:
+    """What tells whether a file has changed; nothing of one that cannot be read now.
+
+    That of a shard or table is found once for all of its images.
+    """
+    shared: dict[Path, Stamp] = {}
+    for path in paths:
+        holder, name = place_of(path)
+        if not name:
+            yield _stamp(path)
+            continue
+        if holder not in shared:
+            shared[holder] = _stamp(holder)
+        yield shared[holder]
+
+
+def _stamp(path: Path) -> Stamp:
     try:
-        return file_stamp(path) if os.access(place_of(path)[0], os.R_OK) else None
+        return file_stamp(path) if os.access(path, os.R_OK) else ()
     except OSError:
-        return None
+        return ()
 
 
-def _recall(files: CachedFiles, group: str) -> Memory:
-    """By absolute path, what the files of a group say; of those that are whole."""
-    memory: Memory = {}
-    for path in files.listed(group, ENDING):
-        with suppress(Exception), files.open(path) as file:  # gone, or damaged in whatever way
-            checksum, content = file.read(4), file.read()
-            if checksum == _checksum(content):
-                for key, (stamp, values) in json.loads(content).items():
-                    memory[key] = tuple(stamp), Inspection(**{**values, "path": Path(key)})
-    return memory
-
-
-def _remember(files: CachedFiles, group: str, seen: Memory) -> None:
-    """Write one file of all that is known of a group, also by other processes meanwhile."""
-    older = files.listed(group, ENDING)
-    # What has been deleted or moved since is forgotten, or the memory would only grow.
-    known = {k: v for k, v in (_recall(files, group) | seen).items() if is_there(k)}
-    values = {key: (stamp, {**asdict(seen), "path": key}) for key, (stamp, seen) in known.items()}
-    content = json.dumps(values).encode()
-    path = files.new_path(group, ENDING)
+def _inspected(
+    paths: Iterable[Path], inspect: Callable[[Path], Inspection]
+) -> Generator[Inspection, None, None]:
+    """Each in order, by threads: Pillow and torch let go of the interpreter while they work."""
+    ahead: deque[Future[Inspection]] = deque()
+    pool = ThreadPoolExecutor(usable_cores())
     try:
-        with files.create(path) as file:
-            write_all(file, _checksum(content) + content)
-    except OSError:  # a full disk or a read-only home costs time, not the command
-        files.remove(path)
-        return
-    for read in older:
-        files.remove(read)
-    files.evict(LIMIT_BYTES, keep=group)
+        for path in paths:
+            ahead.append(pool.submit(inspect, path))
+            if len(ahead) > AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the others
 
 
-def _checksum(content: bytes) -> bytes:
-    return zlib.crc32(content).to_bytes(4, "little")
+def _remembered(name: str, found: Inspection) -> Remembered:
+    return Remembered(name, found.stamp, {each: getattr(found, each) for each in _VALUES})
+
+
+def _recalled(each: Remembered, path: Path, stamp: Stamp) -> Inspection | None:
+    """What was remembered, with the given stamp in place of its equal; None where it is odd."""
+    if not stamp or each.values.keys() != set(_VALUES):
+        return None
+    few = {name: sys.intern(str(each.values[name])) for name in ("format", "mode")}
+    return Inspection(path, **{**each.values, **few}, stamp=stamp)

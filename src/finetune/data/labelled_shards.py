@@ -23,11 +23,12 @@ from finetune.data.image_tables import PATHS, TABLES, checked_path, image_column
 from finetune.data.label_cells import checked_columns
 from finetune.data.manifest import COLUMNS, Line, as_folder, parse_row
 from finetune.data.number_cells import LABEL, NUMBERS
+from finetune.data.shard_files import images_within
 from finetune.data.tar_shards import index_of
 from finetune.data.walk import UnusedFile, Walk, why_hidden
 from finetune.errors import ImageFolderError, ManifestError
 from finetune.spec.choices import TaskOfData
-from finetune.spec.images import within
+from finetune.spec.images import place_of, within
 from finetune.spec.labels import SEPARATOR as BETWEEN_LABELS
 
 _FIRST_WORD = re.compile(r"([A-Za-z]+)[-_.].*\.")
@@ -73,6 +74,15 @@ def read_shards(
     return replace(folder, unused=(*folder.unused, *unused), unlisted=tuple(unlisted))
 
 
+def has_label(shard: Path) -> bool:
+    """Whether labels stand in the one column of that name, as the first image has it."""
+    if shard.suffix.lower() in TABLES:
+        with open_table(str(shard)) as opened:
+            return LABEL in opened.schema_arrow.names
+    first = next(iter(images_within(shard)), None)
+    return first is not None and LABEL in _said_of(shard, place_of(first)[1])[0]
+
+
 def _split_by_name(shard: Path) -> str:
     """``train`` of ``train-0000.tar``; of no split nothing."""
     word = _FIRST_WORD.match(shard.name)
@@ -86,15 +96,9 @@ def _members(shard: Path, needed: Sequence[str], unused: list[UnusedFile]) -> It
     said: set[str] = set()
     images = [n for n in index.places if is_image(n) and not why_hidden(PurePosixPath(n).name)]
     for name in images:
-        stem, key = os.path.splitext(name)[0], _key(name)
-        cells: dict[str, str] = {}
-        for start in (key, stem):
-            if (member := f"{start}.json") in index.places:
-                said.add(member)
-                cells |= _object(shard, member)
-            if (member := f"{start}.cls") in index.places:
-                said.add(member)
-                cells[LABEL] = _text_of(shard, member)
+        stem = os.path.splitext(name)[0]
+        cells, members = _said_of(shard, name)
+        said.update(members)
         if lacking := [column for column in needed if column not in cells]:
             if index.damage:  # it may have lain behind
                 continue
@@ -106,6 +110,21 @@ def _members(shard: Path, needed: Sequence[str], unused: list[UnusedFile]) -> It
     others = index.places.keys() - said - set(images)
     reasons = {**{name: _NOT_USED for name in index.places if name in others}, **index.left_out}
     unused += [UnusedFile(within(shard, name), reason) for name, reason in reasons.items()]
+
+
+def _said_of(shard: Path, name: str) -> tuple[dict[str, str], list[str]]:
+    """The cells of an image of a shard, and the members that say them."""
+    places = index_of(shard).places
+    cells: dict[str, str] = {}
+    members = []
+    for start in (_key(name), os.path.splitext(name)[0]):
+        if (member := f"{start}.json") in places:
+            members.append(member)
+            cells |= _object(shard, member)
+        if (member := f"{start}.cls") in places:
+            members.append(member)
+            cells[LABEL] = _text_of(shard, member)
+    return cells, members
 
 
 def _key(name: str) -> str:

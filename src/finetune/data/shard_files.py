@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -29,11 +28,6 @@ def shards_at(root: AnyPath) -> list[Path]:
         ImageFolderError: something else beside shards, nothing, or what is read as a whole alone.
     """
     text = os.fspath(root)
-    if re.match(r"\w\w+:/", text):
-        raise ImageFolderError(
-            f"Expected images of this machine to learn from, found {text}; copy them here "
-            "(`finetune predict` reads stores)."
-        )
     if os.path.isdir(text):
         walk = Walk()
         folders, files = walk.entries(text)
@@ -45,7 +39,11 @@ def shards_at(root: AnyPath) -> list[Path]:
         if not has_magic(text) and names == [text] and not is_shard(text):
             return []
         found = [path for name in names for path in sorted(glob(name, recursive=True)) or [name]]
-    _check(text, found)
+    if missing := [path for path in found if not os.path.isfile(path)]:
+        raise ImageFolderError(
+            f"Expected shards at {text}, found nothing at {missing[0]}; check --data.root."
+        )
+    check_shards(text, found)
     return [Path(path) for path in found]
 
 
@@ -82,11 +80,12 @@ def is_shard(path: str) -> bool:
     return path.lower().endswith((*SHARDS, *TABLES))
 
 
-def _check(root: str, found: Sequence[str]) -> None:
-    if missing := [path for path in found if not os.path.isfile(path)]:
-        raise ImageFolderError(
-            f"Expected shards at {root}, found nothing at {missing[0]}; check --data.root."
-        )
+def check_shards(root: str, found: Sequence[str]) -> None:
+    """Refuse other files beside shards, and shards that are packed as a whole.
+
+    Raises:
+        ImageFolderError: these.
+    """
     if others := [path for path in found if not is_shard(path)]:
         raise ImageFolderError(
             f"Expected either shards or images at {root}, found {others[0]} beside shards; name "

@@ -71,6 +71,8 @@ class Sides:
         self._allow_reuse, self._always = allow_reuse, always
         self._folder = None
         self._judged.clear()
+        columns = tuple(record.settings.get("label_columns") or ())
+        self.found_images = replace(self.found_images, fitted_columns=columns)
         if record.images and record.listed and not always:
             self.found_images = replace(self.found_images, listed=record)
 

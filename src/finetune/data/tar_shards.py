@@ -6,6 +6,7 @@ error, and so is a file that ends without the mark of its end.
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from finetune.spec.images import SEPARATOR
 from finetune.spec.protocols import StreamedImage
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
+SIZE_BITS = 40  # of a member's size: up to a tebibyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,30 @@ class Place(NamedTuple):
     size: int
 
 
+class Places(Mapping[str, Place]):
+    """Places by name, each held as one number: a shard of a million images has as many."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def add(self, name: str, place: Place) -> None:
+        """Note where a member lies."""
+        self._numbers[name] = place.offset << SIZE_BITS | place.size
+
+    def __getitem__(self, name: str) -> Place:
+        number = self._numbers[name]
+        return Place(number >> SIZE_BITS, number & (1 << SIZE_BITS) - 1)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._numbers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
 @dataclass(frozen=True, slots=True)
 class TarIndex:
     """Where each member lies.
@@ -103,13 +129,13 @@ def index_of(shard: Path) -> TarIndex:
     Raises:
         OSError: it cannot be opened.
     """
-    return _index(str(shard), file_stamp(shard))
+    return _index(os.path.abspath(shard), file_stamp(shard))
 
 
 @cache
 def _index(shard: str, stamp: tuple[int, ...]) -> TarIndex:
     """By its content's stamp: headers alone are read."""
-    places: dict[str, Place] = {}
+    places = Places()
     left_out: dict[str, str] = {}
     try:
         with tarfile.open(shard, "r:", tarinfo=_StrictInfo) as file:
@@ -125,7 +151,7 @@ def _index(shard: str, stamp: tuple[int, ...]) -> TarIndex:
                 elif name in places:
                     left_out[name] = "twice in the shard: the first one counts"
                 else:
-                    places[name] = Place(info.offset_data, info.size)
+                    places.add(name, Place(info.offset_data, info.size))
     except (tarfile.TarError, EOFError, UnicodeError) as error:
         return TarIndex(places, left_out, f"is damaged after {len(places)} files ({error})")
     return TarIndex(places, left_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from finetune.processes import own_place
 # Below this time for reading all images once, starting workers costs more than it brings.
 WORKERS_WORTH_SECONDS = 20.0
 MAX_WORKERS = 8
+BATCH_BYTES = 32 * 3 * 224 * 224  # of a usual batch, where nobody says how large it is
+BATCHES_A_WORKER = 3  # in shared memory: two that PyTorch reads ahead, and one in use
 
 
 def usable_cores() -> int:
@@ -80,12 +83,17 @@ def reading_seconds(paths: Sequence[Path]) -> float:
 
 
 def choose_num_workers(
-    paths: Sequence[Path], given: int | None = None, *, cores: int | None = None
+    paths: Sequence[Path],
+    given: int | None = None,
+    *,
+    cores: int | None = None,
+    batch_bytes: int = BATCH_BYTES,
 ) -> int:
     """Reading processes for a pass over these files, unless their number is given.
 
     None where reading everything once takes less than 20 s, for starting processes takes seconds;
-    otherwise one a core beside an accelerator, one for every two cores beside the processor alone.
+    otherwise one a core beside an accelerator, one for every two cores beside the processor alone,
+    and no more than have room for their batches in shared memory: a container has 64 MB of it.
     """
     from finetune.runtime import has_accelerator
 
@@ -94,7 +102,17 @@ def choose_num_workers(
     cores = usable_cores() if cores is None else cores
     if cores < 2 or reading_seconds(paths) < WORKERS_WORTH_SECONDS:
         return 0
-    return min(MAX_WORKERS, cores if has_accelerator() else cores // 2)
+    wanted = min(MAX_WORKERS, cores if has_accelerator() else cores // 2)
+    room = shared_bytes()
+    return wanted if room is None else min(wanted, room // (BATCHES_A_WORKER * batch_bytes))
+
+
+def shared_bytes(place: Path = Path("/dev/shm")) -> int | None:
+    """What is free of the memory by which processes hand over batches; None: it has no limit."""
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None
 
 
 def _quota_of(group: Path) -> float | None:

@@ -25,6 +25,7 @@ from finetune.spec.protocols import ImageBlock
 
 # Ray runs whatever reaches its ports: those of a cluster of our own are this machine's alone.
 _HERE = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+STARTS = 3  # tries to start one here
 CORES_AN_ACTOR = 4  # where no accelerator is: a forward pass gains little from more
 
 
@@ -153,14 +154,7 @@ def cluster(address: str | None, *, members_speak: bool = False) -> Iterator[Any
 
     known = ray.is_initialized()
     if not known:
-        try:
-            where = {"address": address} if address else _HERE
-            ray.init(log_to_driver=members_speak, logging_level="ERROR", **where)
-        except Exception as error:  # of a node that starts too slowly a plain one
-            raise UsageError(
-                f"Expected a Ray cluster at {address or 'this machine'}, found none "
-                f"({' '.join(str(error).split())[:200]}); start one with `ray start --head`."
-            ) from error
+        _begin(ray, address, members_speak=members_speak)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -170,3 +164,24 @@ def cluster(address: str | None, *, members_speak: bool = False) -> Iterator[Any
     finally:
         if not known:
             ray.shutdown()
+
+
+def _begin(ray: Any, address: str | None, *, members_speak: bool) -> None:
+    """Be in touch with a cluster, or start one.
+
+    Raises:
+        UsageError: no cluster there.
+    """
+    where = {"address": address} if address else _HERE
+    # Ray gives a node 30 s to start, which a busy machine may need to read its files alone.
+    for tries_left in range(0 if address else STARTS - 1, -1, -1):
+        try:
+            ray.init(log_to_driver=members_speak, logging_level="ERROR", **where)
+            return
+        except Exception as error:  # of a node that starts too slowly a plain one
+            ray.shutdown()
+            if not tries_left:
+                raise UsageError(
+                    f"Expected a Ray cluster at {address or 'this machine'}, found none "
+                    f"({' '.join(str(error).split())[:200]}); start one with `ray start --head`."
+                ) from error
