@@ -48,7 +48,14 @@ def test_an_answer_has_the_interval_of_its_calibration() -> None:
     assert decide(REGRESSION, pooled, members, None).half_width is None
 
 
-@pytest.mark.parametrize("rule", [{}, {"reject_risk": 0.1, "conformal_alpha": 0.1}])
-def test_there_is_nothing_else_to_calibrate(rule: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="--conformal A alone for the task regression"):
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({}, "--conformal A alone for the task regression"),
+        ({"wanted_precision": 0.9, "conformal_alpha": 0.1}, "--conformal A alone"),
+        ({"reject_risk": 0.1, "conformal_alpha": 0.1}, "no --reject-risk for numbers"),
+    ],
+)
+def test_there_is_nothing_else_to_calibrate(rule: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         fit_calibration(REGRESSION, torch.zeros(9, 1), torch.zeros(9, 1), **rule)  # type: ignore[arg-type]
