@@ -1,11 +1,14 @@
 """A transformer for far larger images than usual: the usual size, positions interpolated."""
 
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from timm.models import _registry
 
 from finetune.cli import main
 from finetune.networks.factory import create_network, network_spec
@@ -37,7 +40,17 @@ def far_configuration() -> dict[str, object]:
 
 
 default_cfgs = timm.models.generate_default_cfgs({f"{FAR}.made": far_configuration()})
-timm.models.register_model(vit_far_patch14)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """Timm knows it while these tests run; others list what timm has."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, kept in vars(_registry).items():
+            if isinstance(kept, dict | set) and not name.startswith("__"):
+                patch.setattr(_registry, name, deepcopy(kept))
+        timm.models.register_model(vit_far_patch14)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def _make_room(folder: Path, needed: int, address: str) -> None:
 
 def _copy(entry: storage.Entry, place: Path) -> None:
     """One file, whole or not at all."""
-    with atomic_write(place) as beside, open(beside, "wb") as copy:
+    with atomic_write(place) as beside, beside.open("wb") as copy:
         with storage.told(entry.address), storage.opened(entry.address) as file:
             shutil.copyfileobj(file, copy, CHUNK_BYTES)
         if copy.tell() != entry.size:
