@@ -1,11 +1,15 @@
 """Checkpoints with real accuracy on the colour folder, made without a fit."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from finetune import extras
 from finetune.data.datamodule import ImageFolderDataModule
 from finetune.networks.splitting import split_at_parameters
 from finetune.training import best_epoch
@@ -14,6 +18,27 @@ from finetune.training.classifier import ImageClassifier
 from finetune.training.linear_probe import fit_probe
 
 WriteCheckpoint = Callable[..., Path]
+InstallRay = Callable[..., None]
+SET_FOR_RAY = ("RAY_USAGE_STATS_ENABLED", "RAY_BACKEND_LOG_LEVEL", "RAY_DEDUP_LOGS")
+
+
+@pytest.fixture
+def install_ray(monkeypatch: pytest.MonkeyPatch) -> InstallRay:
+    """Put a stand-in for Ray in place: what of it is called, and beside ``of_data`` of its data."""
+
+    def install(functions: Mapping[str, Any], **of_data: Any) -> None:
+        ray, data, context = ModuleType("ray"), ModuleType("ray.data"), SimpleNamespace()
+        now = SimpleNamespace(get_current=lambda: context)
+        vars(data).update({"DataContext": now, **of_data})
+        vars(ray).update({"is_initialized": lambda: False, "data": data, **functions})
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        monkeypatch.setitem(sys.modules, "ray.data", data)
+        for variable in SET_FOR_RAY:  # so that what a verb sets is taken back
+            monkeypatch.setenv(variable, "")
+        is_there = extras._is_there
+        monkeypatch.setattr(extras, "_is_there", lambda name: name == "ray" or is_there(name))
+
+    return install
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,9 @@
 """Backbones as tasks of Ray, with a stand-in for Ray that sends what it is given by pickle."""
 
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +31,7 @@ class Lost(Exception):
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def asked(install_ray: Callable[..., None]) -> dict[str, Any]:
     """What Ray was asked for; ``lost`` names a backbone whose process always goes."""
     asked: dict[str, Any] = {"tasks": []}
 
@@ -55,10 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise promised
         return pickle.loads(promised.content)  # noqa: S301
 
-    ray, data = ModuleType("ray"), ModuleType("ray.data")
-    context = SimpleNamespace()
     functions = {
-        "is_initialized": lambda: False,
         "init": lambda **options: asked.update(options),
         "shutdown": lambda: asked.update(ended=True),
         "nodes": lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}],
@@ -66,17 +62,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "remote": remote,
         "get": get,
         "exceptions": SimpleNamespace(RayError=Lost),
-        "data": data,
     }
-    for name, value in functions.items():
-        setattr(ray, name, value)
-    data.DataContext = SimpleNamespace(get_current=lambda: context)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.data", data)
-    for variable in ("RAY_USAGE_STATS_ENABLED", "RAY_BACKEND_LOG_LEVEL", "RAY_DEDUP_LOGS"):
-        monkeypatch.setenv(variable, "0")
-    is_there = extras._is_there
-    monkeypatch.setattr(extras, "_is_there", lambda name: name == "ray" or is_there(name))
+    install_ray(functions)
     return asked
 
 

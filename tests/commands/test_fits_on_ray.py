@@ -1,10 +1,9 @@
 """Members of a group as tasks of Ray, with a stand-in for Ray that loses the process of a task."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,9 +41,9 @@ class Task:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def asked(install_ray: Callable[..., None]) -> dict[str, Any]:
     """What Ray was asked for."""
-    ray, asked = ModuleType("ray"), {}
+    asked: dict[str, Any] = {}
 
     def remote(*, max_calls: int, max_retries: int, **of_each: float) -> Callable[..., Task]:
         asked.update(max_calls=max_calls, **of_each)
@@ -55,27 +54,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise promised
         return promised
 
-    context = SimpleNamespace()
-    data = ModuleType("ray.data")
-    data.DataContext = SimpleNamespace(get_current=lambda: context)  # type: ignore[attr-defined]
     functions = {
-        "is_initialized": lambda: False,
         "init": lambda **options: asked.update(options),
         "shutdown": lambda: asked.update(ended=True),
         "nodes": lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}],
         "remote": remote,
         "get": get,
         "exceptions": SimpleNamespace(RayError=RuntimeError),
-        "data": data,
     }
-    for name, value in functions.items():
-        setattr(ray, name, value)
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.data", data)
-    for variable in ("RAY_USAGE_STATS_ENABLED", "RAY_BACKEND_LOG_LEVEL", "RAY_DEDUP_LOGS"):
-        monkeypatch.setenv(variable, "0")
-    is_there = extras._is_there
-    monkeypatch.setattr(extras, "_is_there", lambda name: name == "ray" or is_there(name))
+    install_ray(functions)
     return asked
 
 

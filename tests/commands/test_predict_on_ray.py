@@ -3,10 +3,8 @@
 ``test_ray_itself.py`` runs Ray, where it is installed and its nodes start in time.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow.parquet
@@ -16,6 +14,7 @@ from finetune import extras
 from finetune.cli import main
 
 WriteCheckpoint = Callable[..., Path]
+InstallRay = Callable[..., None]
 
 
 class Dataset:
@@ -50,16 +49,7 @@ class Ray:
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray, data = ModuleType("ray"), ModuleType("ray.data")
-
-    class Context:
-        enable_progress_bars = True
-
-        @classmethod
-        def get_current(cls) -> "Context":
-            return cls()
-
+def stand_in(install_ray: InstallRay, monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**options: Any) -> None:
         if options["address"] == "nowhere:1":
             raise ConnectionError("Failed to connect")
@@ -69,24 +59,17 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         Ray.addresses.append(options["address"])
 
     functions = {
-        "is_initialized": lambda: False,
         "init": init,
         "shutdown": lambda: None,
         "nodes": lambda: [{"Alive": True, "Resources": Ray.resources}],
         "put": lambda value: value,
         "get": lambda value: value,
-        "data": data,
     }
-    for name, value in functions.items():
-        setattr(ray, name, value)
-    data.from_items = lambda rows, **_: Dataset(rows)  # type: ignore[attr-defined]
-    data.DataContext = Context  # type: ignore[attr-defined]
-    data.ActorPoolStrategy = lambda *, size: size  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.data", data)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")
-    is_there = extras._is_there
-    monkeypatch.setattr(extras, "_is_there", lambda name: name == "ray" or is_there(name))
+    install_ray(
+        functions,
+        from_items=lambda rows, **_: Dataset(rows),
+        ActorPoolStrategy=lambda *, size: size,
+    )
     monkeypatch.setattr(Ray, "resources", {"CPU": 8.0})
 
 

@@ -83,7 +83,7 @@ class Evaluation:
             float; ``nll`` and ``brier`` come from these.
         predictions: the likeliest class of each image, ``(N,)``; of equals, the first.
         class_names, paths: names of the ``C`` classes and of the ``N`` images.
-        groups: ``(N,)``; images of one number are not independent. None: all are.
+        groups: ``(N,)``; images of one number are not independent; None: each is alone.
         accuracy: with Wilson's and a bootstrap interval.
         balanced_accuracy, macro_f1: means over the classes that occur among the labels.
         top_k: ``{k: share of images whose label is among the k likeliest classes}``.
